@@ -1,0 +1,1 @@
+"""What bind records: code, artifacts, environment."""

@@ -1,0 +1,144 @@
+"""Everything mfimage can refuse, as one tree.
+
+::
+
+    MfimageError
+    ├── SignatureError        the function's signature cannot be served
+    ├── ValueFault            a value does not fit, and where
+    │   ├── InputError        a record does not fit the function's input hints
+    │   └── OutputError       a result does not fit the output hints, or has no JSON form
+    ├── ParameterError        a parameter is missing, unknown, or cannot be loaded
+    ├── TaskError             the task is missing, unfinished, failed, or lacks an artifact
+    ├── CaptureError          code or artifacts cannot go along
+    ├── LockError             the environment cannot be described or solved
+    ├── ReferenceNotFound     a reference leads nowhere
+    ├── PackageError          a package is damaged, tampered with, or too new
+    ├── StorageError          bytes cannot be read or written
+    ├── OptionError           an option's value cannot be used
+    ├── BackendError          the place where a function should run is not there
+    ├── EngineError           the Docker engine is absent, dead, or refused
+    ├── BuildError            an image build failed
+    └── RegistryError         a registry refused, or cannot be reached
+
+Each says what was wrong and which value; ``hint`` says what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class MfimageError(Exception):
+    """Root of all errors that mfimage raises on purpose.
+
+    Parameters
+    ----------
+    message : str
+        What was wrong, with the field and the value.
+    hint : str, optional
+        The next step for the user.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions cross process borders; the default drops keyword arguments.
+        return (_rebuild, (type(self), self.message, self.__dict__.copy()))
+
+
+def _rebuild(cls: type[MfimageError], message: str, state: dict[str, object]) -> MfimageError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, message)
+    error.__dict__.update(state)
+    return error
+
+
+class SignatureError(MfimageError):
+    """The function's signature cannot be served."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One place where a value does not fit.
+
+    Attributes
+    ----------
+    path : str
+        Where, as ``data.items[3].age``.
+    message : str
+        What was expected and what was found, as ``expected int, got 'x'``.
+    """
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+class ValueFault(MfimageError):
+    """A value does not fit; ``faults`` lists every place, in order."""
+
+    def __init__(self, faults: Sequence[Fault], *, hint: str | None = None) -> None:
+        super().__init__("; ".join(str(fault) for fault in faults), hint=hint)
+        self.faults = tuple(faults)
+
+
+class InputError(ValueFault):
+    """A record does not fit the function's input hints."""
+
+
+class OutputError(ValueFault):
+    """A result does not fit the function's output hints, or has no JSON form."""
+
+
+class ParameterError(MfimageError, AttributeError):
+    """A parameter is missing, unknown, or cannot be loaded."""
+
+
+class TaskError(MfimageError):
+    """The task is missing, unfinished, failed, or lacks an artifact."""
+
+
+class CaptureError(MfimageError):
+    """Code or artifacts cannot go along, and why."""
+
+
+class LockError(MfimageError):
+    """The environment cannot be described or solved."""
+
+
+class ReferenceNotFound(MfimageError):
+    """A reference leads to no function package."""
+
+
+class PackageError(MfimageError):
+    """A package is damaged, tampered with, or written by a newer mfimage."""
+
+
+class StorageError(MfimageError):
+    """Bytes cannot be read or written where they should be."""
+
+
+class OptionError(MfimageError):
+    """An option's value cannot be used."""
+
+
+class BackendError(MfimageError):
+    """The place where a function should run is not there, or failed."""
+
+
+class EngineError(MfimageError):
+    """The Docker engine is absent, dead, or refused."""
+
+
+class BuildError(MfimageError):
+    """An image build failed."""
+
+
+class RegistryError(MfimageError):
+    """A registry refused, or cannot be reached."""

@@ -1,0 +1,1 @@
+"""What the user writes: the decorator, the parameters, the hints."""

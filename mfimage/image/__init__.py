@@ -1,0 +1,1 @@
+"""How a function package becomes an OCI image."""

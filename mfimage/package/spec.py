@@ -1,0 +1,191 @@
+"""``function.json``: what a function package says of itself, as frozen dataclasses.
+
+The digest of a package is the SHA-256 of its canonical JSON (sorted keys, no white space)
+without ``lineage.created``, so binding the same thing twice gives the same reference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mfimage.errors import PackageError
+
+SCHEMA_VERSION = "1.0"
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,62}")
+
+
+def sha256_digest(data: bytes) -> str:
+    """Return ``sha256:<hex>`` of ``data``."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlobRef:
+    """A blob by content: its digest (``sha256:<hex>``) and size in bytes."""
+
+    digest: str
+    size: int
+
+    def __post_init__(self) -> None:
+        if not _DIGEST.fullmatch(self.digest):
+            raise PackageError(f"digest: expected sha256:<64 hex digits>, got {self.digest!r}")
+
+    @property
+    def hex(self) -> str:
+        """The digest without its algorithm."""
+        return self.digest.removeprefix("sha256:")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactRef(BlobRef):
+    """An artifact's stored bytes.
+
+    Attributes
+    ----------
+    encoding : str
+        Metaflow's name for the serialized form, with ``gzip+`` before it when the stored
+        bytes are compressed, as ``gzip+pickle-v4``.
+    type : str
+        The Python type as Metaflow recorded it, as ``sklearn.linear_model...LogisticRegression``.
+    """
+
+    encoding: str
+    type: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentSpec:
+    """What the function needs to run.
+
+    Attributes
+    ----------
+    python : str
+        Full version, as ``3.11.7``; images and interpreters are chosen by its minor.
+    platform : str
+        ``linux/amd64`` or ``linux/arm64``: what the lock was solved for.
+    source : str
+        Which source of truth described it: ``requirements``, ``pylock``, ``uv.lock``, ``imports``.
+    lock : BlobRef
+        A ``pylock.toml`` (PEP 751) with hashes; wheels that travel along stand in it as
+        ``wheels/<file name>``.
+    wheels : mapping of file name to BlobRef
+        Wheels of distributions that are on no index.
+    system_packages : tuple of str
+        Debian packages that the function needs.
+    """
+
+    python: str
+    platform: str
+    source: str
+    lock: BlobRef
+    wheels: Mapping[str, BlobRef] = field(default_factory=dict)
+    system_packages: tuple[str, ...] = ()
+
+    @property
+    def python_minor(self) -> str:
+        """``3.11`` of ``3.11.7``."""
+        return ".".join(self.python.split(".")[:2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A recorded call: an input record and the output it gave at bind time."""
+
+    input: Any
+    output: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """Where the function came from; ``created`` (RFC 3339, UTC) is not part of the digest."""
+
+    flow: str
+    run: str
+    step: str
+    task: str
+    user: str | None = None
+    metaflow_version: str | None = None
+    git_commit: str | None = None
+    created: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionSpec:
+    """The whole of ``function.json``.
+
+    Attributes
+    ----------
+    name : str
+        The function's name; it is a folder in the store and a path in the serving image.
+    kind : str
+        ``json``: which decorator made it.
+    batch : bool
+        Whether the function takes a list of records.
+    entrypoint : str
+        ``module:function`` inside the code archive.
+    description : str
+        The docstring.
+    task : str
+        Pathspec, ``Flow/run/step/task``.
+    input_schema, output_schema : mapping
+        JSON Schema of one record and of its result (of an item, for a batch function).
+    parameter_schema : mapping
+        JSON Schema like object: which parameters the function reads (``properties``), which it
+        must have (``required``).
+    script : str or None
+        The module that ``__main__`` was when the task ran, for pickles that name it.
+    code : BlobRef
+        ``code.tar.gz``.
+    parameters : mapping
+        Values given by keyword at bind time, instead of artifacts; JSON.
+    """
+
+    name: str
+    entrypoint: str
+    task: str
+    code: BlobRef
+    environment: EnvironmentSpec
+    lineage: Lineage
+    kind: str = "json"
+    batch: bool = False
+    description: str = ""
+    input_schema: Mapping[str, Any] = field(default_factory=dict)
+    output_schema: Mapping[str, Any] = field(default_factory=dict)
+    parameter_schema: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    script: str | None = None
+    examples: tuple[Example, ...] = ()
+    artifacts: Mapping[str, ArtifactRef] = field(default_factory=dict)
+    schema_version: str = SCHEMA_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plain JSON form."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> bytes:
+        """Return the bytes of ``function.json``: sorted, indented, the same every time."""
+        text = json.dumps(self.to_dict(), sort_keys=True, indent=1, ensure_ascii=False)
+        return text.encode() + b"\n"
+
+    @property
+    def digest(self) -> str:
+        """``sha256:<hex>`` of everything but ``lineage.created``."""
+        plain = self.to_dict()
+        del plain["lineage"]["created"]
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return sha256_digest(text.encode())
+
+    @property
+    def blobs(self) -> dict[str, BlobRef]:
+        """Every blob the package needs, by digest."""
+        refs = [self.code, self.environment.lock]
+        refs += self.environment.wheels.values()
+        refs += self.artifacts.values()
+        return {ref.digest: ref for ref in refs}

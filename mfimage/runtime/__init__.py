@@ -1,0 +1,1 @@
+"""What ships inside an image and runs there."""
