@@ -54,10 +54,13 @@ class ArtifactRef(BlobRef):
         bytes are compressed, as ``gzip+pickle-v4``.
     type : str
         The Python type as Metaflow recorded it, as ``sklearn.linear_model...LogisticRegression``.
+    info : mapping
+        What the serializer that wrote it wants to know again; JSON.
     """
 
     encoding: str
     type: str
+    info: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,193 @@
+"""What a function takes and gives: checked when it is decorated, used on every call."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mfimage.errors import SignatureError
+from mfimage.function import hints
+from mfimage.function.parameters import FunctionParameters
+
+if typing.TYPE_CHECKING:
+    from mfimage.function.schema import Schema
+
+_LISTS = (list, typing.get_origin(typing.Sequence[int]), typing.get_origin(typing.Iterable[int]))
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """The parts of a function's signature that mfimage needs.
+
+    Attributes
+    ----------
+    fn : callable
+        The plain function.
+    data : str
+        Name of its first parameter; paths in input errors start with it.
+    takes_params : bool
+        Whether it has a second parameter.
+    params_type : type
+        ``FunctionParameters`` or the subclass that its hint names.
+    batch : bool
+        Whether it takes a list of records.
+    is_async : bool
+        Whether it is an ``async def``.
+    """
+
+    fn: Callable[..., Any]
+    data: str
+    takes_params: bool
+    params_type: type[FunctionParameters]
+    batch: bool
+    is_async: bool
+
+    @classmethod
+    def of(cls, fn: Callable[..., Any], *, batch: bool = False) -> Signature:
+        """Read and check a function's signature.
+
+        Raises
+        ------
+        SignatureError
+            Naming the parameter and what it should be.
+        """
+        _check_kind(fn)
+        parameters = _parameters(fn)
+        found = _resolved(fn)
+        signature = cls(
+            fn=fn,
+            data=parameters[0].name,
+            takes_params=len(parameters) == 2,
+            params_type=_params_type(fn, parameters, found),
+            batch=batch,
+            is_async=inspect.iscoroutinefunction(fn),
+        )
+        if found is not None:
+            signature.record_hints(found)
+        return signature
+
+    def record_hints(self, found: dict[str, Any] | None = None) -> tuple[Any, Any]:
+        """Return the hints of one record and of its result.
+
+        Raises
+        ------
+        SignatureError
+            When a hint has no JSON form or names something that does not exist.
+        """
+        if found is None:
+            try:
+                found = hints.resolve(self.fn)
+            except (NameError, TypeError) as error:
+                raise SignatureError(f"{self.fn.__name__}: {error} in its type hints") from None
+        pair = found.get(self.data, Any), found.get("return", Any)
+        for label, hint in zip((self.data, "return"), pair, strict=True):
+            refused = hints.refusal(hint)
+            if refused:
+                raise SignatureError(
+                    f"{self.fn.__name__}: {label}: {refused} has no JSON Schema",
+                    hint="use dict, list, str, numbers, bool, None, Any, unions, TypedDict, "
+                    "dataclasses, pydantic models, or containers of them",
+                )
+        if not self.batch:
+            return pair
+        return self._item(self.data, pair[0]), self._item("return", pair[1])
+
+    def _item(self, label: str, hint: Any) -> Any:
+        if hint is Any or hint is list:
+            return Any
+        if typing.get_origin(hint) in _LISTS:
+            return typing.get_args(hint)[0]
+        raise SignatureError(
+            f"{self.fn.__name__}: {label}: a batch function takes and returns a list, "
+            f"got {hints.name_of(hint)}",
+            hint=f"write list[{hints.name_of(hint)}], or drop batch=True",
+        )
+
+    @functools.cached_property
+    def schema(self) -> Schema:
+        """The validators of one record and of its result, made when first used."""
+        from mfimage.function.schema import Schema
+
+        return Schema.of(self)
+
+
+def _check_kind(fn: Any) -> None:
+    if not inspect.isfunction(fn):
+        raise SignatureError(
+            f"expected a function, got {fn!r}",
+            hint="decorate a def: @json_function above def predict(data: dict, params: ...)",
+        )
+    if fn.__name__ == "<lambda>":
+        raise SignatureError("a lambda has no name to be served by", hint="use def")
+    if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        raise SignatureError(f"{fn.__name__} is a generator; a function returns one result")
+
+
+def _parameters(fn: Callable[..., Any]) -> list[inspect.Parameter]:
+    parameters = list(inspect.signature(fn).parameters.values())
+    shape = "data first, then FunctionParameters if it needs them"
+    for parameter in parameters:
+        if parameter.kind not in _BY_POSITION:
+            raise SignatureError(
+                f"{fn.__name__}: parameter {parameter.name!r} cannot be given by position",
+                hint=f"a function takes {shape}",
+            )
+    if not parameters:
+        raise SignatureError(f"{fn.__name__} takes no data", hint=f"a function takes {shape}")
+    if len(parameters) > 2:
+        raise SignatureError(
+            f"{fn.__name__}: {parameters[2].name!r} is one parameter too many",
+            hint=f"a function takes {shape}; read everything else from the parameters",
+        )
+    return parameters
+
+
+def _resolved(fn: Callable[..., Any]) -> dict[str, Any] | None:
+    try:
+        return hints.resolve(fn)
+    except NameError:
+        return None  # a class that is defined further down: resolved when the schema is made
+    except TypeError as error:
+        raise SignatureError(f"{fn.__name__}: {error} in its type hints") from None
+
+
+def _params_type(
+    fn: Callable[..., Any], parameters: list[inspect.Parameter], found: dict[str, Any] | None
+) -> type[FunctionParameters]:
+    first, *rest = parameters
+    if found is None:
+        return _params_type_by_name(fn, rest)
+    if _is_params(found.get(first.name)):
+        raise SignatureError(
+            f"{fn.__name__}: data comes first, FunctionParameters second",
+            hint=f"def {fn.__name__}(data: dict, {first.name}: FunctionParameters) -> dict",
+        )
+    if not rest:
+        return FunctionParameters
+    hint = found.get(rest[0].name, FunctionParameters)
+    if not _is_params(hint):
+        raise SignatureError(
+            f"{fn.__name__}: {rest[0].name}: expected FunctionParameters, got {hints.name_of(hint)}"
+        )
+    return typing.cast("type[FunctionParameters]", hint)
+
+
+def _params_type_by_name(
+    fn: Callable[..., Any], rest: list[inspect.Parameter]
+) -> type[FunctionParameters]:
+    """Find the parameters' class when another hint cannot be resolved yet."""
+    if not rest:
+        return FunctionParameters
+    hint = rest[0].annotation
+    if isinstance(hint, str):
+        hint = fn.__globals__.get(hint)
+    return hint if _is_params(hint) else FunctionParameters
+
+
+def _is_params(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, FunctionParameters)

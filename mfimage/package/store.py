@@ -1,0 +1,206 @@
+"""Content-addressed blobs and function packages on a storage: write, read, verify."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from mfimage.errors import PackageError, ReferenceNotFound
+from mfimage.package.parse import parse_spec
+from mfimage.package.spec import BlobRef, FunctionSpec
+from mfimage.package.storage import Storage, open_storage
+
+FILE_NAME = "function.json"
+_CHUNK = 1 << 20
+
+
+def blob_name(ref: BlobRef) -> str:
+    """Return a blob's path below a root."""
+    return f"blobs/sha256/{ref.hex}"
+
+
+def package_name(spec: FunctionSpec) -> str:
+    """Return the path of a package's ``function.json`` below a root."""
+    return f"functions/{spec.name}/{spec.digest.removeprefix('sha256:')}/{FILE_NAME}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A function package that was read and whose ``function.json`` is what its name says."""
+
+    spec: FunctionSpec
+    reference: str
+    store: PackageStore
+
+    def read(self, ref: BlobRef) -> bytes:
+        """Return a blob's bytes, verified."""
+        return self.store.read_blob(ref)
+
+
+class PackageStore:
+    """Function packages under one root.
+
+    Parameters
+    ----------
+    root : str or path
+        A folder or URL; see ``open_storage``.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.storage: Storage = open_storage(root)
+
+    def put_bytes(self, data: bytes) -> BlobRef:
+        """Store ``data`` as a blob, unless it is there already."""
+        return self._put(io.BytesIO(data))
+
+    def put_file(self, path: Path) -> BlobRef:
+        """Store a file's content as a blob, unless it is there already."""
+        with path.open("rb") as file:
+            return self._put(file)
+
+    def _put(self, source: BinaryIO) -> BlobRef:
+        ref = digest_of(source)
+        # A damaged blob of that name is written again: binding heals a package.
+        if not self._holds(ref):
+            source.seek(0)
+            self.storage.write(blob_name(ref), source)
+        return ref
+
+    def _holds(self, ref: BlobRef) -> bool:
+        try:
+            with self.storage.open(blob_name(ref)) as file:
+                found = digest_of(file)
+        except FileNotFoundError:
+            return False
+        return found.digest == ref.digest
+
+    def read_blob(self, ref: BlobRef) -> bytes:
+        """Return a blob's bytes.
+
+        Raises
+        ------
+        PackageError
+            When it is missing or its content is not what its name says.
+        """
+        name = blob_name(ref)
+        try:
+            data = self.storage.read(name)
+        except FileNotFoundError:
+            raise _missing(self.storage.url(name)) from None
+        if hashlib.sha256(data).hexdigest() != ref.hex:
+            raise damaged(self.storage.url(name))
+        return data
+
+    def stream_blob(self, ref: BlobRef) -> Iterator[bytes]:
+        """Yield a blob in chunks of at most 1 MiB; the last comes after it was verified.
+
+        Raises
+        ------
+        PackageError
+            Before the end, when it is missing or damaged.
+        """
+        name = blob_name(ref)
+        hasher = hashlib.sha256()
+        held = b""
+        try:
+            file = self.storage.open(name)
+        except FileNotFoundError:
+            raise _missing(self.storage.url(name)) from None
+        with file:
+            while chunk := file.read(_CHUNK):
+                if held:
+                    yield held
+                hasher.update(chunk)
+                held = chunk
+        if hasher.hexdigest() != ref.hex:
+            raise damaged(self.storage.url(name))
+        yield held
+
+    def write(self, spec: FunctionSpec) -> str:
+        """Write ``function.json`` and return its reference; the blobs must be there.
+
+        It is written last, so that an interrupted bind leaves no package that looks whole.
+        """
+        name = package_name(spec)
+        if not self._is_whole(name, spec):
+            self.storage.write(name, io.BytesIO(spec.to_json()))
+        return self.storage.url(name)
+
+    def _is_whole(self, name: str, spec: FunctionSpec) -> bool:
+        try:
+            data = self.storage.read(name)
+            return parse_spec(data, where=name).digest == spec.digest
+        except (FileNotFoundError, PackageError):
+            return False
+
+
+def open_package(reference: str | os.PathLike[str]) -> Package:
+    """Read the package that a reference names.
+
+    Parameters
+    ----------
+    reference : str or path
+        Path or URL of a ``function.json``, or of the folder it stands in.
+
+    Raises
+    ------
+    ReferenceNotFound
+        When nothing is there, or it is not inside a package root.
+    PackageError
+        When it is damaged, changed, or too new.
+    """
+    text = os.fspath(reference).rstrip("/")
+    if not text.endswith(f"/{FILE_NAME}"):
+        text = f"{text}/{FILE_NAME}"
+    parts = text.rsplit("/", 4)
+    if len(parts) < 5:
+        parts = str(Path(text).absolute()).rsplit("/", 4)
+    if len(parts) < 5 or parts[1] != "functions":
+        raise ReferenceNotFound(
+            f"{text!r} is no reference",
+            hint="a reference ends in functions/<name>/<digest>/function.json; "
+            "`mfimage bind` prints it",
+        )
+    root, name = parts[0], "/".join(parts[1:])
+    store = PackageStore(root or "/")
+    try:
+        data = store.storage.read(name)
+    except FileNotFoundError:
+        raise ReferenceNotFound(
+            f"no function package at {store.storage.url(name)}",
+            hint="check the path, or bind the function again with `mfimage bind`",
+        ) from None
+    spec = parse_spec(data, where=store.storage.url(name))
+    if package_name(spec) != name:
+        raise PackageError(
+            f"{store.storage.url(name)}: its content is not what its name says",
+            hint="it was changed after it was written; bind the function again",
+        )
+    return Package(spec=spec, reference=store.storage.url(name), store=store)
+
+
+def digest_of(file: BinaryIO) -> BlobRef:
+    """Return the digest and size of what a file holds from here on."""
+    hasher = hashlib.sha256()
+    size = 0
+    while chunk := file.read(_CHUNK):
+        hasher.update(chunk)
+        size += len(chunk)
+    return BlobRef(digest=f"sha256:{hasher.hexdigest()}", size=size)
+
+
+def damaged(where: str) -> PackageError:
+    """Return the error for bytes that are not what their name says."""
+    return PackageError(
+        f"{where}: its content does not have the digest that its name says",
+        hint="it was damaged or changed; bind the function again",
+    )
+
+
+def _missing(where: str) -> PackageError:
+    return PackageError(f"{where}: missing", hint="bind the function again")

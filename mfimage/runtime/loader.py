@@ -1,0 +1,250 @@
+"""A function package -> a live function."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mfimage.errors import Fault, OutputError, PackageError
+from mfimage.function.decorator import DecoratedFunction
+from mfimage.function.parameters import FunctionParameters
+from mfimage.function.schema import RESULT
+from mfimage.package.parse import parse_spec
+from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec
+from mfimage.runtime.artifacts import load_artifact
+from mfimage.runtime.coroutines import LoopThread
+from mfimage.runtime.modules import CodeSpace
+
+ReadBlob = Callable[[BlobRef], bytes]
+
+
+class LiveFunction:
+    """A function with its parameters, ready to run in this process.
+
+    Every way of running a function comes through here, so that all give the same value or the
+    same error: JSON bytes in (``parse``), a call (``invoke``), JSON bytes out (``dump``).
+
+    Attributes
+    ----------
+    spec : FunctionSpec
+        What the package says.
+    params : FunctionParameters
+        Lazy; artifacts are verified and loaded when the function first reads them.
+    """
+
+    def __init__(
+        self, spec: FunctionSpec, function: DecoratedFunction, params: FunctionParameters
+    ) -> None:
+        self.spec = spec
+        self.params = params
+        self.batch = spec.batch
+        self.is_async = function.signature.is_async
+        self._fn = function.__wrapped__
+        self._takes_params = function.signature.takes_params
+        self._schema = function.signature.schema
+        self._loop: LoopThread | None = None
+        self._lock = threading.Lock()
+        self.parse = self._schema.parse
+        self.dump = self._schema.dump
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return self.spec.name
+
+    @property
+    def digest(self) -> str:
+        """The package's digest."""
+        return self.spec.digest
+
+    @property
+    def description(self) -> str:
+        """The docstring."""
+        return self.spec.description
+
+    @property
+    def input_schema(self) -> Mapping[str, Any]:
+        """JSON Schema of one record."""
+        return self.spec.input_schema
+
+    @property
+    def output_schema(self) -> Mapping[str, Any]:
+        """JSON Schema of one result."""
+        return self.spec.output_schema
+
+    def __call__(self, record: Any) -> Any:
+        """Return the JSON value of the function's result for one record.
+
+        Raises
+        ------
+        InputError, OutputError
+            When the record or the result does not fit the hints.
+        """
+        schema = self._schema
+        return schema.result(self.invoke(schema.parse(schema.encode(record))))
+
+    async def acall(self, record: Any) -> Any:
+        """Do what calling does, for an ``async def`` function, on the caller's loop."""
+        schema = self._schema
+        return schema.result(await self.ainvoke(schema.parse(schema.encode(record))))
+
+    def invoke(self, record: Any) -> Any:
+        """Run the function on one parsed record; exceptions of its own pass through."""
+        if self.batch:
+            return self._invoke_batch([record])[0]
+        if self.is_async:
+            return self._loop_thread().submit(self.ainvoke(record)).result()
+        return self._run(record)
+
+    async def ainvoke(self, record: Any) -> Any:
+        """Run an ``async def`` function on one parsed record, on the running loop."""
+        if self.batch:
+            return _checked(await self._run([record]), 1)[0]
+        return await self._run(record)
+
+    def invoke_many(self, records: Sequence[Any]) -> list[Any]:
+        """Run the function on parsed records; a place holds the exception it gave.
+
+        A batch function is called once. When that call raises, each record is tried alone, so
+        that one bad record fails alone.
+        """
+        if self.batch and len(records) > 1:
+            try:
+                return self._invoke_batch(list(records))
+            except OutputError as error:
+                return [error] * len(records)
+            except Exception:  # noqa: BLE001, S110  (found again below, by record)
+                pass
+        return [self._attempt(record) for record in records]
+
+    def _attempt(self, record: Any) -> Any:
+        try:
+            return self.invoke(record)
+        except Exception as error:  # noqa: BLE001  (the caller decides)
+            return error
+
+    def _invoke_batch(self, records: list[Any]) -> list[Any]:
+        if self.is_async:
+            results = self._loop_thread().submit(self._run(records)).result()
+        else:
+            results = self._run(records)
+        return _checked(results, len(records))
+
+    def _run(self, data: Any) -> Any:
+        return self._fn(data, self.params) if self._takes_params else self._fn(data)
+
+    def _loop_thread(self) -> LoopThread:
+        with self._lock:
+            if self._loop is None:
+                self._loop = LoopThread(f"mfimage-{self.name}")
+            return self._loop
+
+    def close(self) -> None:
+        """Release what the function holds in this process."""
+        with self._lock:
+            if self._loop is not None:
+                self._loop.close()
+                self._loop = None
+
+
+def _checked(results: Any, count: int) -> list[Any]:
+    """Return a batch function's results as a list of ``count``."""
+    if hasattr(results, "tolist"):
+        results = results.tolist()
+    if not isinstance(results, list | tuple):
+        message = f"expected a list of {count}, got {type(results).__name__}"
+        raise OutputError([Fault(path=RESULT, message=message)])
+    if len(results) != count:
+        message = f"expected {count} results for {count} records, got {len(results)}"
+        raise OutputError([Fault(path=RESULT, message=message)])
+    return list(results)
+
+
+def load_function(
+    spec: FunctionSpec, *, code: Path, read_blob: ReadBlob, dedicated: bool
+) -> LiveFunction:
+    """Import a package's function and give it its parameters.
+
+    Parameters
+    ----------
+    spec : FunctionSpec
+        What to load.
+    code : Path
+        Folder that holds the extracted, verified code archive.
+    read_blob : callable
+        Returns a blob's verified bytes.
+    dedicated : bool
+        Whether this process belongs to this function alone; see ``CodeSpace``.
+
+    Raises
+    ------
+    PackageError
+        When the code has no such function.
+    """
+    space = CodeSpace(code, key=spec.code.hex[:16], dedicated=dedicated, main=spec.script)
+    function = _find(spec, space)
+    loaders = {
+        name: functools.partial(_load, name, ref, read_blob, space)
+        for name, ref in spec.artifacts.items()
+    }
+    params = function.signature.params_type.lazy(loaders, spec.parameters)
+    return LiveFunction(spec, function, params)
+
+
+def _load(name: str, ref: ArtifactRef, read_blob: ReadBlob, space: CodeSpace) -> Any:
+    return load_artifact(name, ref, read_blob(ref), space)
+
+
+def _find(spec: FunctionSpec, space: CodeSpace) -> DecoratedFunction:
+    module_name, _, attribute = spec.entrypoint.partition(":")
+    try:
+        found = getattr(space.import_module(module_name), attribute, None)
+    except ModuleNotFoundError as error:
+        raise PackageError(
+            f"{spec.name}: importing {module_name} needs the module {error.name!r}, "
+            "which is not installed here",
+            hint="run it where its environment is: the image, or a matching virtual environment",
+        ) from error
+    if not isinstance(found, DecoratedFunction):
+        raise PackageError(
+            f"{spec.entrypoint} is no decorated function in the package's code",
+            hint="bind the function again",
+        )
+    return found
+
+
+def load_folder(folder: Path) -> LiveFunction:
+    """Load the function whose package was unpacked into ``folder``, as in an image.
+
+    The folder holds ``function.json``, ``code/`` and ``blobs/sha256/``. The process belongs to
+    the function: its code goes on ``sys.path``.
+
+    Raises
+    ------
+    PackageError
+        When something is missing or damaged.
+    """
+    path = folder / "function.json"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PackageError(f"{path}: {error.strerror}") from None
+    spec = parse_spec(data, where=str(path))
+    blobs = folder / "blobs" / "sha256"
+    read_blob = functools.partial(_read_verified, blobs)
+    return load_function(spec, code=folder / "code", read_blob=read_blob, dedicated=True)
+
+
+def _read_verified(blobs: Path, ref: BlobRef) -> bytes:
+    path = blobs / ref.hex
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PackageError(f"{path}: {error.strerror}") from None
+    if hashlib.sha256(data).hexdigest() != ref.hex:
+        raise PackageError(f"{path}: its content does not have the digest that its name says")
+    return data

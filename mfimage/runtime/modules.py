@@ -1,0 +1,131 @@
+"""Importing a package's code, so that two functions in one process never meet.
+
+Where a process belongs to one function (an image, a worker), its code folder is simply on
+``sys.path``. In a caller's process the same name may already mean something else: the source that
+was bound, or another version of it. There, each package gets a name space of its own: its modules
+are imported below ``_mfimage_<digest>``, and import statements inside them look there first.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+import threading
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_LOCK = threading.RLock()
+
+
+class CodeSpace:
+    """The modules of one code folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the code lies.
+    key : str
+        What tells this code from others, as a digest; equal keys share modules.
+    dedicated : bool
+        Whether this process belongs to this code alone.
+    main : str or None
+        The module that pickles mean by ``__main__``.
+    """
+
+    def __init__(self, folder: Path, *, key: str, dedicated: bool, main: str | None) -> None:
+        self._prefix = "" if dedicated else f"_mfimage_{key}."
+        self._names = _top_level(folder)
+        self._main = main
+        if dedicated:
+            if str(folder) not in sys.path:
+                sys.path.insert(0, str(folder))
+        else:
+            _register(self._prefix[:-1], folder, self._names)
+
+    def import_module(self, name: str) -> types.ModuleType:
+        """Import a module by the name it has in the project, or any other."""
+        if name == "__main__" and self._main:
+            name = self._main
+        owned = name.partition(".")[0] in self._names
+        return importlib.import_module(f"{self._prefix}{name}" if owned else name)
+
+
+def _top_level(folder: Path) -> frozenset[str]:
+    """Return the names that an import statement can mean inside a folder."""
+    names = set()
+    for entry in folder.iterdir():
+        if entry.is_dir() and entry.name.isidentifier() and any(entry.rglob("*.py")):
+            names.add(entry.name)
+        elif entry.suffix in (".py", ".so"):
+            names.add(entry.name.partition(".")[0])
+    return frozenset(names)
+
+
+def _register(name: str, folder: Path, names: frozenset[str]) -> None:
+    with _LOCK:
+        if name in sys.modules:
+            return
+        package = types.ModuleType(name, "The code of one function package.")
+        package.__path__ = [str(folder)]
+        _FINDER.spaces[name] = _private_builtins(name, names)
+        if _FINDER not in sys.meta_path:
+            sys.meta_path.insert(0, _FINDER)
+        sys.modules[name] = package
+
+
+def _private_builtins(prefix: str, names: frozenset[str]) -> dict[str, Any]:
+    """Return builtins whose ``import`` finds the package's own modules first."""
+    plain_import = builtins.__import__
+
+    def private_import(
+        name: str,
+        globals: Mapping[str, object] | None = None,  # noqa: A002  (as builtins call it)
+        locals: Mapping[str, object] | None = None,  # noqa: A002
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> types.ModuleType:
+        top = name.partition(".")[0]
+        if level or top not in names:
+            return plain_import(name, globals, locals, fromlist or (), level)
+        module = plain_import(f"{prefix}.{name}", globals, locals, fromlist or (), 0)
+        return module if fromlist else sys.modules[f"{prefix}.{top}"]
+
+    return {**vars(builtins), "__import__": private_import}
+
+
+class _PrivateLoader(importlib.machinery.SourceFileLoader):
+    def __init__(self, fullname: str, path: str, private: dict[str, Any]) -> None:
+        super().__init__(fullname, path)
+        self._private = private
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        module.__dict__["__builtins__"] = self._private
+        super().exec_module(module)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self) -> None:
+        self.spaces: dict[str, dict[str, Any]] = {}
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,
+        target: types.ModuleType | None = None,
+    ) -> importlib.machinery.ModuleSpec | None:
+        private = self.spaces.get(fullname.partition(".")[0])
+        if private is None or path is None:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
+            assert spec.origin is not None  # noqa: S101  (a source file has one)
+            spec.loader = _PrivateLoader(fullname, spec.origin, private)
+        return spec
+
+
+_FINDER = _Finder()
