@@ -119,13 +119,18 @@ class LiveFunction:
                 return [error] * len(records)
             except Exception:  # noqa: BLE001, S110  (found again below, by record)
                 pass
-        return [self._attempt(record) for record in records]
+        return [_try(self.invoke, record) for record in records]
 
-    def _attempt(self, record: Any) -> Any:
-        try:
-            return self.invoke(record)
-        except Exception as error:  # noqa: BLE001  (the caller decides)
-            return error
+    def results(self, records: Sequence[Any]) -> list[Any]:
+        """Do what calling does for many records; a place holds the exception it gave."""
+        schema = self._schema
+        places: list[Any] = [_try(lambda r: schema.parse(schema.encode(r)), r) for r in records]
+        good = [index for index, place in enumerate(places) if not isinstance(place, Exception)]
+        outputs = self.invoke_many([places[index] for index in good])
+        for index, output in zip(good, outputs, strict=True):
+            failed = isinstance(output, Exception)
+            places[index] = output if failed else _try(schema.result, output)
+        return places
 
     def _invoke_batch(self, records: list[Any]) -> list[Any]:
         if self.is_async:
@@ -149,6 +154,13 @@ class LiveFunction:
             if self._loop is not None:
                 self._loop.close()
                 self._loop = None
+
+
+def _try(call: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return call(value)
+    except Exception as error:  # noqa: BLE001  (it takes the result's place)
+        return error
 
 
 def _checked(results: Any, count: int) -> list[Any]:

@@ -84,8 +84,8 @@ def _private_builtins(prefix: str, names: frozenset[str]) -> dict[str, Any]:
 
     def private_import(
         name: str,
-        globals: Mapping[str, object] | None = None,  # noqa: A002  (as builtins call it)
-        locals: Mapping[str, object] | None = None,  # noqa: A002
+        globals: Mapping[str, object] | None = None,
+        locals: Mapping[str, object] | None = None,
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> types.ModuleType:
@@ -123,7 +123,7 @@ class _Finder(importlib.abc.MetaPathFinder):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
-            assert spec.origin is not None  # noqa: S101  (a source file has one)
+            assert spec.origin is not None
             spec.loader = _PrivateLoader(fullname, spec.origin, private)
         return spec
 

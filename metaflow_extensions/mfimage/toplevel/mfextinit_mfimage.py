@@ -1,0 +1,3 @@
+"""Tells Metaflow which module holds the names for ``from metaflow import ...``."""
+
+toplevel = "mfimage_toplevel"

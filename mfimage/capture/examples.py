@@ -1,0 +1,81 @@
+"""Running examples at bind time, in a fresh interpreter, as the package will run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mfimage
+from mfimage.errors import CaptureError, InputError
+from mfimage.function import serializers
+from mfimage.package.archive import extract
+from mfimage.package.spec import Example, FunctionSpec
+from mfimage.package.store import PackageStore
+
+
+def record_examples(
+    spec: FunctionSpec, inputs: Sequence[Any], store: PackageStore
+) -> tuple[Example, ...]:
+    """Call a function with each example and keep what it returns.
+
+    Parameters
+    ----------
+    spec : FunctionSpec
+        A package whose blobs are in ``store``; it is not written yet.
+    inputs : sequence
+        Records, JSON values.
+
+    Raises
+    ------
+    CaptureError
+        With the example and what the function raised.
+    """
+    if not inputs:
+        return ()
+    lines = [serializers.dumps(record, root="example", error=InputError) for record in inputs]
+    with tempfile.TemporaryDirectory(prefix="mfimage-") as text:
+        folder = Path(text)
+        _lay_out(spec, store, folder)
+        outputs = _run(folder, lines, spec.name)
+    return tuple(
+        Example(input=serializers.loads(line), output=output)
+        for line, output in zip(lines, outputs, strict=True)
+    )
+
+
+def _lay_out(spec: FunctionSpec, store: PackageStore, folder: Path) -> None:
+    (folder / "function.json").write_bytes(spec.to_json())
+    extract(store.read_blob(spec.code), folder / "code", where="the captured code")
+    blobs = folder / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    for ref in spec.artifacts.values():
+        with (blobs / ref.hex).open("wb") as file:
+            file.writelines(store.stream_blob(ref))
+
+
+def _run(folder: Path, lines: list[bytes], name: str) -> list[Any]:
+    # The interpreter that binds has mfimage, maybe from a folder that only this process knows.
+    home = str(Path(mfimage.__file__).parents[1])
+    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "mfimage.runtime", "call"],
+        input=b"\n".join(lines) + b"\n",
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": path, "MFIMAGE_FUNCTION": str(folder)},
+        check=False,
+    )
+    outputs = [json.loads(line) for line in done.stdout.splitlines()]
+    if done.returncode == 0 and len(outputs) == len(lines):
+        return outputs
+    failed = lines[min(len(outputs), len(lines) - 1)].decode()
+    story = done.stderr.decode(errors="replace").strip().splitlines()
+    raise CaptureError(
+        f"{name} failed on the example {failed[:200]}: {story[-1] if story else 'no output'}",
+        hint="correct the example or the function; the whole story:\n" + "\n".join(story[-20:]),
+    )

@@ -1,0 +1,59 @@
+"""Which parameters a function reads, told from its source."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+
+from mfimage.function.decorator import DecoratedFunction
+from mfimage.function.parameters import declared_parameters
+
+
+def parameters_read(function: DecoratedFunction) -> set[str] | None:
+    """Return the names of the parameters that a function can read.
+
+    Returns
+    -------
+    set of str or None
+        What a typed subclass declares; else the attributes that the code reads; None when the
+        parameters go somewhere that cannot be followed, so that any may be read.
+    """
+    signature = function.signature
+    if not signature.takes_params:
+        return set()
+    declared = declared_parameters(signature.params_type)
+    if declared:
+        return set(declared)
+    name = list(inspect.signature(function.__wrapped__).parameters)[1]
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function.__wrapped__)))
+    except (OSError, SyntaxError, TypeError):
+        return None
+    return _reads(tree.body[0], name)
+
+
+def _reads(function: ast.AST, name: str) -> set[str] | None:
+    found: set[str] = set()
+    followed: set[int] = set()
+    for node in ast.walk(function):
+        value = getattr(node, "value", None)
+        if not (isinstance(value, ast.Name) and value.id == name):
+            continue
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            found.add(node.attr)
+            followed.add(id(value))
+        elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+            found.add(str(node.slice.value))
+            followed.add(id(value))
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name) and node.id == name and id(node) not in followed:
+            return None
+        if isinstance(node, ast.arg) and node.arg == name and not _is_own(function, node):
+            return None
+    return found
+
+
+def _is_own(function: ast.AST, argument: ast.arg) -> bool:
+    arguments = getattr(function, "args", None)
+    return arguments is not None and argument in [*arguments.posonlyargs, *arguments.args]

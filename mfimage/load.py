@@ -1,0 +1,206 @@
+"""load: reference -> a callable.
+
+Light to import: a flow that imports these names must not pay for what it does not use.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mfimage.errors import BackendError, OptionError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from metaflow import Task
+
+    from mfimage.backends.base import Backend
+    from mfimage.function.decorator import DecoratedFunction
+    from mfimage.package.spec import FunctionSpec
+    from mfimage.package.store import Package
+
+_ON_ERROR = ("raise", "return")
+
+
+class JsonFunction:
+    """A function bound to a finished task.
+
+    Making one writes a function package and binds the function to it; calling one runs it from
+    that package, never from the code it was bound from. Any thread may call it.
+
+    Parameters
+    ----------
+    function : decorated function
+        What ``@json_function`` made.
+    task : metaflow.Task or str
+        The task whose artifacts are the function's parameters, or its pathspec.
+    name : str, optional
+        The package's name; the function's by default.
+    artifacts : sequence of str, optional
+        Which artifacts go along; by default those that the function reads.
+    environment : path, optional
+        A requirements file, ``pylock.toml`` or ``uv.lock`` that describes the environment; by
+        default what code and artifacts import, at the versions installed.
+    examples : sequence, optional
+        Records to run the function on, in a fresh interpreter; their outputs are kept.
+    parameters : mapping, optional
+        JSON values that take the place of artifacts of the same name.
+    root : str or path, optional
+        Where packages are kept; ``MFIMAGE_FUNCTIONS_ROOT`` or beside the datastore by default.
+
+    Raises
+    ------
+    MfimageError
+        When it cannot be bound, and why.
+
+    Attributes
+    ----------
+    reference : str
+        Where its ``function.json`` is: what ``function_from_json`` takes.
+    """
+
+    def __init__(
+        self,
+        function: DecoratedFunction,
+        task: Task | str,
+        *,
+        name: str | None = None,
+        artifacts: Sequence[str] | None = None,
+        environment: str | os.PathLike[str] | None = None,
+        examples: Sequence[Any] = (),
+        parameters: Mapping[str, Any] | None = None,
+        root: str | os.PathLike[str] | None = None,
+    ) -> None:
+        try:
+            from mfimage.bind import BindOptions, bind
+        except ModuleNotFoundError as error:
+            if not (error.name or "").startswith("mfimage"):
+                raise
+            raise BackendError(
+                "functions cannot be bound here: only mfimage's runtime is installed",
+                hint="bind where mfimage is installed, and load the reference here",
+            ) from None
+        options = BindOptions(
+            name=name,
+            artifacts=artifacts,
+            environment=environment,
+            examples=examples,
+            parameters=parameters,
+            root=root,
+        )
+        self._open(bind(function, task, options))
+
+    def _open(self, reference: str | os.PathLike[str]) -> None:
+        from mfimage.package.store import open_package
+
+        self._package: Package = open_package(reference)
+        self._backend: Backend | None = None
+
+    @property
+    def reference(self) -> str:
+        """Where its ``function.json`` is."""
+        return self._package.reference
+
+    @property
+    def spec(self) -> FunctionSpec:
+        """What the package says of itself."""
+        return self._package.spec
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return self.spec.name
+
+    def _running(self) -> Backend:
+        if self._backend is None:
+            from mfimage.backends.local import LocalBackend
+
+            self._backend = LocalBackend(self._package)
+        return self._backend
+
+    def __call__(self, record: Any) -> Any:
+        """Return the function's result for one record.
+
+        Parameters
+        ----------
+        record
+            A JSON value that fits the function's input hints; NumPy values are welcome.
+
+        Raises
+        ------
+        InputError, OutputError
+            When the record or the result does not fit the hints.
+        Exception
+            Whatever the function itself raises.
+        """
+        return (self._backend or self._running())(record)
+
+    async def acall(self, record: Any) -> Any:
+        """Return the result for one record without blocking the event loop."""
+        return await self._running().acall(record)
+
+    def submit(self, record: Any) -> Future[Any]:
+        """Start a call and return its ``concurrent.futures.Future``."""
+        return self._running().submit(record)
+
+    def map(
+        self, records: Iterable[Any], *, batch_size: int = 256, on_error: str = "raise"
+    ) -> Iterator[Any]:
+        """Yield the results of many records, lazily and in order.
+
+        Parameters
+        ----------
+        records : iterable
+            Read as results are taken.
+        batch_size : int
+            How many records a ``batch=True`` function gets at a time.
+        on_error : {"raise", "return"}
+            Raise the first exception, or yield each in its record's place.
+        """
+        if on_error not in _ON_ERROR:
+            raise OptionError(f"on_error: expected 'raise' or 'return', got {on_error!r}")
+        if batch_size < 1:
+            raise OptionError(f"batch_size: expected at least 1, got {batch_size}")
+        return self._running().map(records, batch_size=batch_size, on_error=on_error)
+
+    def close(self) -> None:
+        """Release threads; a later call opens it again."""
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+
+    def __enter__(self) -> JsonFunction:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (function_from_json, (self.reference,))
+
+    def __repr__(self) -> str:
+        return f"<JsonFunction {self.name} of {self.spec.task}>"
+
+
+def function_from_json(reference: str | os.PathLike[str]) -> JsonFunction:
+    """Return the function that a reference names, ready to be called in this process.
+
+    Parameters
+    ----------
+    reference : str or path
+        Path or URL of a package's ``function.json``.
+
+    Raises
+    ------
+    ReferenceNotFound
+        When nothing is there.
+    PackageError
+        When the package is damaged, changed, or too new.
+    """
+    function = JsonFunction.__new__(JsonFunction)
+    function._open(reference)
+    # Loaded at once: what is wrong with a package is told here, not at the first call.
+    function._running()
+    return function
