@@ -14,9 +14,9 @@ from typing import Any
 import mfimage
 from mfimage.errors import CaptureError, InputError
 from mfimage.function import serializers
-from mfimage.package.archive import extract
 from mfimage.package.spec import Example, FunctionSpec
 from mfimage.package.store import PackageStore
+from mfimage.package.unpack import unpack
 
 
 def record_examples(
@@ -41,22 +41,12 @@ def record_examples(
     lines = [serializers.dumps(record, root="example", error=InputError) for record in inputs]
     with tempfile.TemporaryDirectory(prefix="mfimage-") as text:
         folder = Path(text)
-        _lay_out(spec, store, folder)
+        unpack(spec, store, folder)
         outputs = _run(folder, lines, spec.name)
     return tuple(
         Example(input=serializers.loads(line), output=output)
         for line, output in zip(lines, outputs, strict=True)
     )
-
-
-def _lay_out(spec: FunctionSpec, store: PackageStore, folder: Path) -> None:
-    (folder / "function.json").write_bytes(spec.to_json())
-    extract(store.read_blob(spec.code), folder / "code", where="the captured code")
-    blobs = folder / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
-    for ref in spec.artifacts.values():
-        with (blobs / ref.hex).open("wb") as file:
-            file.writelines(store.stream_blob(ref))
 
 
 def _run(folder: Path, lines: list[bytes], name: str) -> list[Any]:

@@ -1,0 +1,49 @@
+# make demo   everything once: set up, train, bind, build, run, call
+# make test   all tests
+# make lint   ruff, mypy
+# make bench  the numbers in docs/performance.md
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(CURDIR)/$(VENV)/bin
+STAMP  := $(VENV)/.installed
+SHELL  := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+export TESTCONTAINERS_RYUK_DISABLED := true
+
+.PHONY: setup engine demo test unit lint bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+	touch $@
+
+# A Docker engine, and the base image that images of this Python minor stand on.
+engine: setup
+	tests/support/engine
+	tests/support/base-image "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
+
+demo: engine
+	PATH="$(BIN):$$PATH" examples/iris/demo.sh
+
+test: engine
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Without an engine and without a network.
+unit: setup
+	$(BIN)/python -m pytest -m "not docker and not e2e and not index" $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: engine
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
