@@ -1,0 +1,179 @@
+"""How a build's files reach the engine: only those that it does not have from the last build.
+
+The engine asks for a directory by name over the session; the files' names, modes, sizes and times
+are told, and it requests the contents of what differs from its copy. See tonistiigi/fsutil,
+``send.go``, and moby/buildkit, ``session/filesync``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from mfimage.image.engine_grpc import DATA_LOSS, INTERNAL, INVALID_ARGUMENT, CallError, Metadata
+from mfimage.image.engine_wire import encode_bytes, encode_int, fields
+
+_STAT, _REQUEST, _DATA, _FINISH, _ERROR = range(5)  # types of packets
+_DIRECTORY = 1 << 31  # Go's os.ModeDir
+_CHUNK = 1 << 18
+_MTIME = 315_532_800  # 1980-01-01, the earliest time that every archive format can hold
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextFile:
+    """One regular file of a build context.
+
+    Attributes
+    ----------
+    path : str
+        Where in the context, with ``/``.
+    content : bytes or Path
+        What is in it, or the file that holds that.
+    mode : int
+        Permission bits.
+    digest : str, optional
+        The content's SHA-256 in hex, if it is known already; computed otherwise. What is sent is
+        held against it.
+    """
+
+    path: str
+    content: bytes | Path
+    mode: int = 0o644
+    digest: str | None = None
+
+    def chunks(self) -> Iterator[bytes]:
+        """Read the content."""
+        if isinstance(self.content, bytes):
+            for start in range(0, len(self.content), _CHUNK):
+                yield self.content[start : start + _CHUNK]
+            return
+        with self.content.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+
+    def size(self) -> int:
+        """Return the content's length in bytes."""
+        if isinstance(self.content, bytes):
+            return len(self.content)
+        return self.content.stat().st_size
+
+    def mtime_ns(self) -> int:
+        """Return the time to tell the engine, in nanoseconds: always the same second.
+
+        The engine takes a file for unchanged if its name, mode, size and time are. But equal inputs
+        must give equal images, so the time is fixed. Image layers hold whole seconds only, which
+        leaves the nanoseconds free to stand for the content.
+        """
+        digest = self.digest
+        if digest is None:
+            hasher = hashlib.sha256()
+            for chunk in self.chunks():
+                hasher.update(chunk)
+            digest = hasher.hexdigest()
+        return _MTIME * 10**9 + int(digest[-16:], 16) % 10**9
+
+
+class FileSync:
+    """Sends a context's files; the handler of ``/moby.filesync.v1.FileSync/DiffCopy``.
+
+    Parameters
+    ----------
+    files : iterable of ContextFile
+        All of the context. It is sent as it is: a ``.dockerignore`` is not applied.
+    """
+
+    def __init__(self, files: Iterable[ContextFile]) -> None:
+        self._files = {file.path: file for file in files}
+
+    def __call__(self, metadata: Metadata, inbox: deque[bytes]) -> Iterator[bytes | None]:
+        """Serve one transfer."""
+        try:
+            yield from self._transfer(metadata, inbox)
+        except OSError as error:
+            raise CallError(INTERNAL, f"cannot read {error.filename}: {error.strerror}") from None
+
+    def _transfer(self, metadata: Metadata, inbox: deque[bytes]) -> Iterator[bytes | None]:
+        # Which of the two names a pattern has depends on the engine's age.
+        patterns = [*metadata.get("followpaths", ()), *metadata.get("include-patterns", ())]
+        wanted = {path: file for path, file in self._files.items() if _asked_for(path, patterns)}
+        requestable: dict[int, ContextFile] = {}
+        for number, (path, file) in enumerate(_tree(wanted)):
+            if file is not None:
+                requestable[number] = file
+            yield _packet(_STAT, stat=_stat(path, file))
+        yield _packet(_STAT)  # no more files
+        while True:
+            while not inbox:
+                yield None
+            kind, number, data = _parse(inbox.popleft())
+            if kind == _FINISH:
+                yield _packet(_FINISH)
+                return
+            if kind == _ERROR:
+                raise CallError(INVALID_ARGUMENT, data.decode(errors="replace"))
+            if kind == _REQUEST and number in requestable:
+                yield from _contents(number, requestable[number])
+
+
+def _contents(number: int, file: ContextFile) -> Iterator[bytes]:
+    hasher = hashlib.sha256()
+    for chunk in file.chunks():
+        hasher.update(chunk)
+        yield _packet(_DATA, number=number, data=chunk)
+    if file.digest not in {None, hasher.hexdigest()}:
+        raise CallError(DATA_LOSS, f"{file.path} is damaged: its content does not fit its digest")
+    yield _packet(_DATA, number=number)  # end of file
+
+
+def _asked_for(path: str, patterns: list[str]) -> bool:
+    """Tell whether a pattern covers a file: its name, a folder above it, or either by wildcards.
+
+    The engine looks for the Dockerfile and the .dockerignore first, and then for what is copied.
+    """
+    return not patterns or any(_covers(PurePosixPath(each), path) for each in patterns)
+
+
+def _covers(pattern: PurePosixPath, path: str) -> bool:
+    wanted = [part for part in pattern.parts if part != "/"]
+    parts = path.split("/")
+    if "**" in wanted:
+        return True  # sending too much does no harm
+    return len(wanted) <= len(parts) and all(map(fnmatchcase, parts, wanted))
+
+
+def _tree(files: Mapping[str, ContextFile]) -> list[tuple[str, ContextFile | None]]:
+    """List files and (with None) their folders, in the order that the engine insists on."""
+    tree: dict[str, ContextFile | None] = {}
+    for path, file in files.items():
+        for parent in PurePosixPath(path).parents[:-1]:
+            tree[str(parent)] = None
+        tree[path] = file
+    return sorted(tree.items(), key=lambda entry: entry[0].split("/"))
+
+
+def _stat(path: str, file: ContextFile | None) -> bytes:
+    if file is None:
+        mode, size, mtime = _DIRECTORY | 0o755, 0, _MTIME * 10**9
+    else:
+        mode, size, mtime = file.mode, file.size(), file.mtime_ns()
+    stat = encode_bytes(1, path.encode()) + encode_int(2, mode)
+    return stat + encode_int(5, size) + encode_int(6, mtime)
+
+
+def _packet(kind: int, *, stat: bytes = b"", number: int = 0, data: bytes = b"") -> bytes:
+    packet = encode_int(1, kind)
+    if stat:
+        packet += encode_bytes(2, stat)
+    return packet + encode_int(3, number) + (encode_bytes(4, data) if data else b"")
+
+
+def _parse(packet: bytes) -> tuple[int, int, bytes]:
+    values = dict(fields(packet))
+    kind, number, data = values.get(1, 0), values.get(3, 0), values.get(4, b"")
+    if not (isinstance(kind, int) and isinstance(number, int) and isinstance(data, bytes)):
+        raise CallError(INVALID_ARGUMENT, "malformed packet")
+    return kind, number, data

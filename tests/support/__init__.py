@@ -1,0 +1,1 @@
+"""What tests need beside Python: a Docker engine, a base image, registries."""
