@@ -5,24 +5,27 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
-import os
 import stat
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mfimage.capture.source import Source
-from mfimage.capture.value import value_files
+from mfimage.capture.value import capture_value
 from mfimage.errors import CaptureError
 from mfimage.function.decorator import DecoratedFunction
+from mfimage.package.archive import extract
 
 MAX_FILES = 20_000
 MAX_SIZE = 256 << 20
-_NEVER = {"__pycache__", "node_modules", "site-packages"}
+_NEVER = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
+# A virtual environment, a conda environment, a cache (ours, too).
+_MARKS = ("pyvenv.cfg", "conda-meta", "CACHEDIR.TAG")
 _SECRETS = (".env", ".pem", ".key", ".p12", ".pfx")
 _NO_DATA = (".pyc", ".pyo")
+_TOO_MUCH = "bind from a folder that holds the project alone"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,56 +54,108 @@ class Code:
         """The entry module."""
         return self.entrypoint.partition(":")[0]
 
+    @property
+    def names(self) -> list[str]:
+        """Every path inside the archive, sorted."""
+        return sorted({*self.files, *self.generated})
 
-def capture_code(function: DecoratedFunction, source: Source) -> Code:
+    def module_of(self, script: str) -> str | None:
+        """Return the module that a script is inside the archive; None when it is not there.
+
+        Parameters
+        ----------
+        script : str
+            Its file name, as ``train.py``.
+        """
+        found = [name for name in self.files if name.rpartition("/")[2] == script]
+        shortest = min(found, key=lambda name: (name.count("/"), name), default=None)
+        return shortest.removesuffix(".py").replace("/", ".") if shortest else None
+
+
+def capture_code(function: DecoratedFunction, source: Source, *, script: str = "") -> Code:
     """Choose the files that a function needs.
 
     From the project's folder, what Metaflow's own packaging takes (by suffix, nothing hidden),
     and the data files of the function's own package. Never virtual environments, ``.env`` files,
-    keys, or the datastore.
+    keys, or the datastore. A function captured by value takes the folder along only when it
+    refers to something there.
+
+    Parameters
+    ----------
+    function : DecoratedFunction
+        The function.
+    source : Source
+        Where it is defined.
+    script : str
+        File name of the flow that ran the task: its classes may be in artifacts.
 
     Raises
     ------
     CaptureError
         When it cannot be captured, or the folder holds too much.
     """
-    generated: dict[str, bytes] = {}
-    entrypoint = f"{source.module}:{function.__name__}"
+    generated: Mapping[str, bytes] = {}
+    entrypoint, root = f"{source.module}:{source.name}", source.root
     if source.by_value:
-        generated, entrypoint = value_files(function)
-    if source.root is None:
-        return Code(entrypoint=entrypoint, root=None, files={}, generated=generated)
-    package = source.module.partition(".")[0]
-    files = dict(sorted(_project_files(source.root, package)))
-    _check_size(files, source.root)
+        value = capture_value(function)
+        generated, entrypoint = value.files, value.entrypoint
+        root = root if root and _refers_to(root, value.modules, script) else None
+    files = _project_files(root, source.module.partition(".")[0]) if root else {}
     return Code(entrypoint=entrypoint, root=source.root, files=files, generated=generated)
 
 
-def _project_files(root: Path, package: str) -> Iterator[tuple[str, Path]]:
+def _refers_to(root: Path, modules: Collection[str], script: str) -> bool:
+    tops = {name.partition(".")[0] for name in modules}
+    if script and (root / script).is_file():
+        return True
+    return any((root / f"{top}.py").is_file() or (root / top).is_dir() for top in tops)
+
+
+def _project_files(root: Path, package: str) -> dict[str, Path]:
     suffixes = _suffixes()
-    own = root / package
-    seen: set[Path] = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        here = Path(folder)
-        folders[:] = sorted(name for name in folders if _is_walked(here / name, seen))
-        in_package = (own / "__init__.py").is_file() and (here == own or own in here.parents)
-        for name in names:
-            path = here / name
-            if _is_taken(name, suffixes, in_package) and path.is_file():
-                yield path.relative_to(root).as_posix(), path
+    own = root / package if (root / package / "__init__.py").is_file() else None
+    files: dict[str, Path] = {}
+    size = 0
+    for path in _walk(root, frozenset()):
+        in_package = own is not None and own in path.parents
+        if not _is_taken(path.name, suffixes, in_package):
+            continue
+        files[path.relative_to(root).as_posix()] = path
+        size += path.stat().st_size
+        if len(files) > MAX_FILES:
+            raise CaptureError(f"{root} holds more than {MAX_FILES} files of code", hint=_TOO_MUCH)
+    if size > MAX_SIZE:
+        largest = max(files, key=lambda name: files[name].stat().st_size)
+        raise CaptureError(
+            f"{root} holds {size >> 20} MiB of code and package data "
+            f"(at most {MAX_SIZE >> 20}); the largest file is {largest}",
+            hint=_TOO_MUCH,
+        )
+    return dict(sorted(files.items()))
 
 
-def _is_walked(folder: Path, seen: set[Path]) -> bool:
+def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """Yield the files below a folder; links are followed, but not round in circles."""
+    real = folder.resolve()
+    if real in above:
+        return
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise CaptureError(f"cannot read {folder}: {error.strerror}") from None
+    for path in entries:
+        if path.is_dir():
+            if _is_walked(path):
+                yield from _walk(path, above | {real})
+        elif path.is_file():
+            yield path
+
+
+def _is_walked(folder: Path) -> bool:
     name = folder.name
     if name.startswith(".") or name in _NEVER or name.endswith((".egg-info", ".dist-info")):
         return False
-    if (folder / "pyvenv.cfg").exists() or (folder / "conda-meta").is_dir():
-        return False
-    real = folder.resolve()
-    if real in seen or real == _datastore():
-        return False
-    seen.add(real)
-    return True
+    return not any((folder / mark).exists() for mark in _MARKS)
 
 
 def _is_taken(name: str, suffixes: tuple[str, ...], in_package: bool) -> bool:
@@ -113,39 +168,24 @@ def _is_taken(name: str, suffixes: tuple[str, ...], in_package: bool) -> bool:
 def _suffixes() -> tuple[str, ...]:
     from metaflow.metaflow_config import DEFAULT_PACKAGE_SUFFIXES
 
-    return tuple(suffix.strip().lower() for suffix in DEFAULT_PACKAGE_SUFFIXES.split(","))
-
-
-def _datastore() -> Path | None:
-    from metaflow.metaflow_config import DATASTORE_SYSROOT_LOCAL
-
-    return Path(DATASTORE_SYSROOT_LOCAL).resolve() if DATASTORE_SYSROOT_LOCAL else None
-
-
-def _check_size(files: Mapping[str, Path], root: Path) -> None:
-    hint = "bind from a folder that holds the project alone"
-    if len(files) > MAX_FILES:
-        raise CaptureError(
-            f"{root} holds {len(files)} files of code (at most {MAX_FILES})", hint=hint
-        )
-    size = sum(path.stat().st_size for path in files.values())
-    if size > MAX_SIZE:
-        largest = max(files, key=lambda name: files[name].stat().st_size)
-        raise CaptureError(
-            f"{root} holds {size >> 20} MiB of code and package data "
-            f"(at most {MAX_SIZE >> 20}); the largest file is {largest}",
-            hint=hint,
-        )
+    given = (suffix.strip().lower() for suffix in DEFAULT_PACKAGE_SUFFIXES.split(","))
+    return tuple(suffix for suffix in given if suffix)
 
 
 def archive(code: Code) -> bytes:
-    """Return ``code.tar.gz``: the same files give the same bytes."""
+    """Return ``code.tar.gz``: the same files give the same bytes.
+
+    Raises
+    ------
+    CaptureError
+        When a file cannot be read.
+    """
     buffer = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=buffer, mode="wb", filename="", mtime=0, compresslevel=6) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
-        for name in sorted({*code.files, *code.generated}):
+        for name in code.names:
             data, mode = _content(code, name)
             member = tarfile.TarInfo(name)
             member.size, member.mode = len(data), mode
@@ -165,14 +205,9 @@ def _content(code: Code, name: str) -> tuple[bytes, int]:
 
 
 @contextlib.contextmanager
-def staged(code: Code) -> Iterator[Path]:
-    """Yield a folder that holds just the captured files, as they will be imported."""
+def staged(archived: bytes) -> Iterator[Path]:
+    """Yield a folder that holds just the archived files, as they will be imported."""
     with tempfile.TemporaryDirectory(prefix="mfimage-") as text:
-        folder = Path(text)
-        for name in {*code.files, *code.generated}:
-            content, mode = _content(code, name)
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-            path.chmod(mode)
+        folder = Path(text).resolve() / "code"
+        extract(archived, folder, where="the captured code")
         yield folder

@@ -57,6 +57,7 @@ def _run(folder: Path, lines: list[bytes], name: str) -> list[Any]:
         [sys.executable, "-m", "mfimage.runtime", "call"],
         input=b"\n".join(lines) + b"\n",
         capture_output=True,
+        cwd=folder,  # not where the project's files lie: they must have come along
         env={**os.environ, "PYTHONPATH": path, "MFIMAGE_FUNCTION": str(folder)},
         check=False,
     )

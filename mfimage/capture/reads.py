@@ -7,7 +7,6 @@ import inspect
 import textwrap
 
 from mfimage.function.decorator import DecoratedFunction
-from mfimage.function.parameters import declared_parameters
 
 
 def parameters_read(function: DecoratedFunction) -> set[str] | None:
@@ -16,15 +15,11 @@ def parameters_read(function: DecoratedFunction) -> set[str] | None:
     Returns
     -------
     set of str or None
-        What a typed subclass declares; else the attributes that the code reads; None when the
-        parameters go somewhere that cannot be followed, so that any may be read.
+        The attributes that the code reads; None when the parameters go somewhere that cannot be
+        followed, so that any may be read.
     """
-    signature = function.signature
-    if not signature.takes_params:
+    if not function.signature.takes_params:
         return set()
-    declared = declared_parameters(signature.params_type)
-    if declared:
-        return set(declared)
     name = list(inspect.signature(function.__wrapped__).parameters)[1]
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function.__wrapped__)))
@@ -35,23 +30,30 @@ def parameters_read(function: DecoratedFunction) -> set[str] | None:
 
 def _reads(function: ast.AST, name: str) -> set[str] | None:
     found: set[str] = set()
-    followed: set[int] = set()
+    followed: set[ast.AST] = set()
     for node in ast.walk(function):
         value = getattr(node, "value", None)
-        if not (isinstance(value, ast.Name) and value.id == name):
-            continue
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-            found.add(node.attr)
-            followed.add(id(value))
-        elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
-            found.add(str(node.slice.value))
-            followed.add(id(value))
+        if isinstance(value, ast.Name) and value.id == name:
+            member = _member(node)
+            if member is None:
+                return None
+            found.add(member)
+            followed.add(value)
     for node in ast.walk(function):
-        if isinstance(node, ast.Name) and node.id == name and id(node) not in followed:
+        if isinstance(node, ast.Name) and node.id == name and node not in followed:
             return None
         if isinstance(node, ast.arg) and node.arg == name and not _is_own(function, node):
             return None
     return found
+
+
+def _member(node: ast.AST) -> str | None:
+    """Return ``model`` of ``params.model`` and ``params["model"]``."""
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+        return None if node.attr.startswith("_") else node.attr
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        return str(node.slice.value)
+    return None
 
 
 def _is_own(function: ast.AST, argument: ast.arg) -> bool:

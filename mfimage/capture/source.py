@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import inspect
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType
 
-from mfimage.errors import CaptureError
+from mfimage.errors import CaptureError, MfimageError
 from mfimage.function.decorator import DecoratedFunction
 
 # Set while mfimage imports somebody's module, so that a module that binds when it is imported
 # does not bind for ever.
 IMPORTING = "MFIMAGE_IMPORTING"
+_SITES = {"site-packages", "dist-packages"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class Source:
     ----------
     module : str
         The name to import it by, inside the code archive.
+    name : str
+        What that module calls it.
     root : Path or None
         The project's folder; None when the module is part of an installed distribution.
     by_value : bool
@@ -35,6 +38,7 @@ class Source:
     """
 
     module: str
+    name: str
     root: Path | None
     by_value: bool = False
 
@@ -81,17 +85,15 @@ def require_decorated(value: object, *, label: str = "") -> DecoratedFunction:
 
 
 def _import(place: str) -> ModuleType:
-    path = Path(place)
-    is_file = place.endswith(".py") or "/" in place
-    if is_file and not path.is_file():
-        raise CaptureError(f"no file {place!r}", hint="check the path, from the folder you are in")
-    root, module = _module_of(path) if is_file else (Path.cwd(), place)
-    sys.path.insert(0, str(root))
     previous = os.environ.get(IMPORTING)
     os.environ[IMPORTING] = "1"
     try:
-        return importlib.import_module(module)
-    except Exception as error:
+        if place.endswith(".py") or "/" in place:
+            return _import_file(Path(os.path.abspath(place)), place)  # noqa: PTH100
+        return _import_from(Path.cwd(), place)
+    except MfimageError:
+        raise
+    except (Exception, SystemExit) as error:
         raise CaptureError(
             f"importing {place} failed: {type(error).__name__}: {error}",
             hint=_import_hint(error),
@@ -101,7 +103,38 @@ def _import(place: str) -> ModuleType:
             del os.environ[IMPORTING]
 
 
-def _import_hint(error: Exception) -> str:
+def _import_file(path: Path, place: str) -> ModuleType:
+    if not path.is_file():
+        raise CaptureError(f"no file {place!r}", hint="check the path, from the folder you are in")
+    root, name = _module_of(path)
+    try:
+        module = _import_from(root, name)
+    except ModuleNotFoundError as error:
+        # A file inside a package that imports its neighbours by their bare names is a script.
+        if root == path.parent or not _stands_in(path.parent, str(error.name)):
+            raise
+        module = _import_from(path.parent, path.stem)
+    other = getattr(module, "__file__", None)
+    if not other or not path.samefile(other):
+        raise CaptureError(
+            f"{place} cannot be imported as {module.__name__}: that is {other or 'built in'}",
+            hint="give the file another name",
+        )
+    return module
+
+
+def _stands_in(folder: Path, module: str) -> bool:
+    name = module.partition(".")[0]
+    return (folder / f"{name}.py").is_file() or (folder / name).is_dir()
+
+
+def _import_from(root: Path, name: str) -> ModuleType:
+    if sys.path[:1] != [str(root)]:
+        sys.path.insert(0, str(root))
+    return importlib.import_module(name)
+
+
+def _import_hint(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"install {error.name!r}, or run from the project's folder"
     return "it must be importable: guard what should only run as a script with __name__"
@@ -109,7 +142,6 @@ def _import_hint(error: Exception) -> str:
 
 def _module_of(path: Path) -> tuple[Path, str]:
     """Return the folder to import a file from, and its module name there."""
-    path = Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow links)
     parts = [] if path.name == "__init__.py" else [path.stem]
     folder = path.parent
     while (folder / "__init__.py").is_file():
@@ -128,63 +160,93 @@ def locate(function: DecoratedFunction) -> Source:
     """
     name, qualname = function.__module__, function.__qualname__
     module = sys.modules.get(name)
-    path = getattr(module, "__file__", None) or inspect.getsourcefile(function.__wrapped__)
-    exists = path is not None and Path(path).is_file()
-    if name == "__main__" and not exists:
-        return Source(module=name, root=Path.cwd(), by_value=True)
+    file = getattr(module, "__file__", None) or inspect.getsourcefile(function.__wrapped__)
+    path = Path(os.path.abspath(file)) if file and Path(file).is_file() else None  # noqa: PTH100
+    if name == "__main__" and path is None:
+        return Source(module=name, name=function.__name__, root=Path.cwd(), by_value=True)
     if "<locals>" in qualname:
         raise CaptureError(
             f"{qualname} is defined inside another function and cannot be imported",
             hint="move it to the top level of its module",
         )
-    if not exists:
+    if "." in qualname:
+        raise CaptureError(
+            f"{qualname} is not at the top level of {name}",
+            hint="a function is bound by its module and name; move it out of the class",
+        )
+    if path is None:
         raise CaptureError(f"{name}.{qualname} has no source file", hint="define it in a module")
-    root, imported_as = _module_of(Path(str(path)))
-    if name == "__main__" and _binds_on_import(Path(str(path))):
-        return Source(module=name, root=root, by_value=True)
-    if name != "__main__":
-        root, imported_as = _root_of(Path(str(path)), name) or root, name
-    _check_reachable(function, imported_as)
-    return Source(module=imported_as, root=None if _is_installed(root) else root)
+    if name == "__main__":
+        return _of_script(function, path)
+    if any(space.get("__name__") == name for space, _ in _importing()):
+        raise CaptureError(
+            f"{qualname} is bound while its own module, {name}, is imported",
+            hint="whoever imports it would bind it again: bind it somewhere else, or put the "
+            "binding under: if __name__ == '__main__':",
+        )
+    return _of_module(function, path)
+
+
+def _of_module(function: DecoratedFunction, path: Path) -> Source:
+    root, module = _root_of(path, function.__module__), function.__module__
+    if root is None:  # it was imported in a way of its own
+        root, module = _module_of(path)
+    installed = not _SITES.isdisjoint(root.parts)
+    return Source(module=module, name=_name_in_module(function), root=None if installed else root)
+
+
+def _of_script(function: DecoratedFunction, path: Path) -> Source:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # python -m has one
+    root = (_root_of(path, spec.name) if spec else None) or path.parent
+    module = ".".join(path.relative_to(root).with_suffix("").parts)
+    return Source(
+        module=module,
+        name=_name_in_module(function),
+        root=root,
+        by_value="." in path.stem or _binds_on_import(path),
+    )
 
 
 def _root_of(path: Path, module: str) -> Path | None:
-    """Return the folder that makes ``path`` importable as ``module``."""
-    depth = module.count(".") + (path.name == "__init__.py")
-    return Path(os.path.abspath(path)).parents[depth]  # noqa: PTH100
+    """Return the folder that makes ``path`` importable as ``module``, if there is one."""
+    parts = module.split(".")
+    parts = [*parts, "__init__"] if path.stem == "__init__" else parts
+    if tuple(parts) != (*path.parts[-len(parts) : -1], path.stem):
+        return None
+    return path.parents[len(parts) - 1]
 
 
-def _is_installed(root: Path) -> bool:
-    return "site-packages" in root.parts or "dist-packages" in root.parts
+def _name_in_module(function: DecoratedFunction) -> str:
+    members = vars(sys.modules.get(function.__module__, ModuleType("")))
+    if not members or members.get(function.__name__) is function:
+        return function.__name__
+    for name, value in members.items():
+        if value is function:
+            return name
+    raise CaptureError(
+        f"{function.__module__} has no name for the decorated {function.__name__}",
+        hint="write @json_function above its def, or give the result a name in the module",
+    )
 
 
-def _check_reachable(function: DecoratedFunction, module: str) -> None:
-    if "." in function.__qualname__:
-        raise CaptureError(
-            f"{function.__qualname__} is not at the top level of {module}",
-            hint="a function is bound by its module and name; move it out of the class",
-        )
+def _importing() -> Iterator[tuple[dict[str, object], int]]:
+    """Yield name space and line of every module whose top level runs now, the innermost first."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "<module>":
+            yield frame.f_globals, frame.f_lineno
+        frame = frame.f_back
 
 
 def _binds_on_import(path: Path) -> bool:
     """Tell whether the script's statement that runs now would run on import, too."""
-    line = _main_line()
-    if line is None:
+    lines = [line for space, line in _importing() if space.get("__name__") == "__main__"]
+    if not lines:
         return False
     for statement in ast.parse(path.read_bytes()).body:
-        if statement.lineno <= line <= (statement.end_lineno or statement.lineno):
+        if statement.lineno <= lines[-1] <= (statement.end_lineno or statement.lineno):
             return not _is_guard(statement)
     return False
-
-
-def _main_line() -> int | None:
-    frame: FrameType | None = sys._getframe()
-    found = None
-    while frame is not None:
-        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__main__":
-            found = frame.f_lineno
-        frame = frame.f_back
-    return found
 
 
 def _is_guard(statement: ast.stmt) -> bool:

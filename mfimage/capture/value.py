@@ -1,92 +1,191 @@
-"""A function that no file defines, captured by value: notebooks, REPLs, unguarded scripts."""
+"""A function that no module defines, captured by value: notebooks, REPLs, unguarded scripts."""
 
 from __future__ import annotations
 
 import dis
 import io
+import sys
 import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import cloudpickle
+
 from mfimage.errors import CaptureError
+from mfimage.function import hints
 from mfimage.function.decorator import DecoratedFunction
+from mfimage.runtime.value import decorate
 
 MODULE = "_bound_function"
+MAX_SIZE = 256 << 20
 
 _TEMPLATE = '''\
-"""The function {name!r}, captured by value: no file defined it."""
+"""The function {name!r}, captured by value: no module defines it."""
 
-import operator
-import pickle
 from pathlib import Path
 
-from mfimage.function.decorator import json_function
+from mfimage.runtime.value import load_value
+
+
+def _imports():
+    """Name what the function needs; nobody calls this."""
 {imports}
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module, name):
-        return operator.attrgetter(name)(__import__(module, fromlist=["*"]))
-
-
-with Path(__file__).with_name("{module}.pkl").open("rb") as _file:
-    {name} = json_function(batch={batch})(_Unpickler(_file).load())
+{name} = load_value(
+    Path(__file__).with_name("{module}.pkl"), python="{python}", builtins=__builtins__
+)
 '''
 
 
-def value_files(function: DecoratedFunction) -> tuple[dict[str, bytes], str]:
-    """Return the files that carry a function by value, and its entrypoint.
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """A function captured by value.
+
+    Attributes
+    ----------
+    entrypoint : str
+        ``module:function``.
+    files : mapping of str to bytes
+        The module that stands for it, and the pickle.
+    modules : frozenset of str
+        What it imports or refers to.
+    """
+
+    entrypoint: str
+    files: Mapping[str, bytes]
+    modules: frozenset[str]
+
+
+def capture_value(function: DecoratedFunction) -> Value:
+    """Pickle a function with everything of ``__main__`` that it refers to.
 
     Raises
     ------
     CaptureError
-        When something it refers to cannot be pickled.
+        When something it refers to cannot be pickled, or is too large.
     """
-    import cloudpickle
-
-    plain = function.__wrapped__
     buffer = io.BytesIO()
+    pickler = _Pickler(buffer)
     try:
-        cloudpickle.CloudPickler(buffer, protocol=4).dump(plain)
+        pickler.dump(function)
     except Exception as error:
         raise CaptureError(
             f"{function.__name__} cannot be captured by value: {error}",
             hint="define it in a .py file and import it from there",
         ) from error
-    lines = "".join(f"import {name}\n" for name in sorted(_modules_of(plain, set())))
+    if buffer.tell() > MAX_SIZE:
+        raise CaptureError(
+            f"{function.__name__} refers to {buffer.tell() >> 20} MiB of data "
+            f"(at most {MAX_SIZE >> 20})",
+            hint="keep data in an artifact, and read it from the parameters",
+        )
+    needed = _tidy(name for name in pickler.needed if _is_real(name))
+    optional = _tidy(pickler.optional - pickler.needed)
     stub = _TEMPLATE.format(
-        name=function.__name__, module=MODULE, batch=function.signature.batch, imports=lines
+        name=function.__name__,
+        module=MODULE,
+        python=f"{sys.version_info.major}.{sys.version_info.minor}",
+        imports=_statements(needed, optional),
     )
-    files = {f"{MODULE}.py": stub.encode(), f"{MODULE}.pkl": buffer.getvalue()}
-    return files, f"{MODULE}:{function.__name__}"
+    return Value(
+        entrypoint=f"{MODULE}:{function.__name__}",
+        files={f"{MODULE}.py": stub.encode(), f"{MODULE}.pkl": buffer.getvalue()},
+        modules=frozenset(needed + optional),
+    )
 
 
-def _modules_of(value: Any, seen: set[int]) -> set[str]:
-    """Return the modules that a function and what it refers to need.
-
-    Cloudpickle names them in its own way; import statements say it to everybody else.
-    """
-    if id(value) in seen:
-        return set()
-    seen.add(id(value))
-    if isinstance(value, DecoratedFunction):
-        return _modules_of(value.__wrapped__, seen)
-    if isinstance(value, types.ModuleType):
-        return {value.__name__} - {"__main__"}
-    if not isinstance(value, types.FunctionType | type):
-        return set()
-    if value.__module__ != "__main__":
-        return {value.__module__} - {"builtins"}
-    if isinstance(value, type):
-        members = [item for item in vars(value).values() if isinstance(item, types.FunctionType)]
-        return set().union(*(_modules_of(item, seen) for item in [*members, *value.__bases__]))
-    return _modules_of_function(value, seen)
+def _is_real(name: object) -> bool:
+    """Tell whether a loaded module can be imported: Cython's own, say, can not."""
+    top = sys.modules.get(name.partition(".")[0]) if isinstance(name, str) else None
+    return getattr(top, "__spec__", None) is not None
 
 
-def _modules_of_function(function: types.FunctionType, seen: set[int]) -> set[str]:
-    found = {"cloudpickle"} | _imports_in(function.__code__)
-    for name in _names_in(function.__code__):
-        if name in function.__globals__:
-            found |= _modules_of(function.__globals__[name], seen)
-    return found
+def _tidy(modules: Iterable[str]) -> list[str]:
+    ours = {"", "__main__", "mfimage", *sys.stdlib_module_names}
+    return sorted(name for name in modules if name.partition(".")[0] not in ours)
+
+
+def _statements(needed: Iterable[str], optional: Iterable[str]) -> str:
+    lines = [f"    import {name}\n" for name in needed]
+    # What function bodies import may not be there: they say what then.
+    for name in optional:
+        lines.append(f"    try:\n        import {name}\n    except ImportError:\n        pass\n")
+    return "".join(lines)
+
+
+class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has no hints
+    """Pickles the same function to the same bytes, and notes the modules it needs."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=4)
+        self.needed = {"cloudpickle"}
+        self.optional: set[str] = set()
+        # Alive until the end: pickle remembers objects by their ids.
+        self._clones: dict[int, Any] = {}
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, DecoratedFunction) and obj.__module__ == "__main__":
+            return decorate, (obj.__wrapped__, obj.signature.batch)
+        if isinstance(obj, types.FunctionType) and obj.__module__ == "__main__":
+            self.optional |= _imports_in(obj.__code__)
+            return super().reducer_override(self._clone(obj))
+        self._note(obj)
+        reduced = super().reducer_override(obj)
+        return _stable_class(obj, reduced) if isinstance(obj, type) else reduced
+
+    def _note(self, obj: Any) -> None:
+        if isinstance(obj, types.ModuleType):
+            self.needed.add(obj.__name__)
+        elif isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType):
+            self.needed.add(obj.__module__ or "")
+        else:
+            self.needed.add(type(obj).__module__)
+
+    def _clone(self, function: types.FunctionType) -> types.FunctionType:
+        """Return a copy whose hints are no strings: the names in them stay behind."""
+        if id(function) in self._clones:
+            return self._clones[id(function)][1]  # type: ignore[no-any-return]
+        clone = types.FunctionType(
+            _nameless(function.__code__),
+            function.__globals__,
+            function.__name__,
+            function.__defaults__,
+            function.__closure__,
+        )
+        clone.__dict__.update(function.__dict__)
+        clone.__kwdefaults__, clone.__qualname__ = function.__kwdefaults__, function.__qualname__
+        clone.__doc__, clone.__module__ = function.__doc__, function.__module__
+        clone.__annotations__ = _resolved(function, function.__annotations__)
+        self._clones[id(function)] = (function, clone)
+        return clone
+
+
+def _nameless(code: types.CodeType) -> types.CodeType:
+    """Return code that does not tell in which temporary file a notebook kept it."""
+    constants = (_nameless(c) if isinstance(c, types.CodeType) else c for c in code.co_consts)
+    return code.replace(co_filename=Path(code.co_filename).name, co_consts=tuple(constants))
+
+
+def _stable_class(cls: type, reduced: Any) -> Any:
+    """Drop the random name by which cloudpickle tells classes apart, and resolve the hints."""
+    maker = reduced[0] if isinstance(reduced, tuple) else None
+    if not getattr(maker, "__name__", "").startswith("_make_skeleton"):
+        return reduced
+    _, args, (members, slots), *rest = reduced
+    if "__annotations__" in members:
+        resolved = _resolved(cls, members["__annotations__"])
+        members = {**members, "__annotations__": resolved}
+    return maker, (*args[:-2], None, args[-1]), (members, slots), *rest
+
+
+def _resolved(annotated: Any, own: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        found = hints.resolve(annotated)
+    except (NameError, TypeError):
+        found = {}
+    return {name: found.get(name, hint) for name, hint in own.items()}
 
 
 def _imports_in(code: types.CodeType) -> set[str]:
@@ -94,12 +193,4 @@ def _imports_in(code: types.CodeType) -> set[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             found |= _imports_in(constant)
-    return found - {""}
-
-
-def _names_in(code: types.CodeType) -> set[str]:
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _names_in(constant)
-    return names
+    return found

@@ -1,0 +1,223 @@
+"""Reads import statements from source without running it.
+
+Only the standard library: the probe loads this file beside itself, in an interpreter that may
+have no mfimage, so that code is parsed by the Python that will run it.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Statement(NamedTuple):
+    """One import: what it names (``a.b`` of ``from a import b``), where, and if it may fail."""
+
+    module: str
+    line: int
+    optional: bool
+
+
+class FileImport(NamedTuple):
+    """A statement and the file that holds it."""
+
+    module: str
+    file: Path
+    line: int
+    optional: bool
+
+
+def find_local(root: Path, module: str) -> Path | None:
+    """Return the project file that ``module`` means when ``root`` is on ``sys.path``."""
+    base = root.joinpath(*module.split("."))
+    for path in (base / "__init__.py", base.with_name(base.name + ".py")):
+        if path.is_file():
+            return path
+    if not base.parent.is_dir():
+        return None
+    return next((path for path in base.parent.glob(base.name + ".*") if _is_compiled(path)), None)
+
+
+def _is_compiled(path: Path) -> bool:
+    return path.suffix in (".so", ".pyd")
+
+
+def prefixes(module: str) -> list[str]:
+    """Return ``a``, ``a.b``, ``a.b.c`` of ``a.b.c``: what importing it imports."""
+    parts = module.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def walk_project(
+    root: Path, start: Iterable[str], loaded: Mapping[str, Path]
+) -> tuple[list[FileImport], list[Path]]:
+    """Read every project file that ``start`` reaches, following imports between them.
+
+    Parameters
+    ----------
+    root : Path
+        The folder that is on ``sys.path``.
+    start : iterable of str
+        Modules to start from.
+    loaded : mapping of str to Path
+        Modules of the project that an import of the function's module loads, and their files:
+        what these ask for is not optional on account of how they were reached.
+
+    Returns
+    -------
+    (imports, files)
+        What is imported that no name below ``root`` means, and the project's files, both in
+        reading order.
+    """
+    imports: list[FileImport] = []
+    seen: dict[Path, None] = {}
+    # What is surely needed first: a file that is also reached by an optional import is required.
+    queue = [(name, False) for module in start for name in prefixes(module)]
+    later: list[tuple[str, bool]] = []
+    while queue or later:
+        module, optional = (queue or later).pop(0)
+        path = find_local(root, module) or loaded.get(module)
+        if path is None or path in seen:
+            continue
+        seen[path] = None
+        for found in _read_file(module, path):
+            is_optional = found.optional or (optional and module not in loaded)
+            names = prefixes(found.module)
+            (later if is_optional else queue).extend((name, is_optional) for name in names)
+            if not any(find_local(root, name) for name in names):
+                imports.append(FileImport(found.module, path, found.line, is_optional))
+    return imports, list(seen)
+
+
+def _read_file(module: str, path: Path) -> list[Statement]:
+    if path.suffix != ".py":
+        return []
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    return read_imports(path.read_bytes(), package=package, label=str(path))
+
+
+def read_imports(source: bytes, *, package: str = "", label: str = "<source>") -> list[Statement]:
+    """Return the imports of a module, at its top and inside its functions.
+
+    Left out are those for type checkers alone, those of ``if __name__ == "__main__":``, and
+    those of a flow's steps: none runs when the function does.
+
+    Raises
+    ------
+    SyntaxError
+        When it is no Python.
+    """
+    reader = _Reader(package)
+    reader.visit(ast.parse(source, label))
+    return reader.found
+
+
+class _Reader(ast.NodeVisitor):
+    def __init__(self, package: str) -> None:
+        self.found: list[Statement] = []
+        self._package = package
+        self._optional = False
+
+    def visit_Import(self, node: ast.Import) -> None:
+        for alias in node.names:
+            self._add(alias.name, node)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        base = self._absolute(node.module or "", node.level)
+        for alias in node.names if base is not None else ():
+            item = "" if alias.name == "*" else alias.name
+            self._add(".".join(filter(None, (base, item))), node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        name = node.func.id if isinstance(node.func, ast.Name) else name
+        literal = node.args[0] if node.args else None
+        if (
+            name in ("import_module", "__import__")
+            and isinstance(literal, ast.Constant)
+            and isinstance(literal.value, str)
+        ):
+            bare = literal.value.lstrip(".")
+            module = self._absolute(bare, len(literal.value) - len(bare))
+            if module:
+                self._add(module, node)
+        self.generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> None:
+        runs = _runs(node.test)
+        if runs is None:
+            self._visit(node.body, optional=True)
+            self._visit(node.orelse, optional=True)
+        else:
+            self._visit(node.body if runs else node.orelse)
+
+    def visit_Try(self, node: ast.Try) -> None:
+        guarded = any(_catches_import_error(handler.type) for handler in node.handlers)
+        self._visit(node.body, optional=guarded)
+        for handler in node.handlers:
+            self._visit(handler.body, optional=True)
+        self._visit([*node.orelse, *node.finalbody])
+
+    visit_TryStar = visit_Try  # type: ignore[assignment]  # Python 3.11
+
+    def visit_With(self, node: ast.With) -> None:
+        calls = [item.context_expr for item in node.items]
+        names = [name for call in calls if isinstance(call, ast.Call) for name in call.args]
+        self._visit(node.body, optional=any(_catches_import_error(name) for name in names))
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        self._visit(item for item in node.body if not _is_step(item))
+
+    def _visit(self, nodes: Iterable[ast.AST], *, optional: bool = False) -> None:
+        before, self._optional = self._optional, self._optional or optional
+        for node in nodes:
+            self.visit(node)
+        self._optional = before
+
+    def _add(self, module: str, node: ast.stmt | ast.expr) -> None:
+        self.found.append(Statement(module, node.lineno, self._optional))
+
+    def _absolute(self, name: str, level: int) -> str | None:
+        if not level:
+            return name
+        parts = self._package.split(".") if self._package else []
+        if level - 1 >= len(parts):
+            return None
+        return ".".join(filter(None, [*parts[: len(parts) - level + 1], name]))
+
+
+def _runs(test: ast.expr) -> bool | None:
+    """Tell whether a condition holds in an imported module; None when that depends."""
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        runs = _runs(test.operand)
+        return None if runs is None else not runs
+    names = set(_names(test))
+    if isinstance(test, ast.Name | ast.Attribute) and "TYPE_CHECKING" in names:
+        return False
+    if "__name__" in names and isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.Eq):
+        return False
+    return None
+
+
+def _names(node: ast.AST) -> Iterator[str]:
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name):
+            yield part.id
+        elif isinstance(part, ast.Attribute):
+            yield part.attr
+
+
+_SOFT = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
+
+
+def _catches_import_error(kind: ast.expr | None) -> bool:
+    return kind is None or not _SOFT.isdisjoint(_names(kind))
+
+
+def _is_step(node: ast.AST) -> bool:
+    # Only a flow has steps, and its steps run elsewhere, with their own @pypi and @conda.
+    if not isinstance(node, ast.FunctionDef):
+        return False
+    return any("step" in _names(decorator) for decorator in node.decorator_list)

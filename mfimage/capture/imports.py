@@ -1,0 +1,294 @@
+"""What a function imports, by its code and by its artifacts' pickles, and why."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mfimage
+from mfimage.capture._reading import find_local, prefixes
+from mfimage.capture.distributions import SITES, Installed, parse_distributions
+from mfimage.capture.pickles import StoredBytes, named_modules
+from mfimage.capture.source import IMPORTING
+from mfimage.errors import CaptureError, LockError
+
+_PROBE = Path(__file__).with_name("_probe.py")
+_TIMEOUT = 300
+# Ships apart from the function's environment.
+_OURS = {"mfimage", "metaflow_extensions"}
+_DECLARE = "or name the whole environment with environment="
+
+
+class Asked(NamedTuple):
+    """A module that something asks for: what, why, where it lies, and if it may be nobody's."""
+
+    module: str
+    reason: str
+    origins: tuple[str, ...]
+    optional: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imports:
+    """What a function imports.
+
+    Attributes
+    ----------
+    python : str
+        Full version of the interpreter that was asked.
+    asked : tuple of Asked
+        Modules that are neither Python's nor the project's.
+    installed : Installed
+        What the interpreter has installed.
+    """
+
+    python: str
+    asked: tuple[Asked, ...]
+    installed: Installed
+
+    def distributions(self) -> dict[str, str]:
+        """Return the distributions that the modules belong to -> why they are needed.
+
+        Raises
+        ------
+        LockError
+            When a module that must be there belongs to none.
+        """
+        reasons: dict[str, str] = {}
+        for asked in self.asked:
+            owners = self.installed.owners(asked.module, asked.origins)
+            for owner in owners:
+                reasons.setdefault(owner.name, asked.reason)
+            is_lost = not owners and not asked.optional
+            if is_lost and not self.installed.is_namespace(asked.module):
+                raise _lost(asked)
+        return reasons
+
+
+def _lost(asked: Asked) -> LockError:
+    if asked.origins:
+        return LockError(
+            f"{asked.module} belongs to no installed distribution and to no file of the project "
+            f"({asked.reason}; it lies at {asked.origins[0]})",
+            hint=f"install it as a distribution, or move it into the project's folder, {_DECLARE}",
+        )
+    return LockError(
+        f"{asked.module} is not installed here ({asked.reason})",
+        hint=f"install it, import it inside try/except ImportError, {_DECLARE}",
+    )
+
+
+def find_imports(
+    *,
+    code_root: Path,
+    files: Sequence[Path],
+    module: str,
+    artifacts: Mapping[str, StoredBytes],
+    python_executable: str = sys.executable,
+    run: bool = True,
+) -> Imports:
+    """Find out what a function imports.
+
+    Parameters
+    ----------
+    code_root : Path
+        The folder that will be on ``sys.path``.
+    files : sequence of Path
+        The project's files that go along.
+    module : str
+        The function's module.
+    artifacts : mapping of str to StoredBytes
+        The artifacts that it uses; their pickles are read and never run.
+    python_executable : str
+        The interpreter to ask.
+    run : bool
+        Whether to import the module there, in a fresh process; otherwise its source is read.
+
+    Raises
+    ------
+    LockError
+        When a module cannot be imported because something is not installed.
+    CaptureError
+        When importing it fails otherwise, a file of the project that it imports does not go
+        along, or a pickle cannot be read.
+    """
+    root = code_root.resolve()
+    request = {"root": str(root), "module": module, "run": run, "names": []}
+    with _probe(python_executable, request) as probe:
+        # While the other process imports.
+        pickled = [
+            (each, name)
+            for name in sorted(artifacts)
+            for each in sorted(named_modules(name, artifacts[name]))
+        ]
+        answer = probe.answer()
+    if answer["error"]:
+        raise _import_error(answer["error"], module, root)
+    if run:
+        _check_captured(answer["files"], files, root)
+    installed = parse_distributions(answer["distributions"])
+    asked = [*_asked_by_code(answer, root, module)]
+    asked += _asked_by_pickles(pickled, answer, root, installed, python_executable)
+    return Imports(python=answer["python"], asked=tuple(asked), installed=installed)
+
+
+def _asked_by_code(answer: Mapping[str, Any], root: Path, module: str) -> Iterator[Asked]:
+    read = [(name, file, line, optional) for name, file, line, optional in answer["read"]]
+    soft = {(name.partition(".")[0], file, line) for name, file, line, opt in read if opt}
+    traced = [
+        (name, file, line, (name.partition(".")[0], file, line) in soft)
+        for name, file, line in answer["traced"]
+    ]
+    if find_local(root, module) is None and module in answer["origins"]:
+        yield Asked(module, "the function's own module", tuple(answer["origins"][module]), False)
+    for name, file, line, optional in (*traced, *read):
+        origins = answer["origins"].get(name)
+        if origins is None or _is_local(name, root):
+            continue
+        reason = f"imported by {_relative(file, root)}:{line}"
+        yield Asked(name, reason, tuple(origins), optional or _is_below(origins, root))
+
+
+def _asked_by_pickles(
+    pickled: Iterable[tuple[str, str]],
+    answer: Mapping[str, Any],
+    root: Path,
+    installed: Installed,
+    python_executable: str,
+) -> list[Asked]:
+    standard = set(answer["standard"])
+    wanted = {
+        module: f"named by the pickle of artifact {name!r}"
+        for module, name in reversed(list(pickled))
+        if module.partition(".")[0] not in standard
+    }
+    # Most belong to a distribution that lists its files; the rest is looked up.
+    names = [module for module in wanted if not installed.owners(module, ())]
+    origins: dict[str, list[str]] = {}
+    if names:
+        request = {"root": str(root), "module": "", "run": False, "names": names}
+        with _probe(python_executable, request) as probe:
+            origins = probe.answer()["origins"]
+    return [
+        Asked(module, reason, tuple(found), _is_below(found, root))
+        for module, reason in wanted.items()
+        if not _is_local(module, root)
+        for found in [origins.get(module, [])]
+    ]
+
+
+def _is_local(module: str, root: Path) -> bool:
+    """Tell whether an import with the project's folder on the path finds it there."""
+    names = prefixes(module)
+    return names[0] in _OURS or any(find_local(root, name) for name in names)
+
+
+def _is_below(origins: Iterable[str], root: Path) -> bool:
+    """Tell whether it is the project's file after all: some change ``sys.path`` themselves."""
+    paths = [Path(origin).resolve() for origin in origins]
+    return any(
+        path.is_relative_to(root) and SITES.isdisjoint(path.relative_to(root).parts)
+        for path in paths
+    )
+
+
+def _check_captured(reached: Iterable[str], files: Sequence[Path], root: Path) -> None:
+    captured = {(root / file).resolve() for file in files}
+    if not captured or not all(file.is_relative_to(root) for file in captured):
+        return  # they stand elsewhere on this machine
+    for file in map(Path, reached):
+        if file.is_relative_to(root) and file.resolve() not in captured:
+            raise CaptureError(
+                f"{_relative(str(file), root)} is imported, and does not go along with the code",
+                hint="files go along by suffix: set METAFLOW_DEFAULT_PACKAGE_SUFFIXES",
+            )
+
+
+def _relative(file: str, root: Path) -> str:
+    path = Path(file)
+    return str(path.relative_to(root)) if path.is_relative_to(root) else file
+
+
+def _import_error(error: Mapping[str, Any], module: str, root: Path) -> Exception:
+    place = error["place"]
+    where = f" at {_relative(place[0], root)}:{place[1]}" if place else ""
+    if error["import"]:
+        missing = error["missing"] or "what is missing"
+        return LockError(
+            f"importing {module} in a fresh interpreter failed{where}: {error['text']}",
+            hint=f"install {missing} here, or move it into the project's folder",
+        )
+    if error["exit"]:
+        return CaptureError(
+            f"importing {module} ends the program{where}",
+            hint='guard what should only run as a script: if __name__ == "__main__":',
+        )
+    return CaptureError(
+        f"importing {module} in a fresh interpreter failed{where}: "
+        f"{error['type']}: {error['text']}",
+        hint="the module must be importable by itself, as it is where the function runs",
+    )
+
+
+class _Probe(NamedTuple):
+    process: subprocess.Popen[bytes]
+    folder: Path
+    module: str
+
+    def answer(self) -> dict[str, Any]:
+        """Wait for the probe and return what it found."""
+        label = f"importing {self.module} in a fresh interpreter"
+        try:
+            code = self.process.wait(_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise CaptureError(
+                f"{label} took more than {_TIMEOUT} s",
+                hint="move slow work out of the module's top level",
+            ) from None
+        answer = self.folder / "answer.json"
+        if answer.is_file():
+            return dict(json.loads(answer.read_bytes()))
+        story = (self.folder / "output").read_bytes()[-4000:].decode(errors="replace").strip()
+        died = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        raise CaptureError(
+            f"{label} ended without an answer ({died})",
+            hint=f"it wrote:\n{story}" if story else "it wrote nothing",
+        )
+
+
+@contextmanager
+def _probe(python: str, request: Mapping[str, Any]) -> Iterator[_Probe]:
+    """Start the probe; it is over when the block is left."""
+    # The interpreter that binds has mfimage, maybe from a folder that only this process knows.
+    home = str(Path(mfimage.__file__).parents[1])
+    with tempfile.TemporaryDirectory(prefix="mfimage-") as text:
+        folder = Path(text)
+        asked, answer = folder / "request.json", folder / "answer.json"
+        asked.write_text(json.dumps({**request, "path": [home]}))
+        with (folder / "output").open("wb") as output:
+            try:
+                process = subprocess.Popen(
+                    [python, str(_PROBE), str(asked), str(answer)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env={**os.environ, IMPORTING: "1"},
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise CaptureError(f"cannot run {python}: {error.strerror}") from None
+        try:
+            yield _Probe(process, folder, str(request["module"]))
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -1,0 +1,250 @@
+"""Runs uv: the only module that does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from shutil import which
+
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+
+from mfimage.capture.target import Target
+from mfimage.capture.uv_errors import UvFailure, explain, scrub
+from mfimage.errors import LockError
+
+# What is never part of a lock: mfimage ships its own runtime.
+NEVER_LOCKED = ("mfimage",)
+# 1 January 1980: the first day that a wheel, being a zip file, can name.
+EPOCH = 315532800
+_TIMEOUT = 1800
+# The wheel is taken from a cache, and a git revision has no hash but its own.
+_NOT_BUILDING = {"UV_NO_CACHE", "UV_REQUIRE_HASHES"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexOptions:
+    """Which package indexes to ask, beside what uv's own configuration says.
+
+    Attributes
+    ----------
+    index_url : str or None
+        Instead of the default index. A user and a password in it are used and written nowhere.
+    extra_index_urls : tuple of str
+        Asked first, in order.
+    """
+
+    index_url: str | None = None
+    extra_index_urls: tuple[str, ...] = ()
+
+    def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        """Return ``inherited`` with these indexes: variables, since arguments can be listed."""
+        result = dict(inherited)
+        if self.index_url:
+            result.pop("UV_INDEX_URL", None)
+            result["UV_DEFAULT_INDEX"] = self.index_url
+        if self.extra_index_urls:
+            own = result.get("UV_INDEX", "")
+            result["UV_INDEX"] = " ".join([*self.extra_index_urls, *own.split()])
+        return result
+
+
+OWN_CONFIGURATION = IndexOptions()
+
+
+@cache
+def find_uv() -> str:
+    """Return the path of uv: of the ``uv`` package, else on PATH.
+
+    Raises
+    ------
+    LockError
+        When there is none.
+    """
+    try:
+        import uv
+
+        return os.fspath(uv.find_uv_bin())
+    except (ImportError, FileNotFoundError):
+        found = which("uv")
+    if not found:
+        raise LockError("uv is not installed", hint="pip install uv")
+    return found
+
+
+def compile_pylock(
+    requirements: str,
+    *,
+    target: Target,
+    directory: Path,
+    constraints: str = "",
+    index: IndexOptions = OWN_CONFIGURATION,
+) -> str:
+    """Solve requirements for a target; return a pylock.toml as uv writes it.
+
+    Parameters
+    ----------
+    requirements, constraints : str
+        Texts of requirements files.
+    target : Target
+        What to solve for.
+    directory : Path
+        Where relative paths start, and uv looks for its configuration.
+    index : IndexOptions
+        Which indexes to ask.
+
+    Raises
+    ------
+    LockError
+        When there is no solution, or an index cannot be reached.
+    """
+    with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
+        excludes, limits = Path(folder, "excludes.txt"), Path(folder, "constraints.txt")
+        excludes.write_text("\n".join(NEVER_LOCKED))
+        limits.write_text(constraints)
+        arguments = [
+            *("pip", "compile", "-", "--quiet", "--format", "pylock.toml", "--no-header"),
+            *("--python", _python_for(target), "--python-version", target.minor),
+            *("--python-platform", target.uv_platform),
+            *("--excludes", str(excludes), "--constraints", str(limits)),
+        ]
+        environment = index.environment(os.environ)
+        try:
+            wheels_only = [*arguments, "--only-binary", ":all:"]
+            return _run(wheels_only, directory, environment, requirements)
+        except UvFailure as failure:
+            if not failure.wants_source:
+                raise explain(failure) from None
+        # Something has no wheel on the index, or has to be built to say what it requires.
+        try:
+            return _run(arguments, directory, environment, requirements)
+        except UvFailure as failure:
+            raise explain(failure) from None
+
+
+def export_pylock(project: Path, *, with_project: bool, index: IndexOptions) -> str:
+    """Return a project's ``uv.lock`` as a pylock.toml, for all platforms, as uv writes it.
+
+    Parameters
+    ----------
+    project : Path
+        The folder of ``uv.lock``.
+    with_project : bool
+        Whether the project's own distribution is wanted, beside what it depends on.
+    index : IndexOptions
+        Which indexes to ask, should uv need one.
+    """
+    arguments = ["export", "--quiet", "--format", "pylock.toml", "--no-header", "--locked"]
+    arguments += ["--no-default-groups", "--project", str(project)]
+    arguments += [f"--prune={name}" for name in NEVER_LOCKED]
+    arguments += [] if with_project else ["--no-emit-project"]
+    try:
+        return _run(arguments, project, index.environment(os.environ))
+    except UvFailure as failure:
+        raise explain(failure) from None
+
+
+def build_directory(source: Path, out: Path, *, target: Target, index: IndexOptions) -> Path:
+    """Build the wheel of a source tree; return it, in ``out``.
+
+    Raises
+    ------
+    LockError
+        When it cannot be built.
+    """
+    python = _python_for(target)
+    arguments = ["build", "--wheel", "--python", python, "--out-dir", str(out)]
+    try:
+        _run([*arguments, str(source)], source, _building(index))
+    except UvFailure as failure:
+        raise explain(failure) from None
+    return _only_wheel(out.glob("*.whl"), str(source))
+
+
+def build_requirement(
+    name: str, requirement: str, out: Path, *, target: Target, index: IndexOptions
+) -> Path:
+    """Build the wheel of a requirement that names a URL; return it, below ``out``.
+
+    Uv knows how to fetch it (git, credentials, hashes), yet has no command that keeps the wheel:
+    it is taken from a cache that is made for this one call.
+
+    Raises
+    ------
+    LockError
+        When it cannot be fetched or built.
+    """
+    cache_folder = out / "cache"
+    arguments = [
+        *("pip", "install", "--no-deps", "--python", _python_for(target)),
+        *("--link-mode", "copy", "--cache-dir", str(cache_folder), "--target", str(out / "tree")),
+        *("-r", "-"),
+    ]
+    try:
+        _run(arguments, Path.cwd(), _building(index), requirement)
+    except UvFailure as failure:
+        raise explain(failure) from None
+    # What it was built with may have been built, too, and sources may hold wheels as test data.
+    wheels = cache_folder.glob("sdists-*/**/*.whl")
+    shallow = sorted(wheels, key=lambda path: len(path.parts))
+    return _only_wheel((path for path in shallow if _is_of(path, name)), name)
+
+
+def _is_of(wheel: Path, name: str) -> bool:
+    try:
+        return wheel.is_file() and parse_wheel_filename(wheel.name)[0] == canonicalize_name(name)
+    except InvalidWheelFilename:
+        return False
+
+
+def _only_wheel(wheels: Iterable[Path], label: str) -> Path:
+    for wheel in wheels:
+        return wheel
+    raise LockError(
+        f"uv built {label}, and its wheel is not where this mfimage looks for it",
+        hint="build the wheel yourself, and name its file in a requirements file",
+    )
+
+
+def _building(index: IndexOptions) -> dict[str, str]:
+    """Return an environment in which the same source gives the same wheel, and uv keeps it."""
+    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_BUILDING}
+    fixed = {
+        "SOURCE_DATE_EPOCH": str(EPOCH),
+        "PYTHONHASHSEED": "0",
+        "GIT_OPTIONAL_LOCKS": "0",
+    }
+    return index.environment({**inherited, **fixed})
+
+
+def _python_for(target: Target) -> str:
+    ours = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return sys.executable if target.minor == ours else target.minor
+
+
+def _run(
+    arguments: Sequence[str], directory: Path, environment: Mapping[str, str], text: str = ""
+) -> str:
+    command = [find_uv(), *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            input=text.encode(),
+            capture_output=True,
+            cwd=directory,
+            env={**environment, "NO_COLOR": "1", "UV_NO_PROGRESS": "1"},
+            timeout=_TIMEOUT,
+            check=False,
+        )
+    except OSError as error:
+        raise LockError(f"cannot run uv in {directory}: {error.strerror or error}") from None
+    except subprocess.TimeoutExpired:
+        raise LockError(f"uv {arguments[0]} took more than {_TIMEOUT // 60} minutes") from None
+    if done.returncode:
+        raise UvFailure(scrub(done.stderr.decode(errors="replace"), environment, text))
+    return done.stdout.decode()
