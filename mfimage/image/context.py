@@ -1,0 +1,261 @@
+"""A build's context: the plan's files, laid out as the Dockerfile expects them.
+
+::
+
+    Dockerfile
+    build/uv.txt                     what pip installs uv from
+    build/lock/pylock.toml, wheels/  what uv installs
+    layers/artifact-<digest>/        files as they stand in the image, one folder a layer
+    layers/runtime/                  mfimage's own
+    layers/code/                     the function's
+
+The same plan gives the same bytes: names sorted, fixed times, owner 0, modes 0644 and 0755.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+import mfimage
+from mfimage.errors import BuildError, OptionError
+from mfimage.image.dockerfile import MARKER, artifact_folder, render
+from mfimage.image.engine_files import ContextFile
+from mfimage.image.plan import EPOCH, ImagePlan
+from mfimage.image.uv_tool import uv_requirement
+from mfimage.package.archive import members
+from mfimage.package.spec import BlobRef
+from mfimage.package.store import damaged
+from mfimage.runtime.layout import BLOBS, CODE, FUNCTION, FUNCTION_JSON, RUNTIME
+
+BlobPath = Callable[[BlobRef], Path]
+"""Where a blob's bytes are on this machine."""
+
+DOCKERFILE = "Dockerfile"
+_FOLDERS = ("build", "layers")
+_BLOCK = tarfile.BLOCKSIZE
+
+
+def context_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
+    """List the context's files, sorted by path; artifacts are named, not read.
+
+    Parameters
+    ----------
+    plan : ImagePlan
+        What to build.
+    blob_path : callable
+        Returns where a blob is.
+
+    Raises
+    ------
+    PackageError
+        If the code's archive is damaged, or would write outside its folder.
+    """
+    files = [
+        ContextFile(path=DOCKERFILE, content=render(plan).encode()),
+        ContextFile(path="build/uv.txt", content=uv_requirement()),
+        ContextFile(path="build/lock/pylock.toml", content=plan.dependencies.lock),
+    ]
+    for name, blob in plan.dependencies.wheels.items():
+        files.append(_blob_file(f"build/lock/wheels/{name}", blob, blob_path))
+    for layer, contents in layer_files(plan, blob_path).items():
+        files += [_moved(file, f"layers/{layer}/{file.path}") for file in contents]
+    return sorted(files, key=lambda file: file.path.split("/"))
+
+
+def layer_files(plan: ImagePlan, blob_path: BlobPath) -> dict[str, list[ContextFile]]:
+    """List the files of each layer above the dependencies, lowest first.
+
+    Returns
+    -------
+    dict of str to list of ContextFile
+        By the layer's name; paths are those in the image, without the ``/`` before them.
+    """
+    layers: dict[str, list[ContextFile]] = {}
+    for layer in plan.artifacts:
+        layers[artifact_folder(layer)] = [
+            _blob_file(_inside(FUNCTION, BLOBS, blob.hex), blob, blob_path) for blob in layer.blobs
+        ]
+    layers["runtime"] = _runtime_files(plan)
+    layers["code"] = _code_files(plan, blob_path)
+    return layers
+
+
+def _inside(*parts: str) -> str:
+    return str(PurePosixPath(*parts)).lstrip("/")
+
+
+def _moved(file: ContextFile, path: str) -> ContextFile:
+    return ContextFile(path=path, content=file.content, mode=file.mode, digest=file.digest)
+
+
+def _blob_file(path: str, blob: BlobRef, blob_path: BlobPath) -> ContextFile:
+    return ContextFile(path=path, content=blob_path(blob), digest=blob.hex)
+
+
+def _runtime_files(plan: ImagePlan) -> list[ContextFile]:
+    # The extension stands beside the package, installed or not.
+    root = Path(mfimage.__file__).parent.parent
+    found = {path for pattern in plan.runtime for path in root.glob(pattern) if path.is_file()}
+    return [
+        ContextFile(
+            path=_inside(RUNTIME, path.relative_to(root).as_posix()), content=path.read_bytes()
+        )
+        for path in sorted(found)
+    ]
+
+
+def _code_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
+    blob = plan.code.archive
+    path = blob_path(blob)
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != blob.hex:
+        raise damaged(str(path))
+    files = [
+        ContextFile(path=_inside(FUNCTION, FUNCTION_JSON), content=plan.code.function_json),
+    ]
+    for name, content, mode in members(data, where=f"the code of {plan.function}"):
+        files.append(ContextFile(path=_inside(FUNCTION, CODE, name), content=content, mode=mode))
+    return files
+
+
+def context_tar(plan: ImagePlan, blob_path: BlobPath) -> Iterator[bytes]:
+    """Stream the context as a tar (GNU format), in memory bounded whatever the artifacts' sizes.
+
+    Raises
+    ------
+    PackageError
+        Before the end, when a blob is damaged.
+    """
+    done: set[PurePosixPath] = set()
+    for file in context_files(plan, blob_path):
+        for folder in reversed(PurePosixPath(file.path).parents[:-1]):
+            if folder not in done:
+                done.add(folder)
+                yield _header(str(folder), mode=0o755, kind=tarfile.DIRTYPE)
+        size = file.size()
+        yield _header(file.path, mode=file.mode, size=size)
+        yield from verified(file)
+        yield b"\0" * (-size % _BLOCK)
+    yield b"\0" * (2 * _BLOCK)
+
+
+def _header(name: str, *, mode: int, size: int = 0, kind: bytes = tarfile.REGTYPE) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.mode, info.size, info.mtime, info.type = mode, size, EPOCH, kind
+    # BuildKit takes a PAX header at the start for a Dockerfile.
+    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+
+
+def verified(file: ContextFile) -> Iterator[bytes]:
+    """Yield a file's content; it raises before the end if that is not what its digest says.
+
+    Raises
+    ------
+    PackageError
+        When it is damaged.
+    """
+    if file.digest is None:
+        yield from file.chunks()
+        return
+    hasher = hashlib.sha256()
+    held = b""
+    for chunk in file.chunks():
+        if held:
+            yield held
+        hasher.update(chunk)
+        held = chunk
+    if hasher.hexdigest() != file.digest:
+        raise damaged(str(file.content) if isinstance(file.content, Path) else file.path)
+    yield held
+
+
+def write_context(plan: ImagePlan, folder: Path, blob_path: BlobPath) -> None:
+    """Write the context into a folder: ``docker build`` of it gives the same image.
+
+    Artifacts are copied, not linked: their times would have to be changed for equal layers, and
+    whoever edits the folder must not reach into the package.
+
+    Parameters
+    ----------
+    plan : ImagePlan
+        What to build.
+    folder : Path
+        New, empty, or one that this function wrote before.
+    blob_path : callable
+        Returns where a blob is.
+
+    Raises
+    ------
+    OptionError
+        If the folder holds something else.
+    BuildError
+        If it cannot be written.
+    PackageError
+        If a blob is damaged; then the folder is as it was.
+    """
+    files = context_files(plan, blob_path)
+    _refuse_foreign(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".mfimage-", dir=folder) as temporary:
+            fresh = Path(temporary)
+            _write_files(files, fresh)
+            for name in (*_FOLDERS, DOCKERFILE):
+                _replace(fresh / name, folder / name)
+    except OSError as error:
+        where = error.filename or folder
+        raise BuildError(
+            f"the build context cannot be written: {where}: {error.strerror}",
+            hint="choose another folder, or free space",
+        ) from None
+
+
+def _refuse_foreign(folder: Path) -> None:
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OptionError(f"output: {folder}: {error.strerror}") from None
+    if names and not _is_ours(folder / DOCKERFILE):
+        raise OptionError(
+            f"output: {folder} holds other files, as {names[0]}",
+            hint="name a new or empty folder, or one rendered before",
+        )
+
+
+def _is_ours(dockerfile: Path) -> bool:
+    try:
+        with dockerfile.open("rb") as file:
+            return file.read(len(MARKER)) == MARKER.encode()
+    except OSError:
+        return False
+
+
+def _write_files(files: list[ContextFile], root: Path) -> None:
+    folders = {root}
+    for file in files:
+        path = root / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folders |= {folder for folder in path.parents if folder.is_relative_to(root)}
+        with path.open("wb") as out:
+            out.writelines(verified(file))
+        path.chmod(file.mode)
+        os.utime(path, (EPOCH, EPOCH))
+    for folder in sorted(folders - {root}, reverse=True):
+        folder.chmod(0o755)
+        os.utime(folder, (EPOCH, EPOCH))
+
+
+def _replace(fresh: Path, path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    fresh.rename(path)
