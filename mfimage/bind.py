@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import datetime
-import functools
 import inspect
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mfimage.capture.artifacts import copy_artifacts, missing_artifact
+from mfimage.capture.artifacts import copy_artifacts
 from mfimage.capture.code import Code, archive, capture_code, staged
 from mfimage.capture.environment import Environment, describe_environment
 from mfimage.capture.examples import record_examples
 from mfimage.capture.lock import IndexOptions
-from mfimage.capture.reads import parameters_read
+from mfimage.capture.parameters import Needs, checked_values, needs_of, parameter_schema
+from mfimage.capture.pathspec import find_task
+from mfimage.capture.pickles import StoredBytes
 from mfimage.capture.source import IMPORTING, locate, require_decorated
-from mfimage.capture.task import TaskInfo, describe_task, find_task
-from mfimage.errors import CaptureError, InputError, OptionError, ParameterError, TaskError
-from mfimage.function import serializers
+from mfimage.capture.task import TaskInfo, describe_task
+from mfimage.errors import CaptureError, OptionError, TaskError
 from mfimage.function.decorator import DecoratedFunction
-from mfimage.function.parameters import declared_parameters, missing_parameters
 from mfimage.package.spec import NAME, ArtifactRef, EnvironmentSpec, FunctionSpec, Lineage
 from mfimage.package.store import PackageStore, blob_name
 
@@ -89,34 +89,38 @@ def bind(function: DecoratedFunction, task: Task | str, options: BindOptions | N
     options = options or BindOptions()
     _refuse_while_importing()
     function = require_decorated(function)
-    values = _checked_parameters(function, options.parameters or {})
-    needs = _needs(function, options)
-    info = describe_task(_task(task, options, needs, set(values)))
-    names = _artifact_names(function, info, needs, set(values))
-    code = capture_code(function, locate(function))
-    store = PackageStore(options.root or default_root(info))
-    artifacts = copy_artifacts(info, names, store)
-    environment = _describe(code, artifacts, store, options)
+    name = _checked_name(options.name or function.__name__)
+    values = checked_values(function, options.parameters or {})
+    needs = needs_of(function, options.artifacts, values)
+    info = describe_task(_task(task, options, needs))
+    chosen = needs.choose(info)
     schema = function.signature.schema
+    input_schema, output_schema = schema.input_schema(), schema.output_schema()
+    script = info.metadata.get("script-name", "")
+    code = capture_code(function, locate(function), script=script)
+    archived = archive(code)
+    # Nothing was written up to here.
+    store = PackageStore(options.root or default_root(info))
+    artifacts = copy_artifacts(info, chosen, store)
+    environment = _describe(code, archived, artifacts, store, options)
     spec = FunctionSpec(
-        name=_checked_name(options.name or function.__name__),
+        name=name,
         kind=function.kind,
         batch=function.signature.batch,
         entrypoint=code.entrypoint,
+        script=code.module_of(script) if script else None,
         description=inspect.cleandoc(function.__doc__ or ""),
         task=info.pathspec,
-        input_schema=schema.input_schema(),
-        output_schema=schema.output_schema(),
-        parameter_schema=_parameter_schema(function, artifacts, values),
+        input_schema=input_schema,
+        output_schema=output_schema,
+        parameter_schema=parameter_schema(function, artifacts, values),
         parameters=values,
-        script=_script_module(code, info),
-        code=store.put_bytes(archive(code)),
+        code=store.put_bytes(archived),
         environment=_stored_environment(environment, store),
         artifacts=artifacts,
         lineage=_lineage(info, code),
     )
-    spec = replace(spec, examples=record_examples(spec, options.examples, store))
-    return store.write(spec)
+    return store.write(replace(spec, examples=record_examples(spec, options.examples, store)))
 
 
 def _refuse_while_importing() -> None:
@@ -136,53 +140,15 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _checked_parameters(function: DecoratedFunction, values: Mapping[str, Any]) -> dict[str, Any]:
-    declared = declared_parameters(function.signature.params_type)
-    for name in values:
-        if declared and name not in declared:
-            raise OptionError(
-                f"parameters: the function declares no {name!r}",
-                hint=f"it declares {', '.join(declared)}",
-            )
-    plain = serializers.dumps(dict(values), root="parameters", error=InputError)
-    return dict(serializers.loads(plain))
-
-
-def _needs(function: DecoratedFunction, options: BindOptions) -> set[str] | None:
-    """Return the parameters the function reads, as far as can be told; None for any."""
-    if options.artifacts is not None:
-        return set(options.artifacts)
-    return parameters_read(function)
-
-
-def _task(task: Task | str, options: BindOptions, needs: set[str] | None, given: set[str]) -> Task:
+def _task(task: Task | str, options: BindOptions, needs: Needs) -> Any:
     if isinstance(task, str):
-        wanted = sorted((needs or set()) - given)
-        return find_task(task, namespace=options.namespace, wanted=wanted)
+        return find_task(task, namespace=options.namespace, wanted=sorted(needs.required))
     if not hasattr(task, "metadata_dict"):
         raise TaskError(
             f"task: expected a metaflow.Task or a pathspec, got {task!r}",
             hint="write Task('Flow/run/step/task')",
         )
     return task
-
-
-def _artifact_names(
-    function: DecoratedFunction, info: TaskInfo, needs: set[str] | None, given: set[str]
-) -> set[str]:
-    declared = function.signature.params_type
-    present = set(info.artifacts)
-    if needs is None:
-        return present - given
-    optional = set(declared_parameters(declared)) - set(missing_parameters(declared, given))
-    for name in sorted(needs - given - present - optional):
-        raise missing_artifact(info, name)
-    for name in missing_parameters(declared, given | (needs & present)):
-        raise ParameterError(
-            f"{declared.__name__} needs {name!r}, which artifacts= leaves out",
-            hint="add it to artifacts=, or give it in parameters=",
-        )
-    return (needs & present) - given
 
 
 def default_root(info: TaskInfo) -> str:
@@ -193,25 +159,28 @@ def default_root(info: TaskInfo) -> str:
     chosen = os.environ.get(ROOT_VARIABLE)
     if chosen:
         return chosen
-    parent = info.root.rstrip("/").rpartition("/")[0]
-    return f"{parent}/.mfimage" if info.datastore == "local" else f"{parent}/mfimage"
+    parent = info.store.root.rstrip("/").rpartition("/")[0]
+    return f"{parent}/.mfimage" if info.store.kind == "local" else f"{parent}/mfimage"
 
 
 def _describe(
     code: Code,
+    archived: bytes,
     artifacts: Mapping[str, ArtifactRef],
     store: PackageStore,
     options: BindOptions,
 ) -> Environment:
-    with staged(code) as folder:
+    with staged(archived) as folder:
         return describe_environment(
             declared=Path(options.environment) if options.environment else None,
             project=code.root or Path.cwd(),
             code_root=folder,
-            files=[Path(name) for name in sorted({*code.files, *code.generated})],
+            files=[Path(name) for name in code.names],
             module=code.module,
             artifacts={
-                name: (functools.partial(store.storage.open, blob_name(ref)), ref.encoding)
+                name: StoredBytes(
+                    encoding=ref.encoding, open=partial(store.storage.open, blob_name(ref))
+                )
                 for name, ref in artifacts.items()
             },
             platform=options.platform,
@@ -228,24 +197,6 @@ def _stored_environment(environment: Environment, store: PackageStore) -> Enviro
         wheels={name: store.put_file(path) for name, path in environment.lock.wheels.items()},
         system_packages=environment.system_packages,
     )
-
-
-def _parameter_schema(
-    function: DecoratedFunction, artifacts: Mapping[str, ArtifactRef], values: Mapping[str, Any]
-) -> dict[str, Any]:
-    declared = function.signature.params_type
-    properties = {name: {"x-python-type": ref.type} for name, ref in artifacts.items()}
-    properties |= {name: {"default": value} for name, value in values.items()}
-    for name in declared_parameters(declared):
-        properties.setdefault(name, {})
-    required = missing_parameters(declared, set()) or sorted(artifacts)
-    return {"type": "object", "properties": properties, "required": sorted(required)}
-
-
-def _script_module(code: Code, info: TaskInfo) -> str | None:
-    """Return the module that was ``__main__`` in the task: pickles may name its classes."""
-    script = info.metadata.get("script-name", "")
-    return Path(script).stem if script and Path(script).name in code.files else None
 
 
 def _lineage(info: TaskInfo, code: Code) -> Lineage:
@@ -265,7 +216,7 @@ def _lineage(info: TaskInfo, code: Code) -> Lineage:
 def _git_commit(folder: Path | None) -> str | None:
     command = ["git", "-C", str(folder or "."), "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S607
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None

@@ -7,7 +7,9 @@
     ├── ValueFault            a value does not fit, and where
     │   ├── InputError        a record does not fit the function's input hints
     │   └── OutputError       a result does not fit the output hints, or has no JSON form
-    ├── ParameterError        a parameter is missing, unknown, or cannot be loaded
+    ├── ParameterError        a parameter is unknown, or cannot be loaded
+    │   ├── ParameterNotFound     none has that name; an AttributeError and a KeyError, too
+    │   └── ReadOnlyError         parameters are not to be changed; an AttributeError, too
     ├── TaskError             the task is missing, unfinished, failed, or lacks an artifact
     ├── CaptureError          code or artifacts cannot go along
     ├── LockError             the environment cannot be described or solved
@@ -44,6 +46,9 @@ class MfimageError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message  # KeyError, a base of one below, would quote it
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions cross process borders; the default drops keyword arguments.
@@ -96,8 +101,19 @@ class OutputError(ValueFault):
     """A result does not fit the function's output hints, or has no JSON form."""
 
 
-class ParameterError(MfimageError, AttributeError):
-    """A parameter is missing, unknown, or cannot be loaded."""
+class ParameterError(MfimageError):
+    """A parameter is unknown, or cannot be loaded.
+
+    Not an ``AttributeError``: ``getattr(params, "model", None)`` must not hide a broken model.
+    """
+
+
+class ParameterNotFound(ParameterError, AttributeError, KeyError):
+    """No parameter has that name, asked for as ``params.name`` or ``params["name"]``."""
+
+
+class ReadOnlyError(ParameterError, AttributeError):
+    """Parameters are not to be changed."""
 
 
 class TaskError(MfimageError):

@@ -5,7 +5,9 @@ Light to import: a flow that imports these names must not pay for what it does n
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -73,15 +75,8 @@ class JsonFunction:
         parameters: Mapping[str, Any] | None = None,
         root: str | os.PathLike[str] | None = None,
     ) -> None:
-        try:
+        with _whole():
             from mfimage.bind import BindOptions, bind
-        except ModuleNotFoundError as error:
-            if not (error.name or "").startswith("mfimage"):
-                raise
-            raise BackendError(
-                "functions cannot be bound here: only mfimage's runtime is installed",
-                hint="bind where mfimage is installed, and load the reference here",
-            ) from None
         options = BindOptions(
             name=name,
             artifacts=artifacts,
@@ -93,10 +88,11 @@ class JsonFunction:
         self._open(bind(function, task, options))
 
     def _open(self, reference: str | os.PathLike[str]) -> None:
-        from mfimage.package.store import open_package
-
+        with _whole():
+            from mfimage.package.store import open_package
         self._package: Package = open_package(reference)
         self._backend: Backend | None = None
+        self._lock = threading.Lock()
 
     @property
     def reference(self) -> str:
@@ -114,11 +110,13 @@ class JsonFunction:
         return self.spec.name
 
     def _running(self) -> Backend:
-        if self._backend is None:
-            from mfimage.backends.local import LocalBackend
+        # One for all threads: each would load the artifacts again.
+        with self._lock:
+            if self._backend is None:
+                from mfimage.backends.local import LocalBackend
 
-            self._backend = LocalBackend(self._package)
-        return self._backend
+                self._backend = LocalBackend(self._package)
+            return self._backend
 
     def __call__(self, record: Any) -> Any:
         """Return the function's result for one record.
@@ -167,9 +165,10 @@ class JsonFunction:
 
     def close(self) -> None:
         """Release threads; a later call opens it again."""
-        if self._backend is not None:
-            self._backend.close()
-            self._backend = None
+        with self._lock:
+            backend, self._backend = self._backend, None
+        if backend is not None:
+            backend.close()
 
     def __enter__(self) -> JsonFunction:
         return self
@@ -182,6 +181,20 @@ class JsonFunction:
 
     def __repr__(self) -> str:
         return f"<JsonFunction {self.name} of {self.spec.task}>"
+
+
+@contextlib.contextmanager
+def _whole() -> Iterator[None]:
+    """Say what is wrong when what is imported does not ship in an image."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("mfimage"):
+            raise
+        raise BackendError(
+            "functions cannot be bound or loaded here: only mfimage's runtime is installed",
+            hint="do it where the whole of mfimage is installed: pip install mfimage",
+        ) from None
 
 
 def function_from_json(reference: str | os.PathLike[str]) -> JsonFunction:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import operator
+import pickle
 from collections.abc import Callable
 from typing import Any, overload
 
@@ -23,11 +24,12 @@ class DecoratedFunction:
     """
 
     kind = "json"
+    __wrapped__: Callable[..., Any]
+    __name__: str
+    __qualname__: str
 
     def __init__(self, fn: Callable[..., Any], *, batch: bool) -> None:
         functools.update_wrapper(self, fn)
-        self.__wrapped__ = fn
-        self.__name__, self.__qualname__ = fn.__name__, fn.__qualname__
         self.signature = Signature.of(fn, batch=batch)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -36,6 +38,8 @@ class DecoratedFunction:
 
     def __reduce__(self) -> tuple[object, ...]:
         # By name, as plain functions pickle.
+        if _find(self.__module__, self.__qualname__) is not self:
+            raise pickle.PicklingError(f"{self!r} is not what its name finds")
         return (_find, (self.__module__, self.__qualname__))
 
     def __repr__(self) -> str:

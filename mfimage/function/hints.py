@@ -28,11 +28,6 @@ _CONTAINERS = (
 _WRAPPERS = {"Required", "NotRequired", "ReadOnly", "Annotated", "Final"}
 
 
-def has_json_form(hint: Any) -> bool:
-    """Tell whether values of this type can be written as JSON and read back."""
-    return refusal(hint) is None
-
-
 def refusal(hint: Any, _seen: frozenset[Any] = frozenset()) -> str | None:
     """Return the name of the part of ``hint`` that has no JSON form, or None when all has."""
     if hint is Any or hint is None or isinstance(hint, str | typing.ForwardRef | typing.TypeVar):
@@ -40,9 +35,9 @@ def refusal(hint: Any, _seen: frozenset[Any] = frozenset()) -> str | None:
     origin = typing.get_origin(hint)
     if origin is None:
         return _refuse_class(hint, _seen)
-    if origin is typing.Literal:
-        return None
     args = typing.get_args(hint)
+    if origin is typing.Literal:
+        return None if all(map(_is_json_constant, args)) else name_of(hint)
     if origin is typing.Annotated or getattr(origin, "_name", "") in _WRAPPERS:
         args = args[:1]
     elif origin in (dict, collections.abc.Mapping, collections.abc.MutableMapping):
@@ -57,6 +52,10 @@ def _first_refusal(hints: collections.abc.Iterable[Any], seen: frozenset[Any]) -
     return next((found for hint in hints if (found := refusal(hint, seen))), None)
 
 
+def _is_json_constant(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | enum.Enum)
+
+
 def _is_string_like(hint: Any) -> bool:
     if typing.get_origin(hint) is typing.Literal:
         return all(isinstance(arg, str) for arg in typing.get_args(hint))
@@ -67,9 +66,10 @@ def _refuse_class(hint: Any, seen: frozenset[Any]) -> str | None:
     if hint in seen or hint in _LEAVES or hint in _CONTAINERS:
         return None
     if not isinstance(hint, type):
-        # NewType and type aliases carry the real type; others are left to the schema.
+        # NewType and type aliases carry the real type, an alias maybe itself (JsonValue); others
+        # are left to the schema.
         inner = getattr(hint, "__supertype__", None) or getattr(hint, "__value__", None)
-        return refusal(inner, seen) if inner is not None else None
+        return refusal(inner, seen | {hint}) if inner is not None else None
     if hasattr(hint, "__get_pydantic_core_schema__") or issubclass(hint, enum.Enum):
         return None
     if typing.is_typeddict(hint) or _is_extension_typeddict(hint) or dataclasses.is_dataclass(hint):

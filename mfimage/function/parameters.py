@@ -6,22 +6,14 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from mfimage.errors import ParameterError
+from mfimage.errors import ParameterError, ParameterNotFound, ReadOnlyError
 
 if TYPE_CHECKING:
     from metaflow.client import Task
 
-_MISSING = object()
-
-
-def _annotations(cls: type) -> dict[str, Any]:
-    if sys.version_info >= (3, 14):
-        import annotationlib
-
-        return annotationlib.get_annotations(cls, format=annotationlib.Format.FORWARDREF)
-    return inspect.get_annotations(cls)
+Parameters = TypeVar("Parameters", bound="FunctionParameters")
 
 
 class FunctionParameters:
@@ -51,7 +43,12 @@ class FunctionParameters:
 
     _declared: ClassVar[Mapping[str, Any]] = {}
     _defaults: ClassVar[Mapping[str, Any]] = {}
-    __slots__ = ("_loaders", "_lock", "_values")
+    # A value stands in __dict__ once it is loaded: reading it then costs what any attribute costs.
+    # No public name stands on this class, for an artifact may have any.
+    __slots__ = ("__dict__", "_loaders", "_lock", "_names")
+    _names: frozenset[str]
+    _loaders: Mapping[str, Callable[[], Any]]
+    _lock: threading.RLock
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -60,7 +57,6 @@ class FunctionParameters:
             for name, hint in _annotations(cls).items()
             if not name.startswith("_") and "ClassVar" not in str(hint)
         }
-        cls._declared = {**cls._declared, **own}
         defaults = dict(cls._defaults)
         for name in own:
             defaults.pop(name, None)
@@ -68,109 +64,111 @@ class FunctionParameters:
                 # Taken off the class, or reading it would never reach the artifact.
                 defaults[name] = cls.__dict__[name]
                 delattr(cls, name)
+        cls._declared = {**cls._declared, **own}
         cls._defaults = defaults
 
     def __init__(self, task: Task | None = None, /, **values: Any) -> None:
-        loaders: dict[str, Callable[[], Any]] = {}
-        if task is not None:
-            loaders = {artifact.id: _task_loader(task, artifact.id) for artifact in task}
+        names = [artifact.id for artifact in task or ()]
+        loaders = {name: _task_loader(task, name) for name in names if not name.startswith("_")}
         self._fill(values, loaders)
-
-    @classmethod
-    def lazy(
-        cls, loaders: Mapping[str, Callable[[], Any]], values: Mapping[str, Any]
-    ) -> FunctionParameters:
-        """Make parameters whose values are loaded when first read.
-
-        Parameters
-        ----------
-        loaders : mapping of name to callable
-            Called at most once each.
-        values : mapping of name to value
-            Given outright; they win over ``loaders``.
-        """
-        self = cls.__new__(cls)
-        self._fill(values, loaders)
-        return self
 
     def _fill(self, values: Mapping[str, Any], loaders: Mapping[str, Callable[[], Any]]) -> None:
-        declared = self._declared
-        if declared:
-            unknown = sorted(set(values) - set(declared))
-            if unknown:
-                raise ParameterError(
-                    f"{type(self).__name__} declares no parameter {unknown[0]!r}",
-                    hint=f"it declares {', '.join(declared)}",
-                )
-            missing = missing_parameters(type(self), {*values, *loaders})
-            if missing:
-                raise ParameterError(
-                    f"{type(self).__name__}: missing {', '.join(map(repr, missing))}",
-                    hint="give it by keyword, or a default in the class",
-                )
-            loaders = {name: loaders[name] for name in declared if name in loaders}
-            values = {**{n: v for n, v in self._defaults.items() if n not in loaders}, **values}
-        object.__setattr__(self, "_values", dict(values))
-        object.__setattr__(
-            self, "_loaders", {name: load for name, load in loaders.items() if name not in values}
-        )
-        object.__setattr__(self, "_lock", threading.RLock())
+        values = dict(values)
+        loaders = {name: load for name, load in loaders.items() if name not in values}
+        if self._declared:
+            self._check(values, loaders)
+            loaders = {name: load for name, load in loaders.items() if name in self._declared}
+            values = {**self._defaults, **values}
+            values = {name: value for name, value in values.items() if name not in loaders}
+        for slot, value in (
+            ("_names", frozenset({*values, *loaders})),
+            ("_loaders", loaders),
+            ("_lock", threading.RLock()),
+        ):
+            object.__setattr__(self, slot, value)
+        vars(self).update(values)
+
+    def _check(self, values: Mapping[str, Any], loaders: Mapping[str, Any]) -> None:
+        unknown = sorted(set(values) - set(self._declared))
+        if unknown:
+            raise ParameterError(
+                f"{type(self).__name__} declares no parameter {unknown[0]!r}",
+                hint=f"it declares {', '.join(self._declared)}",
+            )
+        missing = missing_parameters(type(self), {*values, *loaders})
+        if missing:
+            raise ParameterError(
+                f"{type(self).__name__}: missing {', '.join(map(repr, missing))}",
+                hint="give it by keyword, or a default in the class",
+            )
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in FunctionParameters.__slots__:
+        """Load a value that was not read before."""
+        if name.startswith("_"):
             raise AttributeError(name)
-        value = self._values.get(name, _MISSING)
-        return self._load(name) if value is _MISSING else value
-
-    def _load(self, name: str) -> Any:
-        with self._lock:
-            if name in self._values:
-                return self._values[name]
-            load = self._loaders.get(name)
-            if load is None:
-                names = ", ".join(self) or "none"
-                raise ParameterError(f"no parameter {name!r}", hint=f"there are: {names}")
-            value = load()
-            self._values[name] = value
-            return value
+        return self[name]
 
     def __getitem__(self, name: str) -> Any:
-        try:
-            return getattr(self, name)
-        except ParameterError as error:
-            raise KeyError(error.message) from None
+        if name not in self._names:
+            names = ", ".join(self) or "none"
+            raise ParameterNotFound(f"no parameter {name!r}", hint=f"there are: {names}")
+        values = vars(self)
+        if name not in values:
+            with self._lock:
+                if name not in values:
+                    values[name] = self._loaders[name]()
+        return values[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted({*self._values, *self._loaders}))
+        return iter(sorted(self._names))
 
     def __len__(self) -> int:
-        return len({*self._values, *self._loaders})
+        return len(self._names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._values or name in self._loaders
+        return name in self._names
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self._names})
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise ParameterError(
+        raise ReadOnlyError(
             f"parameters are read-only: cannot set {name!r}",
             hint="make new ones: FunctionParameters(...)",
         )
 
     def __delattr__(self, name: str) -> None:
-        raise ParameterError(f"parameters are read-only: cannot delete {name!r}")
+        raise ReadOnlyError(f"parameters are read-only: cannot delete {name!r}")
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_restore, (type(self), {name: getattr(self, name) for name in self}))
+        return (lazy_parameters, (type(self), {}, {name: self[name] for name in self}))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self)})"
 
 
-def _restore(cls: type[FunctionParameters], values: dict[str, Any]) -> FunctionParameters:
-    return cls.lazy({}, values)
+def lazy_parameters(
+    cls: type[Parameters], loaders: Mapping[str, Callable[[], Any]], values: Mapping[str, Any]
+) -> Parameters:
+    """Make parameters whose values are loaded when first read.
 
+    Parameters
+    ----------
+    cls : type
+        ``FunctionParameters`` or a typed subclass.
+    loaders : mapping of name to callable
+        Called at most once each.
+    values : mapping of name to value
+        Given outright; they win over ``loaders``.
 
-def _task_loader(task: Task, name: str) -> Callable[[], Any]:
-    return lambda: task[name].data
+    Raises
+    ------
+    ParameterError
+        As for ``FunctionParameters``.
+    """
+    parameters = cls.__new__(cls)
+    parameters._fill(values, loaders)
+    return parameters
 
 
 def missing_parameters(cls: type[FunctionParameters], present: set[str]) -> list[str]:
@@ -181,3 +179,15 @@ def missing_parameters(cls: type[FunctionParameters], present: set[str]) -> list
 def declared_parameters(cls: type[FunctionParameters]) -> dict[str, Any]:
     """Return the names a typed subclass declares, with their hints; empty for the base class."""
     return dict(cls._declared)
+
+
+def _annotations(cls: type) -> dict[str, Any]:
+    if sys.version_info >= (3, 14):
+        import annotationlib
+
+        return annotationlib.get_annotations(cls, format=annotationlib.Format.FORWARDREF)
+    return inspect.get_annotations(cls)
+
+
+def _task_loader(task: Any, name: str) -> Callable[[], Any]:
+    return lambda: task[name].data

@@ -1,7 +1,7 @@
 """Values <-> JSON bytes, without loss: what has no equal JSON form is refused by path.
 
-orjson does the work when it can. It would turn NaN into ``null`` and refuse what needs a closer
-look, so those cases, and only those, are walked in Python.
+orjson does the work when it can. It writes NaN as ``null`` and gives up where a closer look would
+not, so those values, and only those, are looked at again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ from mfimage.errors import Fault, OutputError, ValueFault
 
 # orjson and the parser both give up a little past this depth; one limit keeps them alike.
 MAX_DEPTH = 200
+# Python and the parser refuse more than 4300 digits.
+MAX_BITS = 14_000
+# orjson would drop a dataclass's fields that start with "_", and the seconds of a UTC offset.
+_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+_TIMES = (datetime.datetime, datetime.date, datetime.time)
 
 
 class _NoJsonForm(Exception):
@@ -32,7 +37,8 @@ class _NoJsonForm(Exception):
 def dumps(value: Any, *, root: str, error: type[ValueFault] = OutputError) -> bytes:
     """Encode ``value`` as JSON.
 
-    NumPy scalars and arrays become the equal number or list, models and dataclasses an object.
+    NumPy scalars and arrays become the equal number or list, models and dataclasses an object,
+    times and UUIDs their ISO form.
 
     Parameters
     ----------
@@ -50,17 +56,18 @@ def dumps(value: Any, *, root: str, error: type[ValueFault] = OutputError) -> by
         sets, bytes, keys that are no strings, objects.
     """
     try:
-        data = orjson.dumps(value, default=_plain)
+        data = orjson.dumps(value, plain, _OPTIONS)
+        if b"null" in data:
+            # None, or NaN: Python's encoder, in C too, tells them apart.
+            json.dumps(value, default=plain, allow_nan=False)
+        return data
     except (TypeError, ValueError, RecursionError):
         pass
-    else:
-        if b"null" not in data:
-            return data
     try:
-        plain = _walk(value, root, 0)
+        walked = _walk(value, root, 0)
     except _NoJsonForm as refusal:
         raise error([refusal.fault]) from None
-    return json.dumps(plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return json.dumps(walked, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 def loads(data: bytes) -> Any:
@@ -77,15 +84,45 @@ def join(path: str, key: str | int) -> str:
     return f"{path}[{json.dumps(key, ensure_ascii=False)}]"
 
 
-def _plain(value: Any) -> Any:
-    """Return the next plainer form of a NumPy value or a model."""
+def plain(value: Any) -> Any:
+    """Return the next plainer form of a value that JSON does not know.
+
+    Raises
+    ------
+    TypeError
+        When there is none that is equal.
+    """
     if hasattr(value, "tolist"):
-        plain = value.tolist()
-        if type(plain) is not type(value):  # np.longdouble gives itself back
-            return plain
-    elif hasattr(value, "model_dump"):
-        return value.model_dump(mode="json", by_alias=True)
+        return _plain_array(value)
+    if isinstance(value, _TIMES) and value == value:  # noqa: PLR0124  (pandas' NaT is not)
+        return value.isoformat()
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+    if hasattr(value, "model_dump"):
+        # An error, for a warning would let inf out of an unvalidated model as null.
+        return value.model_dump(mode="json", by_alias=True, warnings="error")
     raise TypeError
+
+
+def _plain_array(value: Any) -> Any:
+    """Return the plain form of a NumPy array or scalar, or of what behaves like one."""
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    if kind in ("M", "m", "V"):
+        # tolist() would make NaT None, nanoseconds a bare number, and fields lose their names.
+        if getattr(value, "ndim", 0):
+            return list(value)
+        if kind == "M" and value == value:  # noqa: PLR0124
+            return str(value)
+        raise TypeError
+    simple = value.tolist()
+    if type(simple) is type(value):
+        # np.longdouble gives itself back; most are a float all the same.
+        if float(value) != value and value == value:  # noqa: PLR0124
+            raise TypeError
+        return float(value)
+    return simple
 
 
 def _walk(value: Any, path: str, depth: int) -> Any:  # noqa: PLR0911  (one line per kind)
@@ -98,44 +135,49 @@ def _walk(value: Any, path: str, depth: int) -> Any:  # noqa: PLR0911  (one line
     if isinstance(value, str):
         return _text(value, path)
     if isinstance(value, int):
-        return int(value)
+        return _integer(value, path)
     if isinstance(value, float):
-        return _number(float(value), path)
+        return _number(value, path)
     if isinstance(value, dict):
         return {
-            _key(key, path): _walk(item, join(path, str(key)), depth + 1)
-            for key, item in value.items()
+            _key(key, path): _walk(item, join(path, key), depth + 1) for key, item in value.items()
         }
     if isinstance(value, list | tuple):
         return [_walk(item, join(path, i), depth + 1) for i, item in enumerate(value)]
-    if isinstance(value, datetime.datetime | datetime.date | datetime.time | uuid.UUID):
-        return orjson.loads(orjson.dumps(value))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        members = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
-        return _walk(members, path, depth + 1)
+    return _walk(_plain_or_refused(value, path), path, depth + 1)
+
+
+def _plain_or_refused(value: Any, path: str) -> Any:
+    kind = type(value)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
     try:
-        plain = _plain(value)
+        return plain(value)
     except TypeError:
-        kind = type(value)
-        name = (
-            kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
-        )
         raise _NoJsonForm(path, f"{name} has no JSON form") from None
-    return _walk(plain, path, depth + 1)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise _NoJsonForm(path, f"{name} has no JSON form: {reason}") from error
+
+
+def _integer(value: int, path: str) -> int:
+    if value.bit_length() > MAX_BITS:
+        raise _NoJsonForm(path, "an integer of more than 4000 digits has no JSON form")
+    return int(value)
 
 
 def _number(value: float, path: str) -> float:
     if not math.isfinite(value):
-        raise _NoJsonForm(path, f"{value} has no JSON form; return None or leave it out")
-    return value
+        raise _NoJsonForm(path, f"{value} has no JSON form; use None or leave it out")
+    return float(value)
 
 
 def _text(value: str, path: str) -> str:
+    text = str.__str__(value)  # not what a subclass makes of itself
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError:
-        raise _NoJsonForm(path, f"text {value!r} is not valid Unicode") from None
-    return str(value)
+        raise _NoJsonForm(path, f"text {text!r} is not valid Unicode") from None
+    return text
 
 
 def _key(key: Any, path: str) -> str:

@@ -101,7 +101,7 @@ class Signature:
         if hint is Any or hint is list:
             return Any
         if typing.get_origin(hint) in _LISTS:
-            return typing.get_args(hint)[0]
+            return next(iter(typing.get_args(hint)), Any)
         raise SignatureError(
             f"{self.fn.__name__}: {label}: a batch function takes and returns a list, "
             f"got {hints.name_of(hint)}",
@@ -169,7 +169,7 @@ def _params_type(
         )
     if not rest:
         return FunctionParameters
-    hint = found.get(rest[0].name, FunctionParameters)
+    hint = _without_none(found.get(rest[0].name, FunctionParameters))
     if not _is_params(hint):
         raise SignatureError(
             f"{fn.__name__}: {rest[0].name}: expected FunctionParameters, got {hints.name_of(hint)}"
@@ -187,6 +187,12 @@ def _params_type_by_name(
     if isinstance(hint, str):
         hint = fn.__globals__.get(hint)
     return hint if _is_params(hint) else FunctionParameters
+
+
+def _without_none(hint: Any) -> Any:
+    """Return ``X`` of ``X | None``, as one writes it for a default of None."""
+    kinds = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+    return kinds[0] if len(kinds) == 1 and type(None) in typing.get_args(hint) else hint
 
 
 def _is_params(hint: Any) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import shutil
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from mfimage.errors import PackageError
+from mfimage.errors import PackageError, StorageError
 
 
 def members(data: bytes, *, where: str) -> Iterator[tuple[str, bytes, int]]:
@@ -33,14 +34,15 @@ def members(data: bytes, *, where: str) -> Iterator[tuple[str, bytes, int]]:
                 _refuse_escape(member, where)
                 file = tar.extractfile(member)
                 if file is not None:
-                    yield member.name, file.read(), 0o755 if member.mode & 0o100 else 0o644
-    except (tarfile.TarError, EOFError, OSError) as error:
+                    name = str(PurePosixPath(member.name))
+                    yield name, file.read(), 0o755 if member.mode & 0o100 else 0o644
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise PackageError(f"{where}: not a readable archive: {error}") from None
 
 
 def _refuse_escape(member: tarfile.TarInfo, where: str) -> None:
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts or "\\" in member.name:
+    parts = PurePosixPath(member.name).parts
+    if not parts or parts[0].startswith("/") or ".." in parts or set(member.name) & {"\\", "\0"}:
         raise PackageError(f"{where}: member {member.name!r} would land outside the folder")
     if not (member.isfile() or member.isdir()):
         kind = "a link" if member.islnk() or member.issym() else "a special file"
@@ -48,20 +50,28 @@ def _refuse_escape(member: tarfile.TarInfo, where: str) -> None:
 
 
 def extract(data: bytes, folder: Path, *, where: str) -> None:
-    """Unpack a code archive into ``folder``, which must not exist; all of it or nothing.
+    """Unpack a code archive into ``folder``, new or empty; all of it or nothing.
 
     Raises
     ------
     PackageError
         As ``members``; then nothing is left.
+    StorageError
+        When it cannot be written.
     """
-    folder.mkdir(mode=0o700, parents=True)
     try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, content, mode in members(data, where=where):
             path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-            path.chmod(mode)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+                path.chmod(mode)
+            except (FileExistsError, NotADirectoryError, IsADirectoryError):
+                raise PackageError(f"{where}: {name!r} is both a file and a folder") from None
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise StorageError(f"cannot unpack {where}: {error.strerror}") from None
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

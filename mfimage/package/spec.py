@@ -1,12 +1,14 @@
 """``function.json``: what a function package says of itself, as frozen dataclasses.
 
 The digest of a package is the SHA-256 of its canonical JSON (sorted keys, no white space)
-without ``lineage.created``, so binding the same thing twice gives the same reference.
+without ``lineage.created``, so binding the same thing twice gives the same reference. The file
+also carries a ``checksum`` over everything it says, ``lineage.created`` as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -26,8 +28,44 @@ def sha256_digest(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
+def sha256_of(plain: Mapping[str, Any]) -> str:
+    """Return ``sha256:<hex>`` of a JSON value's canonical form."""
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return sha256_digest(text.encode())
+
+
 @dataclass(frozen=True, kw_only=True)
-class BlobRef:
+class Part:
+    """A part of ``function.json``.
+
+    Attributes
+    ----------
+    unknown : mapping
+        Members that a newer mfimage of the same major version wrote. They mean nothing here, but
+        belong to the digest and are written back.
+    """
+
+    unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plain JSON form."""
+        known = {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
+        del known["unknown"]
+        return {**self.unknown, **known}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlobRef(Part):
     """A blob by content: its digest (``sha256:<hex>``) and size in bytes."""
 
     digest: str
@@ -64,7 +102,7 @@ class ArtifactRef(BlobRef):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvironmentSpec:
+class EnvironmentSpec(Part):
     """What the function needs to run.
 
     Attributes
@@ -98,7 +136,7 @@ class EnvironmentSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Example:
+class Example(Part):
     """A recorded call: an input record and the output it gave at bind time."""
 
     input: Any
@@ -106,7 +144,7 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lineage:
+class Lineage(Part):
     """Where the function came from; ``created`` (RFC 3339, UTC) is not part of the digest."""
 
     flow: str
@@ -120,7 +158,7 @@ class Lineage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FunctionSpec:
+class FunctionSpec(Part):
     """The whole of ``function.json``.
 
     Attributes
@@ -168,22 +206,19 @@ class FunctionSpec:
     artifacts: Mapping[str, ArtifactRef] = field(default_factory=dict)
     schema_version: str = SCHEMA_VERSION
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plain JSON form."""
-        return dataclasses.asdict(self)
-
     def to_json(self) -> bytes:
         """Return the bytes of ``function.json``: sorted, indented, the same every time."""
-        text = json.dumps(self.to_dict(), sort_keys=True, indent=1, ensure_ascii=False)
+        plain = self.to_dict()
+        plain["checksum"] = sha256_of(plain)
+        text = json.dumps(plain, sort_keys=True, indent=1, ensure_ascii=False)
         return text.encode() + b"\n"
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """``sha256:<hex>`` of everything but ``lineage.created``."""
         plain = self.to_dict()
         del plain["lineage"]["created"]
-        text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return sha256_digest(text.encode())
+        return sha256_of(plain)
 
     @property
     def blobs(self) -> dict[str, BlobRef]:

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -24,9 +24,6 @@ class Storage(Protocol):
 
     def url(self, path: str) -> str:
         """Return the whole address of ``path``."""
-
-    def exists(self, path: str) -> bool:
-        """Tell whether a file is there."""
 
     def read(self, path: str) -> bytes:
         """Return a file's bytes; ``FileNotFoundError`` or ``StorageError``."""
@@ -52,13 +49,11 @@ def open_storage(root: str | os.PathLike[str]) -> Storage:
         When the URL's scheme is not known.
     """
     text = os.fspath(root)
-    parts = urlsplit(text)
-    if parts.scheme == "file":
-        return LocalStorage(Path(unquote(parts.path)))
-    if "://" in text:
-        raise StorageError(
-            f"no storage for {parts.scheme}:// (root {text!r})", hint="use a local folder"
-        )
+    if text.startswith("file://"):
+        return LocalStorage(Path(unquote(urlsplit(text).path)))
+    scheme, separator, _ = text.partition("://")
+    if separator:
+        raise StorageError(f"no storage for {scheme}:// (root {text!r})", hint="use a local folder")
     return LocalStorage(Path(text))
 
 
@@ -72,62 +67,56 @@ class LocalStorage:
         """Return the file's absolute path."""
         return str(self.root / path)
 
-    def exists(self, path: str) -> bool:
-        """Tell whether a file is there."""
-        return (self.root / path).is_file()
-
     def read(self, path: str) -> bytes:
         """Return a file's bytes."""
-        with self.open(path) as file:
+        with self._reading(path), self.open(path) as file:
             return file.read()
 
     def open(self, path: str) -> BinaryIO:
         """Open a file for reading."""
-        try:
+        with self._reading(path):
             return (self.root / path).open("rb")
-        except FileNotFoundError:
-            raise
+
+    @contextlib.contextmanager
+    def _reading(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileNotFoundError(self.url(path)) from None
         except OSError as error:
             raise StorageError(f"cannot read {self.url(path)}: {error.strerror}") from None
 
     def write(self, path: str, source: BinaryIO) -> None:
         """Write a file beside its place, then move it there."""
         target = self.root / path
-        with _told(target):
+        fresh = target.with_name(f".tmp-{uuid.uuid4().hex}")
+        try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _temporary(target) as (file, name):
+            with fresh.open("xb") as file:
                 shutil.copyfileobj(source, file, 1 << 20)
                 file.flush()
                 os.fsync(file.fileno())
-                name.chmod(0o666 & ~_umask())
-                name.replace(target)
+            fresh.replace(target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            raise _not_written(target, error) from None
+        finally:
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _temporary(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    handle, text = tempfile.mkstemp(prefix=".tmp-", dir=target.parent)
-    name = Path(text)
+def _sync_folder(folder: Path) -> None:
+    """Make a move outlive a loss of power: blobs must, before the file that names them."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file, name
+        os.fsync(descriptor)
     finally:
-        name.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
-@contextlib.contextmanager
-def _told(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = "free some space, or choose another root with MFIMAGE_FUNCTIONS_ROOT"
-        else:
-            hint = "choose a writable root with MFIMAGE_FUNCTIONS_ROOT"
-        reason = error.strerror or str(error)
-        raise StorageError(f"cannot write {target}: {reason}", hint=hint) from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _not_written(target: Path, error: OSError) -> StorageError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "free some space, or choose another root with MFIMAGE_FUNCTIONS_ROOT"
+    else:
+        hint = "choose a writable root with MFIMAGE_FUNCTIONS_ROOT"
+    return StorageError(f"cannot write {target}: {error.strerror or error}", hint=hint)

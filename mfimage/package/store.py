@@ -154,20 +154,8 @@ def open_package(reference: str | os.PathLike[str]) -> Package:
     PackageError
         When it is damaged, changed, or too new.
     """
-    text = os.fspath(reference).rstrip("/")
-    if not text.endswith(f"/{FILE_NAME}"):
-        text = f"{text}/{FILE_NAME}"
-    parts = text.rsplit("/", 4)
-    if len(parts) < 5:
-        parts = str(Path(text).absolute()).rsplit("/", 4)
-    if len(parts) < 5 or parts[1] != "functions":
-        raise ReferenceNotFound(
-            f"{text!r} is no reference",
-            hint="a reference ends in functions/<name>/<digest>/function.json; "
-            "`mfimage bind` prints it",
-        )
-    root, name = parts[0], "/".join(parts[1:])
-    store = PackageStore(root or "/")
+    root, name = _split(os.fspath(reference))
+    store = PackageStore(root)
     try:
         data = store.storage.read(name)
     except FileNotFoundError:
@@ -182,6 +170,20 @@ def open_package(reference: str | os.PathLike[str]) -> Package:
             hint="it was changed after it was written; bind the function again",
         )
     return Package(spec=spec, reference=store.storage.url(name), store=store)
+
+
+def _split(reference: str) -> tuple[str, str]:
+    """Return a reference's root, and the path of its ``function.json`` below it."""
+    whole = reference if "://" in reference else os.path.abspath(reference)  # noqa: PTH100
+    text = whole.rstrip("/").removesuffix(f"/{FILE_NAME}")
+    root, *rest = f"{text}/{FILE_NAME}".rsplit("/", 4)
+    if len(rest) < 4 or rest[0] != "functions":
+        raise ReferenceNotFound(
+            f"{reference!r} is no reference",
+            hint="a reference ends in functions/<name>/<digest>/function.json; "
+            "`mfimage bind` prints it",
+        )
+    return root or "/", "/".join(rest)
 
 
 def digest_of(file: BinaryIO) -> BlobRef:

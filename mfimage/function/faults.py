@@ -1,0 +1,120 @@
+"""pydantic's errors -> faults: one per place, in the words of the user's hints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails, from_json
+
+from mfimage.errors import Fault
+from mfimage.function import serializers
+
+# A record may have a million bad places; nobody reads so many.
+MAX_FAULTS = 50
+
+_EXPECTED = {
+    "int_type": "int", "int_parsing": "int", "int_from_float": "int", "float_type": "float",
+    "float_parsing": "float", "string_type": "str", "bool_type": "bool", "bool_parsing": "bool",
+    "dict_type": "dict", "mapping_type": "dict", "list_type": "list", "tuple_type": "list",
+    "none_required": "None", "model_attributes_type": "dict", "iterable_type": "list",
+    "datetime_type": "datetime", "date_type": "date", "time_type": "time", "uuid_type": "UUID",
+}  # fmt: skip
+_ABSENT = ("missing", "missing_argument", "missing_keyword_only_argument")
+_UNEXPECTED = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+def explain(failure: ValidationError, payload: bytes, root: str) -> list[Fault]:
+    """Return one fault per place that does not fit, at most ``MAX_FAULTS``.
+
+    Parameters
+    ----------
+    failure : ValidationError
+        What the validator raised.
+    payload : bytes
+        The JSON that was validated.
+    root : str
+        What paths start with.
+    """
+    details = failure.errors(include_url=False)
+    if details[0]["type"] == "json_invalid":
+        return [Fault(path=root, message=_no_json(details[0]))]
+    document = from_json(payload)
+    by_path: dict[str, list[ErrorDetails]] = {}
+    for detail in details:
+        by_path.setdefault(_path(detail, document, root), []).append(detail)
+        if len(by_path) == MAX_FAULTS:
+            break
+    return [Fault(path=path, message=_message(group)) for path, group in by_path.items()]
+
+
+def _no_json(detail: ErrorDetails) -> str:
+    reason = str(detail.get("ctx", {}).get("error", "invalid"))
+    if reason.startswith("recursion limit"):
+        return "nested too deeply"
+    return f"not JSON: {reason}"
+
+
+def _path(detail: ErrorDetails, document: Any, root: str) -> str:
+    """Follow a location through the document; what is no member is a union's tag."""
+    path = root
+    *parents, last = detail["loc"] or ("",)
+    for part in parents:
+        if _is_member(document, part):
+            document, path = document[part], serializers.join(path, part)
+    if detail["loc"] and _is_meant(detail, document, last):
+        path = serializers.join(path, last)
+    return path
+
+
+def _is_member(document: Any, part: int | str) -> bool:
+    if isinstance(document, list):
+        return isinstance(part, int) and part < len(document)
+    return isinstance(document, dict) and part in document
+
+
+def _is_meant(detail: ErrorDetails, document: Any, last: int | str) -> bool:
+    """Tell whether the last part of a location is a member, not the tag of what holds it."""
+    if detail["type"] in _ABSENT:
+        return isinstance(document, dict)
+    # A member may be called "int"; then what was refused tells.
+    return _is_member(document, last) and _same(document[last], detail["input"])
+
+
+def _same(member: Any, refused: Any) -> bool:
+    return type(member) is type(refused) and bool(member == refused)
+
+
+def _message(group: list[ErrorDetails]) -> str:
+    first = group[0]
+    if first["type"] in _ABSENT:
+        return "missing"
+    if first["type"] in _UNEXPECTED:
+        return "not expected here"
+    wanted = [_wanted(detail) for detail in group]
+    if all(wanted):
+        names = list(dict.fromkeys(str(name) for name in wanted))
+        return f"expected {_either(names)}, got {_shown(first['input'])}"
+    reasons = dict.fromkeys(f"{item['msg'][:1].lower()}{item['msg'][1:]}" for item in group)
+    return f"{'; '.join(reasons)}, got {_shown(first['input'])}"
+
+
+def _wanted(detail: ErrorDetails) -> str | None:
+    kind = detail["type"]
+    context = detail.get("ctx", {})
+    if kind in ("literal_error", "enum"):
+        return str(context["expected"])
+    if kind in ("model_type", "dataclass_type"):
+        return str(context["class_name"])
+    return _EXPECTED.get(kind)
+
+
+def _either(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
