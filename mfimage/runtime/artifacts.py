@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import operator
 import pickle
 from typing import Any
 
@@ -22,10 +23,9 @@ class _Unpickler(pickle.Unpickler):
         self._code = code
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        value: Any = self._code.import_module(module_name)
-        for part in global_name.split("."):
-            value = getattr(value, part)
-        return value
+        if not self._code.owns(module_name):
+            return super().find_class(module_name, global_name)
+        return operator.attrgetter(global_name)(self._code.import_module(module_name))
 
 
 def load_artifact(name: str, ref: ArtifactRef, data: bytes, code: CodeSpace) -> Any:
@@ -47,38 +47,28 @@ def load_artifact(name: str, ref: ArtifactRef, data: bytes, code: CodeSpace) -> 
     ParameterError
         When a class it names is missing, or nothing here reads its encoding.
     """
-    encoding = ref.encoding
     try:
-        if encoding.startswith(_GZIP):
-            data, encoding = gzip.decompress(data), encoding.removeprefix(_GZIP)
-        if encoding.startswith("pickle"):
-            return _unpickle(data, code)
-        if encoding.startswith("text+"):
-            return data.decode(encoding.removeprefix("text+"))
-        if encoding == "bytes":
-            return data
-        return _by_metaflow(ref, encoding, data)
-    except ParameterError:
-        raise
-    except ModuleNotFoundError as error:
-        raise ParameterError(
-            f"parameter {name!r} ({ref.type}): needs the module {error.name!r}, "
-            "which is not installed here",
-            hint="run it where its environment is: the image, or a matching virtual environment",
-        ) from error
+        return _decode(ref, data, code)
     except Exception as error:
-        raise ParameterError(
-            f"parameter {name!r} ({ref.type}) cannot be loaded: {type(error).__name__}: {error}",
-            hint="is it loaded with the versions it was saved with?",
-        ) from error
+        message = f"parameter {name!r} ({ref.type})"
+        if isinstance(error, ModuleNotFoundError):
+            message += f" needs the module {code.public(error.name)!r}, which is not installed here"
+            hint = "run it where its environment is: the image, or a matching virtual environment"
+        elif isinstance(error, ParameterError):
+            message, hint = f"{message}: {error.message}", error.hint or ""
+        else:
+            message += f" cannot be loaded: {type(error).__name__}: {error}"
+            hint = "is it loaded with the versions, and the code, that it was saved with?"
+        raise ParameterError(message, hint=hint or None) from error
 
 
-def _unpickle(data: bytes, code: CodeSpace) -> Any:
-    try:
+def _decode(ref: ArtifactRef, data: bytes, code: CodeSpace) -> Any:
+    encoding = ref.encoding
+    if encoding.startswith(_GZIP):
+        data, encoding = gzip.decompress(data), encoding.removeprefix(_GZIP)
+    if encoding.startswith("pickle"):
         return _Unpickler(data, code).load()
-    except AttributeError as error:
-        # A class that the script's __main__ had and its module, imported, has not.
-        raise ParameterError(f"a class that the artifact names is gone: {error}") from error
+    return _by_metaflow(ref, encoding, data)
 
 
 def _by_metaflow(ref: ArtifactRef, encoding: str, data: bytes) -> Any:

@@ -25,6 +25,10 @@ class LoopThread:
             _cancel_all(self._loop)
             self._loop.close()
 
+    def is_alive(self) -> bool:
+        """Tell whether its thread runs; after a fork it does not."""
+        return self._thread.is_alive()
+
     def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
         """Start a coroutine; its future belongs to ``concurrent.futures``."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)

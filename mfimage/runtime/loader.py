@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import threading
@@ -11,8 +12,9 @@ from typing import Any
 
 from mfimage.errors import Fault, OutputError, PackageError
 from mfimage.function.decorator import DecoratedFunction
-from mfimage.function.parameters import FunctionParameters
+from mfimage.function.parameters import FunctionParameters, lazy_parameters
 from mfimage.function.schema import RESULT
+from mfimage.function.serializers import plain
 from mfimage.package.parse import parse_spec
 from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec
 from mfimage.runtime.artifacts import load_artifact
@@ -85,12 +87,12 @@ class LiveFunction:
             When the record or the result does not fit the hints.
         """
         schema = self._schema
-        return schema.result(self.invoke(schema.parse(schema.encode(record))))
+        return schema.result(self.invoke(schema.accept(record)))
 
     async def acall(self, record: Any) -> Any:
         """Do what calling does, for an ``async def`` function, on the caller's loop."""
         schema = self._schema
-        return schema.result(await self.ainvoke(schema.parse(schema.encode(record))))
+        return schema.result(await self.ainvoke(schema.accept(record)))
 
     def invoke(self, record: Any) -> Any:
         """Run the function on one parsed record; exceptions of its own pass through."""
@@ -124,7 +126,7 @@ class LiveFunction:
     def results(self, records: Sequence[Any]) -> list[Any]:
         """Do what calling does for many records; a place holds the exception it gave."""
         schema = self._schema
-        places: list[Any] = [_try(lambda r: schema.parse(schema.encode(r)), r) for r in records]
+        places: list[Any] = [_try(schema.accept, record) for record in records]
         good = [index for index, place in enumerate(places) if not isinstance(place, Exception)]
         outputs = self.invoke_many([places[index] for index in good])
         for index, output in zip(good, outputs, strict=True):
@@ -144,7 +146,8 @@ class LiveFunction:
 
     def _loop_thread(self) -> LoopThread:
         with self._lock:
-            if self._loop is None:
+            # A forked process has the object, not its thread.
+            if self._loop is None or not self._loop.is_alive():
                 self._loop = LoopThread(f"mfimage-{self.name}")
             return self._loop
 
@@ -166,7 +169,7 @@ def _try(call: Callable[[Any], Any], value: Any) -> Any:
 def _checked(results: Any, count: int) -> list[Any]:
     """Return a batch function's results as a list of ``count``."""
     if hasattr(results, "tolist"):
-        results = results.tolist()
+        results = plain(results)
     if not isinstance(results, list | tuple):
         message = f"expected a list of {count}, got {type(results).__name__}"
         raise OutputError([Fault(path=RESULT, message=message)])
@@ -203,8 +206,11 @@ def load_function(
         name: functools.partial(_load, name, ref, read_blob, space)
         for name, ref in spec.artifacts.items()
     }
-    params = function.signature.params_type.lazy(loaders, spec.parameters)
-    return LiveFunction(spec, function, params)
+    # A copy: what a function does to a value given at bind time is not done to the package.
+    values = copy.deepcopy(dict(spec.parameters))
+    return LiveFunction(
+        spec, function, lazy_parameters(function.signature.params_type, loaders, values)
+    )
 
 
 def _load(name: str, ref: ArtifactRef, read_blob: ReadBlob, space: CodeSpace) -> Any:
@@ -217,9 +223,14 @@ def _find(spec: FunctionSpec, space: CodeSpace) -> DecoratedFunction:
         found = getattr(space.import_module(module_name), attribute, None)
     except ModuleNotFoundError as error:
         raise PackageError(
-            f"{spec.name}: importing {module_name} needs the module {error.name!r}, "
-            "which is not installed here",
+            f"{spec.name}: importing {module_name} needs the module "
+            f"{space.public(error.name)!r}, which is not installed here",
             hint="run it where its environment is: the image, or a matching virtual environment",
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise PackageError(
+            f"{spec.name}: importing {module_name} failed: {type(error).__name__}: {error}",
+            hint="it must be importable on its own: correct it, and bind the function again",
         ) from error
     if not isinstance(found, DecoratedFunction):
         raise PackageError(

@@ -47,23 +47,43 @@ class CodeSpace:
         else:
             _register(self._prefix[:-1], folder, self._names)
 
+    def owns(self, name: str) -> bool:
+        """Tell whether a module's name, in an import or a pickle, means one of this code's."""
+        return name.partition(".")[0] in self._names or (name == "__main__" and bool(self._main))
+
     def import_module(self, name: str) -> types.ModuleType:
         """Import a module by the name it has in the project, or any other."""
         if name == "__main__" and self._main:
             name = self._main
-        owned = name.partition(".")[0] in self._names
-        return importlib.import_module(f"{self._prefix}{name}" if owned else name)
+        return importlib.import_module(f"{self._prefix}{name}" if self.owns(name) else name)
+
+    def public(self, name: str | None) -> str | None:
+        """Return the name that a module of this code has in the project."""
+        return name.removeprefix(self._prefix) if name else name
 
 
 def _top_level(folder: Path) -> frozenset[str]:
     """Return the names that an import statement can mean inside a folder."""
     names = set()
     for entry in folder.iterdir():
-        if entry.is_dir() and entry.name.isidentifier() and any(entry.rglob("*.py")):
-            names.add(entry.name)
-        elif entry.suffix in (".py", ".so"):
+        if entry.suffix in (".py", ".so") and entry.is_file():
             names.add(entry.name.partition(".")[0])
+        elif (entry / "__init__.py").is_file() or _is_namespace(entry):
+            names.add(entry.name)
     return frozenset(names)
+
+
+def _is_namespace(folder: Path) -> bool:
+    """Tell whether a folder without ``__init__.py`` is what its name means in an import.
+
+    An installed package of that name is found first, as anywhere: ``datasets/`` beside the code
+    does not hide the ``datasets`` that it imports.
+    """
+    if not (folder.name.isidentifier() and folder.is_dir() and any(folder.rglob("*.py"))):
+        return False
+    installed = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    found = importlib.machinery.PathFinder.find_spec(folder.name, installed)
+    return found is None or found.origin is None
 
 
 def _register(name: str, folder: Path, names: frozenset[str]) -> None:

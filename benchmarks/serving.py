@@ -1,0 +1,196 @@
+"""The server against a FastAPI app written by hand, with the same function, side by side.
+
+Every server is pinned to one core and the load comes from the other. The apps take turns within
+each round, so that a busy machine is busy for all of them; medians are shown. The app written by
+hand runs without uvicorn's access log, the others as they ship, with theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.load import Load, client, load
+
+SERVER_CORE, CLIENT_CORE = 0, 1
+FEATURES = ["sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"]
+BODY = json.dumps(dict(zip(FEATURES, [5.1, 3.5, 1.4, 0.2], strict=True)))
+BY_HAND, PLAIN, BATCH = "FastAPI def", "mfimage", "mfimage batch=True"
+
+FUNCTIONS = {
+    PLAIN: '''
+@json_function
+def predict(data: dict, params: FunctionParameters) -> dict:
+    """Run inference using the bound model."""
+    features = [data[f] for f in params.feature_names]
+    prediction = params.model.predict([features])[0]
+    return {"prediction": int(prediction)}
+''',
+    BATCH: '''
+@json_function(batch=True)
+def predict(data: list[dict], params: FunctionParameters) -> list[dict]:
+    """Run inference using the bound model."""
+    rows = [[record[f] for f in params.feature_names] for record in data]
+    return [{"prediction": int(p)} for p in params.model.predict(rows)]
+''',
+}
+
+APP = """
+import os, pickle
+import uvicorn
+from fastapi import FastAPI
+
+with open("model.pkl", "rb") as file:
+    model, feature_names = pickle.load(file)
+app = FastAPI()
+
+@app.post("/predict")
+def predict(payload: dict):
+    features = [payload[f] for f in feature_names]
+    prediction = model.predict([features])[0]
+    return {"prediction": int(prediction)}
+
+@app.get("/readyz")
+def readyz():
+    return "ready"
+
+uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warning")
+"""
+
+
+@dataclass(kw_only=True)
+class App:
+    """One server, and what was measured of it."""
+
+    name: str
+    command: list[str]
+    folder: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+    loads: dict[int, list[Load]] = field(default_factory=dict)
+    costs: dict[int, list[float]] = field(default_factory=dict)
+
+    def cpu(self) -> float:
+        """Return the seconds of processor time it has used."""
+        assert self.process
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def make_apps(folder: Path) -> list[App]:
+    """Train a model and lay out three apps that serve it."""
+    import pickle
+
+    from sklearn.datasets import load_iris
+    from sklearn.linear_model import LogisticRegression
+
+    from tests.runtime.packages import make_folder
+
+    x, y = load_iris(return_X_y=True)
+    model = LogisticRegression(max_iter=500).fit(x, y)
+    by_hand = folder / "by-hand"
+    by_hand.mkdir()
+    (by_hand / "app.py").write_text(APP)
+    (by_hand / "model.pkl").write_bytes(pickle.dumps((model, FEATURES)))
+    apps = [App(name=BY_HAND, command=["app.py"], folder=by_hand, port=18100)]
+    for number, (name, source) in enumerate(FUNCTIONS.items(), 1):
+        path = folder / str(number)
+        make_folder(path, source, artifacts={"model": model, "feature_names": FEATURES})
+        command = ["-m", "mfimage.runtime", "serve"]
+        apps.append(App(name=name, command=command, folder=path, port=18100 + number))
+    return apps
+
+
+@contextlib.contextmanager
+def running(apps: list[App]) -> Iterator[None]:
+    """Start all apps, each on the servers' core, and end them."""
+    try:
+        for app in apps:
+            environ = {**os.environ, "PORT": str(app.port), "MFIMAGE_FUNCTION": str(app.folder)}
+            command = ["taskset", "-c", str(SERVER_CORE), sys.executable, *app.command]
+            app.process = subprocess.Popen(
+                command, env=environ, cwd=app.folder, stdout=subprocess.DEVNULL
+            )
+        for app in apps:
+            _wait(app)
+        yield
+    finally:
+        for app in apps:
+            if app.process:
+                app.process.terminate()
+        for app in apps:
+            if app.process:
+                app.process.wait(10)
+
+
+def _wait(app: App) -> None:
+    for _ in range(600):
+        with contextlib.suppress(OSError):
+            if urllib.request.urlopen(f"http://127.0.0.1:{app.port}/readyz").status == 200:
+                return
+        time.sleep(0.1)
+    raise SystemExit(f"{app.name} did not start")
+
+
+def measure(apps: list[App], connections: int, seconds: float) -> None:
+    """Load every app once."""
+    for app in apps:
+        before = app.cpu()
+        seen = load(
+            app.port, "/predict", BODY, connections=connections, seconds=seconds, core=CLIENT_CORE
+        )
+        if seen.errors:
+            raise SystemExit(f"{app.name}: {seen.errors} errors")
+        app.loads.setdefault(connections, []).append(seen)
+        cost = (app.cpu() - before) / seen.requests * 1e6
+        app.costs.setdefault(connections, []).append(cost)
+
+
+def show(apps: list[App], connections: int) -> None:
+    """Print one block of the table."""
+    base = statistics.median(seen.rate for seen in apps[0].loads[connections])
+    print(f"\n{connections} connection{'s' * (connections > 1)}")
+    print(f"  {'':20}{'req/s':>10}{'ratio':>8}{'p50 ms':>9}{'p99 ms':>9}{'cpu us/req':>12}")
+    for app in apps:
+        seen = app.loads[connections]
+        rate, p50, p99 = (
+            statistics.median(getattr(one, name) for one in seen) for name in ("rate", "p50", "p99")
+        )
+        cost = statistics.median(app.costs[connections])
+        print(f"  {app.name:20}{rate:10.0f}{rate / base:8.2f}{p50:9.2f}{p99:9.2f}{cost:12.0f}")
+
+
+def main() -> None:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--connections", type=int, nargs="*", default=[1, 8, 64])
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        apps = make_apps(Path(folder))
+        with running(apps):
+            print(f"load: {client()} on core {CLIENT_CORE}; servers on core {SERVER_CORE}")
+            measure(apps, 8, 1.0)  # the first requests import and compile
+            for app in apps:
+                app.loads.clear()
+                app.costs.clear()
+            for connections in options.connections:
+                for _ in range(options.rounds):
+                    measure(apps, connections, options.seconds)
+                show(apps, connections)
+
+
+if __name__ == "__main__":
+    main()

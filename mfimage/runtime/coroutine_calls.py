@@ -1,0 +1,92 @@
+"""Calling an ``async def`` function: many at once, on a loop that is not the server's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+
+from mfimage.runtime.dispatch import Job, Mailbox, Outcome, Runnable
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """Return a new event loop, of the fastest kind that is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+class CoroutineDispatcher:
+    """Runs jobs as tasks on a loop in a thread of its own.
+
+    Parameters
+    ----------
+    limit : int or None
+        The most calls at once; None for any number.
+    """
+
+    def __init__(
+        self, fn: Runnable, *, loop: asyncio.AbstractEventLoop, limit: int | None = None
+    ) -> None:
+        self._fn = fn
+        self._mailbox = Mailbox(loop)
+        self._inbox: deque[Job] = deque()
+        self._woken = False
+        self._limit = asyncio.Semaphore(limit) if limit else contextlib.nullcontext()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._own = new_loop()
+        self._thread = threading.Thread(target=self._run, name="mfimage-calls", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Take a job."""
+        self._inbox.append(job)
+        if not self._woken:
+            self._woken = True
+            self._own.call_soon_threadsafe(self._start)
+
+    def abandon(self, job: Job) -> None:
+        """Cancel the call of a job that nobody waits for."""
+        self._own.call_soon_threadsafe(self._cancel, job)
+
+    def stalled(self) -> float:
+        """Return 0: a job is taken as soon as it comes."""
+        return 0.0
+
+    def close(self) -> bool:
+        """End the loop; return whether nothing ran any more."""
+        idle = not self._tasks
+        self._own.call_soon_threadsafe(self._own.stop)
+        self._thread.join(0.5)
+        return idle and not self._thread.is_alive()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._own)
+        self._own.run_forever()
+
+    def _start(self) -> None:
+        self._woken = False
+        while self._inbox:
+            job = self._inbox.popleft()
+            if not job.future.done():
+                job.task = self._own.create_task(self._call(job))
+                self._tasks.add(job.task)
+                job.task.add_done_callback(self._tasks.discard)
+
+    def _cancel(self, job: Job) -> None:
+        if job.task is not None:
+            job.task.cancel()
+
+    async def _call(self, job: Job) -> None:
+        outcome: Outcome
+        try:
+            async with self._limit:
+                record = self._fn.parse(job.payload)
+                outcome = self._fn.dump(await self._fn.ainvoke(record))
+        except BaseException as error:  # noqa: BLE001  (whatever it is, it is the answer)
+            outcome = error
+        self._mailbox.put(job, outcome)
+        self._mailbox.wake()

@@ -1,0 +1,251 @@
+"""The server's front: an ASGI app that answers records itself and leaves the rest to FastAPI.
+
+Routing and validation in FastAPI cost 57 to 106 us a request, more than many a function. So the
+two ``POST`` routes and the health endpoints stand before it; documentation, metrics and
+everything else is FastAPI's (``openapi.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from mfimage.package.spec import FunctionSpec
+from mfimage.runtime import bodies
+from mfimage.runtime.answers import Answers, App, Headers, Message, Receive, Scope, Send
+from mfimage.runtime.dispatch import Dispatcher, Gone, Outcome
+from mfimage.runtime.inflight import InFlight
+from mfimage.runtime.logs import AccessLog, request_members
+from mfimage.runtime.metrics import Meter, Metrics
+from mfimage.runtime.problems import Problem, problem_of, unavailable
+from mfimage.runtime.settings import Settings
+
+# Splitting a list larger than this is done in a thread.
+_LARGE = 64 * 1024
+_LEFT = 499
+_LOADING = "the function is still loading"
+_STOPPING = "the server is shutting down"
+
+log = logging.getLogger("mfimage.serving")
+
+
+class Exchange(NamedTuple):
+    """What is known of a request from its start."""
+
+    started: float
+    request_id: str
+
+
+Handle = Callable[[Headers, Receive, Exchange], Awaitable[Outcome]]
+
+
+@dataclass(kw_only=True)
+class Front:
+    """Answers requests; the life cycle tells it what has become true.
+
+    Attributes
+    ----------
+    inflight : InFlight or None
+        The way to the function, once it is loaded.
+    draining : bool
+        Whether the server is about to end.
+    """
+
+    spec: FunctionSpec
+    settings: Settings
+    metrics: Metrics
+    access: AccessLog | None
+    loop: asyncio.AbstractEventLoop
+    inflight: InFlight | None = None
+    draining: bool = False
+    _answers: Answers = field(default_factory=Answers)
+    _dispatcher: Dispatcher | None = None
+    _pages: App | None = None
+    _pages_made: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        record, batch = f"/{self.spec.name}", f"/{self.spec.name}/batch"
+        self._routes: dict[str, App] = {
+            record: self._route(record, self._record, self.metrics.record),
+            batch: self._route(batch, self._batch, self.metrics.batch),
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "http":
+            route = self._routes.get(scope["path"])
+            await (route or self._other)(scope, receive, send)
+
+    def start(self, dispatcher: Dispatcher) -> None:
+        """Become ready."""
+        self._dispatcher = dispatcher
+        self.inflight = InFlight(self.loop, dispatcher, self.settings.timeout)
+        self.metrics.ready(is_ready=not self.draining)
+
+    def show(self, pages: App) -> None:
+        """Take the app that answers everything else."""
+        self._pages = pages
+        self._pages_made.set()
+
+    def drain(self) -> None:
+        """Become not ready; every answer now asks its client to connect elsewhere."""
+        self.draining = True
+        self._answers.close_connections()
+        self.metrics.ready(is_ready=False)
+
+    def not_ready(self) -> str | None:
+        """Return why the server should get no requests, if so."""
+        if self.draining:
+            return _STOPPING
+        if self._dispatcher is None:
+            return _LOADING
+        timeout = self.settings.timeout
+        if timeout and self._dispatcher.stalled() > timeout:
+            return "calls that take longer than MFIMAGE_TIMEOUT hold every thread"
+        return None
+
+    def _way(self) -> InFlight:
+        """Return the way to the function, if a request may take it."""
+        inflight = self.inflight
+        if inflight is None:
+            raise unavailable(_LOADING)
+        if len(inflight) >= self.settings.max_waiting:
+            raise unavailable("too many requests wait already (MFIMAGE_MAX_WAITING)")
+        return inflight
+
+    async def _record(self, headers: Headers, receive: Receive, exchange: Exchange) -> Outcome:
+        bodies.check_type(headers)
+        body = await bodies.read_body(headers, receive, self.settings.max_body)
+        return await self._way().run(body, receive, exchange.started)
+
+    async def _batch(self, headers: Headers, receive: Receive, exchange: Exchange) -> Outcome:
+        bodies.check_type(headers)
+        body = await bodies.read_body(headers, receive, self.settings.max_body)
+        way = self._way()
+        if len(body) > _LARGE:
+            payloads = await self.loop.run_in_executor(None, bodies.split_list, body)
+        else:
+            payloads = bodies.split_list(body)
+        at_once = self.settings.max_batch
+        outcomes = await way.run_many(payloads, receive, exchange.started, at_once=at_once)
+        self._log_failed_items(outcomes, exchange.request_id)
+        return b"[%b]" % b",".join(map(_item, outcomes))
+
+    def _log_failed_items(self, outcomes: Sequence[Outcome], request_id: str) -> None:
+        failed = [item for item in outcomes if not isinstance(item, bytes)]
+        failed = [item for item in failed if problem_of(item).status == 500]
+        if failed:
+            message = "%s failed for %d of %d records; the first reason follows"
+            arguments = (self.spec.name, len(failed), len(outcomes))
+            log.error(message, *arguments, exc_info=failed[0], extra={"request_id": request_id})
+
+    async def _healthz(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._status(scope, send, b'{"status":"alive"}')
+
+    async def _readyz(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reason = self.not_ready()
+        await self._status(scope, send, unavailable(reason) if reason else b'{"status":"ready"}')
+
+    async def _status(self, scope: Scope, send: Send, outcome: Outcome) -> None:
+        if scope["method"] not in ("GET", "HEAD"):
+            outcome = not_allowed(scope["method"], "GET, HEAD")
+        request_id = self._answers.request_id(dict(scope["headers"]))
+        await self._answers.send(send, outcome, request_id, body=scope["method"] != "HEAD")
+
+    def _route(self, path: str, handle: Handle, meter: Meter) -> App:
+        """Return a ``POST`` route: counted, logged, and never without an answer."""
+        answers, outcome_of, access = self._answers, self._outcome, self.access
+        post_members = request_members("POST", path)
+
+        async def route(scope: Scope, receive: Receive, send: Send) -> None:
+            started = time.monotonic()
+            headers = dict(scope["headers"])
+            request_id = answers.request_id(headers)
+            method, status = scope["method"], _LEFT
+            meter.begin()
+            try:
+                if method == "POST":
+                    outcome = await outcome_of(
+                        handle, headers, receive, Exchange(started, request_id)
+                    )
+                else:
+                    outcome = not_allowed(method, "POST")
+                if not isinstance(outcome, Gone):
+                    status = await answers.send(send, outcome, request_id, body=method != "HEAD")
+            finally:
+                seconds = time.monotonic() - started
+                meter.end(status, seconds)
+                if access is not None:
+                    members = post_members if method == "POST" else request_members(method, path)
+                    access.write(members, request_id, status, seconds)
+
+        return route
+
+    async def _outcome(
+        self, handle: Handle, headers: Headers, receive: Receive, exchange: Exchange
+    ) -> Outcome:
+        outcome: Outcome
+        try:
+            outcome = await handle(headers, receive, exchange)
+        except Exception as error:  # noqa: BLE001  (each becomes an answer)
+            outcome = error
+        if not isinstance(outcome, bytes | Gone) and problem_of(outcome).status == 500:
+            extra = {"request_id": exchange.request_id}
+            log.error("%s failed", self.spec.name, exc_info=outcome, extra=extra)
+        return outcome
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = self._answers.request_id(dict(scope["headers"]))
+        if scope["path"] == "/metrics":
+            await self._page(scope, receive, send, request_id)
+            return
+        started = time.monotonic()
+        meter = self.metrics.other
+        meter.begin()
+        status = 500
+        try:
+            status = await self._page(scope, receive, send, request_id)
+        finally:
+            seconds = time.monotonic() - started
+            meter.end(status, seconds)
+            if self.access is not None:
+                members = request_members(scope["method"], scope["path"])
+                self.access.write(members, request_id, status, seconds)
+
+    async def _page(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> int:
+        """Let FastAPI answer; return the status."""
+        if self.inflight is None:
+            return await self._answers.send(send, unavailable(_LOADING), request_id)
+        await self._pages_made.wait()
+        assert self._pages is not None
+        scope["mfimage.request_id"] = request_id
+        status = 500
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                own = self._answers.headers(request_id)
+                message["headers"] = [*message.get("headers", ()), *own]
+            await send(message)
+
+        await self._pages(scope, receive, send_on)
+        return status
+
+
+def _item(outcome: Outcome) -> bytes:
+    if isinstance(outcome, bytes):
+        return b'{"result":%b}' % outcome
+    return b'{"error":%b}' % problem_of(outcome).body()
+
+
+def not_allowed(method: str, allowed: str) -> Problem:
+    """Return the 405."""
+    detail = f"{method} is not answered here, {allowed} is"
+    return Problem(405, detail, headers=[(b"allow", allowed.encode())])

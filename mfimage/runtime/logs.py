@@ -1,0 +1,163 @@
+"""JSON lines on stdout: one object a line, whoever writes."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+# A write of at most this many bytes to a pipe is not torn apart by another process's.
+_WHOLE = 4096
+_FLUSH_AFTER = 0.05
+_PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName", "color_message"}
+
+
+class _Writable(Protocol):
+    def write(self, data: bytes, /) -> int | None: ...
+
+
+class Out:
+    """Writes whole lines, from any thread."""
+
+    def __init__(self, raw: _Writable) -> None:
+        self._raw = raw
+        self._lock = threading.Lock()
+
+    def write(self, data: bytes) -> None:
+        """Write all of it; a reader that has gone is no reason to fail."""
+        with self._lock:
+            try:
+                while data:
+                    data = data[self._raw.write(data) or 0 :]
+            except (OSError, ValueError):
+                pass
+
+
+class Clock:
+    """The time as RFC 3339 text, in milliseconds and UTC; each second is formatted once."""
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._prefix = ""
+
+    def text(self, now: float) -> str:
+        """Return ``now`` as text."""
+        second = int(now)
+        if second != self._second:
+            self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._second = second
+        return f"{self._prefix}.{int((now - second) * 1000):03d}Z"
+
+
+class JsonFormatter(logging.Formatter):
+    """A log record as one JSON object; what ``extra=`` gives becomes members."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._clock = Clock()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line without its end."""
+        line: dict[str, Any] = {
+            "time": self._clock.text(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line.update((k, v) for k, v in vars(record).items() if k not in _PLAIN)
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack"] = self.formatStack(record.stack_info)
+        return json.dumps(line, default=str)
+
+
+class _Handler(logging.Handler):
+    def __init__(self, out: Out) -> None:
+        super().__init__()
+        self._out = out
+        self.setFormatter(JsonFormatter())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._out.write(self.format(record).encode() + b"\n")
+        except Exception:  # noqa: BLE001  (as every handler does)
+            self.handleError(record)
+
+
+def configure(level: str) -> Out:
+    """Send all logging of this process to stdout as JSON lines; return the way out."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what the function prints
+    out = Out(io.FileIO(sys.stdout.fileno(), "w", closefd=False))
+    root = logging.getLogger()
+    root.handlers[:] = [_Handler(out)]
+    root.setLevel(level.upper())
+    # What uvicorn has to tell at "info" is told here in this server's own words.
+    logging.getLogger("uvicorn").setLevel(max(root.level, logging.WARNING))
+    logging.captureWarnings(capture=True)
+    return out
+
+
+class AccessLog:
+    """One line for each request, kept for a moment so that many go out in one write.
+
+    Parameters
+    ----------
+    out : Out
+        Where to.
+    later : callable
+        The loop's ``call_later``.
+    """
+
+    def __init__(self, out: Out, later: Callable[[float, Callable[[], None]], object]) -> None:
+        self._out = out
+        self._later = later
+        self._clock = Clock()
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._pending = False
+
+    def write(self, request: str, request_id: str, status: int, seconds: float) -> None:
+        """Log one request.
+
+        Parameters
+        ----------
+        request : str
+            The members ``method`` and ``path`` as JSON; see ``request_members``.
+        request_id : str
+            Only of characters that need no escape.
+        """
+        line = (
+            f'{{"time":"{self._clock.text(time.time())}","level":"info","logger":"mfimage.access",'
+            f'"message":"request",{request},"status":{status},"duration_ms":{seconds * 1000:.3f},'
+            f'"request_id":"{request_id}"}}\n'
+        ).encode()
+        if self._size + len(line) > _WHOLE:
+            self.flush()
+        self._lines.append(line)
+        self._size += len(line)
+        if not self._pending:
+            self._pending = True
+            self._later(_FLUSH_AFTER, self._flush_later)
+
+    def flush(self) -> None:
+        """Write what was kept."""
+        if self._lines:
+            self._out.write(b"".join(self._lines))
+            self._lines.clear()
+            self._size = 0
+
+    def _flush_later(self) -> None:
+        self._pending = False
+        self.flush()
+
+
+def request_members(method: str, path: str) -> str:
+    """Return what a log line says of a request, as JSON without braces."""
+    return f'"method":{json.dumps(method)},"path":{json.dumps(path)}'

@@ -1,0 +1,243 @@
+"""What FastAPI answers: the documentation of the function, the metrics, and unknown paths.
+
+The two ``POST`` operations stand here for their documentation only; ``front.py`` answers them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from mfimage import __version__
+from mfimage.package.spec import FunctionSpec
+from mfimage.runtime.exposition import render
+from mfimage.runtime.metrics import Board
+from mfimage.runtime.problems import MEDIA_TYPE, Problem
+
+Responses = dict[int | str, dict[str, Any]]
+
+_COMPONENTS = "#/components/schemas/"
+_DEFINITIONS = "#/$defs/"
+_WRONG = {
+    413: "The body is larger than `MFIMAGE_MAX_BODY`.",
+    415: "The body is not `application/json`.",
+    422: "The body is not JSON or does not fit; `errors` says where.",
+    500: "The function failed. The log has the reason under the request's id.",
+    503: "The function is still loading, the server is shutting down, or too many requests wait.",
+    504: "No answer within `MFIMAGE_TIMEOUT`.",
+}
+_PROBLEM_SCHEMA = {
+    "type": "object",
+    "title": "Problem",
+    "description": "A problem document (RFC 9457).",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "description": "Each place that does not fit.",
+            "items": {
+                "type": "object",
+                "required": ["path", "message"],
+                "properties": {"path": {"type": "string"}, "message": {"type": "string"}},
+            },
+        },
+        "request_id": {"type": "string"},
+    },
+}
+
+
+def build_pages(spec: FunctionSpec, board: Board) -> FastAPI:
+    """Return the app that answers everything but records and health."""
+    app = FastAPI(
+        title=spec.name,
+        version=spec.digest.removeprefix("sha256:")[:12],
+        description=f"{spec.description}\n\nBound to the Metaflow task `{spec.task}`.".strip(),
+        redirect_slashes=False,
+    )
+    _add_pages(app, spec, board)
+    _document(app, spec)
+    app.add_exception_handler(HTTPException, _problem)
+    app.add_exception_handler(Exception, _failure)
+    return app
+
+
+class About(BaseModel):
+    """What is served."""
+
+    name: str
+    digest: str
+    pathspec: str
+    version: str
+
+
+class Status(BaseModel):
+    """How the server is."""
+
+    status: str
+
+
+def _add_pages(app: FastAPI, spec: FunctionSpec, board: Board) -> None:
+    about = About(name=spec.name, digest=spec.digest, pathspec=spec.task, version=__version__)
+    not_ready: Responses = {503: _problem_response("Still loading, or shutting down.")}
+    text: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+    @app.get("/", operation_id="about", summary="What is served", tags=["server"])
+    def show_about() -> About:
+        return about
+
+    @app.get("/healthz", operation_id="healthz", summary="Alive", tags=["server"])
+    def healthz() -> Status:
+        raise NotImplementedError  # front.py
+
+    @app.get("/readyz", operation_id="readyz", summary="Ready for requests", tags=["server"],
+             responses=not_ready)  # fmt: skip
+    def readyz() -> Status:
+        raise NotImplementedError  # front.py
+
+    @app.get("/metrics", operation_id="metrics", summary="Prometheus metrics", tags=["server"],
+             responses=text, response_class=Response)  # fmt: skip
+    def metrics(request: Request) -> Response:
+        accept = request.headers.get("accept", "")
+        content, media_type = render(board, about.model_dump(), accept)
+        return Response(content, media_type=media_type)
+
+
+def _document(app: FastAPI, spec: FunctionSpec) -> None:
+    """Add the function's two operations, and the schemas they speak of."""
+    schemas = Schemas()
+    record = schemas.add("Record", spec.input_schema)
+    result = schemas.add("Result", spec.output_schema)
+    schemas.components["Problem"] = _PROBLEM_SCHEMA
+    problems: Responses = {status: _problem_response(text) for status, text in _WRONG.items()}
+    summary = (spec.description.strip().splitlines() or [spec.name])[0].rstrip(".")
+    inputs, outputs = _examples(spec)
+    lists = [{"value": [item["value"] for item in shown]} for shown in (inputs, outputs)]
+
+    def add(path: str, name: str, text: str, body: Any, answer: Any, says: str) -> None:
+        app.add_api_route(
+            path, _answered_before, methods=["POST"], name=name, operation_id=name,
+            summary=text, description=spec.description, tags=["function"],
+            responses={200: {"description": says, "content": answer}, **problems},
+            openapi_extra={"requestBody": {"required": True, "content": body}},
+        )  # fmt: skip
+
+    add(f"/{spec.name}", spec.name, summary,
+        _json(record, inputs), _json(result, outputs), "The result.")  # fmt: skip
+    item = {
+        "oneOf": [
+            {"type": "object", "required": [key], "properties": {key: schema}}
+            for key, schema in (("result", result), ("error", {"$ref": _COMPONENTS + "Problem"}))
+        ]
+    }
+    add(f"/{spec.name}/batch", f"{spec.name}_batch", f"{summary} for a list of records",
+        _json({"type": "array", "items": record}, lists[:1] if inputs else []),
+        _json({"type": "array", "items": item}, _wrapped(outputs)),
+        "For each record, in order, its result or its error.")  # fmt: skip
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(
+                title=app.title, version=app.version, description=app.description,
+                routes=app.routes,
+            )  # fmt: skip
+            components = document.setdefault("components", {}).setdefault("schemas", {})
+            components.update(schemas.components)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI documents it
+
+
+def _answered_before() -> None:
+    raise NotImplementedError  # front.py
+
+
+def _json(schema: Mapping[str, Any], examples: list[dict[str, Any]]) -> dict[str, Any]:
+    media: dict[str, Any] = {"schema": schema}
+    if examples:
+        media["examples"] = {f"example {n}": item for n, item in enumerate(examples, 1)}
+    return {"application/json": media}
+
+
+def _examples(spec: FunctionSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    inputs = [{"value": example.input} for example in spec.examples]
+    outputs = [{"value": example.output} for example in spec.examples]
+    return inputs, outputs
+
+
+def _wrapped(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"value": [{"result": item["value"]} for item in outputs]}] if outputs else []
+
+
+def _problem_response(description: str) -> dict[str, Any]:
+    schema = {"$ref": _COMPONENTS + "Problem"}
+    return {"description": description, "content": {MEDIA_TYPE: {"schema": schema}}}
+
+
+class Schemas:
+    """JSON Schemas as an OpenAPI document holds them: definitions apart, by unique names."""
+
+    def __init__(self) -> None:
+        self.components: dict[str, Any] = {}
+
+    def add(self, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+        """Add a schema with its definitions; return what refers to it."""
+        own = dict(copy.deepcopy(schema))
+        definitions = own.pop("$defs", {})
+        names = dict(zip(definitions, self._names(name, definitions), strict=True))
+        for old, definition in definitions.items():
+            self.components[names[old]] = definition
+        for part in (own, *definitions.values()):
+            _redirect(part, names)
+        self.components[name] = own
+        return {"$ref": _COMPONENTS + name}
+
+    def _names(self, prefix: str, definitions: Mapping[str, Any]) -> Iterator[str]:
+        taken = {*self.components, "Record", "Result", "Problem"}
+        for name in definitions:
+            yield f"{prefix}{name}" if name in taken else name
+
+
+def _redirect(schema: Any, names: Mapping[str, str]) -> None:
+    """Let every reference to a definition follow it to where it is now."""
+    if isinstance(schema, list):
+        for item in schema:
+            _redirect(item, names)
+    elif isinstance(schema, dict):
+        for key, value in schema.items():
+            # Values of "$ref", and of a discriminator's "mapping".
+            if isinstance(value, str) and value.startswith(_DEFINITIONS):
+                schema[key] = _COMPONENTS + names[value.removeprefix(_DEFINITIONS)]
+            elif key not in ("const", "default", "enum", "examples"):
+                _redirect(value, names)
+
+
+def _problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    details = {404: "no such path; /docs lists what there is"}
+    headers = [
+        (key.lower().encode(), value.encode()) for key, value in (error.headers or {}).items()
+    ]
+    detail = details.get(error.status_code, str(error.detail))
+    return _response(request, Problem(error.status_code, detail, headers=headers))
+
+
+def _failure(request: Request, error: Exception) -> Response:
+    return _response(request, Problem(500, "the server failed; the log has the reason"))
+
+
+def _response(request: Request, problem: Problem) -> Response:
+    content = problem.body(request.scope.get("mfimage.request_id"))
+    response = Response(content, status_code=problem.status, media_type=MEDIA_TYPE)
+    response.raw_headers += problem.headers
+    return response

@@ -1,0 +1,93 @@
+"""Loading a function that was captured by value; ``capture/value.py`` wrote the pickle."""
+
+from __future__ import annotations
+
+import operator
+import pickle
+import sys
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mfimage.errors import PackageError
+from mfimage.function.decorator import DecoratedFunction
+
+
+def load_value(path: Path, *, python: str, builtins: Any) -> Any:
+    """Return the decorated function that a pickle holds.
+
+    Parameters
+    ----------
+    path : Path
+        The pickle.
+    python : str
+        The Python it was captured by, as ``3.11``: it holds bytecode.
+    builtins : mapping or module
+        ``__builtins__`` of the module that asks: what it imports, the function imports.
+
+    Raises
+    ------
+    PackageError
+        When this is another Python.
+    """
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if python != here:
+        raise PackageError(
+            f"{path.stem} was captured by value, by Python {python}; this is Python {here}",
+            hint=f"use Python {python}, or bind the function from a module: a .py file",
+        )
+    space = vars(builtins) if isinstance(builtins, types.ModuleType) else builtins
+    with path.open("rb") as file:
+        return _Unpickler(file, path, space).load()
+
+
+def decorate(fn: Callable[..., Any], batch: bool) -> DecoratedFunction:
+    """Decorate a function again: how pickles hold a decorated one."""
+    return DecoratedFunction(fn, batch=batch)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes functions that import as the module does that stands for them."""
+
+    def __init__(self, file: BinaryIO, path: Path, builtins: Mapping[str, Any]) -> None:
+        super().__init__(file)
+        self._path = path
+        self._builtins = builtins
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        if module_name == "cloudpickle.cloudpickle":
+            own = {
+                "subimport": self._import,
+                "_make_function": self._make_function,
+                "_function_setstate": self._set_state,
+            }
+            if global_name in own:
+                return own[global_name]
+        return operator.attrgetter(global_name)(self._import(module_name))
+
+    def _import(self, name: str) -> Any:
+        return self._builtins["__import__"](name, {}, {}, ["__name__"], 0)
+
+    def _make_function(
+        self,
+        code: types.CodeType,
+        space: dict[str, Any],
+        name: str | None,
+        defaults: tuple[Any, ...] | None,
+        closure: tuple[types.CellType, ...] | None,
+    ) -> types.FunctionType:
+        self._adopt(space)
+        return types.FunctionType(code, space, name, defaults, closure)
+
+    def _set_state(self, function: types.FunctionType, state: Any) -> None:
+        from cloudpickle.cloudpickle import _function_setstate
+
+        _function_setstate(function, state)
+        self._adopt(function.__globals__)
+
+    def _adopt(self, space: dict[str, Any]) -> None:
+        # Functions made inside this one take their builtins from here.
+        space["__builtins__"] = self._builtins
+        if "__file__" in space:
+            space["__file__"] = str(self._path)
