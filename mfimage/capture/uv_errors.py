@@ -116,7 +116,7 @@ def _missing(reason: str) -> str:
     return match[1] if match else "a package"
 
 
-_WHO = r"Because (?P<who>[^,]+? depends?) on (?P<what>.+?) and "
+_WHO = r"Because (?P<who>[^,]+? depends?) on (?P<what>(?:(?!, we can).)+?) and "
 _END = r"we can conclude that your requirements are unsatisfiable\."
 _PATTERNS = [
     re.compile(
@@ -125,7 +125,7 @@ _PATTERNS = [
     ),
     re.compile(
         _WHO + r"(?P<other>\S+), we can conclude that .+? cannot be used\. "
-        r"And because you require .+?, " + _END
+        r"And because .*?you require .+?, " + _END
     ),
     re.compile(_WHO + r"you require (?P<other>\S+), " + _END),
 ]

@@ -2,111 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import sys
-import textwrap
-import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from mfimage.capture import imports
-from mfimage.capture.imports import Imports, find_imports
-from mfimage.capture.pickles import StoredBytes
+from mfimage.capture.imports import find_imports
 from mfimage.capture.target import Target
-from mfimage.errors import CaptureError, LockError, MfimageError
-from tests.capture.wheelhouse import Interpreter, make_interpreter, wheel
+from mfimage.errors import LockError
+from tests.capture.projects import find, write
+from tests.capture.wheelhouse import Interpreter
 
 AMD64 = Target(python="3.11", platform="linux/amd64")
-
-
-@pytest.fixture(scope="module")
-def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Interpreter:
-    made = make_interpreter(tmp_path_factory.mktemp("venv"))
-    made.install(
-        wheel(
-            "learn-kit",
-            files={
-                "learn/__init__.py": "from learn import linear\n",
-                "learn/linear.py": "class Model: pass\n",
-            },
-            requires=[
-                "numeric>=1",
-                "speed[fast]; platform_machine == 'x86_64'",
-                "winonly; sys_platform == 'win32'",
-            ],
-        ),
-        wheel(
-            "numeric", "2.0", requires=["absent-here>=1", "tests-only; extra == 'test'", "mfimage"]
-        ),
-        wheel(
-            "speed",
-            requires=["cython-rt; extra == 'fast'", "gpu-rt; extra == 'gpu'"],
-            extras=["fast", "gpu"],
-        ),
-        wheel("cython-rt"),
-        wheel("gpu-rt"),
-        wheel("winonly"),
-        wheel("tests-only"),
-        wheel("lazykit"),
-        wheel("optkit"),
-        wheel("pickled", files={"pickled/__init__.py": "", "pickled/deep.py": ""}),
-        wheel("google-alpha", files={"google/cloud/alpha/__init__.py": ""}),
-        wheel("google-beta", files={"google/cloud/beta.py": ""}),
-        *[
-            wheel(name, files={f"{name}.py": ""})
-            for name in ("pytest", "ruff", "docker", "jinja2", "click")
-        ],
-        wheel("twin-a", files={"twin/__init__.py": ""}),
-        wheel("twin-b", files={"twin/__init__.py": ""}),
-    )
-    return made
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    folder = tmp_path / "project"
-    folder.mkdir()
-    return folder
-
-
-def write(root: Path, files: Mapping[str, str]) -> list[Path]:
-    paths = []
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(text))
-        paths.append(path)
-    return paths
-
-
-def find(
-    interpreter: Interpreter,
-    root: Path,
-    code: str = "",
-    *,
-    run: bool = True,
-    module: str = "predict",
-    artifacts: Mapping[str, bytes] | None = None,
-    **files: str,
-) -> Imports:
-    named = {f"{name}.py": text for name, text in files.items()}
-    written = write(root, {"predict.py": code, **named})
-    stored = {
-        name: StoredBytes(encoding="pickle-v4", open=lambda data=data: io.BytesIO(data))
-        for name, data in (artifacts or {}).items()
-    }
-    return find_imports(
-        code_root=root,
-        files=written,
-        module=module,
-        artifacts=stored,
-        run=run,
-        python_executable=interpreter.python,
-    )
 
 
 def test_the_closure_of_what_is_imported(interpreter: Interpreter, root: Path) -> None:
@@ -257,84 +166,12 @@ def test_folders_that_the_code_adds_to_the_path_are_the_projects(
     assert found.distributions() == {"learn-kit": "imported by lib/helpers2.py:1"}
 
 
-@pytest.mark.parametrize(
-    ("code", "kind", "message"),
-    [
-        ("import numeric\nimport nowhere", LockError, "at predict.py:2: No module named 'nowhere'"),
-        ("from numeric import nothing", LockError, "cannot import name 'nothing'"),
-        ("def f():\n  import nowhere", LockError, "not installed here (imported by predict.py:2)"),
-        ("x = 1\nx.y", CaptureError, "failed at predict.py:2: AttributeError"),
-        ("def f(:", CaptureError, "failed at predict.py:1: SyntaxError"),
-        ("x = 1\nraise SystemExit", CaptureError, "predict ends the program at predict.py:2"),
-        ("import os\nos.kill(os.getpid(), 11)", CaptureError, "SIGSEGV"),
-        ("input()", CaptureError, "EOFError"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_imported(
-    interpreter: Interpreter, root: Path, code: str, kind: type[MfimageError], message: str
-) -> None:
-    with pytest.raises(kind) as caught:
-        find(interpreter, root, code).distributions()
-    assert message in caught.value.message
-    assert caught.value.hint
-
-
-def test_a_module_that_nobody_distributes(
-    interpreter: Interpreter, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(root.parent / "stray", {"stray.py": ""})
-    monkeypatch.setenv("PYTHONPATH", str(root.parent / "stray"))
-    with pytest.raises(
-        LockError, match=r"stray belongs to no installed distribution .*predict.py:1"
-    ):
-        find(interpreter, root, "import stray\n").distributions()
-
-
-def test_a_class_in_a_pickle_that_is_not_installed(interpreter: Interpreter, root: Path) -> None:
-    with pytest.raises(
-        LockError, match=r"xgb.core is not installed here .*pickle of artifact 'model'"
-    ):
-        find(interpreter, root, artifacts={"model": b"cxgb.core\nBooster\n."}).distributions()
-
-
 def test_a_pickle_of_an_editable_module_is_looked_up(interpreter: Interpreter, root: Path) -> None:
     source = root.parent / "shared" / "src2"
     write(source, {"encoders/__init__.py": "", "encoders/text.py": ""})
     interpreter.install_editable(source, "encoder-lib")
     found = find(interpreter, root, artifacts={"model": b"cencoders.text\nEncoder\n."})
     assert list(found.distributions()) == ["encoder-lib"]
-
-
-def test_an_imported_file_that_does_not_go_along(interpreter: Interpreter, root: Path) -> None:
-    write(root, {"left_out.py": ""})
-    with pytest.raises(CaptureError, match=r"left_out.py is imported, and does not go along"):
-        find(interpreter, root, "import left_out\n")
-
-
-def test_a_module_that_hangs_is_ended_with_what_it_started(
-    interpreter: Interpreter, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(imports, "_TIMEOUT", 0.7)
-    code = f"""
-        import subprocess, sys, time
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-        open({str(root / "pid")!r}, "w").write(str(child.pid))
-        time.sleep(60)
-    """
-    with pytest.raises(CaptureError, match=r"took more than 0.7 s"):
-        find(interpreter, root, code)
-    child = int((root / "pid").read_text())
-    deadline = time.monotonic() + 5
-    while _is_alive(child) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not _is_alive(child)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] not in "ZX"
-    except OSError:
-        return False
 
 
 def test_what_the_module_prints_is_kept_apart(

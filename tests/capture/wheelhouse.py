@@ -141,6 +141,7 @@ def serve_index(*, login: tuple[str, str] | None = None) -> Iterator[Index]:
             body = b"" if refused else body or b""
             kind = "text/html" if body.startswith(b"<!DOCTYPE") else "application/octet-stream"
             self.send_header("Content-Type", kind)
+            self.send_header("Cache-Control", "no-store")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -99,6 +99,7 @@ def container(
     command: str | list[str] | None = None,
     ports: tuple[int, ...] = (),
     env: Mapping[str, str] | None = None,
+    tmpfs: tuple[str, ...] = (),
     **options: Any,
 ) -> Iterator[DockerContainer]:
     """Run a container for as long as the block lasts.
@@ -113,10 +114,14 @@ def container(
         To publish; `address` tells where.
     env : mapping of str to str, optional
         Variables.
+    tmpfs : tuple of str
+        Folders to keep in memory.
     **options
         Further arguments of docker-py's ``containers.run``, such as ``user`` or ``read_only``.
     """
     prepared = DockerContainer(image).with_kwargs(**options).with_exposed_ports(*ports)
+    for folder in tmpfs:
+        prepared = prepared.with_tmpfs_mount(folder)
     for name, value in (env or {}).items():
         prepared = prepared.with_env(name, value)
     if command is not None:
