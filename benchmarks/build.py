@@ -144,7 +144,9 @@ class Bench:
 
     def bind(self, edit: int) -> str:
         (self.folder / "predict.py").write_text(PREDICT.format(edit=edit))
-        return self.mfimage("bind", "predict.py:predict", "--task", "BenchFlow/" + self.run + "/start")
+        return self.mfimage(
+            "bind", "predict.py:predict", "--task", "BenchFlow/" + self.run + "/start"
+        )
 
     def train(self) -> None:
         run([sys.executable, "train.py", "run"], cwd=self.folder, env=self.env)
@@ -152,8 +154,9 @@ class Bench:
 
     def write_by_hand(self, edit: int, reference: str) -> None:
         """Write the hand-made context with the same lock, artifacts and code."""
-        from mfimage.image.targets import FASTAPI  # noqa: F401
         from metaflow import Task, namespace
+
+        from mfimage.image.targets import FASTAPI  # noqa: F401
 
         os.chdir(self.folder)
         namespace(None)
@@ -180,7 +183,10 @@ class Bench:
 
     def build_by_hand(self, *flags: str) -> None:
         secret = ["--secret", f"id=ca,src={self.bundle}"] if self.bundle else []
-        run([*self.docker, "build", "-q", *flags, *secret, "-t", "bench-hand", str(self.hand)], env=self.env)
+        run(
+            [*self.docker, "build", "-q", *flags, *secret, "-t", "bench-hand", str(self.hand)],
+            env=self.env,
+        )
 
     def build(self, reference: str, *flags: str) -> None:
         self.mfimage("build", reference, "-t", "bench-mfimage", *flags)
@@ -191,7 +197,9 @@ def first_200(image: str) -> float:
     start = time.perf_counter()
     container = run(["docker", "run", "-d", "-p", "127.0.0.1::8000", image])
     try:
-        host, _, port = run(["docker", "port", container, "8000/tcp"]).splitlines()[0].partition(":")
+        host, _, port = (
+            run(["docker", "port", container, "8000/tcp"]).splitlines()[0].partition(":")
+        )
         while time.perf_counter() - start < 60:
             try:
                 connection = http.client.HTTPConnection(host, int(port), timeout=2)
@@ -241,7 +249,10 @@ def main() -> None:
             new[0].append(timed(lambda r=reference: bench.build(r)))
             new[1].append(timed(bench.build_by_hand))
         row("new 50 MB artifact", *new, 1.1)
-        sizes = [int(run(["docker", "inspect", "-f", "{{.Size}}", f"bench-{n}"])) for n in ("mfimage", "hand")]
+        sizes = [
+            int(run(["docker", "inspect", "-f", "{{.Size}}", f"bench-{n}"]))
+            for n in ("mfimage", "hand")
+        ]
         row("image size", [sizes[0] / 1e6], [sizes[1] / 1e6], 1.03, "MB")
         start: tuple[list[float], list[float]] = ([], [])
         for _ in range(ROUNDS):

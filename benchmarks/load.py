@@ -32,25 +32,34 @@ class Load:
     errors: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to send, over how many connections, for how long."""
+
+    port: int
+    path: str
+    body: str
+    connections: int
+    seconds: float
+
+
 def client() -> str:
     """Return the name of the load generator that is used."""
     return "wrk" if shutil.which("wrk") else "asyncio raw sockets"
 
 
-def load(port: int, path: str, body: str, *, connections: int, seconds: float, core: int) -> Load:
+def load(plan: Plan, *, core: int) -> Load:
     """Send the same record over and over, from ``core``."""
     run = _by_wrk if shutil.which("wrk") else _by_sockets
-    return run(["taskset", "-c", str(core)], port, path, body, connections, seconds)
+    return run(["taskset", "-c", str(core)], plan)
 
 
-def _by_wrk(
-    pin: list[str], port: int, path: str, body: str, connections: int, seconds: float
-) -> Load:
+def _by_wrk(pin: list[str], plan: Plan) -> Load:
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "post.lua")
-        script.write_text(_SCRIPT.format(body=json.dumps(body)))
-        command = [*pin, "wrk", "--latency", "-t1", f"-c{connections}", f"-d{seconds:g}s"]
-        command += ["-s", str(script), f"http://127.0.0.1:{port}{path}"]
+        script.write_text(_SCRIPT.format(body=json.dumps(plan.body)))
+        command = [*pin, "wrk", "--latency", "-t1", f"-c{plan.connections}", f"-d{plan.seconds:g}s"]
+        command += ["-s", str(script), f"http://127.0.0.1:{plan.port}{plan.path}"]
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     errors = sum(map(int, re.findall(r"Non-2xx or 3xx responses: (\d+)", out)))
     for found in re.findall(r"Socket errors: (.*)", out):
@@ -74,11 +83,8 @@ def _percentile(out: str, percent: int) -> float:
     return float(found[1]) * _UNITS[found[2]]
 
 
-def _by_sockets(
-    pin: list[str], port: int, path: str, body: str, connections: int, seconds: float
-) -> Load:
-    arguments = [str(port), path, body, str(connections), str(seconds)]
-    command = [*pin, sys.executable, __file__, *arguments]
+def _by_sockets(pin: list[str], plan: Plan) -> Load:
+    command = [*pin, sys.executable, __file__, json.dumps(asdict(plan))]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return Load(**json.loads(out))
 
@@ -122,17 +128,17 @@ class _Connection(asyncio.Protocol):
         self.over.set_result(None)
 
 
-async def _measure(port: int, path: str, body: str, connections: int, seconds: float) -> Load:
-    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    request = f"{head}content-length: {len(body)}\r\n\r\n{body}".encode()
+async def _measure(plan: Plan) -> Load:
+    head = f"POST {plan.path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    request = f"{head}content-length: {len(plan.body)}\r\n\r\n{plan.body}".encode()
     times: list[float] = []
     begin = time.perf_counter()
     loop = asyncio.get_running_loop()
     pairs = [
         await loop.create_connection(
-            lambda: _Connection(request, times, begin + seconds), "127.0.0.1", port
+            lambda: _Connection(request, times, begin + plan.seconds), "127.0.0.1", plan.port
         )
-        for _ in range(connections)
+        for _ in range(plan.connections)
     ]
     await asyncio.gather(*(connection.over for _, connection in pairs))
     times.sort()
@@ -146,6 +152,5 @@ async def _measure(port: int, path: str, body: str, connections: int, seconds: f
 
 
 if __name__ == "__main__":
-    _port, _path, _body, _connections, _seconds = sys.argv[1:]
-    _load = asyncio.run(_measure(int(_port), _path, _body, int(_connections), float(_seconds)))
+    _load = asyncio.run(_measure(Plan(**json.loads(sys.argv[1]))))
     sys.stdout.write(json.dumps(asdict(_load)))

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.load import Load, client, load
+from benchmarks.load import Load, Plan, client, load
 
 SERVER_CORE, CLIENT_CORE = 0, 1
 FEATURES = ["sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"]
@@ -147,9 +147,10 @@ def measure(apps: list[App], connections: int, seconds: float) -> None:
     """Load every app once."""
     for app in apps:
         before = app.cpu()
-        seen = load(
-            app.port, "/predict", BODY, connections=connections, seconds=seconds, core=CLIENT_CORE
+        plan = Plan(
+            port=app.port, path="/predict", body=BODY, connections=connections, seconds=seconds
         )
+        seen = load(plan, core=CLIENT_CORE)
         if seen.errors:
             raise SystemExit(f"{app.name}: {seen.errors} errors")
         app.loads.setdefault(connections, []).append(seen)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from mfimage.backends.code_cache import cache_folder
-from mfimage.capture.lock import IndexOptions, lock_for_target
 from mfimage.errors import OptionError, PackageError
 from mfimage.image.base_image import BaseImage, default_base
 from mfimage.image.build_secrets import CA, Secret, read_secrets
 from mfimage.image.context import context_files, write_context
-from mfimage.image.engine import Engine, OnEvent, ignore
+from mfimage.image.engine import Engine, ignore
+from mfimage.image.engine_transfer import OnEvent
 from mfimage.image.image_info import ImageInfo
 from mfimage.image.options import BuildOptions, split_index
 from mfimage.image.plan import ImagePlan, make_plan
@@ -227,6 +227,8 @@ def _target_lock(package: Package, options: BuildOptions) -> bytes:
     known = cache_folder() / "locks" / sha256_digest(repr(key).encode()).removeprefix("sha256:")
     if known.is_file() and not options.no_cache:
         return known.read_bytes()
+    from mfimage.capture.lock import IndexOptions, lock_for_target
+
     lock = lock_for_target(
         package.read(environment.lock),
         extra=target.requirements,

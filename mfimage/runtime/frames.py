@@ -24,6 +24,12 @@ FAILURE: Final = 18  # what was raised instead; see `mfimage.runtime.remote_erro
 RESULTS: Final = 19  # results, one a line
 MIXED: Final = 20  # one a line: "+" and a result, or "-" and what was raised
 
+_KINDS: Final = frozenset((START, CALL, BATCH, READY, RESULT, FAILURE, RESULTS, MIXED))
+
+
+class ProtocolError(OSError):
+    """What arrived is no message."""
+
 
 class Frame(NamedTuple):
     """One message.
@@ -68,9 +74,11 @@ def receive_frame(sock: socket.socket) -> Frame:
     EOFError
         When the other side is gone.
     OSError
-        When it is gone, or the socket's own limit of time has passed.
+        When it is gone, what comes is no message, or the socket's own limit of time has passed.
     """
     kind, micros, length = _HEADER.unpack(_receive(sock, _HEADER.size))
+    if kind not in _KINDS:
+        raise ProtocolError
     return Frame(kind, _receive(sock, length) if length else b"", micros)
 
 

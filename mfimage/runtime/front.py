@@ -68,13 +68,10 @@ class Front:
     _pages_made: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
+        self._routes: dict[str, App] = {"/healthz": self._healthz, "/readyz": self._readyz}
         record, batch = f"/{self.spec.name}", f"/{self.spec.name}/batch"
-        self._routes: dict[str, App] = {
-            record: self._route(record, self._record, self.metrics.record),
-            batch: self._route(batch, self._batch, self.metrics.batch),
-            "/healthz": self._healthz,
-            "/readyz": self._readyz,
-        }
+        self._routes[record] = self._route(record, self._record, self.metrics.record)
+        self._routes[batch] = self._route(batch, self._batch, self.metrics.batch)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -154,35 +151,35 @@ class Front:
 
     async def _status(self, scope: Scope, send: Send, outcome: Outcome) -> None:
         if scope["method"] not in ("GET", "HEAD"):
-            outcome = not_allowed(scope["method"], "GET, HEAD")
+            outcome = _not_allowed(scope["method"])
         request_id = self._answers.request_id(dict(scope["headers"]))
         await self._answers.send(send, outcome, request_id, body=scope["method"] != "HEAD")
 
     def _route(self, path: str, handle: Handle, meter: Meter) -> App:
         """Return a ``POST`` route: counted, logged, and never without an answer."""
         answers, outcome_of, access = self._answers, self._outcome, self.access
-        post_members = request_members("POST", path)
+        # A function may well be called "docs" or "healthz".
+        otherwise = self._routes.get(path, self._other)
+        members = request_members("POST", path)
 
         async def route(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["method"] != "POST":
+                await otherwise(scope, receive, send)
+                return
             started = time.monotonic()
             headers = dict(scope["headers"])
             request_id = answers.request_id(headers)
-            method, status = scope["method"], _LEFT
+            status = _LEFT
             meter.begin()
             try:
-                if method == "POST":
-                    outcome = await outcome_of(
-                        handle, headers, receive, Exchange(started, request_id)
-                    )
-                else:
-                    outcome = not_allowed(method, "POST")
+                exchange = Exchange(started, request_id)
+                outcome = await outcome_of(handle, headers, receive, exchange)
                 if not isinstance(outcome, Gone):
-                    status = await answers.send(send, outcome, request_id, body=method != "HEAD")
+                    status = await answers.send(send, outcome, request_id)
             finally:
                 seconds = time.monotonic() - started
                 meter.end(status, seconds)
                 if access is not None:
-                    members = post_members if method == "POST" else request_members(method, path)
                     access.write(members, request_id, status, seconds)
 
         return route
@@ -245,7 +242,6 @@ def _item(outcome: Outcome) -> bytes:
     return b'{"error":%b}' % problem_of(outcome).body()
 
 
-def not_allowed(method: str, allowed: str) -> Problem:
-    """Return the 405."""
-    detail = f"{method} is not answered here, {allowed} is"
-    return Problem(405, detail, headers=[(b"allow", allowed.encode())])
+def _not_allowed(method: str) -> Problem:
+    detail = f"{method} is not answered here"
+    return Problem(405, detail, headers=[(b"allow", b"GET, HEAD")])

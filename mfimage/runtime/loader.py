@@ -43,7 +43,7 @@ class LiveFunction:
     ) -> None:
         self.spec = spec
         self.params = params
-        self.batch = spec.batch
+        self.batch = function.signature.batch
         self.is_async = function.signature.is_async
         self._fn = function.__wrapped__
         self._takes_params = function.signature.takes_params

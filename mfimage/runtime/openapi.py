@@ -6,7 +6,8 @@ The two ``POST`` operations stand here for their documentation only; ``front.py`
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -112,44 +113,45 @@ def _add_pages(app: FastAPI, spec: FunctionSpec, board: Board) -> None:
         return Response(content, media_type=media_type)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Operation:
+    """What the documentation says of one ``POST``; bodies by media type."""
+
+    path: str
+    name: str
+    summary: str
+    record: dict[str, Any]
+    answer: dict[str, Any]
+    answer_is: str
+
+
 def _document(app: FastAPI, spec: FunctionSpec) -> None:
     """Add the function's two operations, and the schemas they speak of."""
     schemas = Schemas()
-    record = schemas.add("Record", spec.input_schema)
-    result = schemas.add("Result", spec.output_schema)
-    schemas.components["Problem"] = _PROBLEM_SCHEMA
     problems: Responses = {status: _problem_response(text) for status, text in _WRONG.items()}
-    summary = (spec.description.strip().splitlines() or [spec.name])[0].rstrip(".")
-    inputs, outputs = _examples(spec)
-    lists = [{"value": [item["value"] for item in shown]} for shown in (inputs, outputs)]
-
-    def add(path: str, name: str, text: str, body: Any, answer: Any, says: str) -> None:
+    for operation in _operations(spec, schemas):
+        answer = {"description": operation.answer_is, "content": operation.answer}
         app.add_api_route(
-            path, _answered_before, methods=["POST"], name=name, operation_id=name,
-            summary=text, description=spec.description, tags=["function"],
-            responses={200: {"description": says, "content": answer}, **problems},
-            openapi_extra={"requestBody": {"required": True, "content": body}},
-        )  # fmt: skip
-
-    add(f"/{spec.name}", spec.name, summary,
-        _json(record, inputs), _json(result, outputs), "The result.")  # fmt: skip
-    item = {
-        "oneOf": [
-            {"type": "object", "required": [key], "properties": {key: schema}}
-            for key, schema in (("result", result), ("error", {"$ref": _COMPONENTS + "Problem"}))
-        ]
-    }
-    add(f"/{spec.name}/batch", f"{spec.name}_batch", f"{summary} for a list of records",
-        _json({"type": "array", "items": record}, lists[:1] if inputs else []),
-        _json({"type": "array", "items": item}, _wrapped(outputs)),
-        "For each record, in order, its result or its error.")  # fmt: skip
+            operation.path,
+            _answered_before,
+            methods=["POST"],
+            name=operation.name,
+            operation_id=operation.name,
+            summary=operation.summary,
+            description=spec.description,
+            tags=["function"],
+            responses={200: answer, **problems},
+            openapi_extra={"requestBody": {"required": True, "content": operation.record}},
+        )
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = get_openapi(
-                title=app.title, version=app.version, description=app.description,
+                title=app.title,
+                version=app.version,
+                description=app.description,
                 routes=app.routes,
-            )  # fmt: skip
+            )
             components = document.setdefault("components", {}).setdefault("schemas", {})
             components.update(schemas.components)
             app.openapi_schema = document
@@ -158,25 +160,50 @@ def _document(app: FastAPI, spec: FunctionSpec) -> None:
     app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI documents it
 
 
+def _operations(spec: FunctionSpec, schemas: Schemas) -> Iterator[_Operation]:
+    record = schemas.add("Record", spec.input_schema)
+    result = schemas.add("Result", spec.output_schema)
+    schemas.components["Problem"] = _PROBLEM_SCHEMA
+    summary = (spec.description.strip().splitlines() or [spec.name])[0].rstrip(".")
+    inputs = [example.input for example in spec.examples]
+    outputs = [example.output for example in spec.examples]
+    yield _Operation(
+        path=f"/{spec.name}",
+        name=spec.name,
+        summary=summary,
+        record=_json(record, inputs),
+        answer=_json(result, outputs),
+        answer_is="The result.",
+    )
+    alternatives = (("result", result), ("error", {"$ref": _COMPONENTS + "Problem"}))
+    item = {
+        "oneOf": [
+            {"type": "object", "required": [key], "properties": {key: schema}}
+            for key, schema in alternatives
+        ]
+    }
+    yield _Operation(
+        path=f"/{spec.name}/batch",
+        name=f"{spec.name}_batch",
+        summary=f"{summary} for a list of records",
+        record=_json({"type": "array", "items": record}, [inputs] if inputs else []),
+        answer=_json(
+            {"type": "array", "items": item},
+            [[{"result": output} for output in outputs]] if outputs else [],
+        ),
+        answer_is="For each record, in order, its result or its error.",
+    )
+
+
 def _answered_before() -> None:
     raise NotImplementedError  # front.py
 
 
-def _json(schema: Mapping[str, Any], examples: list[dict[str, Any]]) -> dict[str, Any]:
+def _json(schema: Mapping[str, Any], examples: Sequence[Any]) -> dict[str, Any]:
     media: dict[str, Any] = {"schema": schema}
     if examples:
-        media["examples"] = {f"example {n}": item for n, item in enumerate(examples, 1)}
+        media["examples"] = {f"example {n}": {"value": v} for n, v in enumerate(examples, 1)}
     return {"application/json": media}
-
-
-def _examples(spec: FunctionSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    inputs = [{"value": example.input} for example in spec.examples]
-    outputs = [{"value": example.output} for example in spec.examples]
-    return inputs, outputs
-
-
-def _wrapped(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{"value": [{"result": item["value"]} for item in outputs]}] if outputs else []
 
 
 def _problem_response(description: str) -> dict[str, Any]:
@@ -224,7 +251,10 @@ def _redirect(schema: Any, names: Mapping[str, str]) -> None:
 
 def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    details = {404: "no such path; /docs lists what there is"}
+    details = {
+        404: "no such path; /docs lists what there is",
+        405: f"{request.method} is not answered here",
+    }
     headers = [
         (key.lower().encode(), value.encode()) for key, value in (error.headers or {}).items()
     ]

@@ -7,6 +7,7 @@ function need not trust it further than its results.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import json
 import sys
 import traceback
@@ -49,11 +50,14 @@ def describe(error: BaseException) -> bytes:
         "message": _message(error),
         "traceback": _traceback(error),
     }
-    for name, value in (("args", error.args), ("state", vars(error))):
-        try:
-            plain[name] = _encode(value)
-        except (TypeError, ValueError, RecursionError):
-            plain[name] = None
+    # What pickle would take, by the built-in base's word: a file's name is not in `args`.
+    _, args, *rest = _builtin_base(kind).__reduce__(error)
+    state = rest[0] if rest and isinstance(rest[0], dict) else {}
+    plain["state"] = _encode_members(state)
+    try:
+        plain["args"] = _encode(args)
+    except (TypeError, RecursionError):
+        plain["args"] = None
     try:
         return json.dumps(plain).encode()
     except ValueError:  # an integer with more digits than Python likes to print
@@ -92,18 +96,18 @@ def _encode(value: Any) -> Any:
     if kind in (list, tuple):
         return {kind.__name__: [_encode(item) for item in value]}
     if kind is dict and all(type(key) is str for key in value):
-        return {"dict": _encode_members(value)}
+        return {"dict": {key: _encode(item) for key, item in value.items()}}
     if kind is Fault:
         return {"fault": [value.path, value.message]}
     raise TypeError(kind)
 
 
-def _encode_members(members: dict[str, Any]) -> dict[str, Any]:
+def _encode_members(members: dict[Any, Any]) -> dict[str, Any]:
     encoded: dict[str, Any] = {}
     for name, value in members.items():
         try:
             encoded[name] = _encode(value)
-        except TypeError:
+        except (TypeError, RecursionError):
             continue  # the rest of what the exception knows is still worth having
     return encoded
 
@@ -115,7 +119,7 @@ def _decode(value: Any) -> Any:
     if tag == "bytes":
         return inner.encode("latin-1")
     if tag == "dict":
-        return {str(name): _decode(item) for name, item in inner.items()}
+        return {name: _decode(item) for name, item in inner.items()}
     if tag == "fault":
         return Fault(path=str(inner[0]), message=str(inner[1]))
     items = [_decode(item) for item in inner]
@@ -138,11 +142,11 @@ def rebuild(data: bytes) -> Exception:
         plain = json.loads(data)
         message, text = str(plain["message"]), str(plain["traceback"])
         cls = _find_class(str(plain["module"]), str(plain["name"]))
-        state = _decode(plain["state"]) or {}
+        state = {name: _decode(value) for name, value in (plain["state"] or {}).items()}
         args = _decode(plain["args"])
     except (AttributeError, KeyError, TypeError, IndexError, RecursionError) as failure:
         raise ValueError(f"no exception: {failure}") from None
-    error = cls and _make(cls, message, args, state)
+    error = _make(cls, message, args, state) if cls else None
     if error is None:
         error = _stand_in(str(plain["module"]), str(plain["name"]), message)
     error.__cause__ = RemoteTraceback(text)
@@ -159,21 +163,27 @@ def _find_class(module: str, name: str) -> type[Exception] | None:
 
 def _make(cls: type[Exception], message: str, args: Any, state: dict[str, Any]) -> Exception | None:
     """Make an exception by its built-in base: no code of the class itself has a say."""
-    base: Any = cls
-    while vars(builtins).get(base.__name__) is not base:
-        base = base.__base__
+    base = _builtin_base(cls)
     for candidate in (args, (message,)):
         if not isinstance(candidate, tuple):
             continue
         try:
             error: Exception = base.__new__(cls, *candidate)
             base.__init__(error, *candidate)
-            error.__dict__.update(state)
+            for name, value in state.items():
+                with contextlib.suppress(AttributeError):
+                    object.__setattr__(error, name, value)
             if str(error) == message:
                 return error
         except Exception:  # noqa: BLE001, S112  (then it cannot be made)
             continue
     return None
+
+
+def _builtin_base(cls: Any) -> Any:
+    while vars(builtins).get(cls.__name__) is not cls:
+        cls = cls.__base__
+    return cls
 
 
 def _stand_in(module: str, name: str, message: str) -> FunctionError:

@@ -127,23 +127,13 @@ class Process:
 
     def _start(self, fn: LiveFunction, seconds: float) -> None:
         self._fn = fn
-        self._dispatcher = self._new_dispatcher(fn)
+        self._dispatcher = dispatcher_for(
+            fn, self._settings, loop=self._loop, on_batch=self._metrics.count_batch
+        )
         self._front.start(self._dispatcher)
         self._loaded.set()
         extra = {"function": fn.name, "digest": fn.digest, "seconds": round(seconds, 3)}
         log.info("ready: POST /%s", fn.name, extra=extra)
-
-    def _new_dispatcher(self, fn: LiveFunction) -> Dispatcher:
-        settings = self._settings
-        if fn.is_async and not fn.batch:
-            return CoroutineDispatcher(fn, loop=self._loop, limit=settings.threads)
-        options = ThreadOptions(
-            limit=settings.threads or (1 if fn.batch else DEFAULT_THREADS),
-            max_batch=settings.max_batch,
-            batch_wait=settings.batch_wait,
-        )
-        count = self._metrics.count_batch
-        return ThreadDispatcher(fn, loop=self._loop, options=options, on_batch=count)
 
     def _fail(self, error: BaseException) -> None:
         name = self._front.spec.name
@@ -179,6 +169,24 @@ class Process:
         log.info("exit %d", code)
         self._flush()
         os._exit(code)
+
+
+def dispatcher_for(
+    fn: LiveFunction,
+    settings: Settings,
+    *,
+    loop: asyncio.AbstractEventLoop,
+    on_batch: Callable[[int], None],
+) -> Dispatcher:
+    """Return what calls a function as its kind and the settings say."""
+    if fn.is_async and not fn.batch:
+        return CoroutineDispatcher(fn, loop=loop, limit=settings.threads)
+    options = ThreadOptions(
+        limit=settings.threads or (1 if fn.batch else DEFAULT_THREADS),
+        max_batch=settings.max_batch,
+        batch_wait=settings.batch_wait,
+    )
+    return ThreadDispatcher(fn, loop=loop, options=options, on_batch=on_batch)
 
 
 def read_spec(folder: Path) -> FunctionSpec:

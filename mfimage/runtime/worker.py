@@ -6,6 +6,7 @@ What to load comes over a socket, then records; results and exceptions go back, 
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import functools
 import io
@@ -19,6 +20,8 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
+from mfimage.errors import InputError
+from mfimage.function.schema import _validate
 from mfimage.package.parse import parse_spec
 from mfimage.runtime.frames import (
     BATCH,
@@ -105,15 +108,19 @@ def _serve(sock: socket.socket, live: LiveFunction) -> None:
 
 
 def _flush() -> None:
-    try:
+    # The function may have closed or replaced it, or nobody reads it.
+    with contextlib.suppress(AttributeError, OSError, ValueError):
         sys.stdout.flush()
-    except (AttributeError, OSError, ValueError):  # noqa: SIM105  (on the path of every call)
-        pass  # the function closed or replaced it, or nobody reads it
+
+
+def _record(live: LiveFunction, payload: bytes) -> Any:
+    # The caller's JSON is `serializers.dumps`'s own: what that refuses is not looked for again.
+    return _validate(live._schema.input, payload, live._schema.data, InputError)
 
 
 def _call(live: LiveFunction, payload: bytes) -> tuple[int, bytes]:
     try:
-        return RESULT, live.dump(live.invoke(live.parse(payload)))
+        return RESULT, live.dump(live.invoke(_record(live, payload)))
     except BaseException as error:  # noqa: BLE001  (whatever it is, it is the answer)
         return FAILURE, describe(error)
 
@@ -132,11 +139,11 @@ def _batch(live: LiveFunction, payload: bytes) -> tuple[int, bytes]:
 
 
 def _each(live: LiveFunction, records: list[bytes], failed: dict[int, bytes]) -> list[bytes]:
-    parse, invoke, dump = live.parse, live.invoke, live.dump
+    invoke, dump = live.invoke, live.dump
     answers: list[bytes] = []
     for record in records:
         try:
-            answers.append(dump(invoke(parse(record))))
+            answers.append(dump(invoke(_record(live, record))))
         except BaseException as error:  # noqa: BLE001  (as above)
             failed[len(answers)] = describe(error)
             answers.append(b"")
@@ -144,7 +151,8 @@ def _each(live: LiveFunction, records: list[bytes], failed: dict[int, bytes]) ->
 
 
 def _many(live: LiveFunction, records: list[bytes], failed: dict[int, bytes]) -> list[bytes]:
-    places: list[Any] = [_try(live.parse, record) for record in records]
+    parse = functools.partial(_record, live)
+    places: list[Any] = [_try(parse, record) for record in records]
     good = [index for index, place in enumerate(places) if not isinstance(place, BaseException)]
     outputs: Any = _try(live.invoke_many, [places[index] for index in good]) if good else []
     if isinstance(outputs, BaseException):
