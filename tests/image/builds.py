@@ -1,0 +1,137 @@
+"""Building samples with the engine, and looking into what came out."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+import subprocess
+import tarfile
+import tempfile
+import types
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import docker
+import pytest
+from uv import find_uv_bin
+
+import mfimage
+from mfimage.image.build_secrets import parse_secret, read_secrets
+from mfimage.image.context import context_files, context_tar
+from mfimage.image.engine import Engine
+from mfimage.image.image_info import ImageInfo
+from mfimage.image.plan import RUNTIME_FILES
+from tests.image.sample import Sample, make_sample
+from tests.support.docker import ensure_base_image, host_ca_bundle
+
+
+class Builds:
+    """Builds samples, and removes the images at the end."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.images: list[str] = []
+        # Engines remember a context by the image's name, so no other build meddles with these.
+        self.tag = f"mfimage-test-{uuid.uuid4().hex}:1"
+        bundle = host_ca_bundle()
+        self.secrets = (parse_secret(f"id=ca,src={bundle}"),) if bundle else ()
+
+    def __call__(
+        self, sample: Sample, *, as_tar: bool = False, no_cache: bool = False, **options
+    ) -> ImageInfo:
+        plan = sample.plan(secrets=self.secrets, **options)
+        files = context_files(plan, sample.blobs.path)
+        return self.build(
+            context_tar(plan, sample.blobs.path) if as_tar else files, no_cache=no_cache
+        )
+
+    def build(self, context, *, no_cache: bool = False) -> ImageInfo:
+        image = self.engine.build(
+            context=context,
+            tags=[self.tag],
+            secrets=read_secrets(self.secrets),
+            no_cache=no_cache,
+        )
+        self.images.append(image)
+        info = self.engine.inspect(image)
+        assert info is not None
+        return info
+
+
+@contextmanager
+def builder() -> Iterator[Builds]:
+    """Connect to the engine; remove what was built at the end."""
+    ensure_base_image("3.11")
+    with Engine.connect() as engine, frozen_runtime():
+        builds = Builds(engine)
+        try:
+            yield builds
+        finally:
+            for image in reversed(builds.images):
+                engine.remove(image, force=True)
+
+
+@contextmanager
+def frozen_runtime() -> Iterator[None]:
+    """Let nobody edit mfimage's files between two builds."""
+    root = Path(mfimage.__file__).parent.parent
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        for path in (path for pattern in RUNTIME_FILES for path in root.glob(pattern)):
+            target = Path(folder) / path.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+        frozen = types.SimpleNamespace(__file__=f"{folder}/mfimage/__init__.py")
+        patch.setattr("mfimage.image.context.mfimage", frozen)
+        yield
+
+
+@functools.cache
+def small_lock() -> bytes:
+    """Lock one distribution with a compiled module."""
+    command = [find_uv_bin(), "pip", "compile", "--quiet", "--format=pylock.toml", "-"]
+    command += ["--python-version=3.11", "--python-platform=x86_64-manylinux_2_28"]
+    done = subprocess.run(command, input=b"orjson", capture_output=True, check=True)
+    return done.stdout
+
+
+def unique(size: int) -> bytes:
+    """Make content that no engine has cached."""
+    return os.urandom(size)
+
+
+def fresh(folder: Path) -> Sample:
+    """Make a sample that no engine has built before."""
+    sample = make_sample(folder)
+    sample.lock = small_lock()
+    sample.artifacts = {"model": unique(3000), "feature_names": unique(30)}
+    return sample
+
+
+def run(image: str, *command: str, **options) -> str:
+    """Run a command in an image; return what it prints."""
+    client = docker.from_env()
+    try:
+        output = client.containers.run(
+            image, list(command), entrypoint="", remove=True, stderr=True, **options
+        )
+        return output.decode()
+    finally:
+        client.close()
+
+
+def layer_names(image: str, number: int) -> dict[str, tarfile.TarInfo]:
+    """List what a layer of an image holds."""
+    client = docker.from_env()
+    try:
+        saved = io.BytesIO(b"".join(client.images.get(image).save()))
+    finally:
+        client.close()
+    with tarfile.open(fileobj=saved) as tar:
+        manifest = json.load(tar.extractfile("manifest.json"))
+        layer = tar.extractfile(manifest[0]["Layers"][number])
+        with tarfile.open(fileobj=layer) as inner:
+            return {member.name: member for member in inner}
