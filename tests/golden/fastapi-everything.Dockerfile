@@ -52,7 +52,8 @@ RUN --mount=type=cache,id=mfimage-uv,target=/var/cache/mfimage/uv \
     # Compiled once here rather than at each start. Nobody imports tests.
     { /opt/venv/bin/python -m compileall -qq -j 0 -x '/tests?/' \
         --invalidation-mode unchecked-hash /opt/venv/lib || true; } && \
-    mkdir -p /out/opt && mv /opt/venv /out/opt/venv && \
+    mkdir -p /out/opt /out/opt/function/code && \
+    mv /opt/venv /out/opt/venv && \
     find /out -exec touch --no-dereference --date=@315532800 {} +
 
 # The image.
@@ -70,6 +71,8 @@ RUN --mount=type=cache,id=mfimage-apt,target=/var/cache/apt,sharing=locked \
         git=1:2.39.5-0+deb12u2 \
         libgomp1
 COPY --from=build /out/ /
+# Before what changes often: it is a layer, if an empty one.
+WORKDIR /opt/function/code
 # model
 COPY layers/artifact-8dc41a85a349b16d/ /
 # feature_names
@@ -102,7 +105,6 @@ LABEL \
     org.opencontainers.image.title="predict" \
     org.opencontainers.image.version="<function>" \
     com.example.team="data"
-WORKDIR /opt/function/code
 USER 1000:0
 EXPOSE 8000
 STOPSIGNAL SIGTERM

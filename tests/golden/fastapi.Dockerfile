@@ -30,13 +30,16 @@ RUN --mount=type=cache,id=mfimage-uv,target=/var/cache/mfimage/uv \
     # Compiled once here rather than at each start. Nobody imports tests.
     { /opt/venv/bin/python -m compileall -qq -j 0 -x '/tests?/' \
         --invalidation-mode unchecked-hash /opt/venv/lib || true; } && \
-    mkdir -p /out/opt && mv /opt/venv /out/opt/venv && \
+    mkdir -p /out/opt /out/opt/function/code && \
+    mv /opt/venv /out/opt/venv && \
     find /out -exec touch --no-dereference --date=@315532800 {} +
 
 # The image.
 FROM python:3.11-slim
 USER 0:0
 COPY --from=build /out/ /
+# Before what changes often: it is a layer, if an empty one.
+WORKDIR /opt/function/code
 # model
 COPY layers/artifact-8dc41a85a349b16d/ /
 # feature_names
@@ -65,7 +68,6 @@ LABEL \
     org.opencontainers.image.revision="0123456789abcdef0123456789abcdef01234567" \
     org.opencontainers.image.title="predict" \
     org.opencontainers.image.version="<function>"
-WORKDIR /opt/function/code
 USER 1000:0
 EXPOSE 8000
 STOPSIGNAL SIGTERM

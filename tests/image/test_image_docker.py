@@ -74,7 +74,7 @@ def test_it_runs_restricted(image, options, who):
 
 def test_nothing_of_the_build_is_left(image):
     held = layer_names(image, DEPENDENCIES)
-    assert {name.split("/")[1] for name in held if "/" in name} == {"venv"}
+    assert {name.split("/")[1] for name in held if "/" in name} == {"venv", "function"}
     names = {name.rpartition("/")[2] for name in held}
     assert not {"uv", "pip", "direct_url.json", "uv_cache.json", "INSTALLER", ".lock"} & names
     assert {member.mtime for member in held.values()} == {315_532_800}

@@ -12,8 +12,8 @@ from mfimage.image.image_info import ImageInfo
 from tests.image.builds import Builds, builder, fresh, unique
 from tests.image.sample import Sample
 
-# In order: base, dependencies, model, feature_names, runtime, code, working directory.
-DEPENDENCIES, MODEL, NAMES, RUNTIME, CODE = range(1, 6)
+# In order: base, dependencies, working directory, model, feature_names, runtime, code.
+DEPENDENCIES, _, MODEL, NAMES, RUNTIME, CODE = range(1, 7)
 
 pytestmark = [pytest.mark.docker, pytest.mark.index]
 
