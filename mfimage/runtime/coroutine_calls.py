@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
 from collections import deque
@@ -57,11 +58,22 @@ class CoroutineDispatcher:
         return 0.0
 
     def close(self) -> bool:
-        """End the loop; return whether nothing ran any more."""
-        idle = not self._tasks
+        """Cancel what runs and end the loop; return whether nothing runs any more."""
+        ended = asyncio.run_coroutine_threadsafe(self._cancel_all(), self._own)
+        try:
+            idle = ended.result(0.5)
+        except concurrent.futures.TimeoutError:
+            return False
         self._own.call_soon_threadsafe(self._own.stop)
-        self._thread.join(0.5)
-        return idle and not self._thread.is_alive()
+        self._thread.join()
+        self._own.close()
+        return idle
+
+    async def _cancel_all(self) -> bool:
+        tasks = [task for task in self._tasks if not task.done()]
+        for task in tasks:
+            task.cancel()
+        return not tasks or not (await asyncio.wait(tasks, timeout=0.3))[1]
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._own)

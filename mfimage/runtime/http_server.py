@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import signal
 import socket
+import struct
+import sys
 import time
 from collections.abc import Iterator
 
@@ -18,6 +21,9 @@ from mfimage.runtime.settings import Settings
 
 _BACKLOG = 2048
 _POLL = 0.02
+# Longer than a packet takes.
+_ON_THEIR_WAY = 0.1
+_SO_ATTACH_FILTER = 26
 
 log = logging.getLogger("mfimage.serving")
 
@@ -89,32 +95,62 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve a moment longer, close the doors, let everybody finish."""
-        begin = time.monotonic()
-        deadline = begin + self._settings.grace
+        deadline = time.monotonic() + self._settings.grace
         log.info("shutting down", extra={"in_flight": len(self.server_state.tasks)})
         linger = min(self._linger, self._settings.grace)
         await asyncio.sleep(linger)
+        if linger:
+            for sock in sockets or ():
+                _drop_newcomers(sock)
+            await asyncio.sleep(_ON_THEIR_WAY)
         for server in self.servers:
             server.close()
         for sock in sockets or ():
             sock.close()
-        if linger:
-            # Requests of connections that were accepted last are still on their way.
-            await asyncio.sleep(0.1)
-        await self._finish(deadline)
+        await self._finish(deadline, patience=_ON_THEIR_WAY if linger else 0.0)
         if self.server_state.tasks:
-            self.cut = len(self._front.inflight or ())
+            self.cut = len(self.server_state.tasks)
             if self._front.inflight is not None:
                 self._front.inflight.stop()
             await self._finish(time.monotonic() + 1.0)
 
-    async def _finish(self, deadline: float) -> None:
+    async def _finish(self, deadline: float, *, patience: float = 0.0) -> None:
+        """Close idle connections now, busy ones after their answer."""
+        patient_until = time.monotonic() + patience
         while True:
+            patient = time.monotonic() < patient_until
             for connection in list(self.server_state.connections):
-                connection.shutdown()  # idle: now; busy: after its answer
-            if not self.server_state.tasks or time.monotonic() > deadline:
+                # The first request of a connection may still be on its way.
+                if not (patient and connection.cycle is None):  # type: ignore[union-attr]
+                    connection.shutdown()
+            if not (patient or self.server_state.tasks) or time.monotonic() > deadline:
                 return
             await asyncio.sleep(_POLL)
+
+
+def _drop_newcomers(sock: socket.socket) -> None:
+    """Let a listening socket ignore requests for new connections, while it is still there.
+
+    Closing it resets the connections that wait to be accepted. So it first gets a packet filter
+    that drops what has the SYN flag: who was let in is served, who comes later tries again and
+    finds the port closed.
+    """
+    if sys.platform != "linux":
+        return
+    # Load the flags' byte of the TCP header; if SYN: drop, else: keep.
+    program = b"".join(
+        struct.pack("HBBI", *step)
+        for step in (
+            (0x30, 0, 0, 13),
+            (0x45, 0, 1, 0x02),
+            (0x06, 0, 0, 0),
+            (0x06, 0, 0, 0xFFFFFFFF),
+        )
+    )
+    buffer = ctypes.create_string_buffer(program, len(program))
+    head = struct.pack("HP", len(program) // 8, ctypes.addressof(buffer))
+    with contextlib.suppress(OSError):  # some sandboxes have no packet filters
+        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, head)
 
 
 def _config(front: Front, settings: Settings) -> uvicorn.Config:

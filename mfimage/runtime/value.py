@@ -42,9 +42,15 @@ def load_value(path: Path, *, python: str, builtins: Any) -> Any:
         return _Unpickler(file, path, space).load()
 
 
-def decorate(fn: Callable[..., Any], batch: bool) -> DecoratedFunction:
-    """Decorate a function again: how pickles hold a decorated one."""
-    return DecoratedFunction(fn, batch=batch)
+def blank() -> DecoratedFunction:
+    """Make a decorated function to be filled: one that calls itself is met before it is whole."""
+    return DecoratedFunction.__new__(DecoratedFunction)
+
+
+def fill(function: DecoratedFunction, state: tuple[Callable[..., Any], bool]) -> None:
+    """Decorate again: how pickles hold a decorated function."""
+    plain, batch = state
+    DecoratedFunction.__init__(function, plain, batch=batch)
 
 
 class _Unpickler(pickle.Unpickler):

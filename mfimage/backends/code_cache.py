@@ -1,0 +1,61 @@
+"""A package's code in a folder on this machine, unpacked once per user and checked every time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mfimage.backends.once import make_once
+from mfimage.package.archive import extract, members
+from mfimage.package.store import Package
+
+# Backups and code capture pass over a folder with this in it: https://bford.info/cachedir/
+_TAG = "CACHEDIR.TAG"
+_SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55\n"
+
+
+def cache_folder() -> Path:
+    """Return the user's cache folder: ``MFIMAGE_CACHE``, else ``mfimage`` in the usual place."""
+    chosen = os.environ.get("MFIMAGE_CACHE")
+    if chosen:
+        return Path(chosen).absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "mfimage"
+
+
+def code_folder(package: Package) -> Path:
+    """Return a folder that holds a package's code, and nothing else.
+
+    Raises
+    ------
+    PackageError
+        When the code is missing, damaged, or would land outside its folder.
+    StorageError
+        When the cache cannot be written.
+    """
+    code = package.spec.code
+    where = f"the code of {package.reference}"
+    data = package.read(code)
+    files = {name: content for name, content, _ in members(data, where=where)}
+    cache = cache_folder()
+
+    def fill(fresh: Path) -> None:
+        (cache / _TAG).write_text(_SIGNATURE)
+        extract(data, fresh, where=where)
+
+    return make_once(cache / "code" / code.hex, fill, lambda folder: _holds(folder, files))
+
+
+def _holds(folder: Path, files: dict[str, bytes]) -> bool:
+    """Tell whether a folder is what the archive says: caches are cleaned by half, and changed."""
+    try:
+        found = {
+            path.relative_to(folder).as_posix(): path
+            for path in folder.rglob("*")
+            if path.is_file() and path.parent.name != "__pycache__"
+        }
+        return found.keys() == files.keys() and all(
+            path.read_bytes() == files[name] for name, path in found.items()
+        )
+    except OSError:
+        return False

@@ -1,0 +1,134 @@
+"""Fixtures for every room: a cache of our own, and a flow that really ran."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.no_lock import no_lock
+from tests.support.projects import python
+
+# Metaflow refuses root.
+os.environ["METAFLOW_USER"] = "alice"
+_FLOWS = Path(__file__).parent / "support" / "flows"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache folder, empty for each test."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("MFIMAGE_CACHE", str(folder))
+    monkeypatch.delenv("MFIMAGE_FUNCTIONS_ROOT", raising=False)
+    return folder
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on this machine.
+
+    Attributes
+    ----------
+    flow, run : str
+        Its pathspec.
+    folder : Path
+        Where the flow's file and the datastore lie.
+    """
+
+    flow: str
+    run: str
+    folder: Path
+
+    @property
+    def pathspec(self) -> str:
+        return f"{self.flow}/{self.run}"
+
+    @property
+    def mark(self) -> Path:
+        """What ``Evil`` leaves when it is unpickled."""
+        return self.folder / "mark"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What other processes need to find the run."""
+        return {"METAFLOW_DATASTORE_SYSROOT_LOCAL": str(self.folder)}
+
+
+def _run(file: str, flow: str, folder: Path, *arguments: str, fails: bool = False) -> Run:
+    shutil.copy(_FLOWS / file, folder)
+    identity = folder / f"{flow}.run-id"
+    command = [file, "--quiet", "--no-pylint", "run", *arguments, "--run-id-file", str(identity)]
+    done = python(command, folder=folder, check=not fails)
+    assert bool(done.returncode) == fails, done.stderr
+    return Run(flow=flow, run=identity.read_text().strip(), folder=folder)
+
+
+@pytest.fixture(scope="session")
+def datastore(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that both flows ran in."""
+    return tmp_path_factory.mktemp("flows")
+
+
+@pytest.fixture(scope="session")
+def iris_run(datastore: Path) -> Run:
+    """The run of ``flows/train.py``."""
+    run = _run("train.py", "IrisFlow", datastore, "--mark", str(datastore / "mark"))
+    run.mark.unlink(missing_ok=True)
+    return run
+
+
+@pytest.fixture(scope="session")
+def odd_run(datastore: Path) -> Run:
+    """The run of ``flows/odd.py``, which failed."""
+    return _run("odd.py", "OddFlow", datastore, fails=True)
+
+
+@pytest.fixture
+def metaflow_client(datastore: Path) -> Iterator[Any]:
+    """Metaflow's client, looking at our datastore as alice."""
+    import metaflow
+
+    metaflow.metadata(f"local@{datastore}")
+    metaflow.namespace("user:alice")
+    yield metaflow
+    metaflow.namespace(None)
+    metaflow.default_metadata()
+
+
+@pytest.fixture
+def task(iris_run: Run, metaflow_client: Any) -> Any:
+    """The task that trained the model."""
+    iris_run.mark.unlink(missing_ok=True)
+    return metaflow_client.Step(f"{iris_run.pathspec}/train").task
+
+
+@pytest.fixture
+def unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bind without an index to lock from."""
+    monkeypatch.setattr("mfimage.bind.describe_environment", no_lock.describe_environment)
+
+
+@pytest.fixture(scope="session")
+def bound_calls(iris_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """References of the functions of ``backends/calls.py``; their source is gone."""
+    import metaflow
+
+    from tests.backends.calls import bind_all
+
+    folder = tmp_path_factory.mktemp("calls")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mfimage.bind.describe_environment", no_lock.describe_environment)
+        metaflow.metadata(f"local@{iris_run.folder}")
+        metaflow.namespace("user:alice")
+        bound = bind_all(folder, metaflow.Step(f"{iris_run.pathspec}/train").task)
+        metaflow.namespace(None)
+        metaflow.default_metadata()
+    (folder / "calls_project.py").unlink()
+    del sys.modules["calls_project"]
+    return {name: function.reference for name, function in bound.items()}

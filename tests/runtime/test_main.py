@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mfimage.runtime.__main__ import main
+from tests.runtime.packages import make_folder
+
+PREDICT = """
+print("imported")
+
+@json_function
+def predict(data: int, params: FunctionParameters) -> int:
+    print("called")
+    os.system("echo shouted")
+    return data + params.offset
+"""
+
+
+def run(folder: Path, verb: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "MFIMAGE_FUNCTION": str(folder)}
+    command = [sys.executable, "-m", "mfimage.runtime", verb]
+    return subprocess.run(
+        command, input=stdin, env=environ, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_folder(tmp_path / "fn", PREDICT, artifacts={"offset": 1}, examples=[(1, 2), (2, 3)])
+
+
+def test_call_gives_results_on_stdout_and_what_the_function_prints_on_stderr(folder: Path) -> None:
+    done = run(folder, "call", "1\n2\n")
+    assert (done.returncode, done.stdout) == (0, "2\n3\n")
+    assert {"imported", "called", "shouted"} <= set(done.stderr.split())
+
+
+def test_call_ends_at_the_first_bad_record(folder: Path) -> None:
+    done = run(folder, "call", '1\n"x"\n2\n')
+    assert (done.returncode, done.stdout) == (1, "2\n")
+    assert done.stderr.splitlines()[-1] == "error: line 2: data: expected int, got 'x'"
+
+
+def test_check_replays_the_examples(folder: Path) -> None:
+    done = run(folder, "check")
+    assert done.returncode == 0
+    report = json.loads(done.stdout)
+    assert (report["examples"], report["differences"]) == (2, [])
+
+
+def test_check_says_what_differs(tmp_path: Path) -> None:
+    folder = make_folder(
+        tmp_path / "fn", PREDICT, artifacts={"offset": 1}, examples=[(1, 2), (2, 4)]
+    )
+    done = run(folder, "check")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["differences"] == [
+        {"example": 1, "path": "result", "message": "expected 4, got 3"}
+    ]
+    assert "example 1: result: expected 4, got 3" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["serve", "call", "check"])
+def test_an_absent_package_is_an_error_without_a_traceback(tmp_path: Path, verb: str) -> None:
+    done = run(tmp_path / "nothing", verb)
+    assert done.returncode == 1
+    assert "nothing/function.json: No such file or directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_bad_variables_are_errors(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MFIMAGE_MAX_BODY", "much")
+    done = run(folder, "serve")
+    assert done.returncode == 1
+    assert "error: MFIMAGE_MAX_BODY: expected a size, as 16777216 or 16MiB, got 'much'" in (
+        done.stderr
+    )
+
+
+def test_in_a_process_of_somebody_else_results_go_to_its_stdout(
+    folder: Path, capsysbinary: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(folder / "code"))
+    assert main(["check", "--folder", str(folder)]) == 0
+    sys.modules.pop("served", None)
+    assert b'"differences":[]' in capsysbinary.readouterr().out
+
+
+def test_the_shim_brings_no_tool_of_a_build_along() -> None:
+    script = (
+        "import sys, mfimage.runtime.__main__, mfimage.runtime.serving, mfimage.runtime.openapi,"
+        " mfimage.runtime.supervisor, mfimage.runtime.loader, mfimage.runtime.records\n"
+        "print(*{'docker', 'jinja2', 'metaflow', 'rich', 'uv', 'h2', 'boto3'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""
+    script = "import sys, mfimage.runtime.__main__; print(*{'click', 'uvicorn'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from mfimage.errors import OptionError
+from mfimage.runtime.settings import VARIABLES, Settings
+
+DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
+
+
+def test_each_field_has_a_variable_whose_default_is_the_field_s() -> None:
+    fields = {field.name: field.default for field in dataclasses.fields(Settings)}
+    by_field = {variable.field: variable for variable in VARIABLES if variable.field}
+    assert by_field.keys() == fields.keys()
+    for name, variable in by_field.items():
+        if name != "threads":
+            assert variable.read(variable.default) == fields[name]
+
+
+def test_the_documented_table_is_this_table() -> None:
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.+?) \| (.+?) \|$", DOCS.read_text(), re.MULTILINE)
+    assert rows == [(variable.name, variable.default, variable.meaning) for variable in VARIABLES]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field", "value"),
+    [
+        ("PORT", "0", "port", 0),
+        ("MFIMAGE_MAX_BODY", "1024", "max_body", 1024),
+        ("MFIMAGE_MAX_BODY", "2 KiB", "max_body", 2048),
+        ("MFIMAGE_MAX_BODY", "1g", "max_body", 1024**3),
+        ("MFIMAGE_TIMEOUT", "2.5s", "timeout", 2.5),
+        ("MFIMAGE_ACCESS_LOG", "off", "access_log", False),
+        ("MFIMAGE_LOG_LEVEL", "WARNING", "log_level", "warning"),
+        ("MFIMAGE_THREADS", "1", "threads", 1),
+        ("MFIMAGE_WORKERS", "", "workers", 1),
+    ],
+)
+def test_values(name: str, text: str, field: str, value: object) -> None:
+    assert getattr(Settings.from_environ({name: text}), field) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("PORT", "http", "a port from 0 to 65535"),
+        ("PORT", "70000", "a port"),
+        ("MFIMAGE_WORKERS", "0", "a whole number"),
+        ("MFIMAGE_MAX_BODY", "-1", "a size, as 16777216 or 16MiB"),
+        ("MFIMAGE_MAX_BODY", "1e6", "a size"),
+        ("MFIMAGE_TIMEOUT", "nan", "seconds"),
+        ("MFIMAGE_TIMEOUT", "-1", "seconds"),
+        ("MFIMAGE_GRACE", "inf", "seconds"),
+        ("MFIMAGE_ACCESS_LOG", "maybe", "1 or 0"),
+        ("MFIMAGE_LOG_LEVEL", "loud", "one of debug"),
+    ],
+)
+def test_a_bad_value_is_named(name: str, text: str, wanted: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        Settings.from_environ({name: text})
+    assert caught.value.message.startswith(f"{name}: expected {wanted}")
+    assert caught.value.message.endswith(f"got {text!r}")
