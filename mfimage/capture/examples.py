@@ -38,7 +38,10 @@ def record_examples(
     """
     if not inputs:
         return ()
-    lines = [serializers.dumps(record, root="example", error=InputError) for record in inputs]
+    lines = [
+        serializers.dumps(record, root=f"examples[{index}]", error=InputError)
+        for index, record in enumerate(inputs)
+    ]
     with tempfile.TemporaryDirectory(prefix="mfimage-") as text:
         folder = Path(text)
         unpack(spec, store, folder)
@@ -65,8 +68,9 @@ def _run(folder: Path, lines: list[bytes], name: str) -> list[Any]:
     if done.returncode == 0 and len(outputs) == len(lines):
         return outputs
     failed = lines[min(len(outputs), len(lines) - 1)].decode()
-    story = done.stderr.decode(errors="replace").strip().splitlines()
+    story = done.stderr.decode(errors="replace").strip().splitlines() or ["no output"]
+    errors = [line.removeprefix("error: ") for line in story if line.startswith("error: ")]
     raise CaptureError(
-        f"{name} failed on the example {failed[:200]}: {story[-1] if story else 'no output'}",
+        f"{name} failed on the example {failed[:200]}: {[story[-1], *errors][-1]}",
         hint="correct the example or the function; the whole story:\n" + "\n".join(story[-20:]),
     )

@@ -16,7 +16,7 @@ import cloudpickle
 from mfimage.errors import CaptureError
 from mfimage.function import hints
 from mfimage.function.decorator import DecoratedFunction
-from mfimage.runtime.value import decorate
+from mfimage.runtime.value import blank, fill
 
 MODULE = "_bound_function"
 MAX_SIZE = 256 << 20
@@ -127,7 +127,7 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has no hin
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, DecoratedFunction) and obj.__module__ == "__main__":
-            return decorate, (obj.__wrapped__, obj.signature.batch)
+            return blank, (), (obj.__wrapped__, obj.signature.batch), None, None, fill
         if isinstance(obj, types.FunctionType) and obj.__module__ == "__main__":
             self.optional |= _imports_in(obj.__code__)
             return super().reducer_override(self._clone(obj))

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ PATIENCE = 60
 class Server:
     """A running server and its log."""
 
-    def __init__(self, folder: Path, **environ: str) -> None:
+    def __init__(
+        self, folder: Path, *, command: Sequence[str] | None = None, **environ: str
+    ) -> None:
         given = {"PORT": "0", "MFIMAGE_HOST": "127.0.0.1", "MFIMAGE_DRAIN": "0", **environ}
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("MFIMAGE", "PROMETH"))}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mfimage.runtime", "serve", "--folder", str(folder)],
+            command or [sys.executable, "-m", "mfimage.runtime", "serve", "--folder", str(folder)],
             env={**kept, **given},
             stdout=subprocess.PIPE,
         )

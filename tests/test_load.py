@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import pickle
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from mfimage.backends.environments import RUNTIME_FILES
+from mfimage.errors import PackageError, ReferenceNotFound
+from mfimage.load import JsonFunction, function_from_json
+from tests.support.packages import PREDICT, make_package
+from tests.support.projects import python, write
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_reference_becomes_a_function(tmp_path: Path) -> None:
+    reference = make_package(tmp_path)
+    for spelling in (reference, Path(reference), Path(reference).parent, Path(reference).as_uri()):
+        function = function_from_json(spelling)
+        assert isinstance(function, JsonFunction)
+        assert function({"x": 2}) == {"y": 6}
+        assert (function.reference, function.name) == (reference, "predict")
+    assert repr(function) == "<JsonFunction predict of IrisFlow/1/train/2>"
+
+
+def test_what_is_wrong_with_a_package_is_told_at_once(tmp_path: Path) -> None:
+    reference = Path(make_package(tmp_path))
+    with pytest.raises(ReferenceNotFound):
+        function_from_json(tmp_path / "functions" / "predict" / "0" / "function.json")
+    data = reference.read_bytes()
+    reference.write_bytes(data.replace(b'"schema_version": "1.0"', b'"schema_version": "2.0"'))
+    with pytest.raises(PackageError, match="schema_version 2.0 is newer") as caught:
+        function_from_json(reference)
+    assert "pip install 'mfimage>=2'" in str(caught.value.hint)
+    reference.write_bytes(data)
+    for blob in (tmp_path / "blobs").rglob("*"):
+        if blob.is_file():
+            blob.unlink()
+    with pytest.raises(PackageError, match="missing"):
+        function_from_json(reference)
+
+
+def test_it_goes_to_other_processes_by_its_reference(tmp_path: Path) -> None:
+    function = function_from_json(make_package(tmp_path))
+    assert pickle.loads(pickle.dumps(function)).reference == function.reference
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        assert list(pool.map(function, [{"x": 1}, {"x": 2}])) == [{"y": 3}, {"y": 6}]
+
+
+def test_an_image_has_what_it_needs_to_import_a_function_and_no_more(tmp_path: Path) -> None:
+    """The function's own file may well say ``from metaflow import JsonFunction``."""
+    for pattern in RUNTIME_FILES:
+        for path in ROOT.glob(pattern):
+            write(tmp_path, {path.relative_to(ROOT).as_posix(): path.read_text()})
+    code = (
+        "from mfimage.load import JsonFunction, function_from_json\n"
+        "for call in (lambda: JsonFunction(None, 'F'), lambda: function_from_json('x')):\n"
+        "    try: call()\n"
+        "    except Exception as error: print(type(error).__name__, error)\n"
+    )
+    done = python(["-c", code], folder=tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    message = "BackendError functions cannot be bound or loaded here: only mfimage's runtime is"
+    assert [line[: len(message)] for line in done.stdout.splitlines()] == [message] * 2
+
+
+_APP = """
+import asyncio
+from fastapi import FastAPI
+from mfimage.load import function_from_json
+
+app = FastAPI()
+plain = function_from_json({plain!r})
+later = function_from_json({later!r})
+
+@app.post("/def")
+def by_def(payload: dict): return plain(payload)
+
+@app.post("/async")
+async def by_async(payload: dict): return plain(payload)
+
+@app.post("/def-later")
+def by_def_later(payload: dict): return later(payload)
+
+@app.post("/async-later")
+async def by_async_later(payload: dict): return later(payload)
+
+@app.post("/acall")
+async def by_acall(payload: dict): return await plain.acall(payload)
+
+@app.post("/acall-later")
+async def by_acall_later(payload: dict): return await later.acall(payload)
+"""
+LATER = PREDICT.replace("def predict", "async def predict").replace(
+    "    return", "    import asyncio\n    await asyncio.sleep(0.002)\n    return"
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """FastAPI as users write it, served by uvicorn in a process of its own."""
+    folder = tmp_path_factory.mktemp("app")
+    plain = make_package(folder / "root")
+    later = make_package(folder / "root", {"predict.py": LATER})
+    write(folder, {"app.py": _APP.format(plain=plain, later=later)})
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port)]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "--log-level", "warning"], cwd=folder, stdout=log, stderr=log
+        )
+        try:
+            _wait_for(port, process)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            assert process.wait(10) in (0, -15)
+    assert (folder / "log").read_text() == ""
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        assert process.poll() is None
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.1):
+            return
+        import time
+
+        time.sleep(0.05)
+    raise AssertionError("the server did not start")
+
+
+ENDPOINTS = ["def", "async", "def-later", "async-later", "acall", "acall-later"]
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_fastapi_with_64_connections(endpoint: str, server: str) -> None:
+    """No "owned by another thread", no blocked loop, no wrong answer."""
+
+    async def connection(client: httpx.AsyncClient, number: int) -> list[Any]:
+        answers = []
+        for i in range(4):
+            answer = await client.post(f"/{endpoint}", json={"x": number * 10 + i})
+            answers.append((answer.status_code, answer.json()))
+        return answers
+
+    async def main() -> list[list[Any]]:
+        limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
+        async with httpx.AsyncClient(
+            base_url=server, limits=limits, timeout=30, trust_env=False
+        ) as client:
+            return await asyncio.gather(*(connection(client, number) for number in range(64)))
+
+    found = asyncio.run(main())
+    assert found == [[(200, {"y": (n * 10 + i) * 3}) for i in range(4)] for n in range(64)]
+
+
+def test_options_reach_the_package(bound_calls: Mapping[str, str]) -> None:
+    spec = function_from_json(bound_calls["settings"]).spec
+    assert json.loads(spec.to_json())["parameter_schema"]["required"] == ["labels"]
+    assert spec.environment.source == "imports"
