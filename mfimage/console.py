@@ -1,4 +1,4 @@
-"""The story on stderr: bars on a terminal, plain lines everywhere else."""
+"""The story on stderr: what is under way on a terminal, plain lines everywhere else."""
 
 from __future__ import annotations
 
@@ -36,9 +36,13 @@ def story(*, verbose: bool = False) -> Iterator[Story]:
         yield PlainStory(verbose=verbose)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}{task.fields[amount]}", markup=False),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield TerminalStory(progress, verbose=verbose)
 
@@ -56,31 +60,43 @@ class PlainStory:
 
 
 class TerminalStory:
-    """The same lines, and a bar or spinner for each step that is under way."""
+    """The same lines, and below them what each step under way is doing."""
 
     def __init__(self, progress: Any, *, verbose: bool) -> None:
         self._progress = progress
         self._verbose = verbose
         self._bars: dict[str, Any] = {}
+        self._over: set[str] = set()
 
     def __call__(self, event: BuildEvent) -> None:
         """Tell one event."""
         if line := _line(event, verbose=self._verbose):
             self._progress.console.print(line, markup=False, highlight=False)
+        if event.step in self._over:
+            return  # what BuildKit tells of a step may come after its end
         if event.kind in ("cached", "done", "failed"):
+            self._over.add(event.step)
             if (bar := self._bars.pop(event.step, None)) is not None:
                 self._progress.remove_task(bar)
             return
         bar = self._bars.get(event.step)
         if bar is None:
-            bar = self._bars[event.step] = self._progress.add_task(event.step, total=None)
+            bar = self._progress.add_task(_short(event.step, 70), total=None, amount="")
+            self._bars[event.step] = bar
         if event.total:
-            self._progress.update(bar, completed=event.current, total=event.total)
+            amount = f"  {event.text} {event.current / 1e6:.1f} of {event.total / 1e6:.1f} MB"
+            self._progress.update(bar, amount=amount)
+
+
+def _short(step: str, most: int) -> str:
+    text = " ".join(step.split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _line(event: BuildEvent, *, verbose: bool) -> str | None:
-    step = " ".join(event.step.split())
-    step = step if len(step) <= 100 else f"{step[:97]}..."
+    step = _short(event.step, 100)
+    if step.startswith("[internal]") and event.kind != "failed" and not verbose:
+        return None
     if event.kind == "cached":
         return f"{step}  cached"
     if event.kind == "done":

@@ -15,8 +15,7 @@ import cloudpickle
 
 from mfimage.errors import CaptureError
 from mfimage.function import hints
-from mfimage.function.decorator import DecoratedFunction
-from mfimage.runtime.value import blank, fill
+from mfimage.function.decorator import DecoratedFunction, blank, fill
 
 MODULE = "_bound_function"
 MAX_SIZE = 256 << 20

@@ -50,6 +50,20 @@ def _find(module: str, qualname: str) -> Any:
     return operator.attrgetter(qualname)(importlib.import_module(module))
 
 
+def blank() -> DecoratedFunction:
+    """Make a decorated function to be filled.
+
+    How pickles hold one by value: one that calls itself is met before it is whole.
+    """
+    return DecoratedFunction.__new__(DecoratedFunction)
+
+
+def fill(function: DecoratedFunction, state: tuple[Callable[..., Any], bool]) -> None:
+    """Decorate ``(plain function, batch)`` into what ``blank`` made."""
+    plain, batch = state
+    DecoratedFunction.__init__(function, plain, batch=batch)
+
+
 @overload
 def json_function(fn: Callable[..., Any], /) -> DecoratedFunction: ...
 @overload

@@ -6,12 +6,11 @@ import operator
 import pickle
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mfimage.errors import PackageError
-from mfimage.function.decorator import DecoratedFunction
 
 
 def load_value(path: Path, *, python: str, builtins: Any) -> Any:
@@ -40,17 +39,6 @@ def load_value(path: Path, *, python: str, builtins: Any) -> Any:
     space = vars(builtins) if isinstance(builtins, types.ModuleType) else builtins
     with path.open("rb") as file:
         return _Unpickler(file, path, space).load()
-
-
-def blank() -> DecoratedFunction:
-    """Make a decorated function to be filled: one that calls itself is met before it is whole."""
-    return DecoratedFunction.__new__(DecoratedFunction)
-
-
-def fill(function: DecoratedFunction, state: tuple[Callable[..., Any], bool]) -> None:
-    """Decorate again: how pickles hold a decorated function."""
-    plain, batch = state
-    DecoratedFunction.__init__(function, plain, batch=batch)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -87,9 +75,7 @@ class _Unpickler(pickle.Unpickler):
         return types.FunctionType(code, space, name, defaults, closure)
 
     def _set_state(self, function: types.FunctionType, state: Any) -> None:
-        from cloudpickle.cloudpickle import _function_setstate
-
-        _function_setstate(function, state)
+        self._import("cloudpickle.cloudpickle")._function_setstate(function, state)
         self._adopt(function.__globals__)
 
     def _adopt(self, space: dict[str, Any]) -> None:
