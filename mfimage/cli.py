@@ -133,7 +133,8 @@ def _bind(function: str, task: str, given: dict[str, Any]) -> str:
     from mfimage.console import say
     from mfimage.package.store import open_package
 
-    reference = bind_function(load_decorated(function), task, _parsed_bind_options(given))
+    options = _parsed_bind_options(given)
+    reference = bind_function(load_decorated(function), task, options)
     spec = open_package(reference).spec
     say(
         f"bound {spec.name} to {spec.task}: {len(spec.artifacts)} artifacts, "

@@ -1,0 +1,99 @@
+"""What a user reads and scripts rely on: two lines for an error, and the exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mfimage.cli import main
+from mfimage.errors import BuildError
+
+MFIMAGE = str(Path(sys.executable).with_name("mfimage"))
+
+
+def run(*arguments: str, **kwargs) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [MFIMAGE, *arguments], capture_output=True, text=True, check=False, **kwargs
+    )
+
+
+def test_help_needs_nothing_heavy():
+    script = (
+        "import sys; from click.testing import CliRunner; from mfimage.cli import main\n"
+        "assert CliRunner().invoke(main, ['--help']).exit_code == 0\n"
+        "print([m for m in ('docker', 'metaflow', 'pydantic', 'jinja2', 'rich', 'uv') "
+        "if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", script]) == b"[]\n"
+
+
+def test_help_answers_at_once():
+    took = []
+    for _ in range(3):
+        start = time.monotonic()
+        assert run("--help").returncode == 0
+        took.append(time.monotonic() - start)
+    assert min(took) < 0.5  # 0.13 s on an idle machine
+
+
+def test_an_error_is_one_line_and_a_hint(tmp_path):
+    done = run("inspect", "nowhere/functions/f/0/function.json", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: no function package at ")
+    assert hint.startswith("hint: ")
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = run("--debug", "inspect", "nowhere/functions/f/0/function.json", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_wrong_usage_exits_with_2():
+    assert run("bind").returncode == 2
+    assert run("no-such-command").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "said"),
+    [
+        (BuildError("step 3 failed", hint="do this"), 1, "error: step 3 failed\nhint: do this\n"),
+        (RuntimeError("odd"), 1, "error: RuntimeError: odd\nhint: mfimage did not expect this"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_every_failure_has_its_exit_code(monkeypatch, failure, code, said):
+    def fail(what: str) -> None:
+        raise failure
+
+    monkeypatch.setattr("mfimage.inspection.inspect", fail)
+    result = CliRunner().invoke(main, ["inspect", "x"])
+    assert result.exit_code == code
+    assert result.stderr.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["bind", "a.py:f", "--task", "F", "--param", "x"], "--param: expected NAME=VALUE"),
+        (["bind", "a.py:f", "--task", "F", "--param", "x=y"], "--param x: 'y' is no JSON"),
+        (["bind", "a.py:f", "--task", "F", "--example", "{"], "--example: '{' is no JSON"),
+        (["bind", "a.py:f", "--task", "F", "--example", "@no"], "--example: cannot read no"),
+        (["build", "x", "--target", "fastapy"], "target: there is no target 'fastapy'"),
+        (["build", "x", "--env", "A"], "env: 'A' has no value"),
+        (["build", "x", "--platform", "amiga"], "platform: 'amiga' is no platform"),
+        (["build", "x", "--push"], "push: the image has no name"),
+    ],
+)
+def test_options_are_refused_by_name(tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {said}")
