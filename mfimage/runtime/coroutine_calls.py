@@ -39,7 +39,9 @@ class CoroutineDispatcher:
         self._limit = asyncio.Semaphore(limit) if limit else contextlib.nullcontext()
         self._tasks: set[asyncio.Task[None]] = set()
         self._own = new_loop()
-        self._thread = threading.Thread(target=self._run, name="mfimage-calls", daemon=True)
+        self._thread = threading.Thread(
+            target=self._own.run_forever, name="mfimage-calls", daemon=True
+        )
         self._thread.start()
 
     def submit(self, job: Job) -> None:
@@ -74,10 +76,6 @@ class CoroutineDispatcher:
         for task in tasks:
             task.cancel()
         return not tasks or not (await asyncio.wait(tasks, timeout=0.3))[1]
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._own)
-        self._own.run_forever()
 
     def _start(self) -> None:
         self._woken = False

@@ -60,12 +60,12 @@ class Front:
     metrics: Metrics
     access: AccessLog | None
     loop: asyncio.AbstractEventLoop
-    inflight: InFlight | None = None
-    draining: bool = False
-    _answers: Answers = field(default_factory=Answers)
-    _dispatcher: Dispatcher | None = None
-    _pages: App | None = None
-    _pages_made: asyncio.Event = field(default_factory=asyncio.Event)
+    inflight: InFlight | None = field(init=False, default=None)
+    draining: bool = field(init=False, default=False)
+    _answers: Answers = field(init=False, default_factory=Answers)
+    _dispatcher: Dispatcher | None = field(init=False, default=None)
+    _pages: App | None = field(init=False, default=None)
+    _pages_made: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self._routes: dict[str, App] = {"/healthz": self._healthz, "/readyz": self._readyz}

@@ -26,7 +26,7 @@ class Out:
 
     def __init__(self, raw: _Writable) -> None:
         self._raw = raw
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal may come while it writes
 
     def write(self, data: bytes) -> None:
         """Write all of it; a reader that has gone is no reason to fail."""

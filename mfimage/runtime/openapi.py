@@ -25,6 +25,7 @@ Responses = dict[int | str, dict[str, Any]]
 
 _COMPONENTS = "#/components/schemas/"
 _DEFINITIONS = "#/$defs/"
+_OWN_SCHEMAS = ("About", "Problem", "Record", "Result", "Status")
 _WRONG = {
     413: "The body is larger than `MFIMAGE_MAX_BODY`.",
     415: "The body is not `application/json`.",
@@ -221,7 +222,7 @@ class Schemas:
         """Add a schema with its definitions; return what refers to it."""
         own = dict(copy.deepcopy(schema))
         definitions = own.pop("$defs", {})
-        names = dict(zip(definitions, self._names(name, definitions), strict=True))
+        names = {old: self._free(name, old, definitions) for old in definitions}
         for old, definition in definitions.items():
             self.components[names[old]] = definition
         for part in (own, *definitions.values()):
@@ -229,10 +230,14 @@ class Schemas:
         self.components[name] = own
         return {"$ref": _COMPONENTS + name}
 
-    def _names(self, prefix: str, definitions: Mapping[str, Any]) -> Iterator[str]:
-        taken = {*self.components, "Record", "Result", "Problem"}
-        for name in definitions:
-            yield f"{prefix}{name}" if name in taken else name
+    def _free(self, prefix: str, name: str, others: Mapping[str, Any]) -> str:
+        """Return a name for a definition that nothing else in the document has."""
+        if name not in self.components and name not in _OWN_SCHEMAS:
+            return name
+        name = f"{prefix}{name}"
+        while name in self.components or name in others:
+            name += "_"
+        return name
 
 
 def _redirect(schema: Any, names: Mapping[str, str]) -> None:
@@ -242,10 +247,13 @@ def _redirect(schema: Any, names: Mapping[str, str]) -> None:
             _redirect(item, names)
     elif isinstance(schema, dict):
         for key, value in schema.items():
-            # Values of "$ref", and of a discriminator's "mapping".
+            if key in ("const", "default", "enum", "examples"):
+                continue  # values, whatever they look like
+            # Of "$ref", and of a discriminator's "mapping".
             if isinstance(value, str) and value.startswith(_DEFINITIONS):
-                schema[key] = _COMPONENTS + names[value.removeprefix(_DEFINITIONS)]
-            elif key not in ("const", "default", "enum", "examples"):
+                name = value.removeprefix(_DEFINITIONS)
+                schema[key] = _COMPONENTS + names.get(name, name)
+            else:
                 _redirect(value, names)
 
 

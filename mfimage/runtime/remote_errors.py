@@ -21,13 +21,12 @@ _OWN_FILES = ("worker.py", "loader.py", "coroutines.py", "parameters.py")
 class FunctionError(MfimageError):
     """A function raised what the caller's process has no class for.
 
-    Attributes
-    ----------
-    type_name : str
-        Full name of the exception's class, as ``sklearn.exceptions.NotFittedError``.
+    What is raised is of a class made for it, a subclass of this one: it has the name, the module
+    and the message of what the function raised, so that it reads the same.
     """
 
-    type_name: str = ""
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_stand_in, (type(self).__module__, type(self).__qualname__, self.message))
 
 
 class RemoteTraceback(Exception):
@@ -187,7 +186,7 @@ def _builtin_base(cls: Any) -> Any:
 
 
 def _stand_in(module: str, name: str, message: str) -> FunctionError:
-    type_name = name if module == "builtins" else f"{module}.{name}"
-    error = FunctionError(f"{type_name}: {message}")
-    error.type_name = type_name
+    cls = type(name.rpartition(".")[2], (FunctionError,), {"__module__": module})
+    cls.__qualname__ = name
+    error: FunctionError = cls(message)
     return error

@@ -128,8 +128,8 @@ class Supervisor:
             healthy = now - worker.born > _HEALTHY_AFTER
             worker.pause = 0.0 if healthy else min(worker.pause * 2 + 0.5, _LONGEST_PAUSE)
             worker.due = now + worker.pause
-            if not self._ever_ready and code == FAILED:
-                log.error("the function cannot be served")
+            if not self._ever_ready:
+                log.error("no worker could load the function")
                 self._code = FAILED
 
     def _replace(self) -> None:

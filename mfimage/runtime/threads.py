@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
 from mfimage.runtime.dispatch import Job, Mailbox, Runnable, call_many, call_one
@@ -27,6 +28,8 @@ _STUCK_THREADS = 4
 _COMPUTING_THREADS = 8
 _LEAVE_AFTER = 10.0
 _WAKE_EVERY = 0.001
+
+log = logging.getLogger("mfimage.serving")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,8 @@ class ThreadDispatcher:
     help: when the process computes next to nothing (so the calls wait for something: a database,
     a sleep), or when one call holds the only thread for long and there are processors left.
     Threads that only compute in Python would take turns anyway, and the server's own thread would
-    have to queue with them: 40 such threads held a health check up for 2.6 s, one for 5 ms.
+    have to queue with them: 40 such threads held a health check up for 2.6 s, one for some
+    milliseconds.
     """
 
     def __init__(
@@ -149,8 +153,15 @@ class ThreadDispatcher:
             thread = threading.Thread(
                 target=run, args=(leave_after,), name="mfimage-call", daemon=True
             )
+            try:
+                thread.start()
+            except RuntimeError:
+                if not self._threads:
+                    raise
+                log.warning("no more than %d threads are to be had", len(self._threads))
+                self._options = replace(self._options, limit=len(self._threads))
+                return
             self._threads.add(thread)
-            thread.start()
 
     def _run_singly(self, leave_after: float | None) -> None:
         fn, queue, mailbox = self._fn, self._queue, self._mailbox

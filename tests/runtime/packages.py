@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import pickle
 import sys
 import types
@@ -50,7 +51,7 @@ def make_spec(
         ),
         lineage=Lineage(flow="Flow", run="1", step="train", task="2"),
         batch=function.signature.batch,
-        description=function.__doc__ or "",
+        description=inspect.getdoc(function) or "",
         input_schema=schema.input_schema(),
         output_schema=schema.output_schema(),
         parameter_schema={"required": sorted(artifacts or ())},

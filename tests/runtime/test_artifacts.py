@@ -86,7 +86,7 @@ def test_classes_of_the_project_come_from_the_package(tmp_path: Path) -> None:
          "parameter 'model' (object) needs the module 'mine.deep', which", "the image"),
         (b"garbage", "pickle-v4", "parameter 'model' (object) cannot be loaded: ", "saved with"),
         (b"garbage", "gzip+pickle-v4", "cannot be loaded: BadGzipFile: ", "saved with"),
-        (b"x", "zstd-arrow", "parameter 'model' (object): no serializer reads encoding 'zstd-arrow'",
+        (b"x", "zstd-arrow", "'model' (object): no serializer reads encoding 'zstd-arrow'",
          "install the Metaflow extension that wrote it (acme)"),
     ],
 )  # fmt: skip

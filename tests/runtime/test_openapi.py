@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pytest
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
@@ -105,11 +106,28 @@ def test_definitions_of_the_same_name_stay_apart() -> None:
 def test_a_definition_named_as_one_of_ours_stays_apart() -> None:
     schemas = Schemas()
     own = {"$defs": {"Result": {"type": "string"}}, "$ref": "#/$defs/Result"}
-    schemas.add("Record", own)
+    schemas.add("Record", {**own, "properties": {"a": {"const": "#/$defs/Result"}}})
     schemas.add("Result", {"type": "integer"})
     assert schemas.components["Result"] == {"type": "integer"}
     assert resolve({"components": {"schemas": schemas.components}},
                    schemas.components["Record"]["$ref"]) == {"type": "string"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["About", "Status", "Problem", "RecordStatus"])
+def test_a_class_may_be_called_as_one_of_the_server_s(name: str) -> None:
+    given = TypedDict(name, {"mine": int})  # type: ignore[operator]  # noqa: UP013
+
+    def take(data: int) -> int:
+        return data
+
+    take.__annotations__ = {"data": list[given], "return": given}
+    document = build_pages(make_spec(json_function(take)), Board()).openapi()
+    components = document["components"]["schemas"]
+    assert components["About"]["required"] == ["name", "digest", "pathspec", "version"]
+    assert "status" in components["Status"]["properties"]
+    assert "detail" in components["Problem"]["properties"]
+    item = resolve(document, components["Record"]["items"]["$ref"])
+    assert item["properties"].keys() == {"mine"}
 
 
 def test_every_reference_leads_somewhere() -> None:

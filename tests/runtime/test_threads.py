@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from mfimage.runtime.dispatch import Job
 from mfimage.runtime.threads import ThreadDispatcher, ThreadOptions
 from tests.runtime.packages import live
@@ -79,6 +81,24 @@ def test_with_one_thread_calls_never_overlap() -> None:
 
     asyncio.run(run())
     assert counting.most == 1
+
+
+def test_a_machine_without_more_threads_is_made_do_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = Counting(lambda: time.sleep(0.01))
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if sum(other.name == "mfimage-call" for other in threading.enumerate()) >= 3:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+    async def run() -> None:
+        (await flood(counting, 60, limit=40)).close()
+
+    asyncio.run(run())
+    assert counting.most <= 3
 
 
 def test_a_call_that_never_ends_does_not_hold_the_others_up() -> None:
