@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,15 @@ os.environ["METAFLOW_USER"] = "alice"
 _FLOWS = Path(__file__).parent / "support" / "flows"
 
 
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("caches")
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(caches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache folder, empty for each test."""
-    folder = tmp_path_factory.mktemp("cache")
+    folder = caches / uuid.uuid4().hex
     monkeypatch.setenv("MFIMAGE_CACHE", str(folder))
     monkeypatch.delenv("MFIMAGE_FUNCTIONS_ROOT", raising=False)
     return folder

@@ -9,14 +9,15 @@ import shutil
 import signal
 import sys
 import time
-import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import mfimage.bind
 from mfimage.bind import BindOptions, bind
 from mfimage.errors import (
     CaptureError,
@@ -32,6 +33,11 @@ from tests.conftest import Run
 from tests.package.test_storage import small_disk
 from tests.support.places import PLACES, TASK
 from tests.support.projects import python, write
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 _LOAD = """
 import json, sys
@@ -85,9 +91,7 @@ def references(
 
 
 @pytest.fixture(scope="module")
-def answers(
-    references: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any]:
+def answers(references: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """ONE other process, in another folder, loads them all: none meets another."""
     folder = tmp_path_factory.mktemp("elsewhere")
     env = {"MFIMAGE_CACHE": str(folder / "cache")}
@@ -190,13 +194,19 @@ def test_what_a_package_says(module: Any, task: Any, tmp_path: Path) -> None:
 def test_binding_the_same_thing_twice_gives_the_same_reference(
     module: Any, task: Any, tmp_path: Path
 ) -> None:
+    """The time of binding is no part of it, the commit is."""
     first = JsonFunction(module.predict, task=task, root=tmp_path)
     files = {path: path.stat().st_mtime_ns for path in written(tmp_path / "functions")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mfimage.bind._git_commit", lambda _: "0" * 40)
         other = JsonFunction(module.predict, task=task, root=tmp_path).reference
-    time.sleep(1.1)  # lineage.created says another second
-    assert JsonFunction(module.predict, task.pathspec, root=tmp_path).reference == first.reference
+        lineage = mfimage.bind._lineage
+        patch.setattr("mfimage.bind._git_commit", lambda _: None)
+        patch.setattr(
+            "mfimage.bind._lineage", lambda *args: replace(lineage(*args), created="2030-01-01")
+        )
+        again = JsonFunction(module.predict, task.pathspec, root=tmp_path).reference
+    assert again == first.reference
     assert {path: path.stat().st_mtime_ns for path in files} == files
     names = [JsonFunction(module.predict, task, root=tmp_path, **more).reference for more in (
         {"name": "other"}, {"artifacts": ["model"]}, {"parameters": {"labels": []}},
@@ -256,7 +266,7 @@ class Holder:
 
 @pytest.mark.parametrize(("name", "options", "error", "message"), REFUSALS)
 def test_what_is_refused_writes_nothing(
-    name: str, options: Any, error: Any, message: str, module: Any, task: Any, tmp_path: Path
+    *, name: str, options: Any, error: Any, message: str, module: Any, task: Any, tmp_path: Path
 ) -> None:
     function = pkgutil.resolve_name(name)
     with pytest.raises(error) as caught:
@@ -267,13 +277,26 @@ def test_what_is_refused_writes_nothing(
 
 def test_a_task_that_is_none_is_refused(module: Any, tmp_path: Path) -> None:
     for task in (5, None, Path("x")):
-        with pytest.raises(TaskError, match="expected a metaflow.Task or a pathspec, got"):
+        with pytest.raises(TaskError, match=r"expected a metaflow\.Task or a pathspec, got"):
             bind(module.predict, task, BindOptions(root=tmp_path / "root"))  # type: ignore[arg-type]
 
 
 def test_a_failed_example_leaves_no_package(module: Any, task: Any, tmp_path: Path) -> None:
-    with pytest.raises(CaptureError, match="predict failed on the example {}"):
-        JsonFunction(module.predict, task=task, root=tmp_path / "root", examples=[SETOSA, {}])
+    examples = [1.0, 1, "x"]
+    with pytest.raises(InputError, match=r"examples\[1\]: set has no JSON form"):
+        given = {"more": []}
+        bind(
+            module.limited,
+            task,
+            BindOptions(root=tmp_path / "root", parameters=given, examples=[1, {1}]),
+        )
+    with pytest.raises(CaptureError, match='limited failed on the example "x": ') as caught:
+        bind(
+            module.limited,
+            task,
+            BindOptions(root=tmp_path / "root", parameters={"more": []}, examples=examples),
+        )
+    assert "data: expected float, got 'x'" in caught.value.message
     assert not list((tmp_path / "root").rglob("function.json"))
 
 
@@ -291,9 +314,9 @@ def test_a_full_disk_leaves_no_package(module: Any, task: Any, tmp_path: Path) -
 _KILLED = """
 import os, shutil, signal, sys
 from mfimage.load import JsonFunction
-import mfimage.package.storage
 from flowers import predict
 root, task = sys.argv[1:]
+JsonFunction(predict, task=task, root=f"{root}/first")  # imports all there is to import
 copy = shutil.copyfileobj
 for survivors in range(20):
     child = os.fork()
@@ -335,6 +358,7 @@ _CONCURRENT = """
 import os, sys, time
 from mfimage.load import JsonFunction
 from flowers import limited
+import metaflow, mfimage.bind, mfimage.function.schema
 root, task = sys.argv[1:]
 start = time.time() + 0.2
 children = []
@@ -377,7 +401,8 @@ def test_a_function_captured_by_value_has_an_environment_too(
         "def predict(data: dict, params: FunctionParameters) -> list:\n"
         "    try:\n        import nowhere_at_all\n    except ImportError:\n        pass\n"
         "    return numpy.array(params.labels)[:data['x']]\n"
-        f"print(JsonFunction(predict, task={pathspec!r}, root={str(tmp_path)!r}, artifacts=['labels']).reference)\n"
+        f"options = dict(root={str(tmp_path)!r}, artifacts=['labels'])\n"
+        f"print(JsonFunction(predict, task={pathspec!r}, **options).reference)\n"
     )
     done = python(["-"], folder=tmp_path, env={**iris_run.env, "PYTHONPATH": ""}, stdin=program)
     package = open_package(done.stdout.strip())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import os
 import stat
 import tarfile
 import tempfile
@@ -140,14 +141,16 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
     if real in above:
         return
     try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise CaptureError(f"cannot read {folder}: {error.strerror}") from None
-    for path in entries:
-        if path.is_dir():
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except PermissionError:
+        return  # not ours, and not needed: what the function imports is imported before it is bound
+    for entry in entries:
+        path = folder / entry.name
+        if entry.is_dir():
             if _is_walked(path):
                 yield from _walk(path, above | {real})
-        elif path.is_file():
+        elif entry.is_file():
             yield path
 
 

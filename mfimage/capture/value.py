@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import dis
 import io
 import sys
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def _imports():
 '''
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Value:
     """A function captured by value.
 
@@ -114,6 +115,17 @@ def _statements(needed: Iterable[str], optional: Iterable[str]) -> str:
     return "".join(lines)
 
 
+# What dataclasses compare by identity: a copy would be nothing to them.
+_SENTINELS = {
+    id(getattr(dataclasses, name)): name
+    for name in (
+        "MISSING", "KW_ONLY", "_FIELD", "_FIELD_CLASSVAR", "_FIELD_INITVAR",
+        "_HAS_DEFAULT_FACTORY",
+    )
+    if hasattr(dataclasses, name)
+}  # fmt: skip
+
+
 class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has no hints
     """Pickles the same function to the same bytes, and notes the modules it needs."""
 
@@ -125,6 +137,8 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has no hin
         self._clones: dict[int, Any] = {}
 
     def reducer_override(self, obj: Any) -> Any:
+        if id(obj) in _SENTINELS:
+            return _SENTINELS[id(obj)]
         if isinstance(obj, DecoratedFunction) and obj.__module__ == "__main__":
             return blank, (), (obj.__wrapped__, obj.signature.batch), None, None, fill
         if isinstance(obj, types.FunctionType) and obj.__module__ == "__main__":
@@ -176,7 +190,20 @@ def _stable_class(cls: type, reduced: Any) -> Any:
     if "__annotations__" in members:
         resolved = _resolved(cls, members["__annotations__"])
         members = {**members, "__annotations__": resolved}
+    if "__dataclass_fields__" in members:
+        fields = members["__dataclass_fields__"]
+        types_of = _resolved(cls, {name: field.type for name, field in fields.items()})
+        members = {**members, "__dataclass_fields__": _retyped(fields, types_of)}
     return maker, (*args[:-2], None, args[-1]), (members, slots), *rest
+
+
+def _retyped(
+    fields: Mapping[str, dataclasses.Field[Any]], types_of: Mapping[str, Any]
+) -> dict[str, dataclasses.Field[Any]]:
+    copies = {name: copy.copy(field) for name, field in fields.items()}
+    for name, field in copies.items():
+        field.type = types_of[name]
+    return copies
 
 
 def _resolved(annotated: Any, own: Mapping[str, Any]) -> dict[str, Any]:

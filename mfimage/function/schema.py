@@ -134,7 +134,9 @@ def _may_be_infinite(payload: bytes) -> bool:
 
 def _adapter(hint: Any, where: str) -> TypeAdapter[Any]:
     try:
-        return TypeAdapter(hints.adaptable(hint))
+        adapter = TypeAdapter(hints.adaptable(hint))
+        adapter.rebuild(raise_errors=True)  # else a name that is not there is told at a call
+        return adapter
     except PydanticUserError as error:
         raise SignatureError(f"{where}: {error.message}") from None
     except NameError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime
-from typing import Any, Literal, Optional
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -36,7 +36,7 @@ class Size:
 class Order(BaseModel):
     kind: Literal["cut", "pot"]
     flowers: list[Flower] = []
-    when: Optional[datetime.date] = None
+    when: datetime.date | None = None
 
 
 class Receipt(BaseModel):

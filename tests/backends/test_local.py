@@ -224,7 +224,7 @@ def test_code_is_unpacked_once_and_checked_every_time(tmp_path: Path, cache: Pat
         assert names == {"predict.py", "pkg", "pkg/data.bin"}
         assert (folder / "predict.py").read_text() == PREDICT
 
-    damage_by(lambda: (folder / "predict.py").unlink())
+    damage_by((folder / "predict.py").unlink)
     damage_by(lambda: (folder / "predict.py").write_text("import os"))
     damage_by(lambda: (folder / "numpy.py").write_text("swapped"))
     (folder / "__pycache__").mkdir()

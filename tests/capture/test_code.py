@@ -136,7 +136,7 @@ def test_the_same_files_give_the_same_bytes_anywhere(tmp_path: Path) -> None:
             [sys.executable, "-c", program, str(root)],
             capture_output=True,
             check=True,
-            env={**os.environ, "PYTHONHASHSEED": str(number), "PYTHONPATH": os.getcwd()},
+            env={**os.environ, "PYTHONHASHSEED": str(number), "PYTHONPATH": str(Path.cwd())},
         )
         results.add(done.stdout)
     assert len(results) == 1

@@ -56,7 +56,7 @@ ALL = ["evil", "feature_names", "labels", "large", "mark", "model", "name", "sca
     ],
 )
 def test_which_artifacts_go_along(
-    function: Any, artifacts: Any, given: Any, required: set[str], chosen: list[str], task: Any
+    *, function: Any, artifacts: Any, given: Any, required: set[str], chosen: list[str], task: Any
 ) -> None:
     needs = needs_of(function, artifacts, given)
     assert needs.required == required
@@ -94,7 +94,7 @@ def test_a_missing_artifact_is_named(task: Any) -> None:
     ],
 )
 def test_values_that_cannot_be_given(values: dict[str, Any], message: str) -> None:
-    with pytest.raises((InputError, OptionError), match=".") as caught:
+    with pytest.raises((InputError, OptionError), match=r".") as caught:
         checked_values(typed, values)
     assert isinstance(caught.value, MfimageError)
     assert message in caught.value.message

@@ -42,7 +42,7 @@ def test_looking_for_a_run_unpickles_nothing(iris_run: Run, metaflow_client: Any
     ],
 )  # fmt: skip
 def test_what_is_not_there_says_what_is(
-    text: str, message: str, hint: str, iris_run: Run, odd_run: Run, metaflow_client: Any
+    *, text: str, message: str, hint: str, iris_run: Run, odd_run: Run, metaflow_client: Any
 ) -> None:
     names = {"iris": iris_run.pathspec, "odd": odd_run.pathspec}
     with pytest.raises(TaskError) as caught:
@@ -56,7 +56,10 @@ def test_a_step_that_nobody_chose_and_that_lacks_artifacts(
 ) -> None:
     with pytest.raises(TaskError, match="/start has no artifact 'kept'") as caught:
         _end_is_start(odd_run, metaflow_client, ["kept"])
-    assert caught.value.hint == f"these steps have all it needs: join; name one, as {odd_run.pathspec}/join"
+    assert (
+        caught.value.hint
+        == f"these steps have all it needs: join; name one, as {odd_run.pathspec}/join"
+    )
     with pytest.raises(TaskError, match="/end has no artifact 'nowhere'") as caught:
         find_task("IrisFlow", wanted=["model", "nowhere"])
     assert caught.value.hint == "no step of this run has all that the function needs"

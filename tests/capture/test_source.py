@@ -37,7 +37,10 @@ def place(text: str) -> tuple[str, str, Path | None]:
 
 def test_a_file_a_module_and_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"predict.py": DECORATED, "pkg/__init__.py": DECORATED, "pkg/sub/__init__.py": ""}
-    files |= {"pkg/sub/mod.py": f"from .. import predict as other\n{DECORATED}", "ns/m.py": DECORATED}
+    files |= {
+        "pkg/sub/mod.py": f"from .. import predict as other\n{DECORATED}",
+        "ns/m.py": DECORATED,
+    }
     write(tmp_path, files)
     monkeypatch.chdir(tmp_path)
     assert place("predict.py:predict") == ("predict", "predict", tmp_path)
@@ -78,7 +81,11 @@ def test_a_script_inside_a_package_that_imports_its_neighbours(
         ("broken.py:x", "importing broken.py failed: SyntaxError", "guard what should only run"),
         ("raises.py:x", "importing raises.py failed: ZeroDivisionError", "guard what should only"),
         ("exits.py:x", "importing exits.py failed: SystemExit: 2", "guard what should only run"),
-        ("json.py:x", "json.py cannot be imported as json: that is /", "give the file another name"),
+        (
+            "json.py:x",
+            "json.py cannot be imported as json: that is /",
+            "give the file another name",
+        ),
         ("sys.py:x", "sys.py cannot be imported as sys: that is built in", "another name"),
         ("binds.py:predict", "a function is bound while its own module is imported", "__main__"),
     ],

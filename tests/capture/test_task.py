@@ -142,7 +142,9 @@ def test_a_blob_that_is_gone_is_told(
 ) -> None:
     info = describe_task(train(iris_run, metaflow_client))
     _blob(copied, info.artifacts["labels"].key).unlink()
-    with pytest.raises(TaskError, match="artifact 'labels' of .* is gone from the local datastore"):
+    with pytest.raises(
+        TaskError, match=r"artifact 'labels' of .* is gone from the local datastore"
+    ):
         copy_artifacts(info, ["labels"], PackageStore(tmp_path / "store"))
 
 
@@ -151,6 +153,6 @@ def test_an_included_file_is_refused(task: Any, tmp_path: Path) -> None:
     kind = "metaflow.includefile.IncludedFile"
     included = {"labels": type(info.artifacts["labels"])(key="k", encoding="e", type=kind, info={})}
     info.store.artifacts = included
-    with pytest.raises(CaptureError, match="'labels' of .* is an IncludeFile") as caught:
+    with pytest.raises(CaptureError, match=r"'labels' of .* is an IncludeFile") as caught:
         copy_artifacts(info, ["labels"], PackageStore(tmp_path))
     assert "self.labels_text = self.labels" in str(caught.value.hint)

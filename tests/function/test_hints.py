@@ -7,7 +7,6 @@ import decimal
 import enum
 import subprocess
 import sys
-import typing
 import uuid
 from typing import Annotated, Any, Literal, NamedTuple, NewType, Optional, TypedDict, Union
 
@@ -44,7 +43,7 @@ class Marked(TypedDict):
 
 @dataclasses.dataclass
 class Box:
-    content: Optional[Box]
+    content: Box | None
     when: datetime.datetime
 
 
@@ -67,8 +66,8 @@ Json = te.TypeAliasType("Json", "dict[str, Json] | list[Json] | str | None")
     [
         dict, list, tuple, str, int, float, bool, None, type(None), Any,
         dict[str, Any], dict[Literal["a", "b"], int], dict[str, dict[str, list[float]]],
-        list[int | None], tuple[int, ...], tuple[int, str], Optional[int], Union[int, str],
-        typing.List, typing.Dict[str, int], collections.abc.Sequence[int],
+        list[int | None], tuple[int, ...], tuple[int, str], Optional[int], Union[int, str],  # noqa: UP007, UP045
+        list, dict[str, int], collections.abc.Sequence[int],
         collections.abc.Mapping[str, int], collections.abc.Iterable[str],
         datetime.date, datetime.datetime, datetime.time, uuid.UUID,
         Literal["a", 1, None, True], Color, Model, list[Model], Node, Partial, Marked, Box,

@@ -5,7 +5,7 @@ import datetime
 import enum
 import json
 import uuid
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ class Strict(BaseModel, extra="forbid"):
         (dict, {"a": [1, None]}, {"a": [1, None]}),
         (Any, [2**70, "NaN 1e999 Infinity"], [2**70, "NaN 1e999 Infinity"]),
         (float, 3, 3.0),
-        (Optional[int], None, None),
+        (int | None, None, None),
         (list[int | str], [1, "a"], [1, "a"]),
         (Point, {"x": 1}, {"x": 1}),
         (Box, {"size": 2}, Box(2.0)),
@@ -186,7 +186,7 @@ Wide = create_model("Wide", __base__=Strict, extra=(int, 1))
         (Strict, Wide(b=1), {"b": 1}),
         (Kind, Kind.A, "a"),
         (datetime.datetime, datetime.datetime(2020, 1, 2), "2020-01-02T00:00:00"),
-        (Optional[Point], None, None),
+        (Point | None, None, None),
         (int, np.uint64(2**64 - 1), 2**64 - 1),
         (bool, np.bool_(True), True),
     ],
@@ -243,3 +243,13 @@ def test_a_hint_that_has_no_json_schema_after_all_is_a_signature_error() -> None
         schema_of(Odd).input_schema()
     with pytest.raises(SignatureError, match="return: no JSON Schema: "):
         schema_of(result=Odd).output_schema()
+
+
+@dataclasses.dataclass
+class Unfinished:
+    inside: NotThere  # type: ignore[name-defined]  # noqa: F821
+
+
+def test_a_name_that_is_not_there_is_told_before_any_call() -> None:
+    with pytest.raises(SignatureError, match=r"predict: data: .*'NotThere' is not defined"):
+        schema_of(Unfinished)

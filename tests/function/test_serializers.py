@@ -177,7 +177,7 @@ class Broken(BaseModel):
         (np.longdouble("nan"), "result: nan has no JSON form"),
         (Box(1, [NAN]), "result.items[0]: nan has no JSON form"),
         (Broken.model_construct(number=INF), "Broken has no JSON form: "),
-        (np.datetime64("NaT"), "result: numpy.datetime64 has no JSON form"),
+        (np.datetime64("NaT", "D"), "result: numpy.datetime64 has no JSON form"),
         (np.array(["2020", "NaT"], "M8[Y]"), "result[1]: numpy.datetime64 has no JSON form"),
         (np.timedelta64(5, "ns"), "result: numpy.timedelta64 has no JSON form"),
         (np.array([(1, 2)], [("a", int), ("b", int)]), "result[0]: numpy.void has no JSON form"),

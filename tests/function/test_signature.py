@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, List, Optional, TypedDict
+from typing import Any, TypedDict
 
 import pytest
 
@@ -19,7 +19,7 @@ def data_only(data: dict) -> dict: ...
 def untyped(data, params): ...
 def both(data: dict, params: FunctionParameters) -> dict: ...
 def typed(record: list[int], needs: Needs) -> int: ...
-def optional(data: dict, params: Optional[FunctionParameters] = None) -> dict: ...
+def optional(data: dict, params: FunctionParameters | None = None) -> dict: ...
 async def awaited(data: dict, params: Needs) -> dict: ...
 def by_position(data: dict, params: Needs, /) -> dict: ...
 def ahead(data: Later, params: Needs) -> dict: ...
@@ -45,9 +45,7 @@ class Later(TypedDict):
         (ahead, "data", True, Needs, False),
     ],
 )
-def test_what_a_signature_says(
-    fn: Any, data: str, takes: bool, kind: type, is_async: bool
-) -> None:
+def test_what_a_signature_says(fn: Any, data: str, takes: bool, kind: type, is_async: bool) -> None:
     found = Signature.of(fn)
     assert (found.data, found.takes_params, found.params_type) == (data, takes, kind)
     assert found.is_async is is_async
@@ -66,8 +64,12 @@ def swapped(params: FunctionParameters, data: dict) -> dict: ...
 def wrong(data: dict, params: dict) -> dict: ...
 def sets(data: set[int]) -> dict: ...
 def deep(data: dict) -> dict[str, list[bytes]]: ...
-def generates(data: dict) -> Any: yield 1
-async def generates_too(data: dict) -> Any: yield 1
+def generates(data: dict) -> Any:
+    yield 1
+
+
+async def generates_too(data: dict) -> Any:
+    yield 1
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_the_hints_of_a_batch_function_are_those_of_one_record(
 ) -> None:
     import typing
 
-    space: dict[str, Any] = {"typing": typing, "List": List, "Any": Any}
+    space: dict[str, Any] = {"typing": typing, "List": list, "Any": Any}
     exec(f"def fn(data: {data}) -> {result}: ...", space)
     if isinstance(item, str):
         with pytest.raises(SignatureError, match=r".*") as caught:

@@ -152,7 +152,7 @@ def test_a_newer_major_version_says_what_to_install() -> None:
     ids=lambda data: repr(data[:9]),
 )
 def test_what_is_no_json_is_refused(data: bytes) -> None:
-    with pytest.raises(PackageError, match="x: (not JSON|expected an object)"):
+    with pytest.raises(PackageError, match=r"x: (not JSON|expected an object)"):
         parse_spec(data, where="x")
 
 

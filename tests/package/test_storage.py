@@ -85,9 +85,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["open", "fsync", "replace"])
-def test_no_space_at_any_moment(
-    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_space_at_any_moment(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -100,7 +98,7 @@ def test_no_space_at_any_moment(
 
 def test_a_root_that_cannot_be_written_says_where_else(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="cannot write .*: Not a directory") as caught:
+    with pytest.raises(StorageError, match=r"cannot write .*: Not a directory") as caught:
         LocalStorage(tmp_path / "file" / "root").write("a", io.BytesIO(b""))
     assert "MFIMAGE_FUNCTIONS_ROOT" in str(caught.value.hint)
 
@@ -113,7 +111,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             storage.read(missing)
     for read in (storage.read, storage.open):
-        with pytest.raises(StorageError, match="cannot read .*folder: Is a directory"):
+        with pytest.raises(StorageError, match=r"cannot read .*folder: Is a directory"):
             read("folder")
 
 

@@ -36,9 +36,7 @@ def test_blobs_are_written_once_and_healed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1, 3 << 20])
-def test_blobs_stream_in_bounded_chunks_and_the_last_is_verified(
-    size: int, tmp_path: Path
-) -> None:
+def test_blobs_stream_in_bounded_chunks_and_the_last_is_verified(size: int, tmp_path: Path) -> None:
     store = PackageStore(tmp_path)
     content = random.Random(size).randbytes(size)
     ref = store.put_bytes(content)
@@ -186,7 +184,9 @@ def _new(folder: Path) -> Path:
 def test_a_full_disk_leaves_no_package_that_looks_whole(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk"):
         with pytest.raises(StorageError, match="No space left on device"):
-            make_package(tmp_path / "disk", artifacts={"large": random.Random(1).randbytes(1 << 20)})
+            make_package(
+                tmp_path / "disk", artifacts={"large": random.Random(1).randbytes(1 << 20)}
+            )
         assert not list((tmp_path / "disk").rglob("function.json"))
         assert open_package(make_package(tmp_path / "disk"))
 

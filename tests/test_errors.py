@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from mfimage import errors
+from mfimage.errors import Fault, InputError, MfimageError, ParameterNotFound
+
+
+def below(cls: type[MfimageError], depth: int = 0) -> Iterator[tuple[int, str]]:
+    yield depth, cls.__name__
+    for each in cls.__subclasses__():
+        if each.__module__ == errors.__name__:
+            yield from below(each, depth + 1)
+
+
+def test_the_tree_in_the_docstring_is_the_tree() -> None:
+    lines = (re.match(r"( *[│├└─ ]*)([A-Z]\w+)", line) for line in errors.__doc__.splitlines())
+    drawn = [(len(line[1]) // 4 - 1, line[2]) for line in lines if line and line[1]]
+    assert drawn == list(below(MfimageError))
+
+
+@pytest.mark.parametrize("name", [name for _, name in below(MfimageError)])
+def test_errors_cross_processes_whole(name: str) -> None:
+    cls = getattr(errors, name)
+    faults = [Fault(path="data.age", message="expected int, got 'x'")]
+    error = cls(faults if issubclass(cls, errors.ValueFault) else "what was wrong", hint="do this")
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(again) is cls
+        assert (str(again), again.hint, vars(again)) == (str(error), "do this", vars(error))
+        assert again.args == (error.message,)
+
+
+def test_what_they_say() -> None:
+    faults = [Fault(path="data.a", message="missing"), Fault(path="data.b", message="wrong")]
+    assert str(InputError(faults)) == "data.a: missing; data.b: wrong"
+    assert str(ParameterNotFound("no parameter 'x'")) == "no parameter 'x'", (
+        "a KeyError would quote"
+    )
