@@ -11,16 +11,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from mfimage import __version__
+from mfimage.arguments import bind_options, build_options
 from mfimage.errors import MfimageError, OptionError
-
-if TYPE_CHECKING:
-    from mfimage.bind import BindOptions
-    from mfimage.image.options import BuildOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -80,7 +77,7 @@ def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
     return apply
 
 
-_bind_options = _options(
+_bind_flags = _options(
     click.option("--name", help="Name of the function package; the function's own by default."),
     click.option(
         "--artifact", "artifacts", multiple=True, metavar="NAME",
@@ -102,7 +99,7 @@ _bind_options = _options(
     click.option("--namespace", help="Metaflow namespace to look in; '' is the global one."),
 )  # fmt: skip
 
-_build_options = _options(
+_build_flags = _options(
     click.option("--target", default=None, help="Interface of the image: fastapi."),
     click.option("--base-image", metavar="IMAGE", help="python:<minor>-slim by default."),
     click.option("--apt", multiple=True, metavar="PACKAGE", help="Debian package to install."),
@@ -121,7 +118,7 @@ _build_options = _options(
 @main.command()
 @click.argument("function")
 @click.option("--task", required=True, metavar="FLOW[/RUN[/STEP[/TASK]]]", help="What to bind to.")
-@_bind_options
+@_bind_flags
 def bind(function: str, task: str, **given: Any) -> None:
     """Bind FUNCTION (file.py:name or module:name) to a finished task; print the reference."""
     click.echo(_bind(function, task, given))
@@ -133,7 +130,7 @@ def _bind(function: str, task: str, given: dict[str, Any]) -> str:
     from mfimage.console import say
     from mfimage.package.store import open_package
 
-    options = _parsed_bind_options(given)
+    options = bind_options(given)
     reference = bind_function(load_decorated(function), task, options)
     spec = open_package(reference).spec
     say(
@@ -141,50 +138,6 @@ def _bind(function: str, task: str, given: dict[str, Any]) -> str:
         f"environment from {spec.environment.source}, Python {spec.environment.python_minor}"
     )
     return reference
-
-
-def _parsed_bind_options(given: dict[str, Any]) -> BindOptions:
-    from mfimage.bind import BindOptions
-
-    return BindOptions(
-        name=given["name"],
-        artifacts=given["artifacts"] or None,
-        environment=given["environment"],
-        examples=[record for text in given["examples"] for record in _records(text)],
-        parameters={
-            name: _json(text, f"--param {name}")
-            for name, text in _pairs("--param", given["params"])
-        },
-        root=given["root"],
-        namespace=given["namespace"],
-    )
-
-
-def _records(text: str) -> list[Any]:
-    if not text.startswith("@"):
-        return [_json(text, "--example")]
-    try:
-        lines = Path(text[1:]).read_text().splitlines()
-    except OSError as error:
-        raise OptionError(f"--example: cannot read {text[1:]}: {error.strerror}") from None
-    return [_json(line, f"--example {text}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise OptionError(f"{where}: {text[:80]!r} is no JSON: {error}") from None
-
-
-def _pairs(option: str, texts: tuple[str, ...]) -> list[tuple[str, str]]:
-    pairs = []
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise OptionError(f"{option}: expected NAME=VALUE, got {text!r}")
-        pairs.append((name, value))
-    return pairs
 
 
 @main.command()
@@ -195,8 +148,8 @@ def _pairs(option: str, texts: tuple[str, ...]) -> list[tuple[str, str]]:
 @click.option("--push", is_flag=True, help="Push every tag; print repository@digest.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was built as JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what the steps print.")
-@_build_options
-@_bind_options
+@_build_flags
+@_bind_flags
 def build(
     function: str, task: str | None, as_json: bool, push: bool, verbose: bool, **given: Any
 ) -> None:
@@ -204,7 +157,7 @@ def build(
     from mfimage.build import build as build_image
     from mfimage.console import say, story
 
-    options = _parsed_build_options(given)
+    options = build_options(given)
     reference = _reference(function, task, given)
     with story(verbose=verbose) as on_event:
         image = build_image(reference, options, push=push, on_event=on_event, say=say)
@@ -225,34 +178,15 @@ def _reference(function: str, task: str | None, given: dict[str, Any]) -> str:
     return function
 
 
-def _parsed_build_options(given: dict[str, Any]) -> BuildOptions:
-    from mfimage.image.settings import make_options, read_settings
-
-    return make_options(
-        settings=read_settings(Path.cwd()),
-        target=given["target"],
-        tags=given.get("tags", ()),
-        base_image=given["base_image"],
-        apt=given["apt"],
-        env=given["env"],
-        labels=given["label"],
-        platform=given["platform"],
-        no_cache=given.get("no_cache", False),
-        secrets=given["secret"],
-        index_url=given["index_url"],
-        extra_index_urls=given["extra_index_url"],
-    )
-
-
 @main.command()
 @click.argument("reference")
 @click.option("-o", "--output", required=True, type=click.Path(file_okay=False), metavar="DIR")
-@_build_options
+@_build_flags
 def render(reference: str, output: str, **given: Any) -> None:
     """Write the Dockerfile and its context to DIR; `docker build DIR` gives the same image."""
     from mfimage.build import render as render_context
 
-    click.echo(render_context(reference, _parsed_build_options(given), Path(output)))
+    click.echo(render_context(reference, build_options(given), Path(output)))
 
 
 @main.command()

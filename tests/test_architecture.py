@@ -32,6 +32,8 @@ FLOORS = {
     "mfimage.build": 6,
     "mfimage.inspection": 6,
     "mfimage.console": 6,
+    "mfimage.arguments": 6,
+    "mfimage.environment_report": 6,
     "mfimage.cli": 7,
     "mfimage_toplevel": 7,
     "mfextinit_mfimage": 7,

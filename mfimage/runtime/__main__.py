@@ -54,10 +54,16 @@ def serve(folder: Path) -> int:
     # PID 1 has no default for these, and importing what follows takes a moment.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
-    from mfimage.runtime.serving import serve as serve_until_told
     from mfimage.runtime.settings import Settings
 
-    return serve_until_told(folder, Settings.from_environ())
+    settings = Settings.from_environ()
+    if settings.workers > 1:
+        from mfimage.runtime.supervisor import supervise
+
+        return supervise(folder, settings)
+    from mfimage.runtime.serving import serve as serve_until_told
+
+    return serve_until_told(folder, settings)
 
 
 def call(folder: Path) -> int:

@@ -237,9 +237,5 @@ def serve(folder: Path, settings: Settings) -> int:
     MfimageError
         When the package cannot be read or the address cannot be had.
     """
-    if settings.workers > 1:
-        from mfimage.runtime.supervisor import supervise
-
-        return supervise(folder, settings)
     process = Process(folder, settings, board=Board())
     return process.run(open_socket(settings))
