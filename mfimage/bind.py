@@ -113,7 +113,7 @@ def bind(function: DecoratedFunction, task: Task | str, options: BindOptions | N
         task=info.pathspec,
         input_schema=input_schema,
         output_schema=output_schema,
-        parameter_schema=parameter_schema(function, artifacts, values),
+        parameter_schema=parameter_schema(function, needs, artifacts, values),
         parameters=values,
         code=store.put_bytes(archived),
         environment=_stored_environment(environment, store),

@@ -119,13 +119,18 @@ def checked_values(function: DecoratedFunction, values: Mapping[str, Any]) -> di
 
 
 def parameter_schema(
-    function: DecoratedFunction, artifacts: Mapping[str, ArtifactRef], values: Mapping[str, Any]
+    function: DecoratedFunction,
+    needs: Needs,
+    artifacts: Mapping[str, ArtifactRef],
+    values: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return what a package says of its parameters, in the form of a JSON Schema."""
-    kind = function.signature.params_type
-    declared = declared_parameters(kind)
-    properties: dict[str, Any] = {name: {} for name in declared}
+    """Return what a package says of its parameters, in the form of a JSON Schema.
+
+    ``required`` are those that it surely reads: a server that cannot load one does not start.
+    """
+    properties: dict[str, Any] = {
+        name: {} for name in declared_parameters(function.signature.params_type)
+    }
     properties |= {name: {"x-python-type": ref.type} for name, ref in artifacts.items()}
     properties |= {name: {"default": value} for name, value in values.items()}
-    required = missing_parameters(kind, set()) if declared else sorted(artifacts)
-    return {"type": "object", "properties": properties, "required": sorted(required)}
+    return {"type": "object", "properties": properties, "required": sorted(needs.required)}

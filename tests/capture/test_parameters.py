@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from mfimage.capture import parameters
 from mfimage.capture.parameters import checked_values, needs_of, parameter_schema
 from mfimage.capture.task import describe_task
 from mfimage.errors import InputError, MfimageError, OptionError, TaskError
@@ -103,7 +104,8 @@ def test_values_that_cannot_be_given(values: dict[str, Any], message: str) -> No
 def test_what_a_package_says_of_its_parameters() -> None:
     ref = ArtifactRef(digest="sha256:" + "0" * 64, size=1, encoding="pickle-v4", type="list")
     assert checked_values(typed, {"limit": 1, "labels": ("a",)}) == {"limit": 1, "labels": ["a"]}
-    assert parameter_schema(typed, {"labels": ref}, {"limit": 1}) == {
+    needs = needs_of(typed, None, {"limit": 1})
+    assert parameter_schema(typed, needs, {"labels": ref}, {"limit": 1}) == {
         "type": "object",
         "properties": {
             "model": {},
@@ -113,4 +115,12 @@ def test_what_a_package_says_of_its_parameters() -> None:
         },
         "required": ["labels", "model"],
     }
-    assert parameter_schema(reads, {"labels": ref}, {})["required"] == ["labels"]
+    needs = needs_of(reads, None, {})
+    required = parameter_schema(reads, needs, {"labels": ref}, {})["required"]
+    assert required == ["labels", "model"]
+
+
+def test_what_may_be_read_is_not_required() -> None:
+    ref = ArtifactRef(digest="sha256:" + "0" * 64, size=1, encoding="pickle-v4", type="list")
+    anything = parameters.Needs(names=None, required=frozenset())
+    assert parameter_schema(reads, anything, {"labels": ref}, {})["required"] == []

@@ -135,8 +135,8 @@ def test_push_prints_a_digest_that_can_be_pulled(iris, image, images, tmp_path):
         assert name == f"{running.address}/team/iris"
         assert digest.startswith("sha256:")
         engine.remove(tag)
+        images.append(pushed)
         assert engine.pull(pushed).labels["io.mfimage.function.name"] == "predict"
-        engine.remove(pushed)
 
 
 def test_inspect_tells_of_reference_and_image(iris, image):
