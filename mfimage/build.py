@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mfimage.backends.code_cache import cache_folder
 from mfimage.errors import OptionError, PackageError
 from mfimage.image.base_image import BaseImage, default_base
 from mfimage.image.build_secrets import CA, Secret, read_secrets
-from mfimage.image.context import context_files, write_context
-from mfimage.image.engine import Engine, ignore
-from mfimage.image.engine_transfer import OnEvent
 from mfimage.image.image_info import ImageInfo
 from mfimage.image.options import BuildOptions, split_index
 from mfimage.image.plan import ImagePlan, make_plan
@@ -24,6 +22,11 @@ from mfimage.image.targets import find_target
 from mfimage.package.spec import BlobRef, FunctionSpec, sha256_digest
 from mfimage.package.store import Package, blob_name, open_package
 
+if TYPE_CHECKING:
+    from mfimage.image.engine import Engine
+    from mfimage.image.engine_events import BuildEvent
+
+OnEvent = Callable[["BuildEvent"], None]
 Say = Callable[[str], None]
 # Where tools keep the path of the certificates that this machine trusts.
 _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE")
@@ -81,7 +84,7 @@ def build(
     options: BuildOptions,
     *,
     push: bool = False,
-    on_event: OnEvent = ignore,
+    on_event: OnEvent = lambda _: None,
     say: Say = lambda _: None,
 ) -> Image:
     """Build an image with the Docker engine.
@@ -110,8 +113,14 @@ def build(
         )
     options = _trusting_host(options)
     package = open_package(reference)
+    # Hashing runs beside the imports, which take as long as an engine takes for a code edit.
+    with ThreadPoolExecutor(1) as verifying:
+        verified = verifying.submit(_verify_blobs, package)
+        from mfimage.image.context import context_files
+        from mfimage.image.engine import Engine
+
+        verified.result()
     with Engine.connect() as engine:
-        _verify_blobs(package)
         base = _find_base(package.spec, options, engine, on_event)
         plan = make_plan(
             package.spec, lock=_target_lock(package, options), base=base, options=options
@@ -146,6 +155,8 @@ def render(reference: str, options: BuildOptions, folder: Path) -> Path:
     MfimageError
         Naming what is wrong with the package, the options or the folder.
     """
+    from mfimage.image.context import write_context
+
     options = _trusting_host(options)
     package = open_package(reference)
     _verify_blobs(package)
