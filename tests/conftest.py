@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,10 @@ from tests.support.projects import python
 
 # Metaflow refuses root.
 os.environ["METAFLOW_USER"] = "alice"
+with warnings.catch_warnings():
+    # Where PyYAML is installed, Metaflow's own copy of it warns of that.
+    warnings.simplefilter("ignore")
+    import metaflow
 _FLOWS = Path(__file__).parent / "support" / "flows"
 
 
@@ -98,8 +103,6 @@ def odd_run(datastore: Path) -> Run:
 @pytest.fixture
 def metaflow_client(datastore: Path) -> Iterator[Any]:
     """Metaflow's client, looking at our datastore as alice."""
-    import metaflow
-
     metaflow.metadata(f"local@{datastore}")
     metaflow.namespace("user:alice")
     yield metaflow
@@ -123,8 +126,6 @@ def unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def bound_calls(iris_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     """References of the functions of ``backends/calls.py``; their source is gone."""
-    import metaflow
-
     from tests.backends.calls import bind_all
 
     folder = tmp_path_factory.mktemp("calls")

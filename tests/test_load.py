@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mfimage.backends.environments import RUNTIME_FILES
+from mfimage.image.plan import RUNTIME_FILES
 from mfimage.errors import PackageError, ReferenceNotFound
 from mfimage.load import JsonFunction, function_from_json
 from tests.support.packages import PREDICT, make_package
