@@ -1,7 +1,7 @@
 """mfimage build against a hand-written Dockerfile of the same content, side by side.
 
-Run it with ``python -m benchmarks.build``. Both install the same lock with uv in a build stage, with
-the same cache mounts, on the same base. Cold means: no layer cached, package files at hand.
+Run it with ``python -m benchmarks.build``. Both install the same lock with uv in a build stage,
+with cache mounts, on the same base. Cold means: no layer cached, package files at hand.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ from metaflow import FunctionParameters, json_function
 @json_function
 def predict(data: dict, params: FunctionParameters) -> dict:
     features = [data[name] for name in params.feature_names]
-    return {{"prediction": int(params.model.predict([features])[0]), "n": len(params.weights), "v": {edit}}}
+    prediction = int(params.model.predict([features])[0])
+    return {{"prediction": prediction, "n": len(params.weights), "v": {edit}}}
 """
 
 APP = """
@@ -65,7 +66,8 @@ def load(name):
         return pickle.load(file)
 
 app = FastAPI()
-params = FunctionParameters(**{{name: load(name) for name in ("model", "feature_names", "weights")}})
+names = ("model", "feature_names", "weights")
+params = FunctionParameters(**{{name: load(name) for name in names}})
 EDIT = {edit}
 
 @app.post("/predict")
@@ -157,7 +159,6 @@ class Bench:
     def write_by_hand(self, edit: int, reference: str) -> None:
         """Write the hand-made context with the same lock, artifacts and code."""
         from metaflow import Task, namespace
-
 
         os.chdir(self.folder)
         namespace(None)
