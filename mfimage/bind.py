@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from mfimage.capture.artifacts import copy_artifacts
 from mfimage.capture.code import Code, archive, capture_code, staged
+from mfimage.capture.conda_manifest import Resolution
 from mfimage.capture.environment import Environment, describe_environment
 from mfimage.capture.examples import record_examples
 from mfimage.capture.lock import IndexOptions
 from mfimage.capture.parameters import Needs, checked_values, needs_of, parameter_schema
 from mfimage.capture.pathspec import find_task
 from mfimage.capture.pickles import StoredBytes
+from mfimage.capture.resolution import FIELD, find_resolution
 from mfimage.capture.source import IMPORTING, locate, require_decorated
 from mfimage.capture.task import TaskInfo, describe_task
 from mfimage.errors import CaptureError, OptionError, TaskError
@@ -102,7 +104,9 @@ def bind(function: DecoratedFunction, task: Task | str, options: BindOptions | N
     # Nothing was written up to here.
     store = PackageStore(options.root or default_root(info))
     artifacts = copy_artifacts(info, chosen, store)
-    environment = _describe(code, archived, artifacts, store, options)
+    environment = _describe(
+        code, archived, artifacts, store, options=options, resolution=_resolution(info, options)
+    )
     spec = FunctionSpec(
         name=name,
         kind=function.kind,
@@ -163,12 +167,22 @@ def default_root(info: TaskInfo) -> str:
     return f"{parent}/.mfimage" if info.store.kind == "local" else f"{parent}/mfimage"
 
 
+def _resolution(info: TaskInfo, options: BindOptions) -> Resolution | None:
+    """Find what Metaflow resolved for the task, unless the caller names an environment."""
+    if options.environment or FIELD not in info.metadata:
+        return None
+    graph = info.store.constant("_graph_info") or {}
+    return find_resolution(info, platform=options.platform, graph=graph)
+
+
 def _describe(
     code: Code,
     archived: bytes,
     artifacts: Mapping[str, ArtifactRef],
     store: PackageStore,
+    *,
     options: BindOptions,
+    resolution: Resolution | None,
 ) -> Environment:
     with staged(archived) as folder:
         return describe_environment(
@@ -177,6 +191,8 @@ def _describe(
             code_root=folder,
             files=[Path(name) for name in code.names],
             module=code.module,
+            functions=[code.entrypoint.rpartition(":")[2]],
+            resolution=resolution,
             artifacts={
                 name: StoredBytes(
                     encoding=ref.encoding, open=partial(store.storage.open, blob_name(ref))
@@ -196,6 +212,7 @@ def _stored_environment(environment: Environment, store: PackageStore) -> Enviro
         lock=store.put_bytes(environment.lock.data),
         wheels={name: store.put_file(path) for name, path in environment.lock.wheels.items()},
         system_packages=environment.system_packages,
+        reasons=environment.reasons,
     )
 
 

@@ -238,5 +238,17 @@ def inspect(what: str, as_json: bool) -> None:
         click.echo(f"{name:<{width}}  {text}")
 
 
+@main.command()
+@click.argument("reference")
+@click.option("--diff", is_flag=True, help="Tell how the running interpreter differs.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def env(reference: str, diff: bool, as_json: bool) -> None:
+    """Show the environment of a function: what is in it, from where, and why."""
+    from mfimage.environment_report import report_environment
+
+    found = report_environment(reference, diff=diff)
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.to_text())
+
+
 if __name__ == "__main__":
     main()

@@ -1,7 +1,7 @@
 """Runs in a fresh interpreter: imports a module, and tells what its project's files import.
 
 Only the standard library, and run as a script: the interpreter may have no mfimage.
-``_probe.py REQUEST ANSWER`` reads and writes JSON; :mod:`mfimage.capture.imports` is the other end.
+``_probe.py REQUEST ANSWER`` reads and writes JSON; :mod:`mfimage.capture.probe` is the other end.
 """
 
 from __future__ import annotations
@@ -235,14 +235,26 @@ def main() -> None:
     if answer["error"] is None:
         loaded = loaded_modules(tracer)
         start = [module, *loaded] if module else []
-        imports, files = reading.walk_project(root, start, loaded)
-        answer["read"] = [[i.module, str(i.file), i.line, i.optional] for i in imports]
+        project = reading.walk_project(root, start, loaded)
+        foreign = [each for each in project.imports if not each.means]
+        called = _called(reading, root, project, request)
+        answer["read"] = [
+            [each.module, str(each.file), each.line, each.optional, each in called]
+            for each in foreign
+        ]
         answer["traced"] = list(tracer.seen)
-        answer["files"] = [str(file) for file in files]
-        names = {i.module for i in imports} | {name for name, _, _ in tracer.seen}
+        answer["files"] = [str(file) for file in project.files]
+        names = {each.module for each in foreign} | {name for name, _, _ in tracer.seen}
         answer["origins"] = find_origins(sorted(names | {*request["names"], *start}))
         answer["distributions"] = list_distributions()
     Path(sys.argv[2]).write_text(json.dumps(answer))
+
+
+def _called(reading: Any, root: Path, project: Any, request: Mapping[str, Any]) -> set[Any]:
+    """Return the imports that run when the function is called."""
+    names = reading.prefixes(request["module"])
+    start = [file for file in (reading.find_local(root, name) for name in names) if file]
+    return set(_sibling("_reaching").reached_imports(project, start, request["functions"]))
 
 
 def _sibling(name: str) -> Any:

@@ -13,20 +13,41 @@ from typing import NamedTuple
 
 
 class Statement(NamedTuple):
-    """One import: what it names (``a.b`` of ``from a import b``), where, and if it may fail."""
+    """One import.
+
+    What it names (``a.b`` of ``from a import b``), where, if it may fail, and the function or
+    class at the module's top level that it stands in: ``""`` when it runs on import.
+    """
 
     module: str
     line: int
     optional: bool
+    within: str = ""
+
+
+class Source(NamedTuple):
+    """A file: what it imports, and which names each of its top-level definitions mentions."""
+
+    imports: list[Statement]
+    mentions: dict[str, set[str]]
 
 
 class FileImport(NamedTuple):
-    """A statement and the file that holds it."""
+    """A statement, the file that holds it, and the project's files that it means."""
 
     module: str
     file: Path
     line: int
     optional: bool
+    within: str
+    means: tuple[Path, ...]
+
+
+class Project(NamedTuple):
+    """The files that a walk reached, and all that they import, the project's own files too."""
+
+    imports: list[FileImport]
+    files: dict[Path, Source]
 
 
 def find_local(root: Path, module: str) -> Path | None:
@@ -50,9 +71,7 @@ def prefixes(module: str) -> list[str]:
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
-def walk_project(
-    root: Path, start: Iterable[str], loaded: Mapping[str, Path]
-) -> tuple[list[FileImport], list[Path]]:
+def walk_project(root: Path, start: Iterable[str], loaded: Mapping[str, Path]) -> Project:
     """Read every project file that ``start`` reaches, following imports between them.
 
     Parameters
@@ -67,12 +86,11 @@ def walk_project(
 
     Returns
     -------
-    (imports, files)
-        What is imported that no name below ``root`` means, and the project's files, both in
-        reading order.
+    Project
+        In reading order. An import that means a file below ``root`` asks for nothing else.
     """
     imports: list[FileImport] = []
-    seen: dict[Path, None] = {}
+    seen: dict[Path, Source] = {}
     # What is surely needed first: a file that is also reached by an optional import is required.
     queue = [(name, False) for module in start for name in prefixes(module)]
     later: list[tuple[str, bool]] = []
@@ -81,24 +99,24 @@ def walk_project(
         path = find_local(root, module) or loaded.get(module)
         if path is None or path in seen:
             continue
-        seen[path] = None
-        for found in _read_file(module, path):
-            is_optional = found.optional or (optional and module not in loaded)
-            names = prefixes(found.module)
-            (later if is_optional else queue).extend((name, is_optional) for name in names)
-            if not any(find_local(root, name) for name in names):
-                imports.append(FileImport(found.module, path, found.line, is_optional))
-    return imports, list(seen)
+        seen[path] = _read_file(module, path)
+        for name, line, soft, within in seen[path].imports:
+            is_optional = soft or (optional and module not in loaded)
+            names = prefixes(name)
+            (later if is_optional else queue).extend((each, is_optional) for each in names)
+            local = tuple(filter(None, (find_local(root, each) for each in names)))
+            imports.append(FileImport(name, path, line, is_optional, within, local))
+    return Project(imports, seen)
 
 
-def _read_file(module: str, path: Path) -> list[Statement]:
+def _read_file(module: str, path: Path) -> Source:
     if path.suffix != ".py":
-        return []
+        return Source([], {})
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    return read_imports(path.read_bytes(), package=package, label=str(path))
+    return read_source(path.read_bytes(), package=package, label=str(path))
 
 
-def read_imports(source: bytes, *, package: str = "", label: str = "<source>") -> list[Statement]:
+def read_source(source: bytes, *, package: str = "", label: str = "<source>") -> Source:
     """Return the imports of a module, at its top and inside its functions.
 
     Left out are those for type checkers alone, those of ``if __name__ == "__main__":``, and
@@ -111,14 +129,16 @@ def read_imports(source: bytes, *, package: str = "", label: str = "<source>") -
     """
     reader = _Reader(package)
     reader.visit(ast.parse(source, label))
-    return reader.found
+    return Source(reader.found, reader.mentions)
 
 
 class _Reader(ast.NodeVisitor):
     def __init__(self, package: str) -> None:
         self.found: list[Statement] = []
+        self.mentions: dict[str, set[str]] = {}
         self._package = package
         self._optional = False
+        self._within = ""
 
     def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names:
@@ -147,6 +167,7 @@ class _Reader(ast.NodeVisitor):
 
     def visit_If(self, node: ast.If) -> None:
         runs = _runs(node.test)
+        self.visit(node.test)
         if runs is None:
             self._visit(node.body, optional=True)
             self._visit(node.orelse, optional=True)
@@ -165,10 +186,35 @@ class _Reader(ast.NodeVisitor):
     def visit_With(self, node: ast.With) -> None:
         calls = [item.context_expr for item in node.items]
         names = [name for call in calls if isinstance(call, ast.Call) for name in call.args]
+        self._visit(node.items)
         self._visit(node.body, optional=any(_catches_import_error(name) for name in names))
 
+    visit_AsyncWith = visit_With  # type: ignore[assignment]
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        self._visit(node.decorator_list)
+        self._define(node.name, [node.args, *node.body])
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        self._visit(item for item in node.body if not _is_step(item))
+        self._visit([*node.decorator_list, *node.bases])
+        self._define(node.name, [item for item in node.body if not _is_step(item)])
+
+    def visit_Name(self, node: ast.Name) -> None:
+        self._mention(node.id)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        self._mention(node.attr)
+        self.generic_visit(node)
+
+    def _define(self, name: str, body: Iterable[ast.AST]) -> None:
+        before, self._within = self._within, self._within or name
+        self._visit(body)
+        self._within = before
+
+    def _mention(self, name: str) -> None:
+        self.mentions.setdefault(self._within, set()).add(name)
 
     def _visit(self, nodes: Iterable[ast.AST], *, optional: bool = False) -> None:
         before, self._optional = self._optional, self._optional or optional
@@ -177,7 +223,7 @@ class _Reader(ast.NodeVisitor):
         self._optional = before
 
     def _add(self, module: str, node: ast.stmt | ast.expr) -> None:
-        self.found.append(Statement(module, node.lineno, self._optional))
+        self.found.append(Statement(module, node.lineno, self._optional, self._within))
 
     def _absolute(self, name: str, level: int) -> str | None:
         if not level:

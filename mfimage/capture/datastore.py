@@ -75,12 +75,22 @@ class TaskStore:
 
     def succeeded(self) -> bool:
         """Tell whether the task itself says that it went well."""
-        key = self._task._objects.get(_SUCCESS)
+        return bool(self.constant(_SUCCESS))
+
+    def constant(self, name: str) -> Any:
+        """Return an artifact that consists of Python's own values; None when there is none.
+
+        Raises
+        ------
+        CaptureError
+            When its pickle names anything: it is not unpickled then.
+        """
+        key = self._task._objects.get(name)
         if key is None:
-            return False
-        with self._open(key, _SUCCESS) as (path, compressed):
+            return None
+        with self._open(key, name) as (path, compressed):
             data = path.read_bytes()
-        return bool(_Constants(io.BytesIO(gzip.decompress(data) if compressed else data)).load())
+        return _Constants(gzip.decompress(data) if compressed else data, name).load()
 
     @contextmanager
     def open(self, name: str) -> Iterator[tuple[Path, bool]]:
@@ -110,10 +120,14 @@ class TaskStore:
 
 
 class _Constants(pickle.Unpickler):
-    """Reads ``True`` and ``False``; calls nothing, whoever wrote the pickle."""
+    """Reads numbers, text, lists and the like; calls nothing, whoever wrote the pickle."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(io.BytesIO(data))
+        self._name = name
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        raise CaptureError(f"the pickle of {_SUCCESS} names {module_name}.{global_name}")
+        raise CaptureError(f"the pickle of {self._name} names {module_name}.{global_name}")
 
 
 def _flow_datastore(flow: str, kind: str, root: str) -> Any:

@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mfimage
+from packaging.utils import canonicalize_name
+
 from mfimage.capture._reading import find_local, prefixes
 from mfimage.capture.distributions import SITES, Installed, parse_distributions
 from mfimage.capture.pickles import StoredBytes, named_modules
-from mfimage.capture.source import IMPORTING
+from mfimage.capture.probe import start_probe
 from mfimage.errors import CaptureError, LockError
 
-_PROBE = Path(__file__).with_name("_probe.py")
-_TIMEOUT = 300
+# Where the stub of a function captured by value names what it needs (`mfimage.capture.value`).
+_NEEDS = "_imports"
 # Ships apart from the function's environment.
 _OURS = {"mfimage", "metaflow_extensions"}
 _DECLARE = "or name the whole environment with environment="
 
 
 class Asked(NamedTuple):
-    """A module that something asks for: what, why, where it lies, and if it may be nobody's."""
+    """A module that something asks for.
+
+    What, why, where it lies, if it may be nobody's, and if it is surely imported when the
+    function is called.
+    """
 
     module: str
     reason: str
     origins: tuple[str, ...]
     optional: bool
+    certain: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,11 @@ class Imports:
         return reasons
 
 
+def module_names(module: str) -> set[str]:
+    """Return the canonical names that a distribution of a module would have by its own name."""
+    return {canonicalize_name(name.replace(".", "-")) for name in prefixes(module)}
+
+
 def _lost(asked: Asked) -> LockError:
     if asked.origins:
         return LockError(
@@ -93,6 +98,7 @@ def find_imports(
     files: Sequence[Path],
     module: str,
     artifacts: Mapping[str, StoredBytes],
+    functions: Sequence[str] = (),
     python_executable: str = sys.executable,
     run: bool = True,
 ) -> Imports:
@@ -108,10 +114,13 @@ def find_imports(
         The function's module.
     artifacts : mapping of str to StoredBytes
         The artifacts that it uses; their pickles are read and never run.
+    functions : sequence of str
+        Names of the module's definitions that are called.
     python_executable : str
         The interpreter to ask.
     run : bool
-        Whether to import the module there, in a fresh process; otherwise its source is read.
+        Whether to import the module there, in a fresh process; otherwise its source is read, and
+        a pickle that cannot be read is nobody's business.
 
     Raises
     ------
@@ -122,14 +131,10 @@ def find_imports(
         along, or a pickle cannot be read.
     """
     root = code_root.resolve()
-    request = {"root": str(root), "module": module, "run": run, "names": []}
-    with _probe(python_executable, request) as probe:
+    request = {"root": str(root), "module": module, "functions": [*functions, _NEEDS], "run": run}
+    with start_probe(python_executable, request) as probe:
         # While the other process imports.
-        pickled = [
-            (each, name)
-            for name in sorted(artifacts)
-            for each in sorted(named_modules(name, artifacts[name]))
-        ]
+        pickled = list(_named_by_pickles(artifacts, strict=run))
         answer = probe.answer()
     if answer["error"]:
         raise _import_error(answer["error"], module, root)
@@ -138,24 +143,49 @@ def find_imports(
     installed = parse_distributions(answer["distributions"])
     asked = [*_asked_by_code(answer, root, module)]
     asked += _asked_by_pickles(pickled, answer, root, installed, python_executable)
+    if not run:
+        asked = _doubted(asked, [Path(_relative(str(file), root)) for file in files])
     return Imports(python=answer["python"], asked=tuple(asked), installed=installed)
 
 
+def _doubted(asked: Iterable[Asked], files: Iterable[Path]) -> list[Asked]:
+    """Let nothing be certain that may be the project's: its code may change ``sys.path``."""
+    own = {part.partition(".")[0] for file in files for part in file.parts}
+    return [
+        each._replace(certain=each.certain and each.module.partition(".")[0] not in own)
+        for each in asked
+    ]
+
+
+def _named_by_pickles(
+    artifacts: Mapping[str, StoredBytes], *, strict: bool
+) -> Iterator[tuple[str, str]]:
+    """Yield module and artifact."""
+    for name in sorted(artifacts):
+        try:
+            modules = named_modules(name, artifacts[name])
+        except CaptureError:
+            if strict:
+                raise
+            continue
+        yield from ((module, name) for module in sorted(modules))
+
+
 def _asked_by_code(answer: Mapping[str, Any], root: Path, module: str) -> Iterator[Asked]:
-    read = [(name, file, line, optional) for name, file, line, optional in answer["read"]]
-    soft = {(name.partition(".")[0], file, line) for name, file, line, opt in read if opt}
+    read = answer["read"]
+    soft = {(name.partition(".")[0], file, line) for name, file, line, opt, _ in read if opt}
     traced = [
-        (name, file, line, (name.partition(".")[0], file, line) in soft)
+        (name, file, line, (name.partition(".")[0], file, line) in soft, True)
         for name, file, line in answer["traced"]
     ]
     if find_local(root, module) is None and module in answer["origins"]:
         yield Asked(module, "the function's own module", tuple(answer["origins"][module]), False)
-    for name, file, line, optional in (*traced, *read):
+    for name, file, line, optional, certain in (*traced, *read):
         origins = answer["origins"].get(name)
         if origins is None or _is_local(name, root):
             continue
         reason = f"imported by {_relative(file, root)}:{line}"
-        yield Asked(name, reason, tuple(origins), optional or _is_below(origins, root))
+        yield Asked(name, reason, tuple(origins), optional or _is_below(origins, root), certain)
 
 
 def _asked_by_pickles(
@@ -175,8 +205,7 @@ def _asked_by_pickles(
     names = [module for module in wanted if not installed.owners(module, ())]
     origins: dict[str, list[str]] = {}
     if names:
-        request = {"root": str(root), "module": "", "run": False, "names": names}
-        with _probe(python_executable, request) as probe:
+        with start_probe(python_executable, {"root": str(root), "names": names}) as probe:
             origins = probe.answer()["origins"]
     return [
         Asked(module, reason, tuple(found), _is_below(found, root))
@@ -237,58 +266,3 @@ def _import_error(error: Mapping[str, Any], module: str, root: Path) -> Exceptio
         f"{error['type']}: {error['text']}",
         hint="the module must be importable by itself, as it is where the function runs",
     )
-
-
-class _Probe(NamedTuple):
-    process: subprocess.Popen[bytes]
-    folder: Path
-    module: str
-
-    def answer(self) -> dict[str, Any]:
-        """Wait for the probe and return what it found."""
-        label = f"importing {self.module} in a fresh interpreter"
-        try:
-            code = self.process.wait(_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            raise CaptureError(
-                f"{label} took more than {_TIMEOUT} s",
-                hint="move slow work out of the module's top level",
-            ) from None
-        answer = self.folder / "answer.json"
-        if answer.is_file():
-            return dict(json.loads(answer.read_bytes()))
-        story = (self.folder / "output").read_bytes()[-4000:].decode(errors="replace").strip()
-        died = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        raise CaptureError(
-            f"{label} ended without an answer ({died})",
-            hint=f"it wrote:\n{story}" if story else "it wrote nothing",
-        )
-
-
-@contextmanager
-def _probe(python: str, request: Mapping[str, Any]) -> Iterator[_Probe]:
-    """Start the probe; it is over when the block is left."""
-    # The interpreter that binds has mfimage, maybe from a folder that only this process knows.
-    home = str(Path(mfimage.__file__).parents[1])
-    with tempfile.TemporaryDirectory(prefix="mfimage-") as text:
-        folder = Path(text)
-        asked, answer = folder / "request.json", folder / "answer.json"
-        asked.write_text(json.dumps({**request, "path": [home]}))
-        with (folder / "output").open("wb") as output:
-            try:
-                process = subprocess.Popen(
-                    [python, str(_PROBE), str(asked), str(answer)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env={**os.environ, IMPORTING: "1"},
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise CaptureError(f"cannot run {python}: {error.strerror}") from None
-        try:
-            yield _Probe(process, folder, str(request["module"]))
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()

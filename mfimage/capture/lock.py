@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from packaging.utils import parse_wheel_filename
 
 from mfimage.capture import pylock
+from mfimage.capture.indexes import OWN_CONFIGURATION, IndexOptions
+from mfimage.capture.pins import pin
 from mfimage.capture.pylock import Package
+from mfimage.capture.relock import relock
 from mfimage.capture.settle import Lock, settle
 from mfimage.capture.target import Target
-from mfimage.capture.uv import OWN_CONFIGURATION, IndexOptions, compile_pylock
+from mfimage.capture.uv import compile_pylock
 from mfimage.errors import LockError
 
 __all__ = ["IndexOptions", "Lock", "extend_lock", "lock_for_target", "lock_requirements"]
@@ -80,7 +82,8 @@ def lock_for_target(
     """Add what a serving target needs to a function's lock.
 
     Every package of the function's lock stays as it is, to the byte; wheels that travel in the
-    function package too.
+    function package too. For another platform than the function's the same versions are locked
+    anew.
 
     Parameters
     ----------
@@ -89,17 +92,19 @@ def lock_for_target(
     extra : sequence of str
         Requirements of the target, as ``fastapi>=0.115``.
     python, platform : str
-        As in ``lock_requirements``; they must be those of the function's lock.
+        As in ``lock_requirements``; the minor must be that of the function's lock.
     index : IndexOptions
         Which package indexes to ask.
 
     Raises
     ------
     LockError
-        When the target needs other versions than the function (it names both), or an index has
-        another file under the name of a locked one (it names both hashes).
+        When the target needs other versions than the function (it names both), an index has
+        another file under the name of a locked one (it names both hashes), or something has no
+        wheel for the platform.
     """
     target = Target(python=python, platform=platform)
+    function_lock = relock(function_lock, target, index=index, directory=Path.cwd())
     return extend_lock(function_lock, extra, target, index=index, label="the target")
 
 
@@ -118,7 +123,7 @@ def extend_lock(
     pylock.select_packages(plain, target, where=_FUNCTION_LOCK)
     pinned = {package.name: package for package in pylock.read_lock(data)}
     with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
-        pins = "\n".join(_pin(package, Path(folder)) for package in pinned.values())
+        pins = "\n".join(pin(package, stubs=Path(folder)) for package in pinned.values())
         text = _compile_extra(extra, pins, target, directory=directory, index=index, label=label)
         solved = pylock.parse_pylock(text, where=_UV_LOCK)
         lock = settle(solved, target, base=directory, where=_UV_LOCK, index=index)
@@ -152,25 +157,6 @@ def _compile_extra(
             "the requirements have", f"what {label} needs and {_FUNCTION_LOCK} have"
         )
         raise LockError(message, hint=error.hint) from None
-
-
-def _pin(package: Package, folder: Path) -> str:
-    """Return the constraint that holds a package at its version.
-
-    A wheel that travels in the package is not at hand here and on no index: an empty one stands
-    for it. What it requires is in the function's lock, pinned.
-    """
-    if not package.is_local:
-        return f"{package.name}=={package.version}"
-    name = package.name.replace("-", "_")
-    stub = folder / f"{name}-{package.version}-py3-none-any.whl"
-    info = f"{name}-{package.version}.dist-info"
-    with zipfile.ZipFile(stub, "w") as write:
-        about = f"Metadata-Version: 2.1\nName: {package.name}\nVersion: {package.version}\n"
-        write.writestr(f"{info}/METADATA", about)
-        write.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n")
-        write.writestr(f"{info}/RECORD", "")
-    return f"{package.name} @ {stub.as_uri()}"
 
 
 def _check_same(pinned: Package, found: Package) -> None:

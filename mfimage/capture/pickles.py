@@ -54,9 +54,10 @@ def named_globals(name: str, artifact: StoredBytes) -> set[tuple[str, str]]:
                 reader.read()
             if not reader.missing:
                 return reader.found
-            if wanted is not None:
+            # The first reading knew those names that the second, which remembers less, misses.
+            if wanted is not None and reader.missing <= wanted:
                 raise Unreadable("a name is not a string of the pickle")
-            wanted = reader.missing
+            wanted = (wanted or set()) | reader.missing
     except (Unreadable, OSError, EOFError, zlib.error, ValueError) as error:
         raise CaptureError(
             f"artifact {name!r} is not a readable pickle: {error}",

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 
+from mfimage.capture.indexes import without_credentials
 from mfimage.capture.target import Target
 from mfimage.capture.uv import NEVER_LOCKED
 from mfimage.errors import LockError
@@ -51,11 +52,24 @@ class WheelFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """One locked package: its canonical name, version, and the wheels that fit the target."""
+    """One locked package.
+
+    Attributes
+    ----------
+    name : str
+        Canonical name.
+    version : str
+        Exact version.
+    files : tuple of WheelFile
+        The wheels that fit the target.
+    index : str or None
+        The package index that it was found on, as far as that is known.
+    """
 
     name: str
     version: str
     files: tuple[WheelFile, ...]
+    index: str | None = None
 
     @property
     def is_local(self) -> bool:
@@ -73,7 +87,9 @@ def write_pylock(packages: Iterable[Package], target: Target) -> bytes:
     ]
     for package in sorted(packages, key=lambda each: each.name):
         lines += ["", "[[packages]]", f"name = {_quote(package.name)}"]
-        lines += [f"version = {_quote(package.version)}", "wheels = ["]
+        lines += [f"version = {_quote(package.version)}"]
+        lines += [f"index = {_quote(package.index)}"] if package.index else []
+        lines += ["wheels = ["]
         files = sorted(package.files, key=lambda each: each.name)
         lines += [f"    {file.to_toml()}," for file in files]
         lines += ["]"]
@@ -162,10 +178,10 @@ def file_name(table: Mapping[str, Any]) -> str:
     return unquote(str(place)).replace("\\", "/").rpartition("/")[2]
 
 
-def without_credentials(url: str) -> str:
-    """Return a URL without user and password."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+def index_of(url: str | None) -> str | None:
+    """Return the URL of a package index as a lock has it; None for one on this machine's disk."""
+    is_remote = url is not None and urlsplit(url).scheme in ("http", "https")
+    return without_credentials(url).rstrip("/") if url and is_remote else None
 
 
 def read_lock(data: bytes) -> list[Package]:
@@ -184,6 +200,7 @@ def read_lock(data: bytes) -> list[Package]:
                 name=canonicalize_name(package["name"]),
                 version=package["version"],
                 files=tuple(_read_file(table) for table in package["wheels"]),
+                index=package.get("index"),
             )
             for package in plain.get("packages", [])
         ]

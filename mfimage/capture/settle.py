@@ -14,9 +14,9 @@ from typing import Any
 from packaging.utils import parse_wheel_filename
 
 from mfimage.capture import pylock, wheels
+from mfimage.capture.indexes import OWN_CONFIGURATION, IndexOptions, without_credentials
 from mfimage.capture.pylock import Package, WheelFile
 from mfimage.capture.target import Target
-from mfimage.capture.uv import OWN_CONFIGURATION, IndexOptions
 from mfimage.errors import LockError
 
 _BUILDS_AT_ONCE = 2
@@ -116,7 +116,8 @@ class _Settler:
                 files.append(WheelFile(name=path.name, sha256=digest))
         version = plain.get("version") or str(parse_wheel_filename(files[0].name)[1])
         files = self._allowed(name, version, files)
-        return Package(name=name, version=version, files=tuple(files)), local
+        index = None if local else pylock.index_of(plain.get("index"))
+        return Package(name=name, version=version, files=tuple(files), index=index), local
 
     def _remote(self, name: str, table: Mapping[str, Any]) -> WheelFile:
         file = pylock.file_name(table)
@@ -126,7 +127,7 @@ class _Settler:
                 f"{name}: the lock has no sha256 of {file}",
                 hint="lock it with a tool that writes hashes, as uv does",
             )
-        url = pylock.without_credentials(table["url"])
+        url = without_credentials(table["url"])
         return WheelFile(name=file, sha256=digests[0], url=url)
 
     def _build(self, plain: Mapping[str, Any]) -> tuple[Package, dict[str, Path]]:

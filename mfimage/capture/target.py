@@ -23,6 +23,7 @@ from mfimage.errors import LockError
 # base still finds the wheels built for it.
 _GLIBC = 36
 _MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
+PLATFORMS = tuple(_MACHINES)
 _ALIASES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 
 

@@ -7,13 +7,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from shutil import which
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
+from mfimage.capture.indexes import OWN_CONFIGURATION, IndexOptions
 from mfimage.capture.target import Target
 from mfimage.capture.uv_errors import UvFailure, explain, scrub
 from mfimage.errors import LockError
@@ -25,36 +25,6 @@ EPOCH = 315532800
 _TIMEOUT = 1800
 # The wheel is taken from a cache, and a git revision has no hash but its own.
 _NOT_BUILDING = {"UV_NO_CACHE", "UV_REQUIRE_HASHES"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexOptions:
-    """Which package indexes to ask, beside what uv's own configuration says.
-
-    Attributes
-    ----------
-    index_url : str or None
-        Instead of the default index. A user and a password in it are used and written nowhere.
-    extra_index_urls : tuple of str
-        Asked first, in order.
-    """
-
-    index_url: str | None = None
-    extra_index_urls: tuple[str, ...] = ()
-
-    def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
-        """Return ``inherited`` with these indexes: variables, since arguments can be listed."""
-        result = dict(inherited)
-        if self.index_url:
-            result.pop("UV_INDEX_URL", None)
-            result["UV_DEFAULT_INDEX"] = self.index_url
-        if self.extra_index_urls:
-            own = result.get("UV_INDEX", "")
-            result["UV_INDEX"] = " ".join([*self.extra_index_urls, *own.split()])
-        return result
-
-
-OWN_CONFIGURATION = IndexOptions()
 
 
 @cache
@@ -84,6 +54,8 @@ def compile_pylock(
     directory: Path,
     constraints: str = "",
     index: IndexOptions = OWN_CONFIGURATION,
+    alone: bool = False,
+    builds: bool = True,
 ) -> str:
     """Solve requirements for a target; return a pylock.toml as uv writes it.
 
@@ -97,34 +69,70 @@ def compile_pylock(
         Where relative paths start, and uv looks for its configuration.
     index : IndexOptions
         Which indexes to ask.
+    alone : bool
+        Leave out what the requirements require.
+    builds : bool
+        Take what has no wheel and can be built into one, too.
 
     Raises
     ------
+    Unsolved
+        When there is no solution.
     LockError
-        When there is no solution, or an index cannot be reached.
+        When an index cannot be reached, or something cannot be built.
     """
     with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
         excludes, limits = Path(folder, "excludes.txt"), Path(folder, "constraints.txt")
         excludes.write_text("\n".join(NEVER_LOCKED))
         limits.write_text(constraints)
         arguments = [
-            *("pip", "compile", "-", "--quiet", "--format", "pylock.toml", "--no-header"),
-            *("--python", _python_for(target), "--python-version", target.minor),
-            *("--python-platform", target.uv_platform),
-            *("--excludes", str(excludes), "--constraints", str(limits)),
+            *_compile_for(target),
+            *("--format", "pylock.toml", "--excludes", str(excludes)),
+            *("--constraints", str(limits)),
+            *(["--no-deps"] if alone else []),
         ]
-        environment = index.environment(os.environ)
-        try:
-            wheels_only = [*arguments, "--only-binary", ":all:"]
-            return _run(wheels_only, directory, environment, requirements)
-        except UvFailure as failure:
-            if not failure.wants_source:
-                raise explain(failure) from None
-        # Something has no wheel on the index, or has to be built to say what it requires.
-        try:
-            return _run(arguments, directory, environment, requirements)
-        except UvFailure as failure:
-            raise explain(failure) from None
+        return _solve(arguments, directory, index, requirements, builds=builds)
+
+
+def compile_notes(
+    requirements: str, *, target: Target, directory: Path, index: IndexOptions
+) -> str:
+    """Solve requirements; return them with comments that say what requires each, and its index.
+
+    Raises
+    ------
+    LockError
+        As ``compile_pylock``.
+    """
+    arguments = [*_compile_for(target), "--format", "requirements.txt", "--emit-index-annotation"]
+    return _solve(arguments, directory, index, requirements, builds=False)
+
+
+def _compile_for(target: Target) -> list[str]:
+    return [
+        *("pip", "compile", "-", "--quiet", "--no-header"),
+        # Whichever interpreter runs uv's builds: the versions are those for the target's.
+        *("--python", sys.executable),
+        *("--python-version", target.minor, "--python-platform", target.uv_platform),
+    ]
+
+
+def _solve(
+    arguments: Sequence[str], directory: Path, index: IndexOptions, text: str, *, builds: bool
+) -> str:
+    failure = UvFailure("uv did not run")
+    # Something may have no wheel on any index, or has to be built to say what it requires.
+    for more in (["--only-binary", ":all:"], []) if builds else (["--only-binary", ":all:"],):
+        for environment in index.environments(os.environ, directory):
+            try:
+                return _run([*arguments, *more], directory, environment, text)
+            except UvFailure as error:
+                failure = error
+            if not failure.wants_next_index:
+                break
+        if not failure.wants_source:
+            break
+    raise explain(failure) from None
 
 
 def export_pylock(project: Path, *, with_project: bool, index: IndexOptions) -> str:
@@ -139,12 +147,21 @@ def export_pylock(project: Path, *, with_project: bool, index: IndexOptions) -> 
     index : IndexOptions
         Which indexes to ask, should uv need one.
     """
-    arguments = ["export", "--quiet", "--format", "pylock.toml", "--no-header", "--locked"]
-    arguments += ["--no-default-groups", "--project", str(project)]
-    arguments += [f"--prune={name}" for name in NEVER_LOCKED]
-    arguments += [] if with_project else ["--no-emit-project"]
+    more = [] if with_project else ["--no-emit-project"]
+    more += [f"--prune={name}" for name in NEVER_LOCKED]
+    return _export(project, ["--format", "pylock.toml", *more], index)
+
+
+def export_notes(project: Path, *, index: IndexOptions) -> str:
+    """Return a ``uv.lock`` as requirements, with comments that say what requires each."""
+    return _export(project, ["--format", "requirements.txt", "--no-hashes"], index)
+
+
+def _export(project: Path, more: Sequence[str], index: IndexOptions) -> str:
+    arguments = ["export", "--quiet", "--no-header", "--locked", "--no-default-groups"]
+    arguments += ["--project", str(project), *more]
     try:
-        return _run(arguments, project, index.environment(os.environ))
+        return _run(arguments, project, index.environment(os.environ, project))
     except UvFailure as failure:
         raise explain(failure) from None
 
@@ -160,7 +177,7 @@ def build_directory(source: Path, out: Path, *, target: Target, index: IndexOpti
     python = _python_for(target)
     arguments = ["build", "--wheel", "--python", python, "--out-dir", str(out)]
     try:
-        _run([*arguments, str(source)], source, _building(index))
+        _run([*arguments, str(source)], source, _building(index, source))
     except UvFailure as failure:
         raise explain(failure) from None
     return _only_wheel(out.glob("*.whl"), str(source))
@@ -186,7 +203,7 @@ def build_requirement(
         *("-r", "-"),
     ]
     try:
-        _run(arguments, Path.cwd(), _building(index), requirement)
+        _run(arguments, Path.cwd(), _building(index, Path.cwd()), requirement)
     except UvFailure as failure:
         raise explain(failure) from None
     # What it was built with may have been built, too, and sources may hold wheels as test data.
@@ -211,7 +228,7 @@ def _only_wheel(wheels: Iterable[Path], label: str) -> Path:
     )
 
 
-def _building(index: IndexOptions) -> dict[str, str]:
+def _building(index: IndexOptions, directory: Path) -> dict[str, str]:
     """Return an environment in which the same source gives the same wheel, and uv keeps it."""
     inherited = {name: value for name, value in os.environ.items() if name not in _NOT_BUILDING}
     fixed = {
@@ -219,7 +236,7 @@ def _building(index: IndexOptions) -> dict[str, str]:
         "PYTHONHASHSEED": "0",
         "GIT_OPTIONAL_LOCKS": "0",
     }
-    return index.environment({**inherited, **fixed})
+    return index.environment({**inherited, **fixed}, directory)
 
 
 def _python_for(target: Target) -> str:

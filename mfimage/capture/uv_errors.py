@@ -27,6 +27,15 @@ class UvFailure(Exception):
         """Whether it may work once source distributions are allowed."""
         return bool(_WANTS_SOURCE.search(str(self)))
 
+    @property
+    def wants_next_index(self) -> bool:
+        """Whether it may work once further indexes are asked for what the first one has."""
+        return "subsequent index" in " ".join(str(self).split())
+
+
+class Unsolved(LockError):
+    """The requirements have no solution on the indexes that were asked."""
+
 
 def scrub(text: str, environment: Mapping[str, str] = os.environ, *more: str) -> str:
     """Return ``text`` without users and passwords.
@@ -93,17 +102,17 @@ def _conflict(plain: str, text: str) -> LockError | None:
             hint="give credentials by UV_INDEX_<NAME>_USERNAME and _PASSWORD, or by ~/.netrc",
         )
     if "was not found in the package registry" in reason or "there is no version of" in reason:
-        return LockError(
+        return Unsolved(
             f"{_missing(reason)} is on no package index that uv asks",
             hint="name the index by --extra-index-url, or declare the environment by environment=",
         )
     no_wheel = re.search(r"(?:Because|and) (\S+) has no wheels", reason)
     if no_wheel:
-        return LockError(
+        return Unsolved(
             f"{no_wheel[1]} has no wheel for this platform and Python, and no source to build one",
             hint="choose a version that has one, or another platform or Python",
         )
-    return LockError(
+    return Unsolved(
         f"the requirements have no common solution: {_sentence(reason)}",
         hint="loosen one of the two, in the requirements or in the installed environment",
     )

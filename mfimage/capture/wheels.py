@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from mfimage.capture.indexes import IndexOptions
 from mfimage.capture.pylock import file_name
 from mfimage.capture.target import Target
-from mfimage.capture.uv import EPOCH, IndexOptions, build_directory, build_requirement
+from mfimage.capture.uv import EPOCH, build_directory, build_requirement
 from mfimage.errors import LockError
 
 _MAX_SOURCE = 1 << 30

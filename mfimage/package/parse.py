@@ -112,6 +112,7 @@ def _environment(value: Any, path: str) -> EnvironmentSpec:
         "lock": _of(BlobRef),
         "wheels": _mapping_of(_of(BlobRef)),
         "system_packages": _list_of(_scalar("str")),
+        "reasons": _mapping_of(_scalar("str")),
     }
     return _build(EnvironmentSpec, value, path, parts)
 

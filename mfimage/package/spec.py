@@ -112,7 +112,8 @@ class EnvironmentSpec(Part):
     platform : str
         ``linux/amd64`` or ``linux/arm64``: what the lock was solved for.
     source : str
-        Which source of truth described it: ``requirements``, ``pylock``, ``uv.lock``, ``imports``.
+        Which source of truth described it: ``requirements``, ``pylock``, ``pypi``, ``conda``,
+        ``uv.lock``, ``imports``.
     lock : BlobRef
         A ``pylock.toml`` (PEP 751) with hashes; wheels that travel along stand in it as
         ``wheels/<file name>``.
@@ -120,6 +121,9 @@ class EnvironmentSpec(Part):
         Wheels of distributions that are on no index.
     system_packages : tuple of str
         Debian packages that the function needs.
+    reasons : mapping of str to str
+        Distribution -> why it is there, as ``imported by predict.py:3``; empty in packages of
+        before it was recorded.
     """
 
     python: str
@@ -128,6 +132,14 @@ class EnvironmentSpec(Part):
     lock: BlobRef
     wheels: Mapping[str, BlobRef] = field(default_factory=dict)
     system_packages: tuple[str, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plain JSON form: without reasons that of a package of before them."""
+        plain = super().to_dict()
+        if not self.reasons:
+            del plain["reasons"]
+        return plain
 
     @property
     def python_minor(self) -> str:

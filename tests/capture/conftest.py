@@ -92,6 +92,13 @@ def few(tmp_path: Path, index: Index) -> Interpreter:
 
 
 @pytest.fixture
+def bare(tmp_path: Path, index: Index) -> Interpreter:
+    """An interpreter with nothing installed; the index has what mfimage's loader needs."""
+    index.add(wheel("pydantic", "2.10"), wheel("orjson", "3.10"))
+    return make_interpreter(tmp_path / "bare")
+
+
+@pytest.fixture
 def project(tmp_path: Path) -> Path:
     """Return a repository with one function's module."""
     folder = tmp_path / "project"

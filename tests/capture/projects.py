@@ -60,6 +60,7 @@ def describe(
         code_root=root,
         files=sorted(root.rglob("*.py")),
         module="predict",
+        functions=options.pop("functions", ["predict"]),
         artifacts=options.pop("artifacts", {}),
         python_executable=interpreter.python,
         **options,

@@ -96,8 +96,8 @@ def test_a_requirements_file(few: Interpreter, project: Path, index: Index) -> N
         "orjson": "3.11",
         "pydantic": "2.11",
     }
-    assert found.reasons["learn-kit"] == "named in requirements.txt"
-    assert found.reasons["numeric"] == "required by what is named"
+    assert found.reasons["learn-kit"] == "named in requirements.txt, imported by predict.py:1"
+    assert found.reasons["numeric"] == "required by learn-kit"
     assert found.reasons["metaflow"] == "imported by predict.py:2"
 
 
@@ -119,6 +119,7 @@ def test_hashes_of_a_requirements_file_bind(
 ) -> None:
     digest = hashlib.sha256(index.files["numeric-1.0-py3-none-any.whl"]).hexdigest()
     digest = digest if right else "0" * 64
+    (project / "predict.py").write_text("import numeric\n")
     (project / "requirements.txt").write_text(f"numeric==1.0 \\\n    --hash=sha256:{digest}\n")
     if right:
         assert versions(describe(few, project, "requirements.txt"))["numeric"] == "1.0"

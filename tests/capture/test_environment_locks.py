@@ -31,6 +31,7 @@ def _pylock(index: Index, *wheels: str, more: str = "") -> str:
 def test_a_pylock_is_kept_and_what_the_loader_needs_joins(
     few: Interpreter, project: Path, index: Index
 ) -> None:
+    (project / "predict.py").write_text("import numeric, metaflow\n")
     text = _pylock(index, "numeric-1.0", "pydantic-2.10")
     text += (
         '[[packages]]\nname = "winonly"\nversion = "1.0"\nmarker = "sys_platform == \'win32\'"\n'
@@ -47,7 +48,7 @@ def test_a_pylock_is_kept_and_what_the_loader_needs_joins(
         "pydantic": "2.10",
     }
     assert b"user:pass" not in found.lock.data
-    assert found.reasons["numeric"] == "locked in pylock.prod.toml"
+    assert found.reasons["numeric"] == "imported by predict.py:1"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_the_projects_uv_lock_comes_before_imports(
     make_uv_project(project, "numeric<2", "mine", "old", "mfimage", "nt; sys_platform == 'win32'")
     code = project / "serving"
     code.mkdir()
-    (code / "predict.py").write_text("import learn, metaflow\n")
+    (code / "predict.py").write_text("import numeric, metaflow\n")
     found = describe(few, project, code_root=code)
     assert found.source == "uv.lock"
     assert versions(found) == {

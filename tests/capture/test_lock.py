@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from mfimage.capture import uv
-from mfimage.capture.lock import IndexOptions, Lock, lock_requirements
-from mfimage.capture.pylock import without_credentials
+from mfimage.capture.indexes import IndexOptions, without_credentials
+from mfimage.capture.lock import Lock, lock_requirements
 from mfimage.capture.target import Target
 from mfimage.capture.uv_errors import UvFailure, explain, scrub
 from mfimage.errors import LockError

@@ -123,6 +123,13 @@ def test_the_names_found_are_those_that_unpickling_looks_up(
     assert found == {id(each) for each in spy.found}
 
 
+def test_names_from_before_and_after_the_memo_was_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickle_reader, "_MEMO_LIMIT", 2)
+    early_again = [Point, collections.OrderedDict, Colour, collections.Counter]
+    found = named_globals("a", stored(pickle.dumps(early_again, 4)))
+    assert {name for _, name in found} == {"Point", "OrderedDict", "Colour", "Counter"}
+
+
 @given(value=VALUES, protocol=st.integers(0, 5), chunk=st.integers(1, 40))
 def test_chunks_may_end_anywhere(value: Any, protocol: int, chunk: int) -> None:
     data = pickle.dumps(value, protocol)

@@ -102,7 +102,9 @@ class Index:
 
     files: dict[str, bytes] = field(default_factory=dict)
     login: tuple[str, str] | None = None
+    ranges: bool = True
     url: str = ""
+    requests: list[str] = field(default_factory=list)
 
     def add(self, *files: tuple[str, bytes]) -> None:
         self.files.update(files)
@@ -125,6 +127,16 @@ def _project(file: str) -> str:
     return base.partition("-")[0].replace("_", "-").lower()
 
 
+def _part(body: bytes, header: str | None) -> tuple[int, bytes, tuple[str, str]]:
+    kind = ("Content-Type", "application/octet-stream")
+    if not header:
+        return 200, body, kind
+    first, _, last = header.removeprefix("bytes=").partition("-")
+    start = int(first) if first else max(0, len(body) - int(last))
+    end = min(int(last), len(body) - 1) if first and last else len(body) - 1
+    return 206, body[start : end + 1], ("Content-Range", f"bytes {start}-{end}/{len(body)}")
+
+
 @contextmanager
 def serve_index(*, login: tuple[str, str] | None = None) -> Iterator[Index]:
     """Serve an index on loopback."""
@@ -134,19 +146,26 @@ def serve_index(*, login: tuple[str, str] | None = None) -> Iterator[Index]:
         def do_GET(self) -> None:
             body = index.page(self.path)
             expected = "Basic " + base64.b64encode(":".join(index.login or ()).encode()).decode()
-            refused = index.login and self.headers.get("Authorization") != expected
-            self.send_response(401 if refused else 200 if body is not None else 404)
-            if refused:
-                self.send_header("WWW-Authenticate", "Basic")
-            body = b"" if refused else body or b""
-            kind = "text/html" if body.startswith(b"<!DOCTYPE") else "application/octet-stream"
-            self.send_header("Content-Type", kind)
-            self.send_header("Cache-Control", "no-store")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            if index.login and self.headers.get("Authorization") != expected:
+                self.answer(401, b"", ("WWW-Authenticate", "Basic"))
+            elif body is None:
+                self.answer(404, b"")
+            elif body.startswith(b"<!DOCTYPE"):
+                self.answer(200, body, ("Content-Type", "text/html"))
+            else:
+                self.answer(*_part(body, self.headers.get("Range") if index.ranges else None))
 
         do_HEAD = do_GET
+
+        def answer(self, status: int, body: bytes, *headers: tuple[str, str]) -> None:
+            index.requests.append(f"{status} {self.path}")
+            self.send_response(status)
+            for name, value in (*headers, ("Cache-Control", "no-store")):
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
 
         def log_message(self, *args: object) -> None:
             pass
