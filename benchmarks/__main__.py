@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SUITES = ("call_overhead", "serving", "build")
+SUITES = ("call_overhead", "process_backend", "serving", "build")
 
 
 def main() -> int:

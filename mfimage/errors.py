@@ -18,6 +18,7 @@
     ├── StorageError          bytes cannot be read or written
     ├── OptionError           an option's value cannot be used
     ├── BackendError          the place where a function should run is not there
+    ├── FunctionError         a function in another process raised what has no class here
     ├── EngineError           the Docker engine is absent, dead, or refused
     ├── BuildError            an image build failed
     └── RegistryError         a registry refused, or cannot be reached
@@ -146,6 +147,28 @@ class OptionError(MfimageError):
 
 class BackendError(MfimageError):
     """The place where a function should run is not there, or failed."""
+
+
+class FunctionError(MfimageError):
+    """A function in another process raised what has no class here.
+
+    What is raised is of a class made for it, a subclass of this one: it has the name, the module
+    and the message of what the function raised, so that it reads the same.
+    """
+
+    @classmethod
+    def like(cls, module: str, name: str, message: str) -> FunctionError:
+        """Return an error that reads as ``module.name: message``."""
+        made = type(name.rpartition(".")[2], (cls,), {"__module__": module})
+        made.__qualname__ = name
+        error: FunctionError = made(message)
+        return error
+
+    def __reduce__(self) -> tuple[object, ...]:
+        kind = type(self)
+        if kind is FunctionError:
+            return super().__reduce__()
+        return (FunctionError.like, (kind.__module__, kind.__qualname__, self.message))
 
 
 class EngineError(MfimageError):

@@ -92,6 +92,7 @@ class JsonFunction:
             from mfimage.package.store import open_package
         self._package: Package = open_package(reference)
         self._backend: Backend | None = None
+        self._choice: tuple[str | None, int | None, float | None] = (None, None, None)
         self._lock = threading.Lock()
 
     @property
@@ -113,9 +114,10 @@ class JsonFunction:
         # One for all threads: each would load the artifacts again.
         with self._lock:
             if self._backend is None:
-                from mfimage.backends.local import LocalBackend
+                from mfimage.backends.choice import open_backend
 
-                self._backend = LocalBackend(self._package)
+                name, workers, timeout = self._choice
+                self._backend = open_backend(self._package, name, workers=workers, timeout=timeout)
             return self._backend
 
     def __call__(self, record: Any) -> Any:
@@ -144,7 +146,12 @@ class JsonFunction:
         return self._running().submit(record)
 
     def map(
-        self, records: Iterable[Any], *, batch_size: int = 256, on_error: str = "raise"
+        self,
+        records: Iterable[Any],
+        *,
+        batch_size: int = 256,
+        max_in_flight: int | None = None,
+        on_error: str = "raise",
     ) -> Iterator[Any]:
         """Yield the results of many records, lazily and in order.
 
@@ -153,7 +160,10 @@ class JsonFunction:
         records : iterable
             Read as results are taken.
         batch_size : int
-            How many records a ``batch=True`` function gets at a time.
+            How many records a ``batch=True`` function gets at a time; the most that are sent to
+            another process together.
+        max_in_flight : int, optional
+            The most batches that are under way in other processes; three for each by default.
         on_error : {"raise", "return"}
             Raise the first exception, or yield each in its record's place.
         """
@@ -161,10 +171,14 @@ class JsonFunction:
             raise OptionError(f"on_error: expected 'raise' or 'return', got {on_error!r}")
         if batch_size < 1:
             raise OptionError(f"batch_size: expected at least 1, got {batch_size}")
-        return self._running().map(records, batch_size=batch_size, on_error=on_error)
+        if max_in_flight is not None and max_in_flight < 1:
+            raise OptionError(f"max_in_flight: expected at least 1, got {max_in_flight}")
+        return self._running().map(
+            records, batch_size=batch_size, on_error=on_error, max_in_flight=max_in_flight
+        )
 
     def close(self) -> None:
-        """Release threads; a later call opens it again."""
+        """Release threads and processes; a later call opens it again."""
         with self._lock:
             backend, self._backend = self._backend, None
         if backend is not None:
@@ -177,7 +191,7 @@ class JsonFunction:
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (function_from_json, (self.reference,))
+        return (_reopen, (self.reference, self._choice))
 
     def __repr__(self) -> str:
         return f"<JsonFunction {self.name} of {self.spec.task}>"
@@ -197,13 +211,32 @@ def _whole() -> Iterator[None]:
         ) from None
 
 
-def function_from_json(reference: str | os.PathLike[str]) -> JsonFunction:
-    """Return the function that a reference names, ready to be called in this process.
+def _reopen(reference: str, choice: tuple[str | None, int | None, float | None]) -> JsonFunction:
+    backend, workers, timeout = choice
+    return function_from_json(reference, backend=backend, workers=workers, timeout=timeout)
+
+
+def function_from_json(
+    reference: str | os.PathLike[str],
+    *,
+    backend: str | None = None,
+    workers: int | None = None,
+    timeout: float | None = None,
+) -> JsonFunction:
+    """Return the function that a reference names, ready to be called.
 
     Parameters
     ----------
     reference : str or path
         Path or URL of a package's ``function.json``.
+    backend : {"local", "process"}, optional
+        Where it runs: in this process, or in interpreters of its own, in the environment that it
+        is locked to. By default here, if this interpreter has all that is locked.
+    workers : int, optional
+        How many processes run it; one by default. Not for ``local``.
+    timeout : float, optional
+        Seconds that a record may take before its process is stopped and replaced. Not for
+        ``local``.
 
     Raises
     ------
@@ -211,9 +244,12 @@ def function_from_json(reference: str | os.PathLike[str]) -> JsonFunction:
         When nothing is there.
     PackageError
         When the package is damaged, changed, or too new.
+    LockError, BackendError
+        When its environment cannot be made here.
     """
     function = JsonFunction.__new__(JsonFunction)
     function._open(reference)
+    function._choice = (backend, workers, timeout)
     # Loaded at once: what is wrong with a package is told here, not at the first call.
     function._running()
     return function

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import uuid
 import warnings
@@ -17,6 +18,8 @@ import pytest
 from tests.support.no_lock import no_lock
 from tests.support.projects import python
 
+# What starts us in the background may have made us, and so all we start, deaf to Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Metaflow refuses root.
 os.environ["METAFLOW_USER"] = "alice"
 with warnings.catch_warnings():

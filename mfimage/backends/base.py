@@ -19,8 +19,18 @@ class Backend(Protocol):
     def submit(self, record: Any) -> Future[Any]:
         """Start a call and return its future."""
 
-    def map(self, records: Iterable[Any], *, batch_size: int, on_error: str) -> Iterator[Any]:
-        """Yield results in order, reading ``records`` as they are wanted."""
+    def map(
+        self,
+        records: Iterable[Any],
+        *,
+        batch_size: int,
+        on_error: str,
+        max_in_flight: int | None = None,
+    ) -> Iterator[Any]:
+        """Yield results in order, reading ``records`` as they are wanted.
+
+        ``max_in_flight`` is the most batches that are under way, where several can be.
+        """
 
     def close(self) -> None:
         """Release what the backend holds; calling it again does nothing."""

@@ -51,7 +51,14 @@ class LocalBackend:
                 self._pool_pid = os.getpid()
             return self._pool.submit(self._live, record)
 
-    def map(self, records: Iterable[Any], *, batch_size: int, on_error: str) -> Iterator[Any]:
+    def map(
+        self,
+        records: Iterable[Any],
+        *,
+        batch_size: int,
+        on_error: str,
+        max_in_flight: int | None = None,
+    ) -> Iterator[Any]:
         """Yield results in order; records of a batch function go ``batch_size`` at a time."""
         iterator = iter(records)
         size = batch_size if self._live.batch else 1

@@ -125,7 +125,7 @@ def _solve(
     for more in (["--only-binary", ":all:"], []) if builds else (["--only-binary", ":all:"],):
         for environment in index.environments(os.environ, directory):
             try:
-                return _run([*arguments, *more], directory, environment, text)
+                return run_uv([*arguments, *more], directory, environment, text)
             except UvFailure as error:
                 failure = error
             if not failure.wants_next_index:
@@ -161,7 +161,7 @@ def _export(project: Path, more: Sequence[str], index: IndexOptions) -> str:
     arguments = ["export", "--quiet", "--no-header", "--locked", "--no-default-groups"]
     arguments += ["--project", str(project), *more]
     try:
-        return _run(arguments, project, index.environment(os.environ, project))
+        return run_uv(arguments, project, index.environment(os.environ, project))
     except UvFailure as failure:
         raise explain(failure) from None
 
@@ -177,7 +177,7 @@ def build_directory(source: Path, out: Path, *, target: Target, index: IndexOpti
     python = _python_for(target)
     arguments = ["build", "--wheel", "--python", python, "--out-dir", str(out)]
     try:
-        _run([*arguments, str(source)], source, _building(index, source))
+        run_uv([*arguments, str(source)], source, _building(index, source))
     except UvFailure as failure:
         raise explain(failure) from None
     return _only_wheel(out.glob("*.whl"), str(source))
@@ -203,7 +203,7 @@ def build_requirement(
         *("-r", "-"),
     ]
     try:
-        _run(arguments, Path.cwd(), _building(index, Path.cwd()), requirement)
+        run_uv(arguments, Path.cwd(), _building(index, Path.cwd()), requirement)
     except UvFailure as failure:
         raise explain(failure) from None
     # What it was built with may have been built, too, and sources may hold wheels as test data.
@@ -244,10 +244,40 @@ def _python_for(target: Target) -> str:
     return sys.executable if target.minor == ours else target.minor
 
 
-def _run(
-    arguments: Sequence[str], directory: Path, environment: Mapping[str, str], text: str = ""
+def run_uv(
+    arguments: Sequence[str],
+    directory: Path,
+    environment: Mapping[str, str],
+    text: str = "",
+    *,
+    prefix: Sequence[str] = (),
+    pass_fds: Sequence[int] = (),
 ) -> str:
-    command = [find_uv(), *arguments]
+    """Run uv and return its stdout.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        What to do.
+    directory : Path
+        Where to run it.
+    environment : mapping of str to str
+        Its environment variables.
+    text : str
+        Its stdin.
+    prefix : sequence of str
+        A command that becomes uv.
+    pass_fds : sequence of int
+        Open files that it is to have.
+
+    Raises
+    ------
+    UvFailure
+        When it fails.
+    LockError
+        When it cannot be run.
+    """
+    command = [*prefix, find_uv(), *arguments]
     try:
         done = subprocess.run(
             command,
@@ -256,6 +286,7 @@ def _run(
             cwd=directory,
             env={**environment, "NO_COLOR": "1", "UV_NO_PROGRESS": "1"},
             timeout=_TIMEOUT,
+            pass_fds=pass_fds,
             check=False,
         )
     except OSError as error:

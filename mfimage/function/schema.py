@@ -76,7 +76,13 @@ class Schema:
 
     def accept(self, record: Any) -> Any:
         """Return a caller's record as the function's hints want it; ``InputError``."""
-        payload = serializers.dumps(record, root=self.data, error=InputError)
+        return self.accept_json(serializers.dumps(record, root=self.data, error=InputError))
+
+    def accept_json(self, payload: bytes) -> Any:
+        """Do what ``accept`` does, for a record that ``serializers.dumps`` has written.
+
+        What that refuses is not looked for again, as ``parse`` does: it costs more than the rest.
+        """
         return _validate(self.input, payload, self.data, InputError)
 
     def dump(self, value: Any) -> bytes:

@@ -20,7 +20,7 @@ from mfimage.image.lock_checks import check_lock, check_wheels
 from mfimage.image.options import BuildOptions, check_packages, parse_platform
 from mfimage.image.targets import Target, find_target
 from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec, sha256_digest
-from mfimage.runtime.layout import CODE, FUNCTION, RUNTIME, VENV
+from mfimage.runtime.layout import CODE, FUNCTION, RUNTIME, RUNTIME_FILES, VENV
 
 # The time of every file in an image: the earliest that zip archives, too, can hold, 1980-01-01.
 EPOCH = 315_532_800
@@ -30,19 +30,6 @@ HOME = "/tmp"  # noqa: S108
 USER = "1000:0"
 # An engine stacks at most 127 layers, and bases have some too.
 MOST_ARTIFACT_LAYERS = 64
-# What of mfimage runs inside an image, relative to the folder that holds the packages.
-RUNTIME_FILES = (
-    "mfimage/__init__.py",
-    "mfimage/errors.py",
-    "mfimage/load.py",
-    "mfimage/py.typed",
-    "mfimage/function/*.py",
-    "mfimage/package/__init__.py",
-    "mfimage/package/parse.py",
-    "mfimage/package/spec.py",
-    "mfimage/runtime/*.py",
-    "metaflow_extensions/mfimage/toplevel/*.py",
-)
 
 
 @dataclass(frozen=True, kw_only=True)

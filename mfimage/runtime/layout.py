@@ -20,6 +20,21 @@ FUNCTION_VARIABLE = "MFIMAGE_FUNCTION"
 # prometheus_client's own: where its processes put their counts.
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
+# What of mfimage runs beside a function, in an image and in an environment of its own, relative
+# to the folder that holds the packages.
+RUNTIME_FILES = (
+    "mfimage/__init__.py",
+    "mfimage/errors.py",
+    "mfimage/load.py",
+    "mfimage/py.typed",
+    "mfimage/function/*.py",
+    "mfimage/package/__init__.py",
+    "mfimage/package/parse.py",
+    "mfimage/package/spec.py",
+    "mfimage/runtime/*.py",
+    "metaflow_extensions/mfimage/toplevel/*.py",
+)
+
 
 def function_folder(environ: Mapping[str, str] | None = None) -> Path:
     """Return the folder of this image's function: ``MFIMAGE_FUNCTION``, else ``/opt/function``."""

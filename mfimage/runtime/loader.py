@@ -36,6 +36,8 @@ class LiveFunction:
         What the package says.
     params : FunctionParameters
         Lazy; artifacts are verified and loaded when the function first reads them.
+    data : str
+        Name of the function's first parameter: what paths in input errors start with.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class LiveFunction:
         self._schema = function.signature.schema
         self._loop: LoopThread | None = None
         self._lock = threading.Lock()
+        self.data = self._schema.data
         self.parse = self._schema.parse
+        self.accept_json = self._schema.accept_json
         self.dump = self._schema.dump
 
     @property
@@ -258,11 +262,12 @@ def load_folder(folder: Path) -> LiveFunction:
         raise PackageError(f"{path}: {error.strerror}") from None
     spec = parse_spec(data, where=str(path))
     blobs = folder / "blobs" / "sha256"
-    read_blob = functools.partial(_read_verified, blobs)
+    read_blob = functools.partial(read_verified, blobs)
     return load_function(spec, code=folder / "code", read_blob=read_blob, dedicated=True)
 
 
-def _read_verified(blobs: Path, ref: BlobRef) -> bytes:
+def read_verified(blobs: Path, ref: BlobRef) -> bytes:
+    """Return a blob of a folder of blobs; ``PackageError`` when it is missing or damaged."""
     path = blobs / ref.hex
     try:
         data = path.read_bytes()
