@@ -33,9 +33,12 @@ demo: engine
 test: engine
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# Without an engine and without a network.
+# Without an engine, a network, and the tests that start many workers and servers.
 unit: setup
-	$(BIN)/python -m pytest -m "not docker and not e2e and not index" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not docker and not e2e and not index" \
+		--ignore-glob='tests/backends/test_process*' --ignore=tests/backends/test_served_calls.py \
+		--ignore=tests/runtime/test_supervisor.py --ignore=tests/runtime/test_serving.py \
+		$(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
