@@ -8,6 +8,7 @@ import urllib.request
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from mfimage.capture._reading import prefixes
 from mfimage.capture.indexes import authorization
@@ -54,6 +55,8 @@ def _remote_files(url: str, environment: Mapping[str, str]) -> list[str]:
 
 
 def _tail(url: str, size: int, environment: Mapping[str, str]) -> bytes:
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise ValueError(f"{url} is on no server")
     request = urllib.request.Request(url, headers={"Range": f"bytes=-{size}"})  # noqa: S310
     login = authorization(url, environment)
     if login:
