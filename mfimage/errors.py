@@ -4,6 +4,8 @@
 
     MfimageError
     ├── SignatureError        the function's signature cannot be served
+    ├── SchemaError           a schema cannot be used, or what it describes has none of a form
+    ├── SerializerError       a serializer is unknown, broken, or not installed here
     ├── ValueFault            a value does not fit, and where
     │   ├── InputError        a record does not fit the function's input hints
     │   └── OutputError       a result does not fit the output hints, or has no JSON form
@@ -17,10 +19,12 @@
     ├── PackageError          a package is damaged, tampered with, or too new
     ├── StorageError          bytes cannot be read or written
     ├── OptionError           an option's value cannot be used
+    ├── RecordError           a file of records is damaged, or one of its records failed
     ├── BackendError          the place where a function should run is not there
     ├── FunctionError         a function in another process raised what has no class here
     ├── EngineError           the Docker engine is absent, dead, or refused
     ├── BuildError            an image build failed
+    ├── CheckError            an image does not pass its test
     └── RegistryError         a registry refused, or cannot be reached
 
 Each says what was wrong and which value; ``hint`` says what to do next.
@@ -47,6 +51,8 @@ class MfimageError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint:
+            self.__notes__ = [f"hint: {hint}"]  # a traceback shows it, too
 
     def __str__(self) -> str:
         return self.message  # KeyError, a base of one below, would quote it
@@ -65,6 +71,14 @@ def _rebuild(cls: type[MfimageError], message: str, state: dict[str, object]) ->
 
 class SignatureError(MfimageError):
     """The function's signature cannot be served."""
+
+
+class SchemaError(MfimageError):
+    """A schema cannot be used, or what it describes has no schema of a form."""
+
+
+class SerializerError(MfimageError):
+    """A serializer is unknown, broken, or not installed here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +159,10 @@ class OptionError(MfimageError):
     """An option's value cannot be used."""
 
 
+class RecordError(MfimageError):
+    """A file of records is damaged, or one of its records failed."""
+
+
 class BackendError(MfimageError):
     """The place where a function should run is not there, or failed."""
 
@@ -177,6 +195,10 @@ class EngineError(MfimageError):
 
 class BuildError(MfimageError):
     """An image build failed."""
+
+
+class CheckError(MfimageError):
+    """An image does not pass its test."""
 
 
 class RegistryError(MfimageError):

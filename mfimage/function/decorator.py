@@ -1,4 +1,4 @@
-"""``@json_function``: a plain function that knows what it takes and gives."""
+"""``@json_function``, ``@avro_function``: a plain function that knows what it takes and gives."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import importlib
 import operator
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, overload
 
 from mfimage.function.signature import Signature
@@ -20,17 +20,25 @@ class DecoratedFunction:
     signature : Signature
         What it takes and gives.
     kind : str
-        Which decorator made it: ``json``.
+        Which decorator made it: ``json`` or ``avro``.
     """
 
-    kind = "json"
+    kind: str
     __wrapped__: Callable[..., Any]
     __name__: str
     __qualname__: str
 
-    def __init__(self, fn: Callable[..., Any], *, batch: bool) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        batch: bool,
+        kind: str = "json",
+        schemas: Mapping[str, Any] | None = None,
+    ) -> None:
         functools.update_wrapper(self, fn)
-        self.signature = Signature.of(fn, batch=batch)
+        self.kind = kind
+        self.signature = Signature.of(fn, batch=batch, schemas=schemas)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the plain function, as in a unit test: no validation, nothing bound."""
@@ -43,7 +51,7 @@ class DecoratedFunction:
         return (_find, (self.__module__, self.__qualname__))
 
     def __repr__(self) -> str:
-        return f"<json_function {self.__module__}.{self.__qualname__}>"
+        return f"<{self.kind}_function {self.__module__}.{self.__qualname__}>"
 
 
 def _find(module: str, qualname: str) -> Any:
@@ -58,10 +66,23 @@ def blank() -> DecoratedFunction:
     return DecoratedFunction.__new__(DecoratedFunction)
 
 
-def fill(function: DecoratedFunction, state: tuple[Callable[..., Any], bool]) -> None:
-    """Decorate ``(plain function, batch)`` into what ``blank`` made."""
-    plain, batch = state
-    DecoratedFunction.__init__(function, plain, batch=batch)
+def state_of(function: DecoratedFunction) -> tuple[Any, ...]:
+    """Return what ``fill`` takes.
+
+    Of a JSON function it is no more than it was before there were others, so that binding one
+    again gives the same digest.
+    """
+    state = (function.__wrapped__, function.signature.batch)
+    if function.kind == "json":
+        return state
+    return (*state, function.kind, dict(function.signature.schemas))
+
+
+def fill(function: DecoratedFunction, state: tuple[Any, ...]) -> None:
+    """Decorate ``(plain function, batch[, kind, schemas])`` into what ``blank`` made."""
+    plain, batch, *more = state
+    kind, schemas = more or ("json", None)
+    DecoratedFunction.__init__(function, plain, batch=batch, kind=kind, schemas=schemas)
 
 
 @overload
@@ -97,3 +118,54 @@ def json_function(
     if fn is not None:
         return DecoratedFunction(fn, batch=batch)
     return lambda inner: DecoratedFunction(inner, batch=batch)
+
+
+@overload
+def avro_function(fn: Callable[..., Any], /) -> DecoratedFunction: ...
+@overload
+def avro_function(
+    *, schema: Any = None, output_schema: Any = None, batch: bool = False
+) -> Callable[[Callable[..., Any]], DecoratedFunction]: ...
+
+
+def avro_function(
+    fn: Callable[..., Any] | None = None,
+    /,
+    *,
+    schema: Any = None,
+    output_schema: Any = None,
+    batch: bool = False,
+) -> DecoratedFunction | Callable[[Callable[..., Any]], DecoratedFunction]:
+    """Make a function that speaks Avro, and JSON, and can be bound to a Metaflow task.
+
+    It is what ``@json_function`` makes, and its values are the same in both forms; its
+    environment has fastavro. The Avro schemas come from the hints, or are given.
+
+    Parameters
+    ----------
+    schema : dict, str or parsed schema, optional
+        Avro schema of one record: what the hints leave open (``dict``) it says, and JSON records
+        are held to it, too.
+    output_schema : dict, str or parsed schema, optional
+        Avro schema of one result.
+    batch : bool
+        The function takes a list of records and returns a list of equal length; the schemas are
+        of one of them.
+
+    Raises
+    ------
+    SignatureError
+        When the signature cannot be served.
+    SchemaError
+        When a schema is none, naming the place.
+
+    Examples
+    --------
+    >>> @avro_function(schema={"type": "record", "name": "Flower", "fields": [...]})
+    ... def predict(data: dict, params: FunctionParameters) -> Prediction:
+    ...     return {"prediction": int(params.model.predict([data["x"]])[0])}
+    """
+    given = {"input": schema, "output": output_schema}
+    schemas = {label: each for label, each in given.items() if each is not None}
+    make = functools.partial(DecoratedFunction, batch=batch, kind="avro", schemas=schemas)
+    return make if fn is None else make(fn)

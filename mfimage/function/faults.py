@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from mfimage.errors import Fault
-from mfimage.function import serializers
+from mfimage.function import json_values
 
 # A record may have a million bad places; nobody reads so many.
 MAX_FAULTS = 50
@@ -62,9 +62,9 @@ def _path(detail: ErrorDetails, document: Any, root: str) -> str:
     *parents, last = detail["loc"] or ("",)
     for part in parents:
         if _is_member(document, part):
-            document, path = document[part], serializers.join(path, part)
+            document, path = document[part], json_values.join(path, part)
     if detail["loc"] and _is_meant(detail, document, last):
-        path = serializers.join(path, last)
+        path = json_values.join(path, last)
     return path
 
 
@@ -95,9 +95,9 @@ def _message(group: list[ErrorDetails]) -> str:
     wanted = [_wanted(detail) for detail in group]
     if all(wanted):
         names = list(dict.fromkeys(str(name) for name in wanted))
-        return f"expected {_either(names)}, got {_shown(first['input'])}"
+        return f"expected {_either(names)}, got {shown(first['input'])}"
     reasons = dict.fromkeys(f"{item['msg'][:1].lower()}{item['msg'][1:]}" for item in group)
-    return f"{'; '.join(reasons)}, got {_shown(first['input'])}"
+    return f"{'; '.join(reasons)}, got {shown(first['input'])}"
 
 
 def _wanted(detail: ErrorDetails) -> str | None:
@@ -115,6 +115,7 @@ def _either(names: Iterable[str]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return how a refused value reads in a message: not all of it when it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

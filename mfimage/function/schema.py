@@ -12,7 +12,7 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError
 
 from mfimage.errors import Fault, InputError, OutputError, SignatureError, ValueFault
-from mfimage.function import hints, serializers
+from mfimage.function import hints, json_values
 from mfimage.function.faults import explain
 
 if typing.TYPE_CHECKING:
@@ -70,16 +70,16 @@ class Schema:
             With a path and a message for every place that does not fit.
         """
         value = _validate(self.input, payload, self.data, InputError)
-        if _may_be_infinite(payload):
-            serializers.dumps(value, root=self.data, error=InputError)
+        if may_be_infinite(payload):
+            json_values.dumps(value, root=self.data, error=InputError)
         return value
 
     def accept(self, record: Any) -> Any:
         """Return a caller's record as the function's hints want it; ``InputError``."""
-        return self.accept_json(serializers.dumps(record, root=self.data, error=InputError))
+        return self.accept_json(json_values.dumps(record, root=self.data, error=InputError))
 
     def accept_json(self, payload: bytes) -> Any:
-        """Do what ``accept`` does, for a record that ``serializers.dumps`` has written.
+        """Do what ``accept`` does, for a record that ``json_values.dumps`` has written.
 
         What that refuses is not looked for again, as ``parse`` does: it costs more than the rest.
         """
@@ -93,7 +93,7 @@ class Schema:
         OutputError
             When it does not fit the hints, or a part of it has no JSON form.
         """
-        payload = serializers.dumps(value, root=RESULT)
+        payload = json_values.dumps(value, root=RESULT)
         if not self.plain_output:
             return self._typed(value, payload)
         _validate(self.output, payload, RESULT, OutputError)
@@ -101,9 +101,9 @@ class Schema:
 
     def result(self, value: Any) -> Any:
         """Return a function's result as the JSON value that every caller gets."""
-        payload = serializers.dumps(value, root=RESULT)
+        payload = json_values.dumps(value, root=RESULT)
         if not self.plain_output:
-            return serializers.loads(self._typed(value, payload))
+            return json_values.loads(self._typed(value, payload))
         return _validate(self.output, payload, RESULT, OutputError)
 
     def _typed(self, value: Any, payload: bytes) -> bytes:
@@ -127,7 +127,7 @@ def _validate(adapter: TypeAdapter[Any], payload: bytes, root: str, error: type[
         raise error(explain(failure, payload, root)) from None
 
 
-def _may_be_infinite(payload: bytes) -> bool:
+def may_be_infinite(payload: bytes) -> bool:
     """Tell whether a number in ``payload`` may be NaN or past the largest float.
 
     Python's parsers take such tokens; JSON does not know them.

@@ -1,186 +1,288 @@
-"""Values <-> JSON bytes, without loss: what has no equal JSON form is refused by path.
+"""The forms in which values cross a function's boundary: JSON, Avro, and one's own.
 
-orjson does the work when it can. It writes NaN as ``null`` and gives up where a closer look would
-not, so those values, and only those, are looked at again.
+What crosses is always a JSON value; a serializer is one way to write it. None of ours is pickle,
+and none ever is by default: reading a pickle runs what its writer wants.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
-import enum
-import json
-import math
-import uuid
-from typing import Any
+import functools
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, runtime_checkable
 
-import orjson
-from pydantic_core import from_json
+from mfimage.errors import SerializerError
 
-from mfimage.errors import Fault, OutputError, ValueFault
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
-# orjson and the parser both give up a little past this depth; one limit keeps them alike.
-MAX_DEPTH = 200
-# Python and the parser refuse more than 4300 digits.
-MAX_BITS = 14_000
-# orjson would drop a dataclass's fields that start with "_", and the seconds of a UTC offset.
-_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
-_TIMES = (datetime.datetime, datetime.date, datetime.time)
-
-
-class _NoJsonForm(Exception):
-    def __init__(self, path: str, message: str) -> None:
-        super().__init__(message)
-        self.fault = Fault(path=path, message=message)
+GROUP = "mfimage.serializers"
+_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]*/[a-z0-9][a-z0-9!#$&^_.+-]*")
+_SUFFIX = re.compile(r"\.[a-z0-9][a-z0-9._-]*")
+# What a caller's process puts before the names of a package's modules (`runtime/modules.py`).
+_PRIVATE = re.compile(r"_mfimage_[0-9a-f]+\.")
 
 
-def dumps(value: Any, *, root: str, error: type[ValueFault] = OutputError) -> bytes:
-    """Encode ``value`` as JSON.
+@runtime_checkable
+class Serializer(Protocol):
+    """A form of JSON values.
 
-    NumPy scalars and arrays become the equal number or list, models and dataclasses an object,
-    times and UUIDs their ISO form.
+    Attributes
+    ----------
+    name : str
+        What ``--format`` takes, as ``avro``.
+    media_type : str
+        What ``Content-Type`` and ``Accept`` call it, as ``application/avro``.
+    """
+
+    name: str
+    media_type: str
+
+    def schema(self, json_schema: Mapping[str, Any], *, name: str) -> Any:
+        """Return the form's own schema of what a JSON Schema describes: a JSON value.
+
+        Parameters
+        ----------
+        json_schema : mapping
+            As pydantic makes it.
+        name : str
+            What to call it, where the form names its types.
+
+        Raises
+        ------
+        SchemaError
+            When there is none, naming the path.
+        """
+
+    def dumps(self, value: Any, schema: Any) -> bytes:
+        """Return the bytes of one JSON value; ``OutputError`` where it has no such form."""
+        raise NotImplementedError
+
+    def loads(self, data: bytes, schema: Any) -> Any:
+        """Return the JSON value that bytes from anywhere hold; ``InputError`` if they do not."""
+
+
+@runtime_checkable
+class FileFormat(Protocol):
+    """What a serializer is, too, when it reads and writes files of records.
+
+    Attributes
+    ----------
+    suffixes : tuple of str
+        What names of its files end with, as ``(".jsonl", ".ndjson")``.
+    """
+
+    suffixes: tuple[str, ...]
+
+    def read(self, file: BinaryIO, schema: Any) -> Iterator[Any]:
+        """Yield the file's records as JSON values, lazily; ``InputError`` if they are damaged.
+
+        Parameters
+        ----------
+        file : binary file
+            Open for reading; it need not be seekable.
+        schema : Any
+            What the records are to be read as; None for what the file says they are.
+        """
+        raise NotImplementedError
+
+    def write(self, file: BinaryIO, schema: Any) -> AbstractContextManager[Callable[[Any], None]]:
+        """Return a context that gives "append one record" and completes the file at its end.
+
+        Parameters
+        ----------
+        file : binary file
+            Open for writing; it need not be seekable, and stays open.
+        schema : Any
+            The form's own schema of one record.
+        """
+        raise NotImplementedError
+
+
+_lock = threading.RLock()
+_registered: dict[str, Serializer] = {}
+
+
+def register_serializer(serializer: Serializer | type[Serializer]) -> None:
+    """Make a serializer known in this process.
+
+    Written in the function's own module it is known wherever the function is loaded: in a server,
+    in a worker, here. A distribution gives one to all by an entry point of the serializer's name
+    in the group ``mfimage.serializers``.
 
     Parameters
     ----------
-    value : Any
-        What to encode.
-    root : str
-        What paths in errors start with, as ``result``.
-    error : type
-        Which error to raise.
+    serializer : Serializer
+        An instance, or a class to make one of. The same class again, of a module that was loaded
+        again, takes the place of the first.
 
     Raises
     ------
-    ValueFault
-        ``error``, naming the path of the first value that has no JSON form: NaN, infinities,
-        sets, bytes, keys that are no strings, objects.
+    SerializerError
+        When it is no serializer, or its name, media type or suffixes are taken.
     """
-    try:
-        data = orjson.dumps(value, plain, _OPTIONS)
-        if b"null" in data:
-            # None, or NaN: Python's encoder, in C too, tells them apart.
-            json.dumps(value, default=plain, allow_nan=False)
-        return data
-    except (TypeError, ValueError, RecursionError):
-        pass
-    try:
-        walked = _walk(value, root, 0)
-    except _NoJsonForm as refusal:
-        raise error([refusal.fault]) from None
-    return json.dumps(walked, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    made = _made(serializer, "register_serializer")
+    with _lock:
+        _refuse_clash(made, {**_built_in(), **_registered})
+        _registered[made.name] = made
 
 
-def loads(data: bytes) -> Any:
-    """Decode JSON bytes that ``dumps`` made; integers keep every digit."""
-    return from_json(data, allow_inf_nan=False)
+def serializers() -> Mapping[str, Serializer]:
+    """Return every serializer that can be had here, by name.
 
-
-def join(path: str, key: str | int) -> str:
-    """Return the path of a member: ``data.age``, ``data["sepal length"]``, ``data[3]``."""
-    if isinstance(key, int):
-        return f"{path}[{key}]"
-    if key.isidentifier():
-        return f"{path}.{key}"
-    return f"{path}[{json.dumps(key, ensure_ascii=False)}]"
-
-
-def plain(value: Any) -> Any:
-    """Return the next plainer form of a value that JSON does not know.
+    What a distribution offers and cannot be loaded is left out, with a warning in the log: it
+    breaks nothing but itself. ``find_serializer`` says what is wrong with it.
 
     Raises
     ------
-    TypeError
-        When there is none that is equal.
+    SerializerError
+        When what is registered and what is installed claim the same name.
     """
-    if hasattr(value, "tolist"):
-        return _plain_array(value)
-    if isinstance(value, _TIMES) and value == value:  # noqa: PLR0124  (pandas' NaT is not)
-        return value.isoformat()
-    if isinstance(value, uuid.UUID):
-        return str(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
-    if hasattr(value, "model_dump"):
-        # An error, for a warning would let inf out of an unvalidated model as null.
-        return value.model_dump(mode="json", by_alias=True, warnings="error")
-    raise TypeError
+    found = {**_built_in(), **_registered}
+    for each in _installed()[0].values():
+        _refuse_clash(each, found)
+        found.setdefault(each.name, each)
+    return found
 
 
-def _plain_array(value: Any) -> Any:
-    """Return the plain form of a NumPy array or scalar, or of what behaves like one."""
-    kind = getattr(getattr(value, "dtype", None), "kind", "")
-    if kind in ("M", "m", "V"):
-        # tolist() would make NaT None, nanoseconds a bare number, and fields lose their names.
-        if getattr(value, "ndim", 0):
-            return list(value)
-        if kind == "M" and value == value:  # noqa: PLR0124
-            return str(value)
-        raise TypeError
-    simple = value.tolist()
-    if type(simple) is type(value):
-        # np.longdouble gives itself back; most are a float all the same.
-        if float(value) != value and value == value:  # noqa: PLR0124
-            raise TypeError
-        return float(value)
-    return simple
+def find_serializer(name: str) -> Serializer:
+    """Return the serializer of a name.
+
+    Raises
+    ------
+    SerializerError
+        When there is none here, and how to get it.
+    """
+    found = serializers()
+    if name in found:
+        return found[name]
+    broken = _installed()[1]
+    if name in broken:
+        raise broken[name]
+    if name == "avro":
+        raise SerializerError("avro: fastavro is not installed here", hint="pip install fastavro")
+    raise SerializerError(
+        f"there is no serializer {name!r}; there are {', '.join(sorted(found))}",
+        hint="register_serializer(...) in the function's module, or install what brings it",
+    )
 
 
-def _walk(value: Any, path: str, depth: int) -> Any:  # noqa: PLR0911  (one line per kind)
-    if depth > MAX_DEPTH:
-        raise _NoJsonForm(path, "nested too deeply, or refers to itself")
-    if value is None or value is True or value is False:
-        return value
-    if isinstance(value, enum.Enum):
-        return _walk(value.value, path, depth + 1)
-    if isinstance(value, str):
-        return _text(value, path)
-    if isinstance(value, int):
-        return _integer(value, path)
-    if isinstance(value, float):
-        return _number(value, path)
-    if isinstance(value, dict):
-        return {
-            _key(key, path): _walk(item, join(path, key), depth + 1) for key, item in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [_walk(item, join(path, i), depth + 1) for i, item in enumerate(value)]
-    return _walk(_plain_or_refused(value, path), path, depth + 1)
+def find_format(suffix: str) -> FileFormat | None:
+    """Return what reads and writes files whose names end so, as ``.avro``; None when nothing."""
+    for each in serializers().values():
+        if isinstance(each, FileFormat) and suffix.lower() in each.suffixes:
+            return each
+    return None
 
 
-def _plain_or_refused(value: Any, path: str) -> Any:
-    kind = type(value)
-    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+def _built_in() -> dict[str, Serializer]:
+    from importlib.util import find_spec
+
+    return {"json": _json(), **({"avro": _avro()} if find_spec("fastavro") else {})}
+
+
+@functools.cache
+def _json() -> Serializer:
+    from mfimage.function.json_format import JsonSerializer
+
+    return JsonSerializer()
+
+
+@functools.cache
+def _avro() -> Serializer:
+    from mfimage.function.avro import AvroSerializer
+
+    return AvroSerializer()
+
+
+@functools.cache  # it reads the metadata of everything that is installed
+def _installed() -> tuple[dict[str, Serializer], dict[str, SerializerError]]:
+    """Return what distributions offer, and why some of it cannot be had."""
+    from importlib.metadata import entry_points
+
+    found: dict[str, Serializer] = {}
+    broken: dict[str, SerializerError] = {}
+    for point in sorted(entry_points(group=GROUP), key=_origin):
+        try:
+            made = _loaded(point)
+            _refuse_clash(made, {**_built_in(), **found})
+            found[made.name] = made
+        except SerializerError as error:
+            broken[point.name] = error
+            logging.getLogger(__name__).warning("%s", error)
+    return found, broken
+
+
+def _origin(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "a distribution"
+
+
+def _loaded(point: EntryPoint) -> Serializer:
+    where = f"{_origin(point)}: entry point {point.name!r} of {GROUP}"
     try:
-        return plain(value)
-    except TypeError:
-        raise _NoJsonForm(path, f"{name} has no JSON form") from None
+        made = _made(point.load(), where)
+    except SerializerError:
+        raise
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise _NoJsonForm(path, f"{name} has no JSON form: {reason}") from error
+        raise SerializerError(
+            f"{where}: {point.value} cannot be loaded: {type(error).__name__}: {error}",
+            hint="correct that distribution, or uninstall it",
+        ) from error
+    if made.name != point.name:
+        raise SerializerError(f"{where}: the serializer calls itself {made.name!r}")
+    return made
 
 
-def _integer(value: int, path: str) -> int:
-    if value.bit_length() > MAX_BITS:
-        raise _NoJsonForm(path, "an integer of more than 4000 digits has no JSON form")
-    return int(value)
+def _made(value: Any, where: str) -> Serializer:
+    """Return the serializer that ``value`` is or makes, when it is whole."""
+    made = value() if isinstance(value, type) else value
+    if not isinstance(made, Serializer):
+        raise SerializerError(
+            f"{where}: {value!r} is no serializer",
+            hint="it has name, media_type, schema, dumps and loads",
+        )
+    for label, text, form in (
+        ("name", made.name, _NAME),
+        ("media_type", made.media_type, _MEDIA_TYPE),
+        *(("suffixes", each, _SUFFIX) for each in getattr(made, "suffixes", ())),
+    ):
+        if not isinstance(text, str) or not form.fullmatch(text):
+            raise SerializerError(f"{where}: {label}: {text!r} cannot be used (lower case)")
+    return made
 
 
-def _number(value: float, path: str) -> float:
-    if not math.isfinite(value):
-        raise _NoJsonForm(path, f"{value} has no JSON form; use None or leave it out")
-    return float(value)
+def _refuse_clash(new: Serializer, others: Mapping[str, Serializer]) -> None:
+    for other in others.values():
+        if _is_same(new, other):
+            continue
+        for label, mine, taken in (
+            ("name", {new.name}, {other.name}),
+            ("media type", {new.media_type}, {other.media_type}),
+            ("suffix", _suffixes(new), _suffixes(other)),
+        ):
+            if mine & taken:
+                raise SerializerError(
+                    f"{_label(new)}: the {label} {min(mine & taken)!r} is taken by {_label(other)}",
+                    hint="choose another",
+                )
 
 
-def _text(value: str, path: str) -> str:
-    text = str.__str__(value)  # not what a subclass makes of itself
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise _NoJsonForm(path, f"text {text!r} is not valid Unicode") from None
-    return text
+def _suffixes(serializer: Serializer) -> set[str]:
+    return set(getattr(serializer, "suffixes", ()))
 
 
-def _key(key: Any, path: str) -> str:
-    if not isinstance(key, str):
-        raise _NoJsonForm(path, f"expected string keys, got {key!r}; use str(key)")
-    return _text(key, path)
+def _is_same(one: Serializer, other: Serializer) -> bool:
+    """Tell whether two are of the same class, or of one that was loaded twice."""
+    modules = {_PRIVATE.sub("", type(each).__module__) for each in (one, other)}
+    names = {(each.name, type(each).__qualname__) for each in (one, other)}
+    # A script's own module has another name once its package is loaded.
+    return len(names) == 1 and (len(modules) == 1 or "__main__" in modules)
+
+
+def _label(serializer: Serializer) -> str:
+    kind = type(serializer)
+    return f"{_PRIVATE.sub('', kind.__module__)}.{kind.__qualname__}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from mfimage.errors import SignatureError
+from mfimage.errors import SchemaError, SignatureError
 from mfimage.function import hints
+from mfimage.function.avro_parse import parse_schema, plain_schema
 from mfimage.function.parameters import FunctionParameters
 
 if typing.TYPE_CHECKING:
@@ -38,6 +39,9 @@ class Signature:
         Whether it takes a list of records.
     is_async : bool
         Whether it is an ``async def``.
+    schemas : mapping of str to schema
+        Avro schemas that were given outright, of one record (``input``) and of its result
+        (``output``).
     """
 
     fn: Callable[..., Any]
@@ -46,15 +50,24 @@ class Signature:
     params_type: type[FunctionParameters]
     batch: bool
     is_async: bool
+    schemas: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @classmethod
-    def of(cls, fn: Callable[..., Any], *, batch: bool = False) -> Signature:
+    def of(
+        cls,
+        fn: Callable[..., Any],
+        *,
+        batch: bool = False,
+        schemas: Mapping[str, Any] | None = None,
+    ) -> Signature:
         """Read and check a function's signature.
 
         Raises
         ------
         SignatureError
             Naming the parameter and what it should be.
+        SchemaError
+            When a schema that is given is none.
         """
         _check_kind(fn)
         parameters = _parameters(fn)
@@ -66,6 +79,7 @@ class Signature:
             params_type=_params_type(fn, parameters, found),
             batch=batch,
             is_async=inspect.iscoroutinefunction(fn),
+            schemas=_checked_schemas(fn, schemas or {}),
         )
         if found is not None:
             signature.record_hints(found)
@@ -111,9 +125,24 @@ class Signature:
     @functools.cached_property
     def schema(self) -> Schema:
         """The validators of one record and of its result, made when first used."""
+        if self.schemas:
+            from mfimage.function.held_schema import HeldSchema
+
+            return HeldSchema.of(self)
         from mfimage.function.schema import Schema
 
         return Schema.of(self)
+
+
+def _checked_schemas(fn: Callable[..., Any], schemas: Mapping[str, Any]) -> dict[str, Any]:
+    checked = {}
+    for label, schema in schemas.items():
+        try:
+            checked[label] = plain_schema(schema)
+            parse_schema(checked[label])
+        except SchemaError as error:
+            raise SchemaError(f"{fn.__name__}: {label}: {error}", hint=error.hint) from None
+    return checked
 
 
 def _check_kind(fn: Any) -> None:

@@ -1,230 +1,280 @@
+"""Which serializers there are, how one's own comes to them, and JSON, the first of them."""
+
 from __future__ import annotations
 
-import dataclasses
-import datetime
-import enum
-import json
-import math
-import uuid
-from collections import OrderedDict
-from typing import Any, NamedTuple
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as npst
-from pydantic import BaseModel
 
-from mfimage.errors import InputError, OutputError
-from mfimage.function.serializers import MAX_DEPTH, dumps, join, loads
-
-text = st.text(st.characters(exclude_categories=["Cs"]))
-numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-json_values: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | numbers | text,
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(text, inner, max_size=5),
-    max_leaves=20,
+from mfimage.errors import InputError, OutputError, SerializerError
+from mfimage.function import serializers as registry
+from mfimage.function.serializers import (
+    FileFormat,
+    Serializer,
+    find_format,
+    find_serializer,
+    register_serializer,
+    serializers,
 )
+from tests.support.projects import write
 
 
-def same(left: Any, right: Any) -> bool:
-    """Tell equal values of equal types; 1, 1.0 and True differ, as do 0.0 and -0.0."""
-    if type(left) is not type(right):
-        return False
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list):
-        return len(left) == len(right) and all(map(same, left, right))
-    if isinstance(left, float):
-        return left == right and math.copysign(1, left) == math.copysign(1, right)
-    return bool(left == right)
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing registered, nothing looked up."""
+    monkeypatch.setattr(registry, "_registered", {})
+    registry._installed.cache_clear()
+    yield
+    registry._installed.cache_clear()
 
 
-@given(json_values)
-@example({"null": None, "NaN": "NaN 1e999"})
-@example([2**63, -(2**63) - 1, 2**64, 10**4000, -0.0, 5e-324, 1.7976931348623157e308])
-def test_any_json_value_comes_back_equal(value: Any) -> None:
-    data = dumps(value, root="result")
-    assert same(loads(data), value)
-    assert same(json.loads(data), value), "other parsers read the same"
+class Shout:
+    """Texts in capitals."""
+
+    name = "shout"
+    media_type = "text/x-shout"
+
+    def schema(self, json_schema: Any, *, name: str) -> Any:
+        return name
+
+    def dumps(self, value: Any, schema: Any) -> bytes:
+        return str(value).upper().encode()
+
+    def loads(self, data: bytes, schema: Any) -> Any:
+        return data.decode().lower()
 
 
-SCALARS = [
-    np.bool_, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64,
-    np.float16, np.float32, np.float64, np.longdouble,
-]  # fmt: skip
+def test_json_and_avro_are_built_in() -> None:
+    assert list(serializers()) == ["json", "avro"]
+    assert all(isinstance(each, Serializer) for each in serializers().values())
+    media_types = [each.media_type for each in serializers().values()]
+    assert media_types == ["application/json", "application/avro"]
+    suffixes = (".jsonl", ".ndjson", ".JSONL", ".avro", ".parquet")
+    found = [find_format(suffix) for suffix in suffixes]
+    json, avro = find_serializer("json"), find_serializer("avro")
+    assert found == [json, json, json, avro, None]
+    assert isinstance(json, FileFormat)
+    assert isinstance(avro, FileFormat)
 
 
-@given(st.data(), st.sampled_from(SCALARS))
-@settings(max_examples=300)
-def test_numpy_scalars_become_the_equal_number(data: st.DataObject, kind: type) -> None:
-    dtype = np.dtype(kind)
-    if kind is np.longdouble:
-        value = np.longdouble(data.draw(st.floats(allow_nan=False, allow_infinity=False)))
-    else:
-        value = data.draw(npst.from_dtype(dtype, allow_nan=False, allow_infinity=False))
-    for plain in (loads(dumps(value, root="result")), loads(dumps([None, value], root="x"))[1]):
-        assert type(plain) in (bool, int, float)
-        assert kind(plain) == value, "nothing is lost on the way back"
-        assert type(plain) is type(kind(1).item()) or kind is np.longdouble
+def test_none_is_pickle() -> None:
+    """Nothing that reads values for us can run what somebody else wrote."""
+    folder = Path(registry.__file__).parent
+    used = [path.name for path in folder.glob("*.py") if "import pickle" in path.read_text()]
+    assert used == ["decorator.py"], "it says how functions themselves pickle"
+    assert not any("pickle" in f"{each.name} {each.media_type}" for each in serializers().values())
 
 
-@given(
-    npst.arrays(
-        dtype=st.sampled_from([np.dtype(kind) for kind in SCALARS[:-1]]),
-        shape=npst.array_shapes(min_dims=0, max_dims=3, max_side=4),
-        elements={"allow_nan": False, "allow_infinity": False},
-    )
-)
-def test_numpy_arrays_become_equal_lists(array: np.ndarray[Any, Any]) -> None:
-    plain = loads(dumps({"a": array, "none": None}, root="result"))["a"]
-    back = np.array(plain, dtype=array.dtype).reshape(array.shape)
-    assert np.array_equal(back, array)
-    views = array.T, array[..., ::-1] if array.ndim else array  # not contiguous
-    for view in views:
-        assert same(loads(dumps(view, root="result")), view.tolist())
+def test_one_that_is_registered_is_there() -> None:
+    register_serializer(Shout())
+    assert find_serializer("shout").dumps("a", None) == b"A"
+    register_serializer(Shout)  # its module was loaded again
+    assert list(serializers()) == ["json", "avro", "shout"]
+    assert not isinstance(find_serializer("shout"), FileFormat)
 
 
-class Color(enum.Enum):
-    RED = "red"
+class Named(Shout):
+    name = "named"
 
 
-class Level(str, enum.Enum):
-    LOW = "low"
+class Suffixed(Shout):
+    name, media_type, suffixes = "suffixed", "text/x-suffixed", (".avro",)
+
+    def read(self, file: Any, schema: Any) -> Any: ...
+
+    def write(self, file: Any, schema: Any) -> Any: ...
 
 
-class Point(NamedTuple):
-    x: int
-    y: float
+class Other(Shout):
+    pass
 
 
-@dataclasses.dataclass
-class Box:
-    _hidden: int
-    items: list[Any]
+class Json(Shout):
+    name = "json"
 
 
-class Model(BaseModel):
-    when: datetime.date
-    box: Box
+class Upper(Shout):
+    name = "SHOUT"
 
 
-class Loud(str):
-    def __str__(self) -> str:
-        return "LOUD"
+class Parameters(Shout):
+    media_type = "text/x-shout; charset=utf-8"
 
 
-AMSTERDAM = datetime.timezone(datetime.timedelta(minutes=19, seconds=32))
+HERE = "tests.function.test_serializers"
+SERIALIZERS = [
+    (Other, rf"{HERE}\.Other: the name 'shout' is taken by {HERE}\.Shout"),
+    (Named, rf"{HERE}\.Named: the media type 'text/x-shout' is taken by {HERE}\.Shout"),
+    (Suffixed, rf"{HERE}\.Suffixed: the suffix '\.avro' is taken by mfimage\..*\.AvroSerializer"),
+    (Json, "the name 'json' is taken by mfimage"),
+    (Upper, r"register_serializer: name: 'SHOUT' cannot be used \(lower case\)"),
+    (Parameters, "media_type: 'text/x-shout; charset=utf-8' cannot be used"),
+    (object(), "register_serializer: <object object at .*> is no serializer"),
+]
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (Color.RED, "red"),
-        ({Level.LOW: Level.LOW}, {"low": "low"}),
-        ((1, (2.0, None)), [1, [2.0, None]]),
-        (Point(1, 2.5), [1, 2.5]),
-        (OrderedDict(b=1, a=2), {"b": 1, "a": 2}),
-        (Loud("soft"), "soft"),
-        ({Loud("soft"): [Loud("soft"), 2**70]}, {"soft": ["soft", 2**70]}),
-        (Box(1, [np.int8(2)]), {"_hidden": 1, "items": [2]}),
-        (Box(1, [None]), {"_hidden": 1, "items": [None]}),
-        (
-            Model(when=datetime.date(2020, 1, 2), box=Box(1, [])),
-            {"when": "2020-01-02", "box": {"_hidden": 1, "items": []}},
-        ),
-        (uuid.UUID(int=7), "00000000-0000-0000-0000-000000000007"),
-        (datetime.datetime(2020, 1, 2, 3, 4, 5, 6), "2020-01-02T03:04:05.000006"),
-        (datetime.datetime(2020, 1, 2, tzinfo=AMSTERDAM), "2020-01-02T00:00:00+00:19:32"),
-        (datetime.time(1, 2), "01:02:00"),
-        (np.str_("a"), "a"),
-        (np.datetime64("2020-01-02"), "2020-01-02"),
-        (np.datetime64("2020-01-02T03:04:05.123456789"), "2020-01-02T03:04:05.123456789"),
-        (np.array(["2020-01-02", "2021-01-02"], "M8[D]"), ["2020-01-02", "2021-01-02"]),
-        (np.array([1, "a", None, [2]], object), [1, "a", None, [2]]),
-        (np.ma.masked_array([1, 2], [False, True]), [1, None]),
-        (np.array(5), 5),
-        (np.zeros((0, 2)), []),
-        ({"a": np.float32(0.1)}, {"a": 0.10000000149011612}),
-    ],
-    ids=repr,
-)
-def test_values_with_an_equal_json_form(value: Any, expected: Any) -> None:
-    assert same(loads(dumps(value, root="result")), expected)
-    # The slower way, which None and large integers take, says the same.
-    assert same(loads(dumps([value, None, 2**70], root="result"))[0], expected)
+@pytest.mark.parametrize(("serializer", "message"), SERIALIZERS)
+def test_what_cannot_be_registered(serializer: Any, message: str) -> None:
+    register_serializer(Shout())
+    with pytest.raises(SerializerError, match=message):
+        register_serializer(serializer)
+    assert list(serializers()) == ["json", "avro", "shout"]
 
 
-NAN, INF = float("nan"), float("inf")
-CIRCLE: list[Any] = []
-CIRCLE.append(CIRCLE)
+def test_two_packages_of_one_process_may_both_register_theirs() -> None:
+    """A caller's process loads each below a name of its own; a script's is ``__main__`` first."""
+    for module in ("__main__", "_mfimage_0a1b.predict", "_mfimage_77.predict", "predict"):
+        register_serializer(type("Shout", (Shout,), {"__module__": module, "__qualname__": "S"}))
+    with pytest.raises(SerializerError, match=r"other\.S: the name 'shout' is taken by predict\.S"):
+        register_serializer(type("S", (Shout,), {"__module__": "other", "__qualname__": "S"}))
 
 
-class Broken(BaseModel):
-    number: int
+def test_one_that_is_not_there() -> None:
+    with pytest.raises(SerializerError) as caught:
+        find_serializer("parquet")
+    assert str(caught.value) == "there is no serializer 'parquet'; there are avro, json"
+    assert "register_serializer" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize(
-    ("value", "fault"),
-    [
-        (NAN, "result: nan has no JSON form; use None or leave it out"),
-        ({"a": [1, {"b c": -INF}]}, 'result.a[1]["b c"]: -inf has no JSON form'),
-        ({"a": None, "b": NAN}, "result.b: nan has no JSON form"),
-        ({"null": "null", "b": INF}, "result.b: inf has no JSON form"),
-        (np.array([[1.0, np.nan]]), "result[0][1]: nan has no JSON form"),
-        ([np.float32("inf")], "result[0]: inf has no JSON form"),
-        (np.longdouble("nan"), "result: nan has no JSON form"),
-        (Box(1, [NAN]), "result.items[0]: nan has no JSON form"),
-        (Broken.model_construct(number=INF), "Broken has no JSON form: "),
-        (np.datetime64("NaT", "D"), "result: numpy.datetime64 has no JSON form"),
-        (np.array(["2020", "NaT"], "M8[Y]"), "result[1]: numpy.datetime64 has no JSON form"),
-        (np.timedelta64(5, "ns"), "result: numpy.timedelta64 has no JSON form"),
-        (np.array([(1, 2)], [("a", int), ("b", int)]), "result[0]: numpy.void has no JSON form"),
-        (np.complex128(1), "result: complex has no JSON form"),
-        (np.bytes_(b"a"), "result: bytes has no JSON form"),
-        ([{1}], "result[0]: set has no JSON form"),
-        ({"a": b""}, "result.a: bytes has no JSON form"),
-        ({"a": object}, "result.a: type has no JSON form"),
-        ({1: 2}, "result: expected string keys, got 1; use str(key)"),
-        ({"a": {None: 2}}, "result.a: expected string keys, got None"),
-        ({"a": "\ud800"}, "result.a: text '\\ud800' is not valid Unicode"),
-        ({"\ud800": 1}, "result: text '\\ud800' is not valid Unicode"),
-        ([10**5000], "result[0]: an integer of more than 4000 digits"),
-        (CIRCLE, "nested too deeply, or refers to itself"),
-        (np.longdouble(1) / 3, "result: numpy.longdouble has no JSON form"),
-    ],
-    ids=lambda part: part if isinstance(part, str) else "",
-)
-def test_what_has_no_json_form_is_refused_by_path(value: Any, fault: str) -> None:
-    if isinstance(value, np.longdouble) and float(value) == value:
-        pytest.skip("a long double is a double on this machine")
-    with pytest.raises(OutputError) as caught:
-        dumps(value, root="result")
-    assert fault in str(caught.value)
-    with pytest.raises(InputError):
-        dumps(value, root="data", error=InputError)
+def run(folder: Path, program: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, '.')\n{program}"],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert not done.returncode, done.stderr
+    return done.stdout + done.stderr
 
 
-@given(json_values, st.sampled_from([NAN, INF, -INF, np.float32("nan")]), st.randoms())
-def test_nan_anywhere_is_an_error_that_names_its_path(value: Any, bad: Any, random: Any) -> None:
-    path = "result"
-    for _ in range(random.randint(0, 4)):
-        key = random.choice(["a", "b c", "", "null"])
-        if random.random() < 0.5:
-            others = [value] * random.randint(0, 2)
-            bad, path_end = [*others, bad], len(others)
-        else:
-            bad, path_end = {"other": value, key: bad}, key
-        path = join("result", path_end) + path.removeprefix("result")
-    with pytest.raises(OutputError) as caught:
-        dumps(bad, root="result")
-    assert caught.value.faults[0].path == path
+def distribution(folder: Path, name: str, points: str, code: str) -> None:
+    info = f"{name}-1.0.dist-info"
+    points = f"[mfimage.serializers]\n{points}\n"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
+    files = {f"{name}.py": code, f"{info}/METADATA": metadata, f"{info}/entry_points.txt": points}
+    write(folder, files)
 
 
-def test_depth_is_limited_alike_everywhere() -> None:
-    value: Any = 1
-    for _ in range(MAX_DEPTH - 1):
-        value = [value]
-    assert loads(dumps(value, root="x")) == value
-    assert loads(dumps([None, value], root="x")) == [None, value]
+SHOUTED = """
+class Shout:
+    name, media_type = "NAME", "text/x-NAME"
+    def schema(self, json_schema, *, name): return name
+    def dumps(self, value, schema): return b"A"
+    def loads(self, data, schema): return "a"
+shout = Shout()
+"""
+TRY = """
+from mfimage.function.serializers import *
+import mfimage.function.serializers as s
+print(*s.serializers())
+for name in NAMES:
+    try:
+        print(s.find_serializer(name).media_type)
+    except s.SerializerError as error:
+        print(error)
+"""
+
+
+def test_entry_points(tmp_path: Path) -> None:
+    """An instance or a class; what is broken breaks only itself, and says whose it is."""
+    distribution(tmp_path, "good", "one=good:Shout", SHOUTED.replace("NAME", "one"))
+    distribution(tmp_path, "also", "two=also:shout", SHOUTED.replace("NAME", "two"))
+    distribution(tmp_path, "broken", "bad=broken:Shout", "import nowhere")
+    distribution(tmp_path, "called", "named=called:shout", SHOUTED.replace("NAME", "other"))
+    distribution(tmp_path, "late", "one=late:shout", SHOUTED.replace("NAME", "one"))
+    distribution(tmp_path, "empty", "nothing=empty:x", "x = 1")
+    names = ["one", "two", "bad", "named", "nothing"]
+    found = run(tmp_path, TRY.replace("NAMES", repr(names))).splitlines()
+    assert found[0] == "json avro two one"
+    assert found[1:3] == ["text/x-one", "text/x-two"]
+    point = "entry point '{}' of mfimage.serializers"
+    assert found[3:6] == [
+        f"broken 1.0: {point.format('bad')}: broken:Shout cannot be loaded: "
+        "ModuleNotFoundError: No module named 'nowhere'",
+        f"called 1.0: {point.format('named')}: the serializer calls itself 'other'",
+        f"empty 1.0: {point.format('nothing')}: 1 is no serializer",
+    ]
+    warnings = "\n".join(found[6:])
+    assert "late.Shout: the name 'one' is taken by good.Shout" in warnings
+
+
+def test_one_that_is_registered_and_installed(tmp_path: Path) -> None:
+    """The same class is one; another of its name is told."""
+    distribution(tmp_path, "good", "one=good:Shout", SHOUTED.replace("NAME", "one"))
+    program = """
+import good
+from mfimage.function.serializers import *
+register_serializer(good.Shout)
+print(*serializers())
+class Mine(good.Shout): pass
+import mfimage.function.serializers as s
+s._registered.clear()
+register_serializer(Mine)
+try: serializers()
+except s.SerializerError as error: print(error)
+"""
+    assert run(tmp_path, program).splitlines() == [
+        "json avro one",
+        "good.Shout: the name 'one' is taken by __main__.Mine",
+    ]
+
+
+def test_without_fastavro_the_rest_is_there(tmp_path: Path) -> None:
+    """In the image of a JSON function it need not be."""
+    program = """
+import importlib.util as util
+find = util.find_spec
+util.find_spec = lambda name, *a: None if name == "fastavro" else find(name, *a)
+sys.modules["fastavro"] = None
+import mfimage.function.serializers as s
+print(*s.serializers())
+from mfimage.function.decorator import avro_function
+schema = {"type": "record", "name": "R", "fields": [{"name": "x", "type": "long"}]}
+@avro_function(schema=schema)
+def predict(data: dict) -> int: return data["x"]
+print(predict({"x": 1}), predict.signature.schema.accept({"x": 2}))
+try: s.find_serializer("avro")
+except s.SerializerError as error: print(error, "|", error.hint)
+"""
+    assert run(tmp_path, program).splitlines() == [
+        "json",
+        "1 {'x': 2}",
+        "avro: fastavro is not installed here | pip install fastavro",
+    ]
+
+
+def test_looking_one_up_is_light(tmp_path: Path) -> None:
+    program = """
+before = set(sys.modules)
+from mfimage.function.serializers import register_serializer
+print({"pydantic", "orjson", "fastavro", "importlib.metadata"} & (set(sys.modules) - before))
+"""
+    assert run(tmp_path, program) == "set()\n"
+
+
+json: Any = find_serializer("json")
+
+
+def test_json_lines() -> None:
+    file = io.BytesIO()
+    with json.write(file, None) as append:
+        append({"x": [1, None]})
+        append("é\n")
+        with pytest.raises(OutputError, match=r"^result: nan has no JSON form"):
+            append(float("nan"))
+    assert file.getvalue() == b'{"x":[1,null]}\n"\xc3\xa9\\n"\n'
+    assert list(json.read(io.BytesIO(file.getvalue() + b" \n1"), None)) == [
+        {"x": [1, None]}, "é\n", 1]  # fmt: skip
+    lines = json.read(io.BytesIO(b"1\n\n{\n"), None)
+    assert next(lines) == 1
+    with pytest.raises(InputError, match=r"^line 3: not JSON: EOF while parsing"):
+        next(lines)
+
+
+@pytest.mark.parametrize("data", [b"", b"NaN", b"[1e999]", b"1 2", b"\xff", b"[" * 5000])
+def test_what_is_no_json(data: bytes) -> None:
+    with pytest.raises(InputError, match=r"^data"):
+        json.loads(data, None)

@@ -1,0 +1,354 @@
+"""Avro bytes and files: what goes in comes out, and what is damaged is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from typing import Any
+
+import fastavro
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from mfimage.errors import InputError, OutputError, SchemaError
+from mfimage.function.avro import AvroSerializer
+from tests.function.avro_strategies import schemas_and_values
+from tests.function.test_json_values import same
+
+avro = AvroSerializer()
+
+NODE = {"type": "record", "name": "Node",
+        "fields": [{"name": "next", "type": ["null", "Node"]}]}  # fmt: skip
+FLOWER = {
+    "type": "record", "name": "Flower", "namespace": "garden", "fields": [
+        {"name": "petals", "type": "long"},
+        {"name": "names", "type": {"type": "array", "items": "string"}, "default": []},
+        {"name": "color", "type": {"type": "enum", "name": "Color", "symbols": ["RED", "BLUE"]}},
+        {"name": "cut", "type": ["null", {"type": "long", "logicalType": "timestamp-millis"}],
+         "default": None},
+        {"name": "photo", "type": "bytes", "default": "\u00ff"},
+    ],
+}  # fmt: skip
+ROSE = {"petals": 5, "names": ["r"], "color": "RED", "cut": "2020-01-31T12:30:00.250000Z",
+        "photo": "/w=="}  # fmt: skip
+
+
+def derived(schema: Any) -> Any:
+    """Derive an Avro schema; what has none is told so, and is no case."""
+    try:
+        return avro.schema(schema, name="value")
+    except SchemaError as error:
+        assert "no Avro schema" in error.message
+        assume(False)
+
+
+def file_of(schema: Any, records: list[Any]) -> bytes:
+    file = io.BytesIO()
+    with avro.write(file, schema) as append:
+        for record in records:
+            append(record)
+    return file.getvalue()
+
+
+@settings(max_examples=300, deadline=None)
+@given(schemas_and_values())
+def test_what_is_written_is_read(case: tuple[Any, Any]) -> None:
+    """An equal value of the same types, alone and in a file; fastavro takes the schema as well."""
+    json_schema, value = case
+    schema = derived(json_schema)
+    data = avro.dumps(value, schema)
+    assert same(avro.loads(data, schema), value)
+    assert same(list(avro.read(io.BytesIO(file_of(schema, [value] * 3)))), [value] * 3)
+    file = io.BytesIO(data)
+    fastavro.schemaless_reader(file, fastavro.parse_schema(schema), None)
+    assert not file.read()
+
+
+@settings(max_examples=300, deadline=None)
+@given(schemas_and_values(), st.data())
+def test_damaged_bytes_are_refused_or_mean_another_value(
+    case: tuple[Any, Any], data: st.DataObject
+) -> None:
+    json_schema, value = case
+    schema = derived(json_schema)
+    good = avro.dumps(value, schema)
+    at = data.draw(st.integers(0, len(good)))
+    bad = good[:at] + data.draw(st.binary(max_size=4)) + good[at + data.draw(st.integers(0, 2)) :]
+    try:
+        found = avro.loads(bad, schema)
+    except InputError as error:
+        assert error.faults[0].path.startswith("data")
+    else:
+        assert same(avro.loads(avro.dumps(found, schema), schema), found)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_damaged_files_are_refused_or_mean_other_records(data: st.DataObject) -> None:
+    good = file_of(FLOWER, [ROSE] * 20)
+    at = data.draw(st.integers(0, len(good) - 1))
+    bad = good[:at] + data.draw(st.binary(max_size=3)) + good[at + data.draw(st.integers(0, 3)) :]
+    try:
+        for record in avro.read(io.BytesIO(bad)):
+            json.dumps(record, allow_nan=False)
+    except InputError as error:
+        assert error.faults[0].path.split(".")[0].rstrip(" 0123456789") in ("file", "record")
+
+
+def long(number: int) -> bytes:
+    return avro.dumps(number, "long")
+
+
+STRINGS = {"type": "array", "items": "string"}
+CORRUPT = [
+    ("long", b"", "data: the data end"),
+    ("long", b"\xff" * 20, "data: an integer of more than 64 bits"),
+    ("long", b"\x02\x00", "data: 1 bytes more"),
+    ("int", long(2**40), "data: 1099511627776 has more than 32 bits"),
+    ("string", long(2**32) + b"abc", "data: the data end"),
+    ("string", long(-1), "data: a length of -1"),
+    ("string", long(1) + b"\xff", "data: text that is not valid Unicode"),
+    ("boolean", b"\x07", "data: a byte of 7 is no boolean"),
+    ("double", struct.pack("<d", float("nan")), "data: nan has no JSON form"),
+    ("double", struct.pack("<d", float("-inf")), "data: -inf has no JSON form"),
+    (["null", "long"], b"\x01", "data: there is no branch -1"),
+    (["null", "long"], b"\x04", "data: there is no branch 2"),
+    ({"type": "enum", "name": "E", "symbols": ["A", "B"]}, b"\x01", "data: there is no symbol -1"),
+    (STRINGS, long(2**32), "data: the data end"),
+    (STRINGS, long(-(2**63)) + b"\x00", "data: the data end"),
+    (STRINGS, long(2) + long(0) + long(9), "data[1]: the data end"),
+    ({"type": "map", "values": "long"}, long(2) + b"\x02a\x00\x02a\x00\x00", "data: the key 'a'"),
+    (NODE, b"\x02" * 3_000_000, "data: nested too deeply"),
+    ({"type": "int", "logicalType": "date"}, long(2**30), "data: day 1073741824 is outside"),
+    ({"type": "long", "logicalType": "timestamp-micros"}, long(2**62), "data: 46116860184"),
+    ({"type": "long", "logicalType": "time-micros"}, long(-1), "data: -1 microseconds"),
+    ({"type": "bytes", "logicalType": "decimal", "precision": 3}, long(3) + b"\x7f\xff\xff",
+     "data: a number that does not fit decimal(3, 0)"),
+    ({"type": "bytes", "logicalType": "decimal", "precision": 3}, long(5000) + b"\x7f" * 5000,
+     "data: a number that does not fit decimal(3, 0)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "data", "message"), CORRUPT, ids=[each[2] for each in CORRUPT])
+def test_what_corrupt_bytes_are_refused_for(schema: Any, data: bytes, message: str) -> None:
+    """Whatever they claim, they take no memory and end no process."""
+    with pytest.raises(InputError) as caught:
+        avro.loads(data, schema)
+    assert str(caught.value).startswith(message)
+
+
+def test_the_path_leads_to_what_is_wrong() -> None:
+    items = {"type": "array", "items": FLOWER}
+    schema = {"type": "record", "name": "R", "fields": [{"name": "my_items", "type": items,
+              "jsonName": "my items"}]}  # fmt: skip
+    bad = {"my items": [ROSE, {**ROSE, "petals": "5"}]}
+    with pytest.raises(OutputError) as caught:
+        avro.dumps(bad, schema)
+    assert str(caught.value) == "result[\"my items\"][1].petals: expected int, got '5'"
+    data = avro.dumps({"my items": [ROSE]}, schema)
+    with pytest.raises(InputError, match=r'data\["my items"\]\[0\].color: there is no symbol 5'):
+        avro.loads(data.replace(b"\x02r\x00\x00", b"\x02r\x00\x0a"), schema)
+
+
+UNFIT = [
+    ("long", 2**63, "9223372036854775808 has more than 64 bits"),
+    ("long", True, "expected int, got True"),
+    ("long", 1.0, "expected int, got 1.0"),
+    ("double", 2**53 + 1, "the integer 9007199254740993 is no double"),
+    ("double", 10**400, "the integer 1000000"),
+    ("double", float("nan"), "nan has no JSON form"),
+    ("double", "1", "expected float, got '1'"),
+    ("float", 1e300, "1e+300 is too large"),
+    ("string", "\ud800", "text '\\ud800' is not valid Unicode"),
+    ("bytes", "no base64", "expected base64 text, got 'no base64'"),
+    ({"type": "fixed", "name": "F", "size": 2}, "/w==", "expected 2 bytes, got 1"),
+    ({"type": "long", "logicalType": "timestamp-micros"}, "2020-01-02T03:04:05",
+     "expected a date and time with UTC offset"),
+    ({"type": "long", "logicalType": "local-timestamp-micros"}, "2020-01-02T03:04:05Z",
+     "expected a date and time without UTC offset"),
+    ({"type": "long", "logicalType": "timestamp-micros"}, "2020-01-02T03:04:05.1234567Z",
+     "expected a date and time with"),
+    ({"type": "long", "logicalType": "timestamp-micros"}, "9999-12-31T23:59:59-10:00",
+     "253402336799000000 microseconds from 1970 is outside"),
+    ({"type": "long", "logicalType": "timestamp-millis"}, "2020-01-02T03:04:05.000001Z",
+     "'2020-01-02T03:04:05.000001Z' has more than milliseconds"),
+    ({"type": "int", "logicalType": "date"}, "2020-02-30", "expected a date"),
+    ({"type": "string", "logicalType": "uuid"}, "x", "expected a UUID, got 'x'"),
+    ({"type": "bytes", "logicalType": "decimal", "precision": 4, "scale": 2}, "1.005",
+     "'1.005' has more digits after the point"),
+    ({"type": "bytes", "logicalType": "decimal", "precision": 4, "scale": 2}, "100",
+     "'100' does not fit decimal(4, 2)"),
+    ({"type": "bytes", "logicalType": "decimal", "precision": 4, "scale": 2}, "1e999999",
+     "'1e999999' does not fit"),
+    (FLOWER, {**ROSE, "more": 1}, "not expected here"),
+    (FLOWER, {}, "missing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "value", "message"), UNFIT, ids=[each[2] for each in UNFIT])
+def test_what_would_change_is_refused(schema: Any, value: Any, message: str) -> None:
+    with pytest.raises(OutputError) as caught:
+        avro.dumps(value, schema)
+    assert caught.value.faults[0].message.startswith(message)
+
+
+TEXTS = [
+    ({"type": "long", "logicalType": "timestamp-micros"}, "2020-01-02 03:04+02:00",
+     "2020-01-02T01:04:00Z"),
+    ({"type": "long", "logicalType": "local-timestamp-millis"}, "1969-01-02T03:04:05.5",
+     "1969-01-02T03:04:05.500000"),
+    ({"type": "int", "logicalType": "time-millis"}, "03:04", "03:04:00"),
+    ({"type": "int", "logicalType": "date"}, "0001-01-01", "0001-01-01"),
+    ({"type": "bytes", "logicalType": "decimal", "precision": 6, "scale": 2}, "-12.5", "-12.50"),
+    ({"type": "fixed", "name": "D", "size": 4, "logicalType": "decimal", "precision": 6,
+      "scale": 6}, "-.5e-1", "-0.050000"),
+    ({"type": "fixed", "name": "U", "size": 16, "logicalType": "uuid"},
+     "12345678-1234-5678-1234-567812345678", "12345678-1234-5678-1234-567812345678"),
+    ({"type": "long", "logicalType": "timestamp-nanos"}, 5, 5),
+    ("float", 0.1, 0.10000000149011612),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "value", "found"), TEXTS, ids=[str(each[0]) for each in TEXTS])
+def test_what_a_value_looks_like_afterwards(schema: Any, value: Any, found: Any) -> None:
+    """Equal, in the form that the type has: instants in UTC, decimals with all digits."""
+    assert avro.loads(avro.dumps(value, schema), schema) == found
+
+
+def a(name: str, **fields: str) -> Any:
+    return {"type": "record", "name": name,
+            "fields": [{"name": key, "type": kind} for key, kind in fields.items()]}  # fmt: skip
+
+
+BRANCHES = [
+    (["long", "double"], 1.0, 1), (["double", "long"], 1, 1), (["double", "null", "string"], 1, 0),
+    (["float", "double"], 0.1, 1), (["float", "double"], 0.5, 0), (["int", "long"], 2**40, 1),
+    ([a("A", x="double"), a("B", x="long")], {"x": 1}, 1),
+    ([a("A", x="long"), a("B", x="long", y="long")], {"x": 1, "y": 2}, 1),
+    ([a("A", x="long"), {"type": "map", "values": "double"}], {"x": 1.5}, 1),
+    ([{"type": "long", "logicalType": "timestamp-micros"}, "string"], "2020-01-01T00:00+01:00", 1),
+    ([{"type": "enum", "name": "E", "symbols": ["A"]}, "string"], "B", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "value", "branch"), BRANCHES)
+def test_a_union_keeps_a_value_as_it_is(schema: Any, value: Any, branch: int) -> None:
+    data = avro.dumps(value, schema)
+    assert data[0] == branch * 2
+    assert same(avro.loads(data, schema), float(value) if branch == 0 else value)
+
+
+def test_nested_unions_are_looked_at_once() -> None:
+    """Two branches at each of 100 levels are 200 looks, not 2**100."""
+    fields = [{"name": "next", "type": ["null", "A", "B"]}]
+    second = {"type": "record", "name": "B", "fields": [*fields, {"name": "y", "type": "long",
+              "default": 0}]}  # fmt: skip
+    first = {"type": "record", "name": "A", "fields": [
+        {"name": "next", "type": ["null", "A", second]}, {"name": "x", "type": "long",
+         "default": 0}]}  # fmt: skip
+    value: Any = {"next": "wrong"}
+    for _ in range(100):
+        value = {"next": value}
+    with pytest.raises(OutputError):
+        avro.dumps(value, first)
+
+
+def test_absent_is_not_null() -> None:
+    schema = avro.schema(
+        {"type": "object", "properties": {"x": {"type": "integer"}}, "title": "R"}, name="r"
+    )
+    assert avro.loads(avro.dumps({}, schema), schema) == {}
+    with pytest.raises(OutputError, match=r"result\.x: null is what Avro writes for one that is"):
+        avro.dumps({"x": None}, schema)
+
+
+def test_a_default_stands_for_what_is_absent() -> None:
+    whole = {**ROSE, "names": [], "cut": None, "photo": "/w=="}
+    data = avro.dumps({"petals": 5, "color": "RED"}, FLOWER)
+    assert avro.loads(data, FLOWER) == whole
+
+
+def test_files_of_fastavro_are_read() -> None:
+    file = io.BytesIO()
+    records = [{"petals": each, "color": "BLUE", "names": ["a"] * each, "photo": b"\xff"}
+               for each in range(3000)]  # fmt: skip
+    fastavro.writer(file, FLOWER, records, codec="deflate", sync_interval=500)
+    file.seek(0)
+    found = list(avro.read(file))
+    assert found[2] == {"petals": 2, "names": ["a", "a"], "color": "BLUE", "cut": None,
+                        "photo": "/w=="}  # fmt: skip
+    assert [each["petals"] for each in found] == list(range(3000))
+
+
+def test_files_are_read_by_fastavro_and_are_the_same_each_time() -> None:
+    records = [{**ROSE, "petals": each} for each in range(3000)]
+    data = file_of(FLOWER, records)
+    assert data == file_of(FLOWER, records)
+    reader: Any = fastavro.reader(io.BytesIO(data))
+    found = list(reader)
+    assert (len(found), found[7]["petals"], found[7]["photo"]) == (3000, 7, b"\xff")
+    assert (reader.codec, reader.writer_schema["name"]) == ("deflate", "garden.Flower")
+
+
+def test_a_file_is_held_to_a_schema_that_is_given() -> None:
+    """As Avro resolves: members it does not have are dropped, its defaults are filled in."""
+    data = file_of(FLOWER, [ROSE])
+    height = {"name": "height", "type": "long", "default": 3}
+    fields = [{"name": "petals", "type": "double"}, height]
+    other = {"type": "record", "name": "Other", "fields": fields}
+    assert same(list(avro.read(io.BytesIO(data), other)), [{"petals": 5.0, "height": 3}])
+    lacking = {**other, "fields": [{"name": "thorns", "type": "long"}]}
+    with pytest.raises(InputError, match=r"^record 1\.thorns: missing"):
+        list(avro.read(io.BytesIO(data), lacking))
+
+
+class Pipe(io.RawIOBase):
+    """A file that cannot be sought, and counts what was read."""
+
+    def __init__(self, data: bytes) -> None:
+        self.file = io.BytesIO(data)
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        return self.file.read(size)
+
+
+def test_records_come_while_the_file_is_read() -> None:
+    data = file_of("long", list(range(100_000)))
+    pipe = Pipe(data)
+    records = avro.read(pipe)  # type: ignore[arg-type]
+    assert [next(records) for _ in range(10)] == list(range(10))
+    assert pipe.file.tell() < len(data) / 3
+
+
+def test_a_file_is_whole_even_if_what_writes_it_fails() -> None:
+    file = io.BytesIO()
+    with pytest.raises(OutputError, match="result: expected int"), avro.write(file, "long") as app:
+        app(1)
+        app("2")
+    assert list(avro.read(io.BytesIO(file.getvalue()))) == [1]
+    assert list(avro.read(io.BytesIO(file_of("long", [])))) == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{}\n", b"Obj\x01", b"Obj\x01\xff\xff", file_of("long", [1] * 9)[:-5]],
+    ids=["nothing", "JSON", "magic", "header", "cut off"],
+)
+def test_what_is_no_avro_file(data: bytes) -> None:
+    with pytest.raises(InputError, match=r"^file: not an Avro file, or damaged: "):
+        list(avro.read(io.BytesIO(data)))
+
+
+def test_a_codec_is_made_once() -> None:
+    schema = ["null", "long"]
+    serializer = AvroSerializer()
+    assert serializer._codec(schema) is serializer._codec(schema)
+    assert serializer.loads(long(0), "long") == 0
+    schemas = [{"type": "array", "items": "long"} for _ in range(100)]
+    assert all(serializer.loads(b"\0", each) == [] for each in schemas)
+    assert len(serializer._codecs) < 100

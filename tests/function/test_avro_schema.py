@@ -1,0 +1,242 @@
+"""JSON Schemas -> Avro schemas, and Avro schemas that are given: what they say, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import enum
+import json
+import uuid
+from typing import Annotated, Any, Literal
+
+import fastavro
+import pytest
+from hypothesis import given, settings
+from pydantic import Base64Bytes, BaseModel, Field, TypeAdapter
+from typing_extensions import NotRequired, TypedDict
+
+from mfimage.errors import InputError, SchemaError
+from mfimage.function.avro import AvroSerializer, Codec
+from mfimage.function.avro_json import json_schema_of
+from mfimage.function.avro_parse import parse_schema, plain_schema
+from tests.function.avro_strategies import schemas_and_values
+from tests.function.test_avro import derived
+from tests.function.test_json_values import same
+
+avro = AvroSerializer()
+
+
+class Flower(TypedDict):
+    petals: int
+    name: NotRequired[str]
+
+
+class Color(str, enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Order(BaseModel):
+    """What is sold."""
+
+    kind: Literal["cut", "pot"]
+    color: Color | None = None
+    flowers: list[Flower]
+    prices: dict[str, float]
+    when: datetime.datetime
+    part_of: Order | None = None
+    length: float = Field(alias="stem length (cm)")
+
+
+@dataclasses.dataclass
+class Size:
+    width: float
+    code: int | str
+    height: float = 1.0
+    id: uuid.UUID | None = None
+
+
+def of(hint: Any, **kwargs: Any) -> Any:
+    return avro.schema(TypeAdapter(hint).json_schema(**kwargs), name="value")
+
+
+def test_of_a_typed_dict() -> None:
+    optional = {"name": "name", "type": ["null", "string"], "default": None, "jsonAbsent": True}
+    assert of(Flower) == {
+        "type": "record",
+        "name": "Flower",
+        "fields": [{"name": "petals", "type": "long"}, optional],
+    }
+
+
+def test_of_a_dataclass() -> None:
+    uid = {"type": "string", "logicalType": "uuid"}
+    assert of(Size) == {
+        "type": "record",
+        "name": "Size",
+        "fields": [
+            {"name": "width", "type": "double"},
+            {"name": "code", "type": ["long", "string"]},
+            {"name": "height", "type": ["null", "double"], "default": None, "jsonAbsent": True},
+            {"name": "id", "type": ["null", uid], "default": None},
+        ],
+    }
+
+
+def test_of_a_model() -> None:
+    kinds = {"type": "enum", "name": "Order_kind", "symbols": ["cut", "pot"]}
+    colors = {"type": "enum", "name": "Color", "symbols": ["red", "blue"]}
+    assert of(Order) == {
+        "type": "record",
+        "name": "Order",
+        "doc": "What is sold.",
+        "fields": [
+            {"name": "kind", "type": kinds},
+            {"name": "color", "type": ["null", colors], "default": None},
+            {"name": "flowers", "type": {"type": "array", "items": of(Flower)}},
+            {"name": "prices", "type": {"type": "map", "values": "double"}},
+            {"name": "when", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+            {"name": "part_of", "type": ["null", "Order"], "default": None},
+            {"name": "stem_length__cm_", "jsonName": "stem length (cm)", "type": "double"},
+        ],
+    }
+
+
+TIME = {"type": "long", "logicalType": "timestamp-micros"}
+HINTS = [
+    (int, "long"), (float, "double"), (None, "null"), (str | None, ["null", "string"]),
+    (list[int], {"type": "array", "items": "long"}),
+    (tuple[int, str], {"type": "array", "items": ["long", "string"]}),
+    (datetime.date, {"type": "int", "logicalType": "date"}),
+    (datetime.datetime | None, ["null", TIME]),
+    (datetime.datetime | int, ["long", "string"]),
+    (datetime.datetime | str, "string"),
+    (Base64Bytes, "bytes"),
+    (decimal.Decimal, ["double", "string"]),
+    (Literal["a b", 1], ["long", "string"]),
+    (Literal["a"] | int, [{"type": "enum", "name": "value", "symbols": ["a"]}, "long"]),
+    (Annotated[dict[str, int], Field(min_length=1)], {"type": "map", "values": "long"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("hint", "expected"), HINTS, ids=[str(each[0]) for each in HINTS])
+def test_of_hints(hint: Any, expected: Any) -> None:
+    assert of(hint) == expected
+
+
+class Open(TypedDict):
+    inner: list[dict]
+
+
+class Loose(BaseModel, extra="allow"):
+    x: int
+
+
+class Empty(TypedDict):
+    pass
+
+
+class Unclear(TypedDict):
+    x: NotRequired[int | None]
+
+
+REFUSED = [
+    (Any, "the value: no Avro schema: anything is welcome there"),
+    (dict, "the value: no Avro schema: members of any name"),
+    (list, "[]: no Avro schema: anything"),
+    (Open, "inner[]: no Avro schema: members of any name"),
+    (Loose, "the value: no Avro schema: it has members of its own and of any name"),
+    (list[int] | list[str], "the value: no Avro schema: it is one of several kinds of array"),
+    (dict[str, Any], "the value: no Avro schema: members of any name"),
+    (tuple[()], "the value: no Avro schema: it is a list of nothing"),
+    (list[Empty], "the value: no Avro schema: schema: the array's items are always empty"),
+    (Unclear, "x: no Avro schema: it may be absent and may be null"),
+]
+
+
+@pytest.mark.parametrize(("hint", "message"), REFUSED, ids=[each[1] for each in REFUSED])
+def test_what_has_no_avro_schema(hint: Any, message: str) -> None:
+    with pytest.raises(SchemaError) as caught:
+        of(hint)
+    assert caught.value.message.startswith(message)
+    assert "@avro_function" in str(caught.value.hint)
+
+
+def test_a_default_tells_absent_from_null() -> None:
+    class Clear(BaseModel):
+        x: int | None = 3
+        y: int | None = None
+
+    schema = of(Clear)
+    assert avro.loads(avro.dumps({}, schema), schema) == {"x": 3, "y": None}
+    assert avro.loads(avro.dumps({"x": None}, schema), schema) == {"x": None, "y": None}
+
+
+@settings(max_examples=200, deadline=None)
+@given(schemas_and_values())
+def test_any_schema_it_makes_is_one(case: tuple[Any, Any]) -> None:
+    """To fastavro, to itself, and through JSON; its own JSON Schema tells what it lets through."""
+    json_schema, value = case
+    schema = derived(json_schema)
+    fastavro.parse_schema(schema)
+    again = avro.schema(json_schema_of(parse_schema(json.loads(json.dumps(schema)))), name="value")
+    fastavro.parse_schema(again)
+    assert same(Codec(again).hold(value, root="data", error=InputError), value)
+
+
+FIELDS = [{"name": "x", "type": "long"}]
+WRONG = [
+    ("{", "Avro schema: not JSON"),
+    (object(), "Avro schema: expected a dict, a list or JSON text"),
+    ({"type": "recrd"}, "Avro schema: there is no type 'recrd'"),
+    ({"type": "record", "name": "a b", "fields": []}, "Avro schema: 'a b' is no name of a type"),
+    ({"type": "record", "name": "string", "fields": []}, "Avro schema: 'string' is a type of"),
+    ({"type": "record", "name": "R"}, "Avro schema: a record has 'fields'"),
+    ({"type": "record", "name": "R", "fields": [{"name": "x"}]}, "Avro schema.x: it has no 'type'"),
+    ({"type": "record", "name": "R", "fields": [{"name": "x y", "type": "long"}]},
+     "Avro schema: 'x y' is no name of a field"),
+    ({"type": "record", "name": "R", "fields": FIELDS * 2}, "Avro schema: fields: 'x' is there"),
+    ({"type": "record", "name": "R", "fields": [{"name": "x", "type": "S"}]},
+     "Avro schema.x: there is no type 'S'"),
+    ({"type": "record", "name": "R", "fields": [{"name": "x", "type": "long", "default": "1"}]},
+     "Avro schema: the default '1' is no long"),
+    ({"type": "array"}, "Avro schema: it has no 'items'"),
+    ({"type": "array", "items": "null"}, "Avro schema: the array's items are always empty"),
+    (["long", "long"], "Avro schema: the union has long twice"),
+    ([], "Avro schema: a union of nothing"),
+    ([["long"]], "Avro schema: a union directly in a union"),
+    ({"type": "enum", "name": "E", "symbols": ["a b"]}, "Avro schema: 'a b' is no name of a sym"),
+    ({"type": "fixed", "name": "F", "size": "1"}, "Avro schema: size: expected a number"),
+    ({"type": "bytes", "logicalType": "decimal"}, "Avro schema: precision: expected 1 to"),
+    ({"type": "bytes", "logicalType": "decimal", "precision": 2, "scale": 3}, "Avro schema: scale"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "message"), WRONG, ids=[each[1] for each in WRONG])
+def test_what_is_no_schema(schema: Any, message: str) -> None:
+    with pytest.raises(SchemaError) as caught:
+        Codec(plain_schema(schema))
+    assert caught.value.message.startswith(message)
+
+
+def test_a_schema_may_be_text_or_what_fastavro_parsed() -> None:
+    schema = of(Order)
+    parsed: Any = fastavro.parse_schema(schema)
+    assert "__fastavro_parsed" in parsed
+    assert plain_schema(json.dumps(schema)) == schema
+    assert same(
+        Codec(plain_schema(parsed)).type.fields[4].type.logical,
+        Codec(plain_schema(schema)).type.fields[4].type.logical,
+    )
+    assert not any(key.startswith("__") for key in plain_schema(parsed))
+    assert plain_schema("long") == "long"
+
+
+def test_names_are_found_in_their_name_space() -> None:
+    inner = {"type": "record", "name": "In", "fields": [{"name": "out", "type": ["null", "Out"]}]}
+    kinds = {"x": ["null", inner], "y": ["null", "a.b.In"]}
+    fields = [{"name": name, "type": kind} for name, kind in kinds.items()]
+    schema = {"type": "record", "name": "Out", "namespace": "a.b", "fields": fields}
+    value = {"x": {"out": None}, "y": {"out": {"x": None, "y": None}}}
+    assert avro.loads(avro.dumps(value, schema), schema) == value
