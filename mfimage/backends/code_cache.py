@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from mfimage.backends.once import make_once
 from mfimage.package.archive import extract, members
+from mfimage.package.cache import cache_folder, tag
+from mfimage.package.once import make_once
 from mfimage.package.store import Package
-
-# Backups and code capture pass over a folder with this in it: https://bford.info/cachedir/
-_TAG = "CACHEDIR.TAG"
-_SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55\n"
-
-
-def cache_folder() -> Path:
-    """Return the user's cache folder: ``MFIMAGE_CACHE``, else ``mfimage`` in the usual place."""
-    chosen = os.environ.get("MFIMAGE_CACHE")
-    if chosen:
-        return Path(chosen).absolute()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mfimage"
 
 
 def code_folder(package: Package) -> Path:
@@ -40,7 +27,7 @@ def code_folder(package: Package) -> Path:
     cache = cache_folder()
 
     def fill(fresh: Path) -> None:
-        (cache / _TAG).write_text(_SIGNATURE)
+        tag(cache)
         extract(data, fresh, where=where)
 
     return make_once(cache / "code" / code.hex, fill, lambda folder: _holds(folder, files))

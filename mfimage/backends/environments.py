@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 import mfimage
-from mfimage.backends.code_cache import cache_folder
 from mfimage.backends.interpreters import find_interpreter
-from mfimage.backends.once import make_once
 from mfimage.capture.indexes import OWN_CONFIGURATION
 from mfimage.capture.uv import run_uv
 from mfimage.capture.uv_errors import UvFailure, explain
 from mfimage.errors import BackendError, LockError
+from mfimage.package.cache import cache_folder
+from mfimage.package.once import make_once
 from mfimage.package.store import Package
 from mfimage.runtime import lifeline
 from mfimage.runtime.layout import RUNTIME_FILES
@@ -73,7 +73,8 @@ def _install(package: Package, fresh: Path) -> None:
     (lock / "wheels").mkdir(parents=True)
     (lock / "pylock.toml").write_bytes(package.read(spec.lock))
     for name, ref in spec.wheels.items():
-        (lock / "wheels" / name).write_bytes(package.read(ref))
+        with (lock / "wheels" / name).open("wb") as file:
+            file.writelines(package.store.stream_blob(ref))
     venv = ["venv", "--quiet", "--no-project", "--allow-existing", "--relocatable"]
     _run_uv([*venv, "--python", str(base), str(fresh)], fresh, base)
     install = ["pip", "install", "--quiet", "--require-hashes", "--no-build"]

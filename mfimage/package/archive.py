@@ -49,8 +49,17 @@ def _refuse_escape(member: tarfile.TarInfo, where: str) -> None:
         raise PackageError(f"{where}: member {member.name!r} is {kind}; only files are allowed")
 
 
-def extract(data: bytes, folder: Path, *, where: str) -> None:
+def extract(data: bytes, folder: Path, *, where: str, without: tuple[str, ...] = ()) -> None:
     """Unpack a code archive into ``folder``, new or empty; all of it or nothing.
+
+    Parameters
+    ----------
+    data, where
+        As of ``members``.
+    folder : Path
+        Where it goes.
+    without : tuple of str
+        What the names of files begin with that are left out.
 
     Raises
     ------
@@ -62,6 +71,8 @@ def extract(data: bytes, folder: Path, *, where: str) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, content, mode in members(data, where=where):
+            if name.startswith(without):
+                continue
             path = folder / name
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)

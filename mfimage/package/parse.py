@@ -103,6 +103,7 @@ def _spec(plain: dict[str, Any]) -> FunctionSpec:
         "lineage": _of(Lineage),
         "examples": _list_of(_of(Example)),
         "artifacts": _mapping_of(_of(ArtifactRef)),
+        "schemas": _mapping_of(_scalar("Mapping[str, Any]")),
     }
     return _build(FunctionSpec, plain, "", parts)
 

@@ -178,7 +178,7 @@ class FunctionSpec(Part):
     name : str
         The function's name; it is a folder in the store and a path in the serving image.
     kind : str
-        ``json``: which decorator made it.
+        ``json`` or ``avro``: which decorator made it.
     batch : bool
         Whether the function takes a list of records.
     entrypoint : str
@@ -198,6 +198,9 @@ class FunctionSpec(Part):
         ``code.tar.gz``.
     parameters : mapping
         Values given by keyword at bind time, instead of artifacts; JSON.
+    schemas : mapping of str to mapping
+        Name of a serializer -> the schemas in its form that were given outright: of one record
+        (``input``), of its result (``output``). The others are made of the JSON Schemas.
     """
 
     name: str
@@ -216,7 +219,15 @@ class FunctionSpec(Part):
     script: str | None = None
     examples: tuple[Example, ...] = ()
     artifacts: Mapping[str, ArtifactRef] = field(default_factory=dict)
+    schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     schema_version: str = SCHEMA_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plain JSON form: without schemas that of a package of before them."""
+        plain = super().to_dict()
+        if not self.schemas:
+            del plain["schemas"]
+        return plain
 
     def to_json(self) -> bytes:
         """Return the bytes of ``function.json``: sorted, indented, the same every time."""

@@ -17,10 +17,15 @@ from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 from mfimage.errors import StorageError
+from mfimage.package.remote_storage import SCHEMES, RemoteStorage
 
 
 class Storage(Protocol):
     """Files under one root, by relative path with ``/``."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether ``url`` is a path on this machine."""
 
     def url(self, path: str) -> str:
         """Return the whole address of ``path``."""
@@ -30,6 +35,9 @@ class Storage(Protocol):
 
     def open(self, path: str) -> BinaryIO:
         """Open a file for reading; ``FileNotFoundError`` or ``StorageError``."""
+
+    def size(self, path: str) -> int | None:
+        """Return a file's size in bytes, None when it is not there; ``StorageError``."""
 
     def write(self, path: str, source: BinaryIO) -> None:
         """Write a file, whole or not at all, over whatever is there; ``StorageError``."""
@@ -41,24 +49,43 @@ def open_storage(root: str | os.PathLike[str]) -> Storage:
     Parameters
     ----------
     root : str or path
-        A local folder, or ``file://`` and its path.
+        A local folder, ``file://`` and its path, or ``s3://``, ``gs://`` or ``azure://``, a bucket
+        (for Azure: a container) and a prefix.
 
     Raises
     ------
     StorageError
-        When the URL's scheme is not known.
+        When the URL's scheme is not known, or it holds credentials.
     """
     text = os.fspath(root)
+    refuse_credentials(text)
     if text.startswith("file://"):
         return LocalStorage(Path(unquote(urlsplit(text).path)))
-    scheme, separator, _ = text.partition("://")
-    if separator:
-        raise StorageError(f"no storage for {scheme}:// (root {text!r})", hint="use a local folder")
-    return LocalStorage(Path(text))
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return LocalStorage(Path(text))
+    if scheme in SCHEMES:
+        return RemoteStorage(scheme, rest)
+    raise StorageError(
+        f"no storage for {scheme}:// (root {text!r})",
+        hint="use a local folder, s3://, gs:// or azure://",
+    )
+
+
+def refuse_credentials(url: str) -> None:
+    """Raise ``StorageError`` for a URL with a user or password in it, without saying them."""
+    scheme, separator, rest = url.partition("://")
+    if separator and "@" in rest.partition("/")[0]:
+        raise StorageError(
+            f"the {scheme}:// URL holds credentials",
+            hint="leave them out of it; they come from the environment and configuration files",
+        )
 
 
 class LocalStorage:
     """A folder on this machine."""
+
+    is_local = True
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.abspath(root))  # noqa: PTH100  (resolve() would follow links)
@@ -76,6 +103,14 @@ class LocalStorage:
         """Open a file for reading."""
         with self._reading(path):
             return (self.root / path).open("rb")
+
+    def size(self, path: str) -> int | None:
+        """Return a file's size in bytes."""
+        try:
+            with self._reading(path):
+                return (self.root / path).stat().st_size
+        except FileNotFoundError:
+            return None
 
     @contextlib.contextmanager
     def _reading(self, path: str) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -11,22 +12,25 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mfimage.errors import PackageError, ReferenceNotFound
+from mfimage.package.blob_cache import DamagedBlob
+from mfimage.package.local_copies import FetchBlob, LocalCopies
 from mfimage.package.parse import parse_spec
+from mfimage.package.remote_storage import RemoteStorage
 from mfimage.package.spec import BlobRef, FunctionSpec
-from mfimage.package.storage import Storage, open_storage
+from mfimage.package.storage import Storage, open_storage, refuse_credentials
 
 FILE_NAME = "function.json"
 _CHUNK = 1 << 20
 
 
-def blob_name(ref: BlobRef) -> str:
-    """Return a blob's path below a root."""
-    return f"blobs/sha256/{ref.hex}"
-
-
 def package_name(spec: FunctionSpec) -> str:
     """Return the path of a package's ``function.json`` below a root."""
     return f"functions/{spec.name}/{spec.digest.removeprefix('sha256:')}/{FILE_NAME}"
+
+
+def blob_name(ref: BlobRef) -> str:
+    """Return a blob's path below a root."""
+    return f"blobs/sha256/{ref.hex}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,9 @@ class PackageStore:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.storage: Storage = open_storage(root)
+        self._local: LocalCopies | None = None
+        if isinstance(self.storage, RemoteStorage):
+            self._local = LocalCopies(_fetching(self.storage))
 
     def put_bytes(self, data: bytes) -> BlobRef:
         """Store ``data`` as a blob, unless it is there already."""
@@ -66,12 +73,20 @@ class PackageStore:
     def _put(self, source: BinaryIO) -> BlobRef:
         ref = digest_of(source)
         # A damaged blob of that name is written again: binding heals a package.
-        if not self._holds(ref):
+        if not self.holds(ref):
             source.seek(0)
             self.storage.write(blob_name(ref), source)
+        if self._local:
+            self._local.add(ref, source)
         return ref
 
-    def _holds(self, ref: BlobRef) -> bool:
+    def holds(self, ref: BlobRef) -> bool:
+        """Tell whether a blob is there: in a folder, verified; else by its size.
+
+        An object of a bucket is whole or absent, and verified when it is read.
+        """
+        if self._local:
+            return self.storage.size(blob_name(ref)) == ref.size
         try:
             with self.storage.open(blob_name(ref)) as file:
                 found = digest_of(file)
@@ -87,6 +102,9 @@ class PackageStore:
         PackageError
             When it is missing or its content is not what its name says.
         """
+        if self._local:
+            with self._told(ref):
+                return self._local.read(ref)
         name = blob_name(ref)
         try:
             data = self.storage.read(name)
@@ -107,11 +125,7 @@ class PackageStore:
         name = blob_name(ref)
         hasher = hashlib.sha256()
         held = b""
-        try:
-            file = self.storage.open(name)
-        except FileNotFoundError:
-            raise _missing(self.storage.url(name)) from None
-        with file:
+        with self.open_blob(ref) as file:
             while chunk := file.read(_CHUNK):
                 if held:
                     yield held
@@ -120,6 +134,64 @@ class PackageStore:
         if hasher.hexdigest() != ref.hex:
             raise damaged(self.storage.url(name))
         yield held
+
+    def open_blob(self, ref: BlobRef) -> BinaryIO:
+        """Open a blob for reading; what is read is not verified.
+
+        Raises
+        ------
+        PackageError
+            When it is missing.
+        """
+        if self._local:
+            return self.blob_file(ref).open("rb")
+        name = blob_name(ref)
+        try:
+            return self.storage.open(name)
+        except FileNotFoundError:
+            raise _missing(self.storage.url(name)) from None
+
+    def blob_file(self, ref: BlobRef) -> Path:
+        """Return a file on this machine that holds a blob, verified.
+
+        It is the root's own, or a copy that stays for as long as there is this ``PackageStore``:
+        many processes download it once.
+
+        Raises
+        ------
+        PackageError
+            When it is missing or damaged.
+        """
+        if self._local:
+            with self._told(ref):
+                return self._local.file(ref)
+        for _ in self.stream_blob(ref):
+            pass
+        return Path(self.storage.url(blob_name(ref)))
+
+    def unverified_file(self, ref: BlobRef) -> Path:
+        """Return a file on this machine for who holds it against the digest while reading.
+
+        Raises
+        ------
+        PackageError
+            When it is missing.
+        """
+        if self._local:
+            return self.blob_file(ref)
+        path = Path(self.storage.url(blob_name(ref)))
+        if not path.is_file():
+            raise _missing(str(path))
+        return path
+
+    @contextlib.contextmanager
+    def _told(self, ref: BlobRef) -> Iterator[None]:
+        try:
+            yield
+        except _NoBlob:
+            raise _missing(self.storage.url(blob_name(ref))) from None
+        except DamagedBlob:
+            raise damaged(self.storage.url(blob_name(ref))) from None
 
     def write(self, spec: FunctionSpec) -> str:
         """Write ``function.json`` and return its reference; the blobs must be there.
@@ -174,10 +246,11 @@ def open_package(reference: str | os.PathLike[str]) -> Package:
 
 def _split(reference: str) -> tuple[str, str]:
     """Return a reference's root, and the path of its ``function.json`` below it."""
+    refuse_credentials(reference)
     whole = reference if "://" in reference else os.path.abspath(reference)  # noqa: PTH100
     text = whole.rstrip("/").removesuffix(f"/{FILE_NAME}")
     root, *rest = f"{text}/{FILE_NAME}".rsplit("/", 4)
-    if len(rest) < 4 or rest[0] != "functions":
+    if len(rest) < 4 or rest[0] != "functions" or root.endswith(":/"):
         raise ReferenceNotFound(
             f"{reference!r} is no reference",
             hint="a reference ends in functions/<name>/<digest>/function.json; "
@@ -206,3 +279,17 @@ def damaged(where: str) -> PackageError:
 
 def _missing(where: str) -> PackageError:
     return PackageError(f"{where}: missing", hint="bind the function again")
+
+
+class _NoBlob(Exception):
+    """The root has no such blob."""
+
+
+def _fetching(storage: RemoteStorage) -> FetchBlob:
+    def fetch(ref: BlobRef, file: BinaryIO) -> None:
+        try:
+            storage.fetch(blob_name(ref), file)
+        except FileNotFoundError:
+            raise _NoBlob from None
+
+    return fetch

@@ -20,7 +20,7 @@ from mfimage.package.spec import (
     Lineage,
     sha256_of,
 )
-from tests.function.test_serializers import json_values, text
+from tests.function.test_json_values import json_values, text
 from tests.support.packages import make_spec
 
 HEX = "0123456789abcdef"
@@ -40,7 +40,7 @@ specs = st.builds(
     name=st.from_regex(r"[A-Za-z_][A-Za-z0-9_-]{0,62}", fullmatch=True),
     entrypoint=text, task=text, code=blobs, kind=text, batch=st.booleans(), description=text,
     input_schema=objects, output_schema=objects, parameter_schema=objects, parameters=objects,
-    script=maybe,
+    schemas=st.dictionaries(text, objects, max_size=2), script=maybe,
     examples=st.lists(st.builds(Example, input=json_values, output=json_values)).map(tuple),
     artifacts=st.dictionaries(
         text,
@@ -71,6 +71,7 @@ def test_what_is_written_is_read_again(spec: FunctionSpec) -> None:
     assert again.digest == spec.digest
     later = replace(spec, lineage=replace(spec.lineage, created="2030-01-01T00:00:00Z"))
     assert later.digest == spec.digest, "the time of binding is no part of it"
+    assert ("schemas" in json.loads(data)) == bool(spec.schemas), "digests of before stay"
 
 
 def whole(**changes: Any) -> dict[str, Any]:

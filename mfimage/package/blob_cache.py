@@ -1,0 +1,294 @@
+"""Blobs of remote roots on this machine: each downloaded once, verified, in bounded space.
+
+::
+
+    blobs/sha256/<hex>                  a whole blob; whoever uses it has a shared lock on it
+    blobs/sha256/.<hex>.lock            whoever downloads it has a lock on this
+    blobs/sha256/.<hex>.partial-*       what is being downloaded
+
+A blob under a shared lock is not removed. The kernel takes locks from a process that ends, however
+it ends; the rest of its download goes when somebody next wants the blob, or makes room.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from mfimage.package.cache import cache_folder, cache_size, tag
+from mfimage.package.once import is_at, locked, not_written
+from mfimage.package.spec import BlobRef
+
+logger = logging.getLogger(__name__)
+_CHUNK = 1 << 20
+
+Fetch = Callable[[BlobRef, BinaryIO], None]
+"""Writes a blob's content into a file, in place of what it holds."""
+
+
+def blob_cache_folder() -> Path:
+    """Return the folder that holds blobs by digest; it may not be there yet."""
+    return cache_folder() / "blobs" / "sha256"
+
+
+class DamagedBlob(Exception):
+    """What was downloaded is not what its name says."""
+
+
+class Held:
+    """A whole blob in the cache, which stays as long as it is held."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+
+    def matches(self, ref: BlobRef) -> bool:
+        """Tell whether the content is what the name says."""
+        with open(self._descriptor, "rb", closefd=False) as file:
+            file.seek(0)
+            return _digest(file) == ref.hex
+
+    def size(self) -> int:
+        """Return how many bytes it has."""
+        return os.fstat(self._descriptor).st_size
+
+    def read(self) -> bytes:
+        """Return the content, as it is."""
+        with open(self._descriptor, "rb", closefd=False) as file:
+            file.seek(0)
+            return file.read()
+
+    def is_there(self) -> bool:
+        """Tell whether nobody has removed it all the same, as who cleans the whole cache does."""
+        return is_at(self.path, self._descriptor)
+
+    def release(self) -> None:
+        """Let it go."""
+        # A forked process that holds it as well keeps it: closing is not unlocking.
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
+
+    def discard(self) -> None:
+        """Remove a damaged blob, and let it go."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.is_there():
+                self.path.unlink()
+        self.release()
+
+
+class BlobCache:
+    """The blobs under the user's cache folder.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        Another one below it, for other blobs.
+
+    Raises
+    ------
+    OptionError
+        When ``MFIMAGE_CACHE_SIZE`` is no size.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._cache = cache_folder()
+        self.folder = folder or blob_cache_folder()
+        self._limit = cache_size()
+
+    def hold(self, ref: BlobRef, fetch: Fetch, *, verify: bool = True) -> Held:
+        """Return a blob, downloaded when it is not there, or damaged.
+
+        Parameters
+        ----------
+        ref : BlobRef
+            Which.
+        fetch : callable
+            Downloads it.
+        verify : bool
+            Whether what is there is verified; what is downloaded always is.
+
+        Raises
+        ------
+        DamagedBlob
+            When what is downloaded is not what its name says, twice.
+        StorageError
+            When the cache cannot be written.
+        """
+        try:
+            while True:
+                self._make()
+                held = self._open(ref)
+                if held is not None:
+                    if not verify or held.matches(ref):
+                        return held
+                    logger.warning("%s was damaged; it is downloaded again", held.path)
+                    held.discard()
+                with self._locked(ref):
+                    if not self._path(ref).exists():
+                        return self._download(ref, fetch)
+        except OSError as error:
+            raise not_written(self.folder, error) from error
+
+    def find(self, ref: BlobRef) -> Held | None:
+        """Return a blob that is there, not verified."""
+        held = self._open(ref)
+        if held is not None and held.size() != ref.size:
+            held.discard()
+            return None
+        return held
+
+    def adopt(self, ref: BlobRef, path: Path) -> Held:
+        """Take a file in, made in ``folder``, that holds a blob."""
+        path.replace(self._path(ref))
+        held = self._open(ref)
+        if held is None:  # who cleans the cache was that quick
+            raise not_written(self.folder, FileNotFoundError(2, "removed meanwhile"))
+        self.trim()
+        return held
+
+    def trim(self, room: int = 0) -> None:
+        """Remove what was not used for the longest time, until the rest and ``room`` fit."""
+        try:
+            names = [path.name for path in self.folder.iterdir()]
+        except OSError:
+            return
+        blobs = sorted(_ages(self.folder, (name for name in names if name[0] != ".")))
+        excess = sum(size for _, size, _ in blobs) + room - self._limit
+        for _, size, path in blobs:
+            if excess <= 0:
+                break
+            if _remove_unused(path):
+                excess -= size
+        self._sweep(name for name in names if name.endswith(".lock"))
+
+    def _make(self) -> None:
+        if not self.folder.is_dir():
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            tag(self._cache)
+
+    def _path(self, ref: BlobRef) -> Path:
+        return self.folder / ref.hex
+
+    @contextlib.contextmanager
+    def _locked(self, ref: BlobRef) -> Iterator[None]:
+        lock = self.folder / f".{ref.hex}.lock"
+        with locked(lock):
+            try:
+                yield
+            finally:
+                _remove(lock)
+
+    def _open(self, ref: BlobRef) -> Held | None:
+        """Return a blob that is there, and used from now on."""
+        path = self._path(ref)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        held = Held(path, descriptor)
+        try:
+            # Whoever removes it has it for a moment only.
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if held.is_there():
+                with contextlib.suppress(OSError):  # a cache that was filled, and is read-only now
+                    os.utime(descriptor)
+                return held
+        except BaseException:
+            held.release()
+            raise
+        held.release()
+        return None
+
+    def _download(self, ref: BlobRef, fetch: Fetch) -> Held:
+        self._remove_partials(ref.hex)
+        self.trim(ref.size)
+        descriptor, name = tempfile.mkstemp(prefix=f".{ref.hex}.partial-", dir=self.folder)
+        held = Held(self._path(ref), descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            with open(descriptor, "r+b", closefd=False) as file:
+                _fetch_verified(ref, fetch, file)
+            Path(name).replace(held.path)
+        except BaseException:
+            held.release()
+            _remove(Path(name))
+            raise
+        self.trim()  # others may have come meanwhile
+        return held
+
+    def _remove_partials(self, hexdigest: str) -> None:
+        for partial in self.folder.glob(f".{hexdigest}.partial-*"):
+            _remove(partial)
+
+    def _sweep(self, locks: Iterable[str]) -> None:
+        """Remove what downloads left that were killed."""
+        for name in locks:
+            with _only_user(self.folder / name) as nobody_else:
+                if nobody_else:
+                    self._remove_partials(name.split(".")[1])
+                    _remove(self.folder / name)
+
+
+def _ages(folder: Path, names: Iterable[str]) -> Iterator[tuple[float, int, Path]]:
+    """Yield when each file was used, its size and its path."""
+    for name in names:
+        with contextlib.suppress(OSError):  # another process was quicker
+            found = (folder / name).stat()
+            yield found.st_mtime, found.st_size, folder / name
+
+
+def _fetch_verified(ref: BlobRef, fetch: Fetch, file: BinaryIO) -> None:
+    for again in (True, False):
+        fetch(ref, file)
+        file.flush()
+        file.seek(0)
+        if _digest(file) == ref.hex:
+            return
+        if again:
+            logger.warning("a download of %s arrived damaged; trying again", ref.digest)
+    raise DamagedBlob(ref.digest)
+
+
+def _digest(file: BinaryIO) -> str:
+    hasher = hashlib.sha256()
+    while chunk := file.read(_CHUNK):
+        hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+@contextlib.contextmanager
+def _only_user(path: Path) -> Iterator[bool]:
+    """Tell whether nobody else uses a file; nobody else begins to while the block lasts."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield is_at(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_unused(path: Path) -> bool:
+    with _only_user(path) as nobody_else:
+        if nobody_else:
+            _remove(path)
+        return nobody_else
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
