@@ -1,4 +1,4 @@
-"""bind: ``@json_function`` + task -> a function package."""
+"""bind: a decorated function + task -> a function package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mfimage.capture.artifacts import copy_artifacts
+from mfimage.capture.avro import given_schemas, needed_modules
 from mfimage.capture.code import Code, archive, capture_code, staged
+from mfimage.capture.code_package import packaged_commit
 from mfimage.capture.conda_manifest import Resolution
 from mfimage.capture.environment import Environment, describe_environment
 from mfimage.capture.examples import record_examples
@@ -22,17 +24,18 @@ from mfimage.capture.parameters import Needs, checked_values, needs_of, paramete
 from mfimage.capture.pathspec import find_task
 from mfimage.capture.pickles import StoredBytes
 from mfimage.capture.resolution import FIELD, find_resolution
+from mfimage.capture.roots import default_root
+from mfimage.capture.running import is_running, running_task
 from mfimage.capture.source import IMPORTING, locate, require_decorated
 from mfimage.capture.task import TaskInfo, describe_task
 from mfimage.errors import CaptureError, OptionError, TaskError
 from mfimage.function.decorator import DecoratedFunction
 from mfimage.package.spec import NAME, ArtifactRef, EnvironmentSpec, FunctionSpec, Lineage
-from mfimage.package.store import PackageStore, blob_name
+from mfimage.package.store import PackageStore
 
 if TYPE_CHECKING:
     from metaflow import Task
-
-ROOT_VARIABLE = "MFIMAGE_FUNCTIONS_ROOT"
+    from metaflow.metaflow_current import Current
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,9 @@ class BindOptions:
     index: IndexOptions = field(default_factory=IndexOptions)
 
 
-def bind(function: DecoratedFunction, task: Task | str, options: BindOptions | None = None) -> str:
+def bind(
+    function: DecoratedFunction, task: Task | Current | str, options: BindOptions | None = None
+) -> str:
     """Write a function package and return its reference.
 
     ``function.json`` is written last, so an interrupted bind leaves nothing that looks whole;
@@ -79,9 +84,9 @@ def bind(function: DecoratedFunction, task: Task | str, options: BindOptions | N
     Parameters
     ----------
     function : DecoratedFunction
-        What ``@json_function`` made.
-    task : metaflow.Task or str
-        The finished task, or ``Flow[/run[/step[/task]]]``.
+        What ``@json_function`` or ``@avro_function`` made.
+    task : metaflow.Task, metaflow.current or str
+        The finished task, ``Flow[/run[/step[/task]]]``, or the task that is running now.
 
     Raises
     ------
@@ -98,14 +103,21 @@ def bind(function: DecoratedFunction, task: Task | str, options: BindOptions | N
     chosen = needs.choose(info)
     schema = function.signature.schema
     input_schema, output_schema = schema.input_schema(), schema.output_schema()
+    schemas = given_schemas(function, input_schema, output_schema)
     script = info.metadata.get("script-name", "")
     code = capture_code(function, locate(function), script=script)
     archived = archive(code)
     # Nothing was written up to here.
-    store = PackageStore(options.root or default_root(info))
+    store = PackageStore(options.root or default_root(info.store.kind, info.store.root))
     artifacts = copy_artifacts(info, chosen, store)
     environment = _describe(
-        code, archived, artifacts, store, options=options, resolution=_resolution(info, options)
+        code,
+        archived,
+        artifacts,
+        store,
+        needed=needed_modules(function),
+        options=options,
+        resolution=_resolution(info, options),
     )
     spec = FunctionSpec(
         name=name,
@@ -117,6 +129,7 @@ def bind(function: DecoratedFunction, task: Task | str, options: BindOptions | N
         task=info.pathspec,
         input_schema=input_schema,
         output_schema=output_schema,
+        schemas=schemas,
         parameter_schema=parameter_schema(function, needs, artifacts, values),
         parameters=values,
         code=store.put_bytes(archived),
@@ -144,7 +157,14 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _task(task: Task | str, options: BindOptions, needs: Needs) -> Any:
+def _task(task: Task | Current | str, options: BindOptions, needs: Needs) -> Any:
+    from metaflow import current
+
+    if task is current or (isinstance(task, str) and is_running(task)):
+        running = running_task()
+        if running is None:
+            raise TaskError("task: no task is running here", hint="name one that has finished")
+        return running
     if isinstance(task, str):
         return find_task(task, namespace=options.namespace, wanted=sorted(needs.required))
     if not hasattr(task, "metadata_dict"):
@@ -153,18 +173,6 @@ def _task(task: Task | str, options: BindOptions, needs: Needs) -> Any:
             hint="write Task('Flow/run/step/task')",
         )
     return task
-
-
-def default_root(info: TaskInfo) -> str:
-    """Return where function packages are kept: ``MFIMAGE_FUNCTIONS_ROOT``, else beside the data.
-
-    Beside a local ``.metaflow`` that is ``.mfimage``.
-    """
-    chosen = os.environ.get(ROOT_VARIABLE)
-    if chosen:
-        return chosen
-    parent = info.store.root.rstrip("/").rpartition("/")[0]
-    return f"{parent}/.mfimage" if info.store.kind == "local" else f"{parent}/mfimage"
 
 
 def _resolution(info: TaskInfo, options: BindOptions) -> Resolution | None:
@@ -181,6 +189,7 @@ def _describe(
     artifacts: Mapping[str, ArtifactRef],
     store: PackageStore,
     *,
+    needed: Mapping[str, str],
     options: BindOptions,
     resolution: Resolution | None,
 ) -> Environment:
@@ -192,11 +201,10 @@ def _describe(
             files=[Path(name) for name in code.names],
             module=code.module,
             functions=[code.entrypoint.rpartition(":")[2]],
+            needed=needed,
             resolution=resolution,
             artifacts={
-                name: StoredBytes(
-                    encoding=ref.encoding, open=partial(store.storage.open, blob_name(ref))
-                )
+                name: StoredBytes(encoding=ref.encoding, open=partial(store.open_blob, ref))
                 for name, ref in artifacts.items()
             },
             platform=options.platform,
@@ -225,7 +233,7 @@ def _lineage(info: TaskInfo, code: Code) -> Lineage:
         task=info.task,
         user=info.metadata.get("user"),
         metaflow_version=info.metadata.get("metaflow_version"),
-        git_commit=_git_commit(code.root),
+        git_commit=(code.root and packaged_commit(code.root)) or _git_commit(code.root),
         created=now.strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
 

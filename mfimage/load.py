@@ -11,12 +11,13 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mfimage.errors import BackendError, OptionError
+from mfimage.errors import BackendError, OptionError, ReferenceNotFound
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from metaflow import Task
+    from metaflow.metaflow_current import Current
 
     from mfimage.backends.base import Backend
     from mfimage.function.decorator import DecoratedFunction
@@ -27,7 +28,7 @@ _ON_ERROR = ("raise", "return")
 
 
 class JsonFunction:
-    """A function bound to a finished task.
+    """A function bound to a task, whichever decorator made it.
 
     Making one writes a function package and binds the function to it; calling one runs it from
     that package, never from the code it was bound from. Any thread may call it.
@@ -35,9 +36,10 @@ class JsonFunction:
     Parameters
     ----------
     function : decorated function
-        What ``@json_function`` made.
-    task : metaflow.Task or str
-        The task whose artifacts are the function's parameters, or its pathspec.
+        What ``@json_function`` or ``@avro_function`` made.
+    task : metaflow.Task, metaflow.current or str
+        The task whose artifacts are the function's parameters, or its pathspec. In a step also
+        ``current``, the task that is running: what it has set so far goes along as it is now.
     name : str, optional
         The package's name; the function's by default.
     artifacts : sequence of str, optional
@@ -66,7 +68,7 @@ class JsonFunction:
     def __init__(
         self,
         function: DecoratedFunction,
-        task: Task | str,
+        task: Task | Current | str,
         *,
         name: str | None = None,
         artifacts: Sequence[str] | None = None,
@@ -76,6 +78,9 @@ class JsonFunction:
         root: str | os.PathLike[str] | None = None,
     ) -> None:
         with _whole():
+            from mfimage.capture.needed import require_needed
+
+            require_needed()
             from mfimage.bind import BindOptions, bind
         options = BindOptions(
             name=name,
@@ -92,7 +97,7 @@ class JsonFunction:
             from mfimage.package.store import open_package
         self._package: Package = open_package(reference)
         self._backend: Backend | None = None
-        self._choice: tuple[str | None, int | None, float | None] = (None, None, None)
+        self._choice: Mapping[str, Any] = {}
         self._lock = threading.Lock()
 
     @property
@@ -114,10 +119,10 @@ class JsonFunction:
         # One for all threads: each would load the artifacts again.
         with self._lock:
             if self._backend is None:
-                from mfimage.backends.choice import open_backend
+                with _whole():
+                    from mfimage.backends.choice import open_backend
 
-                name, workers, timeout = self._choice
-                self._backend = open_backend(self._package, name, workers=workers, timeout=timeout)
+                    self._backend = open_backend(self._package, **self._choice)
             return self._backend
 
     def __call__(self, record: Any) -> Any:
@@ -144,6 +149,13 @@ class JsonFunction:
     def submit(self, record: Any) -> Future[Any]:
         """Start a call and return its ``concurrent.futures.Future``."""
         return self._running().submit(record)
+
+    def remote(self, record: Any) -> Any:
+        """Start a call on a Ray cluster and return the ``ObjectRef`` of its result."""
+        start = getattr(self._running(), "remote", None)
+        if start is None:
+            raise OptionError("remote: only backend='ray' has references", hint="use submit()")
+        return start(record)
 
     def map(
         self,
@@ -177,6 +189,23 @@ class JsonFunction:
             records, batch_size=batch_size, on_error=on_error, max_in_flight=max_in_flight
         )
 
+    def export(self, url: str | os.PathLike[str]) -> str:
+        """Copy the package to another root and return its reference there.
+
+        Parameters
+        ----------
+        url : str or path
+            A folder, or a URL as ``s3://bucket/prefix``; blobs that are there are not sent.
+
+        Raises
+        ------
+        StorageError
+            When a root cannot be read or written; calling it again goes on where it stopped.
+        """
+        from mfimage.copying import copy_package
+
+        return copy_package(self.reference, url)
+
     def close(self) -> None:
         """Release threads and processes; a later call opens it again."""
         with self._lock:
@@ -199,21 +228,32 @@ class JsonFunction:
 
 @contextlib.contextmanager
 def _whole() -> Iterator[None]:
-    """Say what is wrong when what is imported does not ship in an image."""
+    """Say what is wrong when mfimage is not whole here, or came without what it needs."""
     try:
         yield
     except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("mfimage"):
-            raise
-        raise BackendError(
-            "functions cannot be bound or loaded here: only mfimage's runtime is installed",
-            hint="do it where the whole of mfimage is installed: pip install mfimage",
-        ) from None
+        if f"{error.name}.".startswith("mfimage."):
+            raise BackendError(
+                "functions cannot be bound or loaded here: only mfimage's runtime is installed",
+                hint="do it where the whole of mfimage is installed: pip install mfimage",
+            ) from None
+        from mfimage.capture.needed import require_needed
+
+        require_needed(error.name or "")
+        raise
 
 
-def _reopen(reference: str, choice: tuple[str | None, int | None, float | None]) -> JsonFunction:
-    backend, workers, timeout = choice
-    return function_from_json(reference, backend=backend, workers=workers, timeout=timeout)
+def _reopen(reference: str, choice: Mapping[str, Any]) -> JsonFunction:
+    """Open a function that was pickled, as an artifact of a flow is; nothing is loaded yet."""
+    function = JsonFunction.__new__(JsonFunction)
+    try:
+        function._open(reference)
+    except ReferenceNotFound as error:
+        from mfimage.capture.roots import find_moved
+
+        function._open(find_moved(reference, error))
+    function._choice = choice
+    return function
 
 
 def function_from_json(
@@ -222,6 +262,7 @@ def function_from_json(
     backend: str | None = None,
     workers: int | None = None,
     timeout: float | None = None,
+    **cluster: Any,
 ) -> JsonFunction:
     """Return the function that a reference names, ready to be called.
 
@@ -229,14 +270,13 @@ def function_from_json(
     ----------
     reference : str or path
         Path or URL of a package's ``function.json``.
-    backend : {"local", "process"}, optional
-        Where it runs: in this process, or in interpreters of its own, in the environment that it
-        is locked to. By default here, if this interpreter has all that is locked.
-    workers : int, optional
-        How many processes run it; one by default. Not for ``local``.
-    timeout : float, optional
-        Seconds that a record may take before its process is stopped and replaced. Not for
-        ``local``.
+    backend : {"local", "process", "ray"}, optional
+        Where it runs: in this process; in interpreters of its own, in the environment that it is
+        locked to; on a Ray cluster. By default here, if this interpreter has all that is locked.
+    workers, timeout : optional
+        For ``process``: how many there are, one by default; how many seconds a record may take.
+    **cluster
+        For ``ray``: see ``mfimage.backends.ray_options.RayOptions``.
 
     Raises
     ------
@@ -249,7 +289,8 @@ def function_from_json(
     """
     function = JsonFunction.__new__(JsonFunction)
     function._open(reference)
-    function._choice = (backend, workers, timeout)
+    chosen = {"name": backend, "workers": workers, "timeout": timeout, "cluster": cluster}
+    function._choice = {name: value for name, value in chosen.items() if value is not None}
     # Loaded at once: what is wrong with a package is told here, not at the first call.
     function._running()
     return function

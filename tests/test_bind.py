@@ -34,6 +34,8 @@ from tests.package.test_storage import small_disk
 from tests.support.places import PLACES, TASK
 from tests.support.projects import python, write
 
+pytestmark = pytest.mark.slow
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:

@@ -1,4 +1,4 @@
-"""Metaflow finds our four names: from a wheel, an editable install, beside another's functions."""
+"""Metaflow finds our names: from a wheel, an editable install, beside another's functions."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ SOURCES = ["pyproject.toml", "README.md", "LICENSE", "mfimage", "templates", "me
 OTHERS = "metaflow-functions==0.2.12"
 OURS = """
 from metaflow import FunctionParameters, JsonFunction, Task, function_from_json, json_function
+from metaflow import avro_function, register_serializer
 print(*sorted({each.__module__.partition(".")[0] for each in
-               (FunctionParameters, JsonFunction, function_from_json, json_function)}))
+               (FunctionParameters, JsonFunction, function_from_json, json_function,
+                avro_function, register_serializer)}))
 """
 NAMES = "import metaflow; print(*sorted(name for name in dir(metaflow) if name[0] != '_'))"
 
@@ -94,7 +96,10 @@ def test_from_an_editable_install(project: Path, tmp_path: Path) -> None:
 
 def test_it_adds_its_names_and_takes_none(installed: Venv, tmp_path: Path) -> None:
     plain = Venv(tmp_path / "plain", "metaflow")
-    ours = {"FunctionParameters", "JsonFunction", "function_from_json", "json_function"}
+    ours = {
+        "FunctionParameters", "JsonFunction", "avro_function", "function_from_json",
+        "json_function", "register_serializer",
+    }  # fmt: skip
     before, after = (set(venv.run("-c", NAMES).split()) for venv in (plain, installed))
     # Metaflow leaves a loop's variable behind once it has an extension to look at.
     assert after - before - {"pkg_name"} == ours
@@ -111,11 +116,16 @@ def test_beside_the_functions_of_another_extension(first: str, wheel: str, tmp_p
     assert set(alone.run("-c", NAMES).split()) <= set(both.run("-c", NAMES).split())
 
 
-BREAKABLE = ["click", "cloudpickle", "docker", "h2", "jinja2", "orjson", "pydantic", "rich", "uv"]
+BREAKABLE = [
+    "click", "cloudpickle", "docker", "fastavro", "h2", "jinja2", "orjson", "pydantic", "rich",
+    "uv",
+]  # fmt: skip
 DECORATE = """
 @json_function
 def predict(data: dict, params: FunctionParameters) -> dict: return {"x": params.x}
-print(predict({}, FunctionParameters(x=1)))
+@avro_function(schema={"type": "array", "items": "long"})
+def total(data: list) -> int: return sum(data)
+print(predict({}, FunctionParameters(x=1)), total([1, 2]))
 """
 
 
@@ -126,7 +136,7 @@ def test_metaflow_works_with_any_of_our_dependencies_broken(
     """A flow's steps run where only Metaflow is; a failing import there would break them all."""
     write(tmp_path, {f"{name}.py": "raise RuntimeError('broken')\n" for name in broken})
     found = installed.run("-c", f"import metaflow\n{OURS}{DECORATE}", PYTHONPATH=str(tmp_path))
-    assert found == "mfimage\n{'x': 1}"
+    assert found == "mfimage\n{'x': 1} 3"
 
 
 FLOW = """

@@ -158,7 +158,7 @@ def _origin(name: str) -> list[str]:
 
 def list_distributions() -> list[dict[str, Any]]:
     """Return the installed distributions; of those with one name, the first on the path."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = _packaged_metaflow()
     for distribution in importlib.metadata.distributions():
         modern = distribution.read_text("METADATA")
         header = _header(modern or distribution.read_text("PKG-INFO") or "")
@@ -178,6 +178,27 @@ def list_distributions() -> list[dict[str, Any]]:
             }
     _keep_shared(list(found.values()))
     return list(found.values())
+
+
+def _packaged_metaflow() -> dict[str, dict[str, Any]]:
+    """Return the Metaflow that a code package brought here; Python takes it for no distribution."""
+    for entry in map(Path, sys.path):
+        info = entry.parent / ".mf_meta" / "INFO"
+        if entry.name == ".mf_code" and info.is_file():
+            version = json.loads(info.read_text())["metaflow_version"]
+            return {
+                "metaflow": {
+                    "name": "metaflow",
+                    "version": version.partition("+")[0].partition("-")[0],
+                    "requires": ["requests", "boto3"],
+                    "location": str(entry),
+                    "direct_url": None,
+                    "installer": "",
+                    "legacy": False,
+                    "modules": {"metaflow": []},
+                }
+            }
+    return {}
 
 
 def _header(text: str) -> dict[str, list[str]]:

@@ -6,15 +6,17 @@ The one module that knows the datastore's inside.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import pickle
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mfimage.errors import CaptureError, TaskError
+from mfimage.capture.datastore_patience import make_patient, reading, require_datastore
+from mfimage.errors import CaptureError, PackageError, TaskError
 
 _SUCCESS = "_success"
 
@@ -56,19 +58,24 @@ class TaskStore:
     """
 
     def __init__(self, pathspec: str, kind: str, root: str) -> None:
-        from metaflow.datastore.exceptions import DataException
-
         self.pathspec, self.kind, self.root = pathspec, kind, root
+        self.artifacts: Mapping[str, StoredArtifact] = {}
         flow, run, step, task = pathspec.split("/")
         self._flow = _flow_datastore(flow, kind, root)
+        self._open_task(run, step, task)
+
+    def _open_task(self, run: str, step: str, task: str) -> None:
+        from metaflow.datastore.exceptions import DataException
+
         try:
-            self._task = self._flow.get_task_datastore(run, step, task)
+            with reading(self.kind, self.root):
+                self._task = self._flow.get_task_datastore(run, step, task)
         except DataException:
             raise TaskError(
-                f"task {pathspec} has not finished", hint="wait for it, or name another"
+                f"task {self.pathspec} has not finished", hint="wait for it, or name another"
             ) from None
-        self.artifacts: Mapping[str, StoredArtifact] = {
-            name: _describe(key, self._task._info.get(name, {}))
+        self.artifacts = {
+            name: describe_artifact(key, self._task._info.get(name, {}))
             for name, key in self._task._objects.items()
             if not name.startswith("_")
         }
@@ -88,7 +95,7 @@ class TaskStore:
         key = self._task._objects.get(name)
         if key is None:
             return None
-        with self._open(key, name) as (path, compressed):
+        with self._open(key, f"artifact {name!r}") as (path, compressed):
             data = path.read_bytes()
         return _Constants(gzip.decompress(data) if compressed else data, name).load()
 
@@ -101,22 +108,58 @@ class TaskStore:
         TaskError
             When the datastore has lost it.
         """
-        with self._open(self.artifacts[name].key, name) as found:
+        with self._open(self.artifacts[name].key, f"artifact {name!r}") as found:
             yield found
 
+    def read_file(self, key: str, what: str) -> bytes:
+        """Return a file that Metaflow keeps among the artifacts, verified.
+
+        Parameters
+        ----------
+        key : str
+            Its key in the content-addressed store: the SHA-1 of what is in it.
+        what : str
+            What to call it in errors.
+
+        Raises
+        ------
+        TaskError
+            When it is gone.
+        PackageError
+            When its content is not what its key says.
+        """
+        with self._open(key, what) as (path, _):
+            data = path.read_bytes()
+        if hashlib.sha1(data, usedforsecurity=False).hexdigest() != key:
+            raise PackageError(
+                f"{what} of {self.pathspec} does not have the digest that its key says",
+                hint="it was damaged or changed; run the flow again",
+            )
+        return data
+
     @contextmanager
-    def _open(self, key: str, name: str) -> Iterator[tuple[Path, bool]]:
+    def _open(self, key: str, what: str) -> Iterator[tuple[Path, bool]]:
         storage = self._flow._storage_impl
         path = storage.path_join(self._flow.ca_store._prefix, key[:2], key)
-        with storage.load_bytes([path]) as loaded:
+        with ExitStack() as stack:
+            with reading(self.kind, self.root):
+                loaded = list(stack.enter_context(storage.load_bytes([path])))
             for _, file, meta in loaded:
                 if file is not None:
                     yield Path(file), not (meta or {}).get("cas_raw", False)
                     return
         raise TaskError(
-            f"artifact {name!r} of {self.pathspec} is gone from the {self.kind} datastore",
+            f"{what} of {self.pathspec} is gone from the {self.kind} datastore",
             hint="run the flow again",
         )
+
+
+def local_roots() -> list[str]:
+    """Return the local datastores that Metaflow uses here: the client's, and the folder's."""
+    from metaflow.plugins.datastores.local_storage import LocalStorage
+
+    found = LocalStorage.get_datastore_root_from_config(lambda *_: None, create_on_absent=False)
+    return [str(each) for each in dict.fromkeys([LocalStorage.datastore_root, found]) if each]
 
 
 class _Constants(pickle.Unpickler):
@@ -136,13 +179,17 @@ def _flow_datastore(flow: str, kind: str, root: str) -> Any:
 
     for storage in DATASTORES:
         if kind == storage.TYPE:
-            return FlowDataStore(flow, None, storage_impl=storage, ds_root=root)
+            require_datastore(kind)
+            found = FlowDataStore(flow, None, storage_impl=storage, ds_root=root)
+            make_patient(found._storage_impl, kind, root)
+            return found
     raise TaskError(
         f"datastore {kind!r} is not known here", hint="install the Metaflow extension that has it"
     )
 
 
-def _describe(key: str, info: Mapping[str, Any]) -> StoredArtifact:
+def describe_artifact(key: str, info: Mapping[str, Any]) -> StoredArtifact:
+    """Return what a task's own record says of an artifact."""
     # Artifacts of old have no encoding; the store says itself whether it compressed them.
     encoding = str(info.get("encoding", "pickle-v2")).removeprefix("gzip+")
     kind = str(info.get("type", "object")).removeprefix("<class '").removesuffix("'>")

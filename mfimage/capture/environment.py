@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mfimage.capture.conda_manifest import Resolution
 from mfimage.capture.describer import RUNTIME_REQUIREMENTS, Describer, Environment
-from mfimage.capture.imports import find_imports
+from mfimage.capture.imports import Asked, find_imports
 from mfimage.capture.indexes import OWN_CONFIGURATION, IndexOptions
 from mfimage.capture.pickles import StoredBytes
 from mfimage.capture.target import Target
@@ -25,6 +26,7 @@ def describe_environment(
     module: str,
     functions: Sequence[str] = (),
     artifacts: Mapping[str, StoredBytes],
+    needed: Mapping[str, str] | None = None,
     resolution: Resolution | None = None,
     python_executable: str = sys.executable,
     platform: str = "linux/amd64",
@@ -44,6 +46,8 @@ def describe_environment(
         and where uv looks for its configuration.
     code_root, files, module, functions, artifacts, python_executable
         As in ``find_imports``.
+    needed : mapping of str to str, optional
+        Modules that the function needs and does not import -> why.
     resolution : Resolution, optional
         What ``find_resolution`` found.
     platform : str
@@ -68,6 +72,8 @@ def describe_environment(
         python_executable=python_executable,
         run=not (declared or resolution or uv_lock),
     )
+    needs = [Asked(module, why, (), optional=False) for module, why in (needed or {}).items()]
+    imports = replace(imports, asked=(*imports.asked, *needs))
     python = resolution.python if resolution and not declared else imports.python
     describer = Describer(
         imports=imports,
@@ -88,7 +94,9 @@ def find_uv_lock(project: Path) -> Path | None:
     """Return the ``uv.lock`` of a project: in its folder, or above it in its repository."""
     folders = [project.resolve(), *project.resolve().parents]
     tops = [i for i, folder in enumerate(folders) if (folder / ".git").exists()]
-    for folder in folders[: tops[0] + 1 if tops else 1]:
+    # A flow that was run with --environment=uv carries it in its code package.
+    packaged = folders[0] / ".mf_meta"
+    for folder in [packaged, *folders[: tops[0] + 1 if tops else 1]]:
         if (folder / "uv.lock").is_file() and (folder / "pyproject.toml").is_file():
             return folder / "uv.lock"
     return None

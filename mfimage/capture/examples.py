@@ -13,7 +13,7 @@ from typing import Any
 
 import mfimage
 from mfimage.errors import CaptureError, InputError
-from mfimage.function import serializers
+from mfimage.function import json_values
 from mfimage.package.spec import Example, FunctionSpec
 from mfimage.package.store import PackageStore
 from mfimage.package.unpack import unpack
@@ -39,7 +39,7 @@ def record_examples(
     if not inputs:
         return ()
     lines = [
-        serializers.dumps(record, root=f"examples[{index}]", error=InputError)
+        json_values.dumps(record, root=f"examples[{index}]", error=InputError)
         for index, record in enumerate(inputs)
     ]
     with tempfile.TemporaryDirectory(prefix="mfimage-") as text:
@@ -47,7 +47,7 @@ def record_examples(
         unpack(spec, store, folder)
         outputs = _run(folder, lines, spec.name)
     return tuple(
-        Example(input=serializers.loads(line), output=output)
+        Example(input=json_values.loads(line), output=output)
         for line, output in zip(lines, outputs, strict=True)
     )
 

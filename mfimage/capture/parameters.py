@@ -9,7 +9,7 @@ from typing import Any
 from mfimage.capture.reads import parameters_read
 from mfimage.capture.task import TaskInfo, missing_artifact
 from mfimage.errors import InputError, OptionError
-from mfimage.function import serializers
+from mfimage.function import json_values
 from mfimage.function.decorator import DecoratedFunction
 from mfimage.function.parameters import declared_parameters, missing_parameters
 from mfimage.package.spec import ArtifactRef
@@ -114,8 +114,8 @@ def checked_values(function: DecoratedFunction, values: Mapping[str, Any]) -> di
     kind = function.signature.params_type
     for name in values:
         _check_declared(kind.__name__, declared_parameters(kind), name, "parameters")
-    plain = serializers.dumps(dict(values), root="parameters", error=InputError)
-    return dict(serializers.loads(plain))
+    plain = json_values.dumps(dict(values), root="parameters", error=InputError)
+    return dict(json_values.loads(plain))
 
 
 def parameter_schema(

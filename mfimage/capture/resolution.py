@@ -6,9 +6,12 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mfimage.capture.code_package import read_code_package
 from mfimage.capture.conda_manifest import Resolution, read_manifest
+from mfimage.capture.datastore import local_roots
 from mfimage.capture.task import TaskInfo
-from mfimage.errors import LockError
+from mfimage.errors import LockError, TaskError
+from mfimage.package.archive import members
 
 # The field of a task's metadata that says which environment it ran in.
 FIELD = "conda_env_prefix"
@@ -60,7 +63,7 @@ def find_resolution(
 def _manifests(task: TaskInfo) -> Iterator[bytes]:
     yield from _packaged(task)
     roots = [task.store.root] if task.store.kind == "local" else []
-    for root in dict.fromkeys([*roots, *_local_roots()]):
+    for root in dict.fromkeys([*roots, *local_roots()]):
         file = Path(root, task.flow, _name())
         if file.is_file():
             yield file.read_bytes()
@@ -73,28 +76,16 @@ def _name() -> str:
 
 
 def _packaged(task: TaskInfo) -> Iterator[bytes]:
-    about = task.metadata.get("code-package")
-    if not about:
-        return
-    from metaflow.client.core import MetaflowCode
-    from metaflow.exception import MetaflowException
-
     try:
-        archive = MetaflowCode(task.flow, about).tarball
-    except (OSError, MetaflowException):
+        data = read_code_package(task)
+    except TaskError:
         return  # it is gone; the manifest may also stand beside the datastore
+    if data is None:
+        return
     # Where it stands inside has changed between versions of Metaflow.
-    for member in archive.getmembers():
-        file = archive.extractfile(member) if PurePosixPath(member.name).name == _name() else None
-        if file is not None:
-            yield file.read()
-
-
-def _local_roots() -> list[str]:
-    from metaflow.plugins.datastores.local_storage import LocalStorage
-
-    found = LocalStorage.get_datastore_root_from_config(lambda *_: None, create_on_absent=False)
-    return [str(found)] if found else []
+    for name, content, _ in members(data, where=f"the code package of {task.pathspec}"):
+        if PurePosixPath(name).name == _name():
+            yield content
 
 
 def _requested(graph: Mapping[str, Any], step: str) -> Collection[str]:

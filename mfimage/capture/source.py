@@ -43,8 +43,15 @@ class Source:
     by_value: bool = False
 
 
-def load_decorated(text: str) -> DecoratedFunction:
+def load_decorated(text: str, folder: Path | None = None) -> DecoratedFunction:
     """Import the function that ``file.py:function`` or ``package.module:function`` names.
+
+    Parameters
+    ----------
+    text : str
+        What names it.
+    folder : Path, optional
+        Where a module is; it may be any that can be imported here by default.
 
     Raises
     ------
@@ -56,7 +63,7 @@ def load_decorated(text: str) -> DecoratedFunction:
         raise CaptureError(
             f"{text!r} names no function", hint="write file.py:function or module:function"
         )
-    module = _import(place)
+    module = _import(place, folder)
     found = getattr(module, name, None)
     if found is None:
         names = [key for key, value in vars(module).items() if _is_decorated(value)]
@@ -84,13 +91,25 @@ def require_decorated(value: object, *, label: str = "") -> DecoratedFunction:
     )
 
 
-def _import(place: str) -> ModuleType:
+def is_file(place: str) -> bool:
+    """Tell whether a text means a file rather than a module."""
+    return place.endswith(".py") or "/" in place
+
+
+def _import(place: str, folder: Path | None) -> ModuleType:
     previous = os.environ.get(IMPORTING)
     os.environ[IMPORTING] = "1"
     try:
-        if place.endswith(".py") or "/" in place:
+        if is_file(place):
+            # Not resolve(): links stay as they are, as where code is captured.
             return _import_file(Path(os.path.abspath(place)), place)  # noqa: PTH100
-        return _import_from(Path.cwd(), place)
+        module = _import_from(folder or Path.cwd(), place)
+        if folder and folder not in Path(str(module.__file__)).parents:
+            raise CaptureError(
+                f"{place} is not in the code package, but at {module.__file__}",
+                hint="name one of the flow's own files",
+            )
+        return module
     except MfimageError:
         raise
     except (Exception, SystemExit) as error:

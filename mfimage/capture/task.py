@@ -1,4 +1,4 @@
-"""The finished task that a function is bound to, and what binding needs to know of it."""
+"""The task that a function is bound to, and what binding needs to know of it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mfimage.capture.datastore import StoredArtifact, TaskStore
+from mfimage.capture.datastore import StoredArtifact, TaskStore, local_roots
+from mfimage.capture.running import RunningStore, is_running, running_task
 from mfimage.errors import TaskError
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskInfo:
-    """A task that succeeded.
+    """A task that succeeded, or the one that runs now.
 
     Attributes
     ----------
@@ -54,11 +55,14 @@ def describe_task(task: Any) -> TaskInfo:
     Raises
     ------
     TaskError
-        When it is still running, or failed.
+        When it is still running, though not in this process, or failed.
     """
+    running = running_task() if is_running(task.pathspec) else None
+    task = running or task
     flow, run, step, task_id = task.pathspec.split("/")
     metadata = {key: str(value) for key, value in task.metadata_dict.items()}
-    store = TaskStore(task.pathspec, *_datastore_of(task, metadata))
+    kind = RunningStore if running else TaskStore
+    store = kind(task.pathspec, *_datastore_of(task, metadata))
     if not store.succeeded():
         raise TaskError(f"task {task.pathspec} failed", hint="bind a task that succeeded")
     return TaskInfo(flow=flow, run=run, step=step, task=task_id, store=store, metadata=metadata)
@@ -75,6 +79,12 @@ def succeeded(task: Any) -> bool:
 
 def missing_artifact(task: TaskInfo, name: str) -> TaskError:
     """Return the error for an artifact that a task does not have."""
+    if isinstance(task.store, RunningStore):
+        return TaskError(
+            f"the running task {task.pathspec} has no artifact {name!r} yet",
+            hint=f"set self.{name} before the function is bound, or bind to the task of the step "
+            f"that has it; so far there is: {', '.join(sorted(task.artifacts)) or 'none'}",
+        )
     return TaskError(
         f"task {task.pathspec} has no artifact {name!r}",
         hint=f"it has: {', '.join(sorted(task.artifacts)) or 'none'}",
@@ -92,12 +102,5 @@ def _datastore_of(task: Any, metadata: Mapping[str, str]) -> tuple[str, str]:
             hint="wait for it, or name another",
         )
     if kind == "local" and not Path(root).is_dir():
-        root = _local_root() or root  # the project's folder was moved since the run
+        root = next(iter(local_roots()), root)  # the project's folder was moved since the run
     return kind, root
-
-
-def _local_root() -> str | None:
-    from metaflow.plugins.datastores.local_storage import LocalStorage
-
-    found = LocalStorage.get_datastore_root_from_config(lambda *_: None, create_on_absent=False)
-    return str(found) if found else None

@@ -16,7 +16,7 @@ import cloudpickle
 
 from mfimage.errors import CaptureError
 from mfimage.function import hints
-from mfimage.function.decorator import DecoratedFunction, blank, fill
+from mfimage.function.decorator import DecoratedFunction, blank, fill, state_of
 
 MODULE = "_bound_function"
 MAX_SIZE = 256 << 20
@@ -140,7 +140,7 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has no hin
         if id(obj) in _SENTINELS:
             return _SENTINELS[id(obj)]
         if isinstance(obj, DecoratedFunction) and obj.__module__ == "__main__":
-            return blank, (), (obj.__wrapped__, obj.signature.batch), None, None, fill
+            return blank, (), state_of(obj), None, None, fill
         if isinstance(obj, types.FunctionType) and obj.__module__ == "__main__":
             self.optional |= _imports_in(obj.__code__)
             return super().reducer_override(self._clone(obj))

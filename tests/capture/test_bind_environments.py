@@ -16,10 +16,12 @@ from mfimage.bind import BindOptions, bind
 from mfimage.capture.source import load_decorated
 from mfimage.cli import main
 from mfimage.environment_report import report_environment
-from mfimage.errors import LockError
+from mfimage.errors import LockError, SchemaError
 from mfimage.package.store import open_package
 from tests.capture.test_resolution import Own, asked, own
 from tests.capture.wheelhouse import Index, wheel
+
+pytestmark = pytest.mark.slow
 
 __all__ = ["asked", "own"]  # fixtures
 
@@ -92,3 +94,50 @@ def test_what_is_declared_and_lacks_an_import(
     plain = json.loads(CliRunner().invoke(main, ["env", "--json", "--diff", reference]).stdout)
     assert "learn 1.0 is locked, and none is installed here" in plain["differences"]
     assert os.fspath(function.parent) not in shown.stdout
+
+
+_AVRO = """
+from mfimage.function.decorator import avro_function
+
+@avro_function
+def predict(data: HINT) -> int:
+    return 1
+"""
+
+
+def bound_avro(file: Path, hint: str, task: Any, **options: Any) -> str:
+    file.write_text(_AVRO.replace("HINT", hint))
+    sys.modules.pop(file.stem, None)
+    given = BindOptions(artifacts=[], root=file.parent / "packages", **options)
+    return bind(load_decorated(f"{file}:predict"), task, given)
+
+
+def test_an_avro_function_has_what_reads_and_writes_avro(
+    few: Any, task: Any, function: Path, index: Index
+) -> None:
+    """It is no import of its code; a declared environment without it is refused."""
+    requirements = function.parent / "requirements.txt"
+    requirements.write_text("numeric\n")
+    with pytest.raises(LockError) as caught:
+        bound_avro(function, "int", task, environment=requirements)
+    assert caught.value.message == (
+        "requirements.txt lacks what the function imports: fastavro (reads and writes Avro)"
+    )
+    assert caught.value.hint == "add fastavro to it"
+    requirements.write_text("fastavro\n")
+    index.add(wheel("fastavro", "1.13.1"))
+    reference = bound_avro(function, "int", task, environment=requirements)
+    reasons = {each.name: each.why for each in report_environment(reference).distributions}
+    assert reasons["fastavro"] == "named in requirements.txt, reads and writes Avro"
+    spec = open_package(reference).spec
+    assert (spec.kind, spec.schemas) == ("avro", {})
+
+
+def test_an_avro_function_whose_hints_have_no_avro_schema(task: Any, function: Path) -> None:
+    with pytest.raises(SchemaError) as caught:
+        bound_avro(function, "dict", task)
+    assert caught.value.message == (
+        "predict: data: no Avro schema: members of any name and kind are welcome there"
+    )
+    assert "schema=" in str(caught.value.hint)
+    assert not (function.parent / "packages").exists()

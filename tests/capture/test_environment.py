@@ -23,6 +23,8 @@ from tests.capture.wheelhouse import (
     write_source,
 )
 
+pytestmark = pytest.mark.slow
+
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
 RUNTIME = {"orjson", "pydantic"}
 

@@ -26,6 +26,8 @@ from mfimage.image.options import BuildOptions
 from mfimage.image.targets import SERVE_REQUIREMENTS
 from tests.capture.wheelhouse import Index, sdist, serve_index, wheel, write_source
 
+pytestmark = pytest.mark.slow
+
 SECRET = "s3cret+W0rd"
 PREDICT = """
 from mfimage.function.decorator import json_function

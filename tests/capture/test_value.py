@@ -171,6 +171,20 @@ def test_hints_that_are_strings_are_resolved_here(tmp_path: Path) -> None:
     assert schema.result(predict(record, kind(factor=3))) == {"x": 6.5}
 
 
+def test_an_avro_function_keeps_its_schemas(tmp_path: Path) -> None:
+    source = (
+        "from mfimage.function.decorator import avro_function\n"
+        "@avro_function(schema='long', output_schema='double', batch=True)\n"
+        "def predict(data: list) -> list:\n"
+        "    return [each / 2 for each in data]\n"
+    )
+    capture(source, tmp_path, tmp_path / "value")
+    predict = load(tmp_path / "value", "avro")
+    assert (predict.kind, predict.signature.batch) == ("avro", True)
+    assert predict.signature.schemas == {"input": "long", "output": "double"}
+    assert predict.signature.schema.result(1) == 1.0
+
+
 TYPES = """
 import dataclasses, enum
 from pydantic import BaseModel, Field, field_validator

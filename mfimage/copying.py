@@ -1,0 +1,199 @@
+"""copy: a function package from one root to another.
+
+Blobs first, those that are missing, in parallel; ``function.json`` last. A transfer that broke
+left nothing that looks whole, and the same copy again sends only what had not arrived.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader, FileIO
+from pathlib import Path
+from typing import Any, Literal
+
+from mfimage.errors import OptionError, PackageError, StorageError
+from mfimage.package.spec import BlobRef, FunctionSpec
+from mfimage.package.store import Package, PackageStore, blob_name, open_package, package_name
+
+THREADS = "mfimage-copy"
+# Seconds that transfers under way have to end when one failed or the user said stop.
+_GRACE = 1.0
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyEvent:
+    """How far a blob is.
+
+    Attributes
+    ----------
+    kind : str
+        ``found``: it was there already. ``moving``: ``current`` of its bytes were read. ``copied``.
+    blob : str
+        What it is, as ``artifact 'model'``.
+    size, current : int
+        Bytes.
+    total : int
+        Bytes of all blobs of the package.
+    """
+
+    kind: Literal["found", "moving", "copied"]
+    blob: str
+    size: int
+    current: int
+    total: int
+
+
+OnProgress = Callable[[CopyEvent], None]
+
+
+def copy_package(
+    reference: str | os.PathLike[str],
+    root: str | os.PathLike[str],
+    *,
+    on_progress: OnProgress = lambda _: None,
+    jobs: int = 8,
+) -> str:
+    """Copy a package to another root and return its reference there.
+
+    Parameters
+    ----------
+    reference : str or path
+        The package.
+    root : str or path
+        Folder or URL under which packages are kept.
+    on_progress : callable
+        Told of every blob, by one thread at a time.
+    jobs : int
+        How many blobs move at once.
+
+    Raises
+    ------
+    ReferenceNotFound
+        When no package is there.
+    PackageError
+        When it is damaged; nothing damaged is written.
+    StorageError
+        When a root cannot be read or written. What arrived is not sent again by the next copy.
+    """
+    if jobs < 1:
+        raise OptionError(f"jobs: expected at least 1, got {jobs}")
+    package = open_package(reference)
+    target = PackageStore(root)
+    name = package_name(package.spec)
+    if target.storage.url(name) == package.reference:
+        return package.reference
+    # Whether there is such a root, said once and not by every blob.
+    target.storage.size(name)
+    _Copy(package, target, on_progress).run(jobs)
+    with _named("function.json"):
+        return target.write(package.spec)
+
+
+def blob_labels(spec: FunctionSpec) -> dict[str, str]:
+    """Return what each blob of a package is, by digest, as an error or a progress bar says it."""
+    labels = {ref.digest: f"wheel {name}" for name, ref in spec.environment.wheels.items()}
+    labels |= {ref.digest: f"artifact {name!r}" for name, ref in spec.artifacts.items()}
+    return {**labels, spec.code.digest: "code", spec.environment.lock.digest: "lock"}
+
+
+class _Stopped(Exception):
+    """Another blob failed, or the user said stop."""
+
+
+class _Copy:
+    """The blobs of one copy, under way."""
+
+    def __init__(self, package: Package, target: PackageStore, on_progress: OnProgress) -> None:
+        self._package = package
+        self._target = target
+        self._on_progress = on_progress
+        self._labels = blob_labels(package.spec)
+        self._total = sum(ref.size for ref in package.spec.blobs.values())
+        self._telling = threading.Lock()
+        self._stop = threading.Event()
+
+    def run(self, jobs: int) -> None:
+        # The largest first, so that no thread is left alone with it in the end.
+        refs = sorted(self._package.spec.blobs.values(), key=lambda ref: ref.size, reverse=True)
+        pool = ThreadPoolExecutor(min(jobs, len(refs)), thread_name_prefix=THREADS)
+        moving = [pool.submit(self._move, ref) for ref in refs]
+        try:
+            wait(moving, return_when=FIRST_EXCEPTION)
+        finally:
+            self._stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            started = [future for future in moving if not future.cancelled()]
+            if not wait(started, timeout=_GRACE).not_done:
+                pool.shutdown()
+        _raise_first(moving)
+
+    def _move(self, ref: BlobRef) -> None:
+        label = self._labels[ref.digest]
+        with _named(label):
+            if self._target.holds(ref):
+                self._tell("found", ref, ref.size)
+                return
+            if self._stop.is_set():
+                raise _Stopped
+            self._send(ref)
+        self._tell("copied", ref, ref.size)
+
+    def _send(self, ref: BlobRef) -> None:
+        path = self._package.store.blob_file(ref)
+
+        def on_read(current: int) -> None:
+            if self._stop.is_set():
+                raise _Stopped
+            self._tell("moving", ref, current)
+
+        with BufferedReader(_Watched(path, on_read), _CHUNK) as file:
+            self._target.storage.write(blob_name(ref), file)
+
+    def _tell(self, kind: Literal["found", "moving", "copied"], ref: BlobRef, current: int) -> None:
+        event = CopyEvent(
+            kind=kind,
+            blob=self._labels[ref.digest],
+            size=ref.size,
+            current=current,
+            total=self._total,
+        )
+        with self._telling:
+            self._on_progress(event)
+
+
+class _Watched(FileIO):
+    """A file that tells how far it was read."""
+
+    def __init__(self, path: Path, on_read: Callable[[int], None]) -> None:
+        super().__init__(path)
+        self._on_read = on_read
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = super().readinto(buffer)
+        self._on_read(self.tell())
+        return count or 0
+
+
+def _raise_first(futures: list[Future[None]]) -> None:
+    faults = [f.exception() for f in futures if f.done() and not f.cancelled()]
+    failed = [fault for fault in faults if fault is not None]
+    # What was stopped because another failed has nothing to tell.
+    for fault in sorted(failed, key=lambda fault: isinstance(fault, _Stopped)):
+        raise fault
+
+
+@contextmanager
+def _named(label: str) -> Iterator[None]:
+    """Say which blob failed, and that nothing is lost."""
+    try:
+        yield
+    except (StorageError, PackageError) as error:
+        again = "copy again: what has arrived is not sent again"
+        hint = f"{error.hint}; then {again}" if error.hint else again
+        raise type(error)(f"{label}: {error.message}", hint=hint) from error
