@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,9 +47,11 @@ def build_options(given: Mapping[str, Any]) -> BuildOptions:
     OptionError
         Naming the option and the value.
     """
+    from mfimage.image.reference import parse_tag
     from mfimage.image.settings import make_options, read_settings
 
-    return make_options(
+    to = given.get("cache_to")
+    made = make_options(
         settings=read_settings(Path.cwd()),
         target=given["target"],
         tags=given.get("tags", ()),
@@ -61,6 +64,17 @@ def build_options(given: Mapping[str, Any]) -> BuildOptions:
         secrets=given["secret"],
         index_url=given["index_url"],
         extra_index_urls=given["extra_index_url"],
+        ray_version=given["ray_version"],
+        parts=given["parts"],
+        builder=given.get("builder"),
+        output=given.get("output"),
+        compression=given.get("compression"),
+        compile=given.get("compile", False),
+    )
+    return replace(
+        made,
+        cache_from=tuple(parse_tag(t, field="cache-from") for t in given.get("cache_from", ())),
+        cache_to=parse_tag(to, field="cache-to") if to else None,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from mfimage.runtime.dispatch import Outcome
@@ -19,11 +19,19 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 Headers = Mapping[bytes, bytes]
 
-_JSON = (b"content-type", b"application/json")
+JSON_TYPE = (b"content-type", b"application/json")
 _PROBLEM = (b"content-type", MEDIA_TYPE.encode())
 _CLOSE = (b"connection", b"close")
 # Of characters that need no escape in a header or in JSON.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+def headers_of(given: Sequence[Header]) -> dict[bytes, bytes]:
+    """Return a request's headers; of several of one name the last, but all of ``Accept``."""
+    headers = dict(given)
+    if len(headers) != len(given) and b"accept" in headers:
+        headers[b"accept"] = b", ".join(value for name, value in given if name == b"accept")
+    return headers
 
 
 class Answers:
@@ -50,7 +58,13 @@ class Answers:
         return [(b"x-request-id", request_id.encode()), *self._last]
 
     async def send(
-        self, send: Send, outcome: Outcome, request_id: str, *, body: bool = True
+        self,
+        send: Send,
+        outcome: Outcome,
+        request_id: str,
+        *,
+        written: Sequence[Header] = (JSON_TYPE,),
+        body: bool = True,
     ) -> int:
         """Send a result or a problem; return the status.
 
@@ -59,14 +73,16 @@ class Answers:
         send : callable
             The request's.
         outcome : bytes or exception
-            JSON, or what went wrong.
+            A result, or what went wrong.
         request_id : str
             The request's id.
+        written : sequence of (name, value)
+            What says how a result is written; a problem is always JSON.
         body : bool
             False to answer HEAD.
         """
         if isinstance(outcome, bytes):
-            status, content, headers = 200, outcome, [_JSON]
+            status, content, headers = 200, outcome, [*written]
         else:
             problem = problem_of(outcome)
             status, content = problem.status, problem.body(request_id)

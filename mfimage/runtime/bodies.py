@@ -1,55 +1,23 @@
-"""Request bodies: what kind, how large, and one list -> its items."""
+"""Bodies: how large; one list -> its items, and what became of each -> one list."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from mfimage.errors import Fault, InputError
-from mfimage.runtime.dispatch import Gone
-from mfimage.runtime.problems import Problem
+from mfimage.errors import Fault, InputError, OutputError
+from mfimage.runtime.dispatch import Gone, Outcome
+from mfimage.runtime.problems import Problem, problem_of
+
+if TYPE_CHECKING:
+    from mfimage.runtime.wire import Wire
 
 Receive = Callable[[], Awaitable[Any]]
 
-# ``curl -d`` says "form" unless told otherwise, and nobody sends a form to a function.
-_MEDIA_TYPES = re.compile(
-    rb"(application/(json|[\w.+-]+\+json|x-www-form-urlencoded))?\s*"
-    rb"(;\s*charset=\"?(utf-?8|us-ascii)\"?\s*)?",
-    re.IGNORECASE,
-)
 _READ = json.JSONDecoder().raw_decode
 _SPACE = re.compile(r"[ \t\n\r]*")
-
-
-def check_type(headers: Mapping[bytes, bytes]) -> None:
-    """Refuse what says that it is no JSON.
-
-    Raises
-    ------
-    Problem
-        415.
-    """
-    kind = headers.get(b"content-type")
-    if (
-        kind is not None
-        and kind != b"application/json"
-        and not _MEDIA_TYPES.fullmatch(kind.strip())
-    ):
-        shown = kind.decode("latin-1")
-        raise Problem(
-            415,
-            f"expected application/json in UTF-8, got {shown}",
-            headers=[(b"accept-post", b"application/json")],
-        )
-    encoding = headers.get(b"content-encoding")
-    if encoding is not None and encoding.lower() != b"identity":
-        shown = encoding.decode("latin-1")
-        raise Problem(
-            415, f"expected a body that is not compressed, got {shown}",
-            headers=[(b"accept-encoding", b"identity")],
-        )  # fmt: skip
 
 
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive, most: int) -> bytes:
@@ -95,6 +63,12 @@ async def _read_rest(first: bytes, receive: Receive, most: int) -> bytes:
 def too_large(most: int) -> Problem:
     """Return the 413."""
     return Problem(413, f"expected a body of at most {most} bytes (MFIMAGE_MAX_BODY)")
+
+
+def read_list(wire: Wire, body: bytes) -> list[bytes]:
+    """Return the JSON bytes of each item of a list that came in another form."""
+    assert wire.many is not None
+    return split_list(wire.many.loads(body))
 
 
 def split_list(body: bytes) -> list[bytes]:
@@ -149,3 +123,36 @@ def _no_list(message: str) -> InputError:
 
 def _shown(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "...")
+
+
+def join_list(outcomes: Sequence[Outcome]) -> bytes:
+    """Return what became of each item, as a JSON list."""
+    return b"[%b]" % b",".join(map(_item, outcomes))
+
+
+def _item(outcome: Outcome) -> bytes:
+    if isinstance(outcome, bytes):
+        return b'{"result":%b}' % outcome
+    return b'{"error":%b}' % problem_of(outcome).body()
+
+
+def write_list(wire: Wire, outcomes: Sequence[Outcome]) -> tuple[Sequence[Outcome], bytes]:
+    """Return what became of each item, and that in another form.
+
+    A result that has no such form fails alone.
+    """
+    assert wire.many is not None
+    try:
+        return outcomes, wire.many.dumps(join_list(outcomes))
+    except OutputError:
+        written = [_written(wire, outcome) for outcome in outcomes]
+        return written, wire.many.dumps(join_list(written))
+
+
+def _written(wire: Wire, outcome: Outcome) -> Outcome:
+    if isinstance(outcome, bytes):
+        try:
+            wire.dumps(outcome)
+        except OutputError as error:
+            return error
+    return outcome

@@ -92,10 +92,11 @@ class CoroutineDispatcher:
 
     async def _call(self, job: Job) -> None:
         outcome: Outcome
+        way = job.crossing or self._fn
         try:
             async with self._limit:
-                record = self._fn.parse(job.payload)
-                outcome = self._fn.dump(await self._fn.ainvoke(record))
+                record = way.parse(job.payload)
+                outcome = way.dump(await self._fn.ainvoke(record))
         except BaseException as error:  # noqa: BLE001  (whatever it is, it is the answer)
             outcome = error
         self._mailbox.put(job, outcome)

@@ -1,6 +1,6 @@
 """From the server's loop to the function and back: jobs, and the two ways they are called.
 
-A job is one record's JSON bytes and a future of its outcome. Whatever turns bytes into a result
+A job is one record's bytes and a future of its outcome. Whatever turns bytes into a result
 (parse, call, dump) runs away from the server's loop, so that neither a slow function nor a large
 record holds up the health endpoints.
 """
@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-# A result's JSON bytes, or what went wrong instead.
+# A result's bytes, JSON unless the job says otherwise, or what went wrong instead.
 Outcome = bytes | BaseException
 
 
@@ -33,20 +33,24 @@ class Gone(Exception):
     """The client left."""
 
 
-class Runnable(Protocol):
-    """What a live function can do with bytes and records."""
+class Crossing(Protocol):
+    """How a record comes in and its result goes out."""
+
+    @property
+    def parse(self) -> Callable[[bytes], Any]:
+        """Bytes of one record -> the record."""
+
+    @property
+    def dump(self) -> Callable[[Any], bytes]:
+        """A result -> bytes."""
+
+
+class Runnable(Crossing, Protocol):
+    """What a live function can do with bytes, of JSON, and records."""
 
     @property
     def batch(self) -> bool:
         """Whether the function takes a list of records."""
-
-    @property
-    def parse(self) -> Callable[[bytes], Any]:
-        """JSON bytes of one record -> the record."""
-
-    @property
-    def dump(self) -> Callable[[Any], bytes]:
-        """A result -> JSON bytes."""
 
     def invoke(self, record: Any) -> Any:
         """Run it on one record."""
@@ -69,14 +73,23 @@ class Job:
         Of the outcome, on the server's loop. Once it is done nobody waits for the job.
     started : float
         ``time.monotonic()`` when the request came.
+    crossing : Crossing or None
+        How the record comes in and its result goes out; None for the function's own way, JSON.
     """
 
-    __slots__ = ("future", "payload", "receive", "started", "task", "watcher")
+    __slots__ = ("crossing", "future", "payload", "receive", "started", "task", "watcher")
 
-    def __init__(self, payload: bytes, future: asyncio.Future[Outcome], started: float) -> None:
+    def __init__(
+        self,
+        payload: bytes,
+        future: asyncio.Future[Outcome],
+        started: float,
+        crossing: Crossing | None = None,
+    ) -> None:
         self.payload = payload
         self.future = future
         self.started = started
+        self.crossing = crossing
         self.receive: Callable[[], Awaitable[Any]] | None = None
         self.watcher: asyncio.Task[None] | None = None
         self.task: asyncio.Task[None] | None = None
@@ -133,21 +146,28 @@ class Mailbox:
                 job.future.set_result(outcome)
 
 
-def call_one(fn: Runnable, payload: bytes) -> Outcome:
+def call_one(fn: Runnable, payload: bytes, crossing: Crossing | None = None) -> Outcome:
     """Run a function on one record's bytes."""
+    way = crossing or fn
     try:
-        return fn.dump(fn.invoke(fn.parse(payload)))
+        return way.dump(fn.invoke(way.parse(payload)))
     except BaseException as error:  # noqa: BLE001  (SystemExit must not end a thread silently)
         return error
 
 
-def call_many(fn: Runnable, payloads: Sequence[bytes]) -> list[Outcome]:
-    """Run a function on many records' bytes in one call; one that is bad fails alone."""
+def call_many(
+    fn: Runnable, payloads: Sequence[bytes], crossings: Sequence[Crossing | None] | None = None
+) -> list[Outcome]:
+    """Run a function on many records' bytes in one call; one that is bad fails alone.
+
+    Each record may come in and go out in a way of its own.
+    """
+    ways = [crossing or fn for crossing in crossings or [None] * len(payloads)]
     records: list[Any] = []
     refused: dict[int, BaseException] = {}
-    for index, payload in enumerate(payloads):
+    for index, (way, payload) in enumerate(zip(ways, payloads, strict=True)):
         try:
-            records.append(fn.parse(payload))
+            records.append(way.parse(payload))
         except BaseException as error:  # noqa: BLE001
             refused[index] = error
     try:
@@ -155,15 +175,15 @@ def call_many(fn: Runnable, payloads: Sequence[bytes]) -> list[Outcome]:
     except BaseException as error:  # noqa: BLE001
         return [refused.get(index, error) for index in range(len(payloads))]
     return [
-        refused[index] if index in refused else _dumped(fn, next(results))
-        for index in range(len(payloads))
+        refused[index] if index in refused else _dumped(way, next(results))
+        for index, way in enumerate(ways)
     ]
 
 
-def _dumped(fn: Runnable, result: Any) -> Outcome:
+def _dumped(way: Crossing, result: Any) -> Outcome:
     if isinstance(result, BaseException):
         return result
     try:
-        return fn.dump(result)
+        return way.dump(result)
     except BaseException as error:  # noqa: BLE001
         return error

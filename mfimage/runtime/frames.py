@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 _HEADER: Final = struct.Struct("<BxxxIQ")
@@ -23,8 +24,16 @@ RESULT: Final = 17  # one result
 FAILURE: Final = 18  # what was raised instead; see `mfimage.runtime.remote_errors`
 RESULTS: Final = 19  # results, one a line
 MIXED: Final = 20  # one a line: "+" and a result, or "-" and what was raised
+ARRAY: Final = 22  # results, as one JSON array
 
-_KINDS: Final = frozenset((START, CALL, BATCH, READY, RESULT, FAILURE, RESULTS, MIXED))
+# From a Ray actor beside these: the process that ran the function ended; what is said of that.
+DIED: Final = 21
+PARTS: Final = 23  # the answers to several batches, each with its kind and length; see `join_parts`
+
+_KINDS: Final = frozenset((START, CALL, BATCH, READY, RESULT, FAILURE, RESULTS, MIXED, ARRAY))
+
+
+_PART: Final = struct.Struct("<BQ")
 
 
 class ProtocolError(OSError):
@@ -96,3 +105,18 @@ def _receive_rest(sock: socket.socket, first: bytes, length: int) -> bytes:
         parts.append(sock.recv(missing, socket.MSG_WAITALL))
         missing -= len(parts[-1])
     return b"".join(parts)
+
+
+def join_parts(parts: Iterable[tuple[int, bytes]]) -> bytes:
+    """Return the payload of ``PARTS``."""
+    return b"".join(_PART.pack(kind, len(payload)) + payload for kind, payload in parts)
+
+
+def split_parts(payload: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield what ``join_parts`` joined."""
+    place = 0
+    while place < len(payload):
+        kind, length = _PART.unpack_from(payload, place)
+        place += _PART.size
+        yield kind, payload[place : place + length]
+        place += length

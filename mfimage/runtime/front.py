@@ -12,17 +12,29 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime import bodies
-from mfimage.runtime.answers import Answers, App, Headers, Message, Receive, Scope, Send
+from mfimage.runtime.answers import (
+    JSON_TYPE,
+    Answers,
+    App,
+    Header,
+    Headers,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    headers_of,
+)
 from mfimage.runtime.dispatch import Dispatcher, Gone, Outcome
 from mfimage.runtime.inflight import InFlight
 from mfimage.runtime.logs import AccessLog, request_members
 from mfimage.runtime.metrics import Meter, Metrics
+from mfimage.runtime.negotiation import Speech
 from mfimage.runtime.problems import Problem, problem_of, unavailable
 from mfimage.runtime.settings import Settings
+from mfimage.runtime.wire import Wire
 
 # Splitting a list larger than this is done in a thread.
 _LARGE = 64 * 1024
@@ -33,11 +45,15 @@ _STOPPING = "the server is shutting down"
 log = logging.getLogger("mfimage.serving")
 
 
-class Exchange(NamedTuple):
-    """What is known of a request from its start."""
+class Exchange:
+    """What is known of a request from its start, and how a result is to be written."""
 
-    started: float
-    request_id: str
+    __slots__ = ("request_id", "started", "written")
+
+    def __init__(self, started: float, request_id: str) -> None:
+        self.started = started
+        self.request_id = request_id
+        self.written: Sequence[Header] = (JSON_TYPE,)
 
 
 Handle = Callable[[Headers, Receive, Exchange], Awaitable[Outcome]]
@@ -64,6 +80,7 @@ class Front:
     draining: bool = field(init=False, default=False)
     _answers: Answers = field(init=False, default_factory=Answers)
     _dispatcher: Dispatcher | None = field(init=False, default=None)
+    _speech: Speech | None = field(init=False, default=None)
     _pages: App | None = field(init=False, default=None)
     _pages_made: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
@@ -79,9 +96,10 @@ class Front:
             route = self._routes.get(scope["path"])
             await (route or self._other)(scope, receive, send)
 
-    def start(self, dispatcher: Dispatcher) -> None:
+    def start(self, dispatcher: Dispatcher, speech: Speech) -> None:
         """Become ready."""
         self._dispatcher = dispatcher
+        self._speech = speech
         self.inflight = InFlight(self.loop, dispatcher, self.settings.timeout)
         self.metrics.ready(is_ready=not self.draining)
 
@@ -117,22 +135,39 @@ class Front:
         return inflight
 
     async def _record(self, headers: Headers, receive: Receive, exchange: Exchange) -> Outcome:
-        bodies.check_type(headers)
+        if self._speech is None:
+            raise unavailable(_LOADING)
+        terms = self._speech.record.agree(headers)
+        exchange.written = terms.headers
         body = await bodies.read_body(headers, receive, self.settings.max_body)
-        return await self._way().run(body, receive, exchange.started)
+        return await self._way().run(body, receive, exchange.started, terms.crossing)
 
     async def _batch(self, headers: Headers, receive: Receive, exchange: Exchange) -> Outcome:
-        bodies.check_type(headers)
+        if self._speech is None:
+            raise unavailable(_LOADING)
+        terms = self._speech.batch.agree(headers)
+        exchange.written = terms.headers
         body = await bodies.read_body(headers, receive, self.settings.max_body)
         way = self._way()
-        if len(body) > _LARGE:
-            payloads = await self.loop.run_in_executor(None, bodies.split_list, body)
-        else:
-            payloads = bodies.split_list(body)
+        payloads = await self._items(terms.reader, body)
         at_once = self.settings.max_batch
+        outcomes: Sequence[Outcome]
         outcomes = await way.run_many(payloads, receive, exchange.started, at_once=at_once)
+        if terms.writer is None:
+            answer = bodies.join_list(outcomes)
+        else:
+            write = self.loop.run_in_executor(None, bodies.write_list, terms.writer, outcomes)
+            outcomes, answer = await write
         self._log_failed_items(outcomes, exchange.request_id)
-        return b"[%b]" % b",".join(map(_item, outcomes))
+        return answer
+
+    async def _items(self, reader: Wire | None, body: bytes) -> list[bytes]:
+        """Return the JSON bytes of each record of a list."""
+        if reader is not None:
+            return await self.loop.run_in_executor(None, bodies.read_list, reader, body)
+        if len(body) > _LARGE:
+            return await self.loop.run_in_executor(None, bodies.split_list, body)
+        return bodies.split_list(body)
 
     def _log_failed_items(self, outcomes: Sequence[Outcome], request_id: str) -> None:
         failed = [item for item in outcomes if not isinstance(item, bytes)]
@@ -167,7 +202,7 @@ class Front:
                 await otherwise(scope, receive, send)
                 return
             started = time.monotonic()
-            headers = dict(scope["headers"])
+            headers = headers_of(scope["headers"])
             request_id = answers.request_id(headers)
             status = _LEFT
             meter.begin()
@@ -175,7 +210,7 @@ class Front:
                 exchange = Exchange(started, request_id)
                 outcome = await outcome_of(handle, headers, receive, exchange)
                 if not isinstance(outcome, Gone):
-                    status = await answers.send(send, outcome, request_id)
+                    status = await answers.send(send, outcome, request_id, written=exchange.written)
             finally:
                 seconds = time.monotonic() - started
                 meter.end(status, seconds)
@@ -234,12 +269,6 @@ class Front:
 
         await self._pages(scope, receive, send_on)
         return status
-
-
-def _item(outcome: Outcome) -> bytes:
-    if isinstance(outcome, bytes):
-        return b'{"result":%b}' % outcome
-    return b'{"error":%b}' % problem_of(outcome).body()
 
 
 def _not_allowed(method: str) -> Problem:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from mfimage.runtime.dispatch import Dispatcher, Expired, Gone, Job, Outcome, Stopping
+from mfimage.runtime.dispatch import Crossing, Dispatcher, Expired, Gone, Job, Outcome, Stopping
 
 Receive = Callable[[], Awaitable[Any]]
 
@@ -46,7 +46,9 @@ class InFlight:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    async def run(self, payload: bytes, receive: Receive, started: float) -> Outcome:
+    async def run(
+        self, payload: bytes, receive: Receive, started: float, crossing: Crossing | None = None
+    ) -> Outcome:
         """Return the outcome of one record.
 
         Parameters
@@ -57,8 +59,10 @@ class InFlight:
             The request's; it tells when the client leaves.
         started : float
             ``time.monotonic()`` when the request came.
+        crossing : Crossing, optional
+            How the record comes in and its result goes out, if not as JSON.
         """
-        job = self._start(payload, started)
+        job = self._start(payload, started, crossing)
         job.receive = receive
         try:
             return await job.future
@@ -107,8 +111,8 @@ class InFlight:
         for job in self._jobs:
             self._end(job, Stopping())
 
-    def _start(self, payload: bytes, started: float) -> Job:
-        job = Job(payload, self._loop.create_future(), started)
+    def _start(self, payload: bytes, started: float, crossing: Crossing | None = None) -> Job:
+        job = Job(payload, self._loop.create_future(), started, crossing)
         self._jobs[job] = None
         if not self._ticking:
             self._ticking = True

@@ -8,18 +8,22 @@ import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mfimage.errors import Fault, OutputError, PackageError
 from mfimage.function.decorator import DecoratedFunction
+from mfimage.function.json_values import plain
+from mfimage.function.many import Many
 from mfimage.function.parameters import FunctionParameters, lazy_parameters
 from mfimage.function.schema import RESULT
-from mfimage.function.serializers import plain
 from mfimage.package.parse import parse_spec
 from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec
 from mfimage.runtime.artifacts import load_artifact
 from mfimage.runtime.coroutines import LoopThread
 from mfimage.runtime.modules import CodeSpace
+
+if TYPE_CHECKING:
+    from mfimage.runtime.wire import Wire
 
 ReadBlob = Callable[[BlobRef], bytes]
 
@@ -57,6 +61,11 @@ class LiveFunction:
         self.accept_json = self._schema.accept_json
         self.dump = self._schema.dump
 
+    @functools.cached_property
+    def many(self) -> Many:
+        """How many records at once come in and go out."""
+        return Many(self._schema)
+
     @property
     def name(self) -> str:
         """The function's name."""
@@ -81,6 +90,12 @@ class LiveFunction:
     def output_schema(self) -> Mapping[str, Any]:
         """JSON Schema of one result."""
         return self.spec.output_schema
+
+    def speaks(self) -> Mapping[str, Wire]:
+        """Return the forms beside JSON that records and results have, by media type."""
+        from mfimage.runtime.wire import wires_of
+
+        return wires_of(self.spec, data=self.data)
 
     def __call__(self, record: Any) -> Any:
         """Return the JSON value of the function's result for one record.

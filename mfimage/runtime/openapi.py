@@ -6,9 +6,9 @@ The two ``POST`` operations stand here for their documentation only; ``front.py`
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
@@ -19,7 +19,8 @@ from mfimage import __version__
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.exposition import render
 from mfimage.runtime.metrics import Board
-from mfimage.runtime.problems import MEDIA_TYPE, Problem
+from mfimage.runtime.problems import MEDIA_TYPE, PROBLEM_SCHEMA, Problem
+from mfimage.runtime.wire import Wire
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -27,39 +28,28 @@ _COMPONENTS = "#/components/schemas/"
 _DEFINITIONS = "#/$defs/"
 _OWN_SCHEMAS = ("About", "Problem", "Record", "Result", "Status")
 _WRONG = {
+    406: "`Accept` asks for none of the media types of the response.",
     413: "The body is larger than `MFIMAGE_MAX_BODY`.",
-    415: "The body is not `application/json`.",
-    422: "The body is not JSON or does not fit; `errors` says where.",
+    415: "The body's media type is none of those of the request.",
+    422: "The body is not what its media type says, or does not fit; `errors` says where.",
     500: "The function failed. The log has the reason under the request's id.",
     503: "The function is still loading, the server is shutting down, or too many requests wait.",
     504: "No answer within `MFIMAGE_TIMEOUT`.",
 }
-_PROBLEM_SCHEMA = {
-    "type": "object",
-    "title": "Problem",
-    "description": "A problem document (RFC 9457).",
-    "required": ["type", "title", "status", "detail"],
-    "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-        "errors": {
-            "type": "array",
-            "description": "Each place that does not fit.",
-            "items": {
-                "type": "object",
-                "required": ["path", "message"],
-                "properties": {"path": {"type": "string"}, "message": {"type": "string"}},
-            },
-        },
-        "request_id": {"type": "string"},
-    },
-}
 
 
-def build_pages(spec: FunctionSpec, board: Board) -> FastAPI:
-    """Return the app that answers everything but records and health."""
+def build_pages(spec: FunctionSpec, board: Board, wires: Mapping[str, Wire]) -> FastAPI:
+    """Return the app that answers everything but records and health.
+
+    Parameters
+    ----------
+    spec : FunctionSpec
+        The function.
+    board : Board
+        What was counted.
+    wires : mapping of str to Wire
+        What is spoken beside JSON, by media type.
+    """
     app = FastAPI(
         title=spec.name,
         version=spec.digest.removeprefix("sha256:")[:12],
@@ -67,7 +57,7 @@ def build_pages(spec: FunctionSpec, board: Board) -> FastAPI:
         redirect_slashes=False,
     )
     _add_pages(app, spec, board)
-    _document(app, spec)
+    _document(app, spec, wires)
     app.add_exception_handler(HTTPException, _problem)
     app.add_exception_handler(Exception, _failure)
     return app
@@ -126,12 +116,13 @@ class _Operation:
     answer_is: str
 
 
-def _document(app: FastAPI, spec: FunctionSpec) -> None:
+def _document(app: FastAPI, spec: FunctionSpec, wires: Mapping[str, Wire]) -> None:
     """Add the function's two operations, and the schemas they speak of."""
     schemas = Schemas()
     problems: Responses = {status: _problem_response(text) for status, text in _WRONG.items()}
-    for operation in _operations(spec, schemas):
-        answer = {"description": operation.answer_is, "content": operation.answer}
+    operations = list(_operations(spec, schemas, wires))
+    for operation in operations:
+        answer: dict[str, Any] = {"description": operation.answer_is}
         app.add_api_route(
             operation.path,
             _answered_before,
@@ -142,7 +133,7 @@ def _document(app: FastAPI, spec: FunctionSpec) -> None:
             description=spec.description,
             tags=["function"],
             responses={200: answer, **problems},
-            openapi_extra={"requestBody": {"required": True, "content": operation.record}},
+            openapi_extra={"requestBody": {"required": True, "content": {}}},
         )
 
     def openapi() -> dict[str, Any]:
@@ -155,16 +146,23 @@ def _document(app: FastAPI, spec: FunctionSpec) -> None:
             )
             components = document.setdefault("components", {}).setdefault("schemas", {})
             components.update(schemas.components)
+            # Behind FastAPI's back, which drops every null: of examples, and Avro's defaults.
+            for operation in operations:
+                post = document["paths"][operation.path]["post"]
+                post["requestBody"]["content"] = operation.record
+                post["responses"]["200"]["content"] = operation.answer
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI documents it
 
 
-def _operations(spec: FunctionSpec, schemas: Schemas) -> Iterator[_Operation]:
+def _operations(
+    spec: FunctionSpec, schemas: Schemas, wires: Mapping[str, Wire]
+) -> Iterator[_Operation]:
     record = schemas.add("Record", spec.input_schema)
     result = schemas.add("Result", spec.output_schema)
-    schemas.components["Problem"] = _PROBLEM_SCHEMA
+    schemas.components["Problem"] = PROBLEM_SCHEMA
     summary = (spec.description.strip().splitlines() or [spec.name])[0].rstrip(".")
     inputs = [example.input for example in spec.examples]
     outputs = [example.output for example in spec.examples]
@@ -172,10 +170,11 @@ def _operations(spec: FunctionSpec, schemas: Schemas) -> Iterator[_Operation]:
         path=f"/{spec.name}",
         name=spec.name,
         summary=summary,
-        record=_json(record, inputs),
-        answer=_json(result, outputs),
+        record=_json(record, inputs) | _others(wires.values(), "input"),
+        answer=_json(result, outputs) | _others(wires.values(), "output"),
         answer_is="The result.",
     )
+    lists = [wire.many for wire in wires.values() if wire.many is not None]
     alternatives = (("result", result), ("error", {"$ref": _COMPONENTS + "Problem"}))
     item = {
         "oneOf": [
@@ -187,11 +186,13 @@ def _operations(spec: FunctionSpec, schemas: Schemas) -> Iterator[_Operation]:
         path=f"/{spec.name}/batch",
         name=f"{spec.name}_batch",
         summary=f"{summary} for a list of records",
-        record=_json({"type": "array", "items": record}, [inputs] if inputs else []),
+        record=_json({"type": "array", "items": record}, [inputs] if inputs else [])
+        | _others(lists, "input"),
         answer=_json(
             {"type": "array", "items": item},
             [[{"result": output} for output in outputs]] if outputs else [],
-        ),
+        )
+        | _others(lists, "output"),
         answer_is="For each record, in order, its result or its error.",
     )
 
@@ -205,6 +206,18 @@ def _json(schema: Mapping[str, Any], examples: Sequence[Any]) -> dict[str, Any]:
     if examples:
         media["examples"] = {f"example {n}": {"value": v} for n, v in enumerate(examples, 1)}
     return {"application/json": media}
+
+
+def _others(wires: Iterable[Wire], side: Literal["input", "output"]) -> dict[str, Any]:
+    """Document media types that are no JSON; each one's own schema, in which no OpenAPI is."""
+    return {
+        wire.media_type: {
+            # A body that is no JSON has no type: the media type says all (OpenAPI 3.1).
+            "schema": {"contentMediaType": wire.media_type},
+            f"x-{wire.serializer.name}-schema": wire.input if side == "input" else wire.output,
+        }
+        for wire in wires
+    }
 
 
 def _problem_response(description: str) -> dict[str, Any]:

@@ -6,52 +6,79 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from mfimage.errors import MfimageError
+from mfimage.errors import MfimageError, RecordError
 
 if TYPE_CHECKING:
     from mfimage.runtime.loader import LiveFunction
-
-# Another processor rounds differently; that is no other answer.
-_RELATIVE, _ABSOLUTE = 1e-6, 1e-9
+    from mfimage.runtime.record_files import RecordSink
 
 
-class RecordFailed(MfimageError):
-    """A record of a stream could not be answered."""
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far floating-point numbers may be apart: another processor rounds differently.
+
+    Attributes
+    ----------
+    relative : float
+        Of the larger of the two.
+    absolute : float
+        However small they are.
+    """
+
+    relative: float = 1e-6
+    absolute: float = 1e-9
+
+    def allows(self, expected: float, found: float) -> bool:
+        """Tell whether one will do for the other."""
+        return math.isclose(expected, found, rel_tol=self.relative, abs_tol=self.absolute)
 
 
-def call(fn: LiveFunction, lines: Iterable[bytes], out: IO[bytes]) -> None:
-    """Answer each line of JSON with one line of JSON, at once and in order.
+DEFAULT_TOLERANCE = Tolerance()
+
+
+def call(
+    fn: LiveFunction,
+    records: Iterable[tuple[int, bytes]],
+    sink: RecordSink,
+    *,
+    unit: str = "line",
+) -> None:
+    """Answer each record, at once and in order.
 
     Parameters
     ----------
     fn : LiveFunction
         The function.
-    lines : iterable of bytes
-        One record each; empty lines are passed over.
-    out : binary file
+    records : iterable of (int, bytes)
+        Records as JSON, with their numbers.
+    sink : RecordSink
         Where results go.
+    unit : str
+        What the numbers count.
 
     Raises
     ------
-    RecordFailed
+    RecordError
         At the first record that fails; all results before it are written.
     """
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, payload in records:
         try:
-            result = fn.dump(fn.invoke(fn.parse(line)))
-        except MfimageError as error:
-            raise RecordFailed(f"line {number}: {error}", hint=error.hint) from error
+            result = fn.dump(fn.invoke(fn.parse(payload)))
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise RecordFailed(f"line {number}: {fn.name} failed: {reason}") from error
-        out.write(result + b"\n")
-        out.flush()
+            raise failed(fn.name, f"{unit} {number}", error) from error
+        sink.append_json(result)
+        sink.flush()
+
+
+def failed(name: str, place: str, error: Exception) -> RecordError:
+    """Return the error that says which record of the function ``name`` failed, and why."""
+    if isinstance(error, MfimageError):
+        return RecordError(f"{place}: {error}", hint=error.hint)
+    return RecordError(f"{place}: {name} failed: {type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +103,8 @@ class Difference:
         return f"example {self.example}: {self.path}: {self.message}"
 
 
-def replay(fn: LiveFunction) -> Iterator[Difference]:
-    """Run every recorded example and yield where results differ.
-
-    Floating-point numbers may differ by a millionth: processors round differently.
-    """
+def replay(fn: LiveFunction, tolerance: Tolerance = DEFAULT_TOLERANCE) -> Iterator[Difference]:
+    """Run every recorded example and yield where results differ."""
     for index, example in enumerate(fn.spec.examples):
         try:
             payload = json.dumps(example.input).encode()
@@ -89,11 +113,18 @@ def replay(fn: LiveFunction) -> Iterator[Difference]:
             message = f"failed: {type(error).__name__}: {error}"
             yield Difference(example=index, path="result", message=message)
             continue
-        for path, message in _differences(example.output, result, "result"):
+        for path, message in differences(example.output, result, tolerance):
             yield Difference(example=index, path=path, message=message)
 
 
-def _differences(expected: Any, found: Any, path: str) -> Iterator[tuple[str, str]]:
+def differences(
+    expected: Any,
+    found: Any,
+    tolerance: Tolerance = DEFAULT_TOLERANCE,
+    *,
+    path: str = "result",
+) -> Iterator[tuple[str, str]]:
+    """Yield the path and a message for each place where two JSON values differ."""
     if isinstance(expected, dict) and isinstance(found, dict):
         for key in {**expected, **found}:
             where = f"{path}[{json.dumps(key, ensure_ascii=False)}]"
@@ -102,20 +133,20 @@ def _differences(expected: Any, found: Any, path: str) -> Iterator[tuple[str, st
             elif key not in expected:
                 yield where, "not recorded"
             else:
-                yield from _differences(expected[key], found[key], where)
+                yield from differences(expected[key], found[key], tolerance, path=where)
     elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
         for index, pair in enumerate(zip(expected, found, strict=True)):
-            yield from _differences(*pair, f"{path}[{index}]")
-    elif not _same(expected, found):
+            yield from differences(*pair, tolerance, path=f"{path}[{index}]")
+    elif not _same(expected, found, tolerance):
         yield path, f"expected {_shown(expected)}, got {_shown(found)}"
 
 
-def _same(expected: Any, found: Any) -> bool:
+def _same(expected: Any, found: Any, tolerance: Tolerance) -> bool:
     numbers = (int, float)
     if type(expected) in numbers and type(found) in numbers and float in (
         type(expected), type(found),
     ):  # fmt: skip
-        return math.isclose(expected, found, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
+        return tolerance.allows(expected, found)
     return type(expected) is type(found) and bool(expected == found)
 
 
@@ -124,8 +155,8 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def report(fn: LiveFunction, differences: Iterable[Difference]) -> bytes:
+def report(fn: LiveFunction, found: Iterable[Difference]) -> bytes:
     """Return the outcome of a replay as one line of JSON."""
-    found = [vars(difference) for difference in differences]
+    differing = [vars(difference) for difference in found]
     summary = {"name": fn.name, "digest": fn.digest, "examples": len(fn.spec.examples)}
-    return orjson.dumps({**summary, "differences": found}) + b"\n"
+    return orjson.dumps({**summary, "differences": differing}) + b"\n"

@@ -31,6 +31,7 @@ from mfimage.runtime.front import Front
 from mfimage.runtime.http_server import Server, open_socket
 from mfimage.runtime.layout import FUNCTION_JSON
 from mfimage.runtime.metrics import Board, Metrics
+from mfimage.runtime.negotiation import Speech
 from mfimage.runtime.settings import Settings
 from mfimage.runtime.threads import DEFAULT_THREADS, ThreadDispatcher, ThreadOptions
 
@@ -122,11 +123,12 @@ class Process:
         # once a second under load, made every request wait 70 ms, with scikit-learn imported.
         gc.disable()
         try:
-            fn = _load_whole(self._folder)
-            self._call(self._start, fn, time.monotonic() - started)
+            fn = load_whole(self._folder)
+            wires = fn.speaks()
+            self._call(self._start, fn, Speech.of(fn, wires), time.monotonic() - started)
             from mfimage.runtime.openapi import build_pages
 
-            self._call(self._front.show, build_pages(fn.spec, self._metrics.board))
+            self._call(self._front.show, build_pages(fn.spec, self._metrics.board, wires))
             gc.collect()
             gc.freeze()
             gc.enable()
@@ -137,12 +139,12 @@ class Process:
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(callback, *args)
 
-    def _start(self, fn: LiveFunction, seconds: float) -> None:
+    def _start(self, fn: LiveFunction, speech: Speech, seconds: float) -> None:
         self._fn = fn
         self._dispatcher = dispatcher_for(
             fn, self._settings, loop=self._loop, on_batch=self._metrics.count_batch
         )
-        self._front.start(self._dispatcher)
+        self._front.start(self._dispatcher, speech)
         self._loaded.set()
         extra = {"function": fn.name, "digest": fn.digest, "seconds": round(seconds, 3)}
         log.info("ready: POST /%s", fn.name, extra=extra)
@@ -213,7 +215,7 @@ def read_spec(folder: Path) -> FunctionSpec:
     return parse_spec(data, where=str(path))
 
 
-def _load_whole(folder: Path) -> LiveFunction:
+def load_whole(folder: Path) -> LiveFunction:
     """Load a function and all that it will read, so that "ready" means it."""
     from mfimage.runtime.loader import load_folder
 

@@ -182,7 +182,7 @@ class ThreadDispatcher:
             if now - woken > _WAKE_EVERY:
                 mailbox.wake()
                 woken = now
-            mailbox.put(job, call_one(fn, job.payload))
+            mailbox.put(job, call_one(fn, job.payload, job.crossing))
         mailbox.wake()
         self._threads.discard(threading.current_thread())
 
@@ -200,7 +200,8 @@ class ThreadDispatcher:
             if jobs:
                 self._taken = time.monotonic()
                 self._on_batch(len(jobs))
-                outcomes = call_many(self._fn, [job.payload for job in jobs])
+                payloads = [job.payload for job in jobs]
+                outcomes = call_many(self._fn, payloads, [job.crossing for job in jobs])
                 for job, outcome in zip(jobs, outcomes, strict=True):
                     self._mailbox.put(job, outcome)
                 self._mailbox.wake()

@@ -15,13 +15,14 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
 from mfimage.package.parse import parse_spec
 from mfimage.runtime.frames import (
+    ARRAY,
     BATCH,
     FAILURE,
     MIXED,
@@ -69,7 +70,7 @@ def _open(control: int) -> socket.socket:
 def _start(sock: socket.socket) -> LiveFunction | None:
     """Load what the first message says; tell the caller that it is done, or what went wrong."""
     config = json.loads(receive_frame(sock).payload)
-    _show_logs(config["log_level"])
+    show_logs(config["log_level"])
     try:
         spec = parse_spec(config["spec"].encode(), where=config["reference"])
         read_blob = functools.partial(read_verified, Path(config["blobs"]))
@@ -81,7 +82,7 @@ def _start(sock: socket.socket) -> LiveFunction | None:
     return live
 
 
-def _show_logs(level: int) -> None:
+def show_logs(level: int) -> None:
     """Let logs that nobody handles reach stderr, as far as the caller wants to see any.
 
     No handler is added: the function may well call ``logging.basicConfig`` itself.
@@ -96,8 +97,7 @@ def _serve(sock: socket.socket, live: LiveFunction) -> None:
     while True:
         frame = receive_frame(sock)
         began = perf_counter_ns()
-        answer = _batch if frame.kind == BATCH else _call
-        kind, payload = answer(live, frame.payload)
+        kind, payload = answer(live, frame.kind, frame.payload)
         _flush()
         rest = send_frame(sock, kind, payload, (perf_counter_ns() - began) // 1000)
         if rest:
@@ -111,6 +111,11 @@ def _flush() -> None:
         sys.stdout.flush()
 
 
+def answer(live: LiveFunction, kind: int, payload: bytes) -> tuple[int, bytes]:
+    """Return the answer to a ``CALL`` or a ``BATCH``: a kind of frame, and its payload."""
+    return _batch(live, payload) if kind == BATCH else _call(live, payload)
+
+
 def _call(live: LiveFunction, payload: bytes) -> tuple[int, bytes]:
     try:
         return RESULT, live.dump(live.invoke(live.accept_json(payload)))
@@ -119,9 +124,13 @@ def _call(live: LiveFunction, payload: bytes) -> tuple[int, bytes]:
 
 
 def _batch(live: LiveFunction, payload: bytes) -> tuple[int, bytes]:
-    records = payload.split(b"\n")
     failed: dict[int, bytes] = {}
-    answers = _many(live, records, failed) if live.batch else _each(live, records, failed)
+    if live.batch:
+        answers = _many(live, payload, failed)
+    else:
+        answers = _each(live, payload.split(b"\n"), failed)
+    if isinstance(answers, bytes):
+        return ARRAY, answers
     if not failed:
         return RESULTS, b"\n".join(answers)
     lines = (
@@ -143,12 +152,23 @@ def _each(live: LiveFunction, records: list[bytes], failed: dict[int, bytes]) ->
     return answers
 
 
-def _many(live: LiveFunction, records: list[bytes], failed: dict[int, bytes]) -> list[bytes]:
-    places: list[Any] = [_try(live.accept_json, record) for record in records]
-    good = [index for index, place in enumerate(places) if not isinstance(place, BaseException)]
-    outputs: Any = _try(live.invoke_many, [places[index] for index in good]) if good else []
+def _many(live: LiveFunction, payload: bytes, failed: dict[int, bytes]) -> list[bytes] | bytes:
+    """Return the results one by one, or as one array when nothing is amiss."""
+    records = live.many.accept(payload)
+    if records is not None:
+        good: Sequence[int] = range(len(records))
+        places: list[Any] = records
+    else:
+        places = [_try(live.accept_json, record) for record in payload.split(b"\n")]
+        good = [index for index, place in enumerate(places) if not isinstance(place, BaseException)]
+        records = [places[index] for index in good]
+    outputs: Any = _try(live.invoke_many, records) if good else []
     if isinstance(outputs, BaseException):
         outputs = [outputs] * len(good)
+    elif len(good) == len(places) and not any(isinstance(each, Exception) for each in outputs):
+        array = live.many.dump(outputs)
+        if array is not None:
+            return array
     for index, output in zip(good, outputs, strict=True):
         places[index] = output if isinstance(output, BaseException) else _try(live.dump, output)
     for index, place in enumerate(places):

@@ -13,6 +13,7 @@ from mfimage.runtime.front import Front
 from mfimage.runtime.loader import LiveFunction
 from mfimage.runtime.logs import AccessLog, Out
 from mfimage.runtime.metrics import Board, Metrics
+from mfimage.runtime.negotiation import Speech
 from mfimage.runtime.openapi import build_pages
 from mfimage.runtime.serving import dispatcher_for
 from mfimage.runtime.settings import Settings
@@ -57,8 +58,9 @@ async def served(fn: LiveFunction, *, load: bool = True, **given: Any) -> AsyncI
     if load:
         loop = asyncio.get_running_loop()
         dispatcher = dispatcher_for(fn, settings, loop=loop, on_batch=it.metrics.count_batch)
-        it.front.start(dispatcher)
-        it.front.show(build_pages(fn.spec, it.board))
+        wires = fn.speaks()
+        it.front.start(dispatcher, Speech.of(fn, wires))
+        it.front.show(build_pages(fn.spec, it.board, wires))
     try:
         yield it
     finally:

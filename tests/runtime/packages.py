@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mfimage.capture.avro import given_schemas
 from mfimage.function.decorator import DecoratedFunction, json_function
 from mfimage.function.parameters import FunctionParameters
 from mfimage.package.spec import (
@@ -41,8 +42,10 @@ def make_spec(
     artifacts: Mapping[str, ArtifactRef] | None = None,
 ) -> FunctionSpec:
     schema = function.signature.schema
+    input_schema, output_schema = schema.input_schema(), schema.output_schema()
     return FunctionSpec(
         name=function.__name__,
+        kind=function.kind,
         entrypoint=entrypoint,
         task="Flow/1/train/2",
         code=NOTHING,
@@ -52,8 +55,9 @@ def make_spec(
         lineage=Lineage(flow="Flow", run="1", step="train", task="2"),
         batch=function.signature.batch,
         description=inspect.getdoc(function) or "",
-        input_schema=schema.input_schema(),
-        output_schema=schema.output_schema(),
+        input_schema=input_schema,
+        output_schema=output_schema,
+        schemas=given_schemas(function, input_schema, output_schema),
         parameter_schema={"required": sorted(artifacts or ())},
         examples=tuple(Example(input=given, output=output) for given, output in examples),
         artifacts=artifacts or {},

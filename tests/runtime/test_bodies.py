@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mfimage.errors import InputError
-from mfimage.runtime.bodies import check_type, read_body, split_list
+from mfimage.runtime.bodies import read_body, split_list
 from mfimage.runtime.dispatch import Gone
 from mfimage.runtime.problems import Problem
 
@@ -56,37 +56,6 @@ def test_any_bytes_are_split_or_refused(body: bytes) -> None:
 def test_what_is_no_list_is_refused(body: bytes, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         split_list(body)
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        b"application/json",
-        b"Application/JSON; charset=UTF-8",
-        b'application/json;charset="utf-8"',
-        b"application/problem+json",
-        b"application/x-www-form-urlencoded",
-    ],
-)
-def test_json_is_taken(kind: bytes) -> None:
-    check_type({b"content-type": kind})
-    check_type({})
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {b"content-type": b"text/plain"},
-        {b"content-type": b"multipart/form-data; boundary=x"},
-        {b"content-type": b"application/json; charset=latin-1"},
-        {b"content-type": b"application/jsonp"},
-        {b"content-encoding": b"gzip"},
-    ],
-)
-def test_another_type_is_refused(headers: dict[bytes, bytes]) -> None:
-    with pytest.raises(Problem) as caught:
-        check_type(headers)
-    assert caught.value.status == 415
 
 
 def read(messages: list[dict[str, Any]], most: int, **headers: bytes) -> bytes:

@@ -140,7 +140,7 @@ def test_what_cannot_be_answered_is_a_problem_document() -> None:
             assert problem(await it.post("/greet", parts()))["status"] == 413
             kind = await it.post("/greet", json.dumps(GOOD), **{"Content-Type": "text/csv"})
             assert problem(kind)["status"] == 415
-            assert kind.headers["accept-post"] == "application/json"
+            assert kind.headers["accept-post"].split(", ")[0] == "application/json"
             for path in ("/greet/", "/nothing", "/greet/batch/x"):
                 assert problem(await it.post(path, "1"))["status"] == 404
             wrong = await it.client.get("/greet")

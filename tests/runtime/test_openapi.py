@@ -7,16 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import fastavro
 import pytest
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
-from mfimage.function.decorator import json_function
+from mfimage.function.decorator import avro_function, json_function
 from mfimage.function.parameters import FunctionParameters
 from mfimage.runtime.metrics import Board
 from mfimage.runtime.openapi import Schemas, build_pages
+from mfimage.runtime.wire import wires_of
 from tests.runtime.packages import make_spec
 
+AVRO = "application/avro"
 GOLDEN = Path(__file__).with_name("openapi.json")
 
 
@@ -81,7 +84,7 @@ def resolve(document: Any, reference: str) -> Any:
 
 def test_the_document_is_the_recorded_one() -> None:
     spec = make_spec(locate, examples=[EXAMPLE])
-    document = build_pages(spec, Board()).openapi()
+    document = build_pages(spec, Board(), {}).openapi()
     assert all(resolve(document, reference) for reference in references(document))
     # The digest covers the version of pydantic's schemas; the document's shape is what counts.
     document["info"]["version"] = "0"
@@ -121,7 +124,7 @@ def test_a_class_may_be_called_as_one_of_the_server_s(name: str) -> None:
         return data
 
     take.__annotations__ = {"data": list[given], "return": given}
-    document = build_pages(make_spec(json_function(take)), Board()).openapi()
+    document = build_pages(make_spec(json_function(take)), Board(), {}).openapi()
     components = document["components"]["schemas"]
     assert components["About"]["required"] == ["name", "digest", "pathspec", "version"]
     assert "status" in components["Status"]["properties"]
@@ -137,8 +140,40 @@ def test_every_reference_leads_somewhere() -> None:
         return {}
 
     spec = make_spec(json_function(pets), examples=[([], {"$ref": "#/$defs/Nothing"})])
-    document = build_pages(spec, Board()).openapi()
+    document = build_pages(spec, Board(), {}).openapi()
     found = [reference for reference in references(document) if "Nothing" not in reference]
     assert all(resolve(document, reference) for reference in found)
     mapping = document["components"]["schemas"]["Record"]["items"]["discriminator"]["mapping"]
     assert mapping == {"cat": "#/components/schemas/Cat", "dog": "#/components/schemas/Dog"}
+
+
+def test_what_is_null_stays_null() -> None:
+    """FastAPI leaves out what is None, wherever it stands."""
+
+    def find(data: dict[str, int | None]) -> Node | None:
+        return None
+
+    spec = make_spec(json_function(find), examples=[({"a": None}, None)])
+    document = build_pages(spec, Board(), {}).openapi()
+    post = document["paths"]["/find"]["post"]
+    shown = [
+        side["content"]["application/json"]["examples"]["example 1"]
+        for side in (post["requestBody"], post["responses"]["200"])
+    ]
+    assert shown == [{"value": {"a": None}}, {"value": None}]
+
+
+def test_other_media_types_have_the_form_s_own_schema() -> None:
+    spec = make_spec(avro_function(locate.__wrapped__), examples=[EXAMPLE])
+    wires = wires_of(spec, data="data")
+    document = build_pages(spec, Board(), wires).openapi()
+    for path, wire in (("/locate", wires[AVRO]), ("/locate/batch", wires[AVRO].many)):
+        assert wire is not None
+        post = document["paths"][path]["post"]
+        for content, schema in (
+            (post["requestBody"]["content"], wire.input),
+            (post["responses"]["200"]["content"], wire.output),
+        ):
+            assert list(content) == ["application/json", AVRO]
+            assert content[AVRO] == {"schema": {"contentMediaType": AVRO}, "x-avro-schema": schema}
+            fastavro.parse_schema(schema)

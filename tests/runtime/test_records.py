@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from mfimage.errors import RecordError
 from mfimage.function.decorator import json_function
 from mfimage.function.parameters import FunctionParameters
 from mfimage.runtime import records
 from mfimage.runtime.loader import LiveFunction
+from mfimage.runtime.record_files import RecordSource, open_sink
+from mfimage.runtime.record_formats import choose_format
 from tests.runtime.packages import live, make_spec
 
 
@@ -22,15 +25,19 @@ def half(data: int) -> float:
 
 def call(*lines: bytes) -> tuple[bytes, str | None]:
     out = io.BytesIO()
+    form = choose_format("-")
+    source = RecordSource(io.BytesIO(b"\n".join(lines)), "stdin", form)
     try:
-        records.call(live(half), lines, out)
-    except records.RecordFailed as error:
+        with open_sink(out, form, None) as sink:
+            records.call(live(half), source.payloads(), sink)
+    except RecordError as error:
         return out.getvalue(), error.message
     return out.getvalue(), None
 
 
 def test_each_line_gets_its_line() -> None:
-    assert call(b"1\n", b"  \n", b"3") == (b"0.5\n1.5\n", None)
+    assert call(b"1", b"  ", b"3\r") == (b"0.5\n1.5\n", None)
+    assert call(b"\xef\xbb\xbf1", b"", b"13")[1] == "line 3: half failed: RuntimeError: unlucky"
 
 
 @pytest.mark.parametrize(

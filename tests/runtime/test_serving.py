@@ -20,6 +20,8 @@ import pytest
 from tests.runtime.packages import make_folder
 from tests.runtime.servers import Server, running, until
 
+pytestmark = pytest.mark.slow
+
 NAP = """
 @json_function
 def predict(data: float) -> float:

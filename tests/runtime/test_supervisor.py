@@ -14,7 +14,10 @@ from tests.runtime.packages import make_folder
 from tests.runtime.servers import Server, running, until
 from tests.runtime.test_serving import NAP, Background, Client
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several workers need Linux")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="several workers need Linux"),
+]
 
 WHO = """
 from prometheus_client import Counter
