@@ -12,19 +12,18 @@ import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
-from mfimage.backends.code_cache import cache_folder, code_folder
+from mfimage.backends.call_threads import CallThreads
+from mfimage.backends.code_cache import code_folder
 from mfimage.backends.environments import environment_python, runtime_folder
-from mfimage.backends.once import make_once
 from mfimage.backends.process_map import MapOptions, MapStream
 from mfimage.backends.worker_pool import WorkerPool
 from mfimage.backends.worker_process import STARTING, Launch
 from mfimage.backends.workers import confused, told
 from mfimage.errors import InputError, OptionError
-from mfimage.function import serializers
+from mfimage.function import json_values
+from mfimage.package.blob_cache import blob_cache_folder
 from mfimage.package.storage import LocalStorage
 from mfimage.package.store import Package
 from mfimage.runtime.frames import CALL, FAILURE, RESULT
@@ -74,33 +73,26 @@ class ProcessBackend:
     """
 
     def __init__(self, package: Package, options: ProcessOptions = ProcessOptions()) -> None:
+        self._package = package  # while it is there, its blobs stay in the cache
         self._name = package.spec.name
         self._batch = package.spec.batch
         self._workers = options.workers
-        launch = Launch(
-            name=self._name,
-            python=environment_python(package),
-            runtime=runtime_folder(),
-            start=_start(package),
-            timeout=options.timeout,
-            start_timeout=options.start_timeout,
-        )
         self._data: str | None = None
-        self._pool = WorkerPool(launch, options.workers)
-        self._threads: _Threads | None = None
+        self._pool = WorkerPool(launch_of(package, options), options.workers)
+        self._threads: CallThreads | None = None
         self._lock = threading.Lock()
         self._finalizer = weakref.finalize(self, self._pool.close)
         _BACKENDS.add(self)
 
     def __call__(self, record: Any) -> Any:
         """Return the result for one record."""
-        payload = serializers.dumps(record, root=self._data or self._root(), error=InputError)
+        payload = json_values.dumps(record, root=self._data or self._root(), error=InputError)
         frame = self._pool.call(CALL, payload)
         if frame.kind == FAILURE:
             raise told(self._name, frame.payload)
         if frame.kind == RESULT:
             with contextlib.suppress(ValueError):
-                return serializers.loads(frame.payload)
+                return json_values.loads(frame.payload)
         raise confused(self._name)
 
     async def acall(self, record: Any) -> Any:
@@ -111,7 +103,7 @@ class ProcessBackend:
         """Start a call in a thread."""
         with self._lock:
             if self._threads is None:
-                self._threads = _Threads(f"mfimage-{self._name}", self._workers)
+                self._threads = CallThreads(f"mfimage-{self._name}", self._workers)
                 weakref.finalize(self, self._threads.end)
             return self._threads.submit(self, record)
 
@@ -168,38 +160,16 @@ class ProcessBackend:
         self._pool.forget()
 
 
-class _Threads:
-    """Daemon threads that make calls: one that hangs does not keep the interpreter from ending."""
-
-    def __init__(self, name: str, most: int) -> None:
-        self._name = name
-        self._most = most
-        self._count = 0
-        self._queue: SimpleQueue[tuple[Future[Any], ProcessBackend, Any] | None] = SimpleQueue()
-
-    def submit(self, backend: ProcessBackend, record: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        self._queue.put((future, backend, record))
-        if self._count < self._most:
-            self._count += 1
-            name = f"{self._name}-{self._count}"
-            threading.Thread(target=_work, args=(self._queue,), name=name, daemon=True).start()
-        return future
-
-    def end(self) -> None:
-        for _ in range(self._count):
-            self._queue.put(None)
-
-
-def _work(queue: SimpleQueue[tuple[Future[Any], ProcessBackend, Any] | None]) -> None:
-    while item := queue.get():
-        future, backend, record = item
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(backend(record))
-            except BaseException as error:  # noqa: BLE001  (it is the future's)
-                future.set_exception(error)
-        del item, future, backend, record  # nothing is kept while the thread waits
+def launch_of(package: Package, options: ProcessOptions) -> Launch:
+    """Return how to start a worker; the environment is made when it is not there yet."""
+    return Launch(
+        name=package.spec.name,
+        python=environment_python(package),
+        runtime=runtime_folder(),
+        start=_start(package),
+        timeout=options.timeout,
+        start_timeout=options.start_timeout,
+    )
 
 
 def _start(package: Package) -> bytes:
@@ -217,19 +187,15 @@ def _start(package: Package) -> bytes:
 def blob_folder(package: Package) -> str:
     """Return the folder that holds a package's artifacts by digest: its root's own, if local.
 
-    Nothing is verified here: whoever reads a blob does.
+    Those of a remote root are in the cache afterwards, as long as there is the package. Nothing
+    local is verified here: whoever reads a blob does.
     """
     storage = package.store.storage
     if isinstance(storage, LocalStorage):
         return str(storage.root / "blobs" / "sha256")
-
-    def fill(fresh: Path) -> None:
-        for ref in package.spec.artifacts.values():
-            with (fresh / ref.hex).open("wb") as file:
-                file.writelines(package.store.stream_blob(ref))
-
-    digest = package.spec.digest.removeprefix("sha256:")
-    return str(make_once(cache_folder() / "artifacts" / digest, fill))
+    for ref in package.spec.artifacts.values():
+        package.store.blob_file(ref)
+    return str(blob_cache_folder())
 
 
 _BACKENDS: weakref.WeakSet[ProcessBackend] = weakref.WeakSet()

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import struct
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from mfimage.backends.worker_pool import WorkerPool
-from mfimage.backends.workers import Resend, Ticket, confused
+from mfimage.backends.workers import Resend, confused
 from mfimage.errors import InputError
-from mfimage.function import serializers
-from mfimage.runtime.frames import BATCH, MIXED, RESULTS, Frame
+from mfimage.function import json_values
+from mfimage.runtime.frames import ARRAY, BATCH, MIXED, PARTS, RESULTS, Frame, split_parts
 from mfimage.runtime.remote_errors import rebuild
 
-# Longer batches gain nothing; the shorter they are, the sooner the first result is there.
-_BATCH_SECONDS = 0.005
+# How long records may be waited for while there are results to give.
+_READ_SECONDS = 0.005
 _GROWTH = 4
+
+
+class Posted(Protocol):
+    """A batch that was sent, and its answer once it is there."""
+
+    answer: Frame | Exception | None
+
+
+class Pool(Protocol):
+    """Where batches go: processes of this machine, or a cluster's actors."""
+
+    def post(self, kind: int, payload: bytes, records: int, *, wait: bool) -> Posted | None:
+        """Send a batch; return None when all are busy and ``wait`` is false."""
+
+    def collect(self, ticket: Any) -> None:
+        """Wait until what was posted has its answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +54,11 @@ class MapOptions:
         The most batches that wait for an answer.
     raises : bool
         Whether to raise the first exception, or to yield each in its record's place.
+    seconds : float
+        How long a batch may take, unless it is exact. Longer ones gain nothing; the shorter they
+        are, the sooner the first result is there.
+    together : int
+        How many exact batches are sent at once, when they take less than ``seconds``.
     """
 
     root: str
@@ -43,6 +66,8 @@ class MapOptions:
     exact: bool
     max_in_flight: int
     raises: bool
+    seconds: float = 0.005
+    together: int = 1
 
 
 @dataclass(eq=False)
@@ -53,22 +78,28 @@ class _Batch:
     ----------
     count : int
         How many were read.
-    lines : list of bytes
-        Those that have a JSON form.
+    lines : bytearray
+        Those that have a JSON form, each with a line's end.
+    good : int
+        How many these are.
+    is_good : bool
+        Whether there are results for all of them.
     refused : dict of int to InputError
         The others, by their place.
     """
 
     count: int = 0
-    lines: list[bytes] = field(default_factory=list)
+    lines: bytearray = field(default_factory=bytearray)
+    good: int = 0
+    is_good: bool = False
     refused: dict[int, Exception] = field(default_factory=dict)
-    ticket: Ticket | None = None
+    ticket: Posted | None = None
 
-    def post(self, pool: WorkerPool, *, wait: bool) -> bool:
+    def post(self, pool: Pool, *, wait: bool) -> bool:
         """Send it; return whether it is under way."""
-        if self.lines:
-            self.ticket = pool.post(BATCH, b"\n".join(self.lines), len(self.lines), wait=wait)
-        return self.ticket is not None or not self.lines
+        if self.good:
+            self.ticket = pool.post(BATCH, bytes(self.lines[:-1]), self.good, wait=wait)
+        return self.ticket is not None or not self.good
 
 
 class MapStream:
@@ -78,9 +109,7 @@ class MapStream:
     call the same function in between.
     """
 
-    def __init__(
-        self, name: str, pool: WorkerPool, records: Iterable[Any], options: MapOptions
-    ) -> None:
+    def __init__(self, name: str, pool: Pool, records: Iterable[Any], options: MapOptions) -> None:
         self._name = name
         self._pool = pool
         self._options = options
@@ -97,15 +126,20 @@ class MapStream:
             self._fill()
             if not self._window:
                 return
-            for result in self._outcome(self._window.popleft()):
-                if raises and isinstance(result, Exception):
+            batch = self._window.popleft()
+            results = self._outcome(batch)
+            if not raises or batch.is_good:
+                yield from results
+                continue
+            for result in results:
+                if isinstance(result, Exception):
                     raise result
                 yield result
 
     def _fill(self) -> None:
         """Send batches ahead, unless records are slow to come: then results come first."""
         slow = False
-        while not slow and len(self._window) < self._options.max_in_flight:
+        while not slow and len(self._window) < self._most():
             if self._unsent is None:
                 self._unsent, slow = self._read()
             if not self._unsent.count:
@@ -115,30 +149,37 @@ class MapStream:
             self._window.append(self._unsent)
             self._unsent = None
 
+    def _most(self) -> int:
+        options = self._options
+        at_once = self._size // options.batch_size if options.exact else 1
+        return max(1, options.max_in_flight // at_once)
+
     def _read(self) -> tuple[_Batch, bool]:
         """Read the next batch; tell whether that took long."""
         batch, exact, size = _Batch(), self._options.exact, self._size
-        lines, root, dumps = batch.lines, self._options.root, serializers.dumps
-        limit = time.perf_counter() + _BATCH_SECONDS
+        lines, root, clock = batch.lines, self._options.root, time.perf_counter
+        encode = json_values.line_encoder(root=root, error=InputError)
+        limit = clock() + _READ_SECONDS
         slow = False
         count = 0
-        while count < size and not (slow and not exact) and not self._exhausted:
+        for record in itertools.islice(self._source, size if not self._exhausted else 0):
             try:
-                record = next(self._source)
-            except StopIteration:
-                self._exhausted = True
-                break
-            try:
-                lines.append(dumps(record, root=root, error=InputError))
+                # At once: it may be changed before the next. Kept one by one, as many short
+                # strings, they would take the allocator longer than all else.
+                lines += encode(record)
             except InputError as error:
                 batch.refused[count] = error
             count += 1
-            slow = time.perf_counter() > limit
+            if not exact and clock() > limit:
+                slow = True
+                break
         batch.count = count
-        return batch, slow
+        self._exhausted = not slow and batch.count < size
+        batch.good = batch.count - len(batch.refused)
+        return batch, slow or time.perf_counter() > limit
 
     def _outcome(self, batch: _Batch) -> list[Any]:
-        answers = self._answers(batch) if batch.lines else []
+        answers = self._answers(batch) if batch.good else []
         if not batch.refused:
             return answers
         rest = iter(answers)
@@ -152,42 +193,63 @@ class MapStream:
             self._pool.collect(batch.ticket)
         answer = batch.ticket.answer
         if isinstance(answer, Exception):
-            return [answer] * len(batch.lines)
+            return [answer] * batch.good
         assert answer is not None
-        self._adapt(answer, len(batch.lines))
+        self._adapt(answer, batch.good)
         results = _decode(answer)
-        if results is None or len(results) != len(batch.lines):
-            return [confused(self._name)] * len(batch.lines)
+        if results is None or len(results) != batch.good:
+            return [confused(self._name)] * batch.good
+        batch.is_good = answer.kind in (ARRAY, RESULTS) and not batch.refused
         return results
 
     def _adapt(self, answer: Frame, count: int) -> None:
         """Make batches as long as is worth while, by what the last one took."""
-        if not self._options.exact:
-            fitting = int(count * _BATCH_SECONDS * 1e6 / max(answer.micros, 1))
-            most = min(self._options.batch_size, self._size * _GROWTH)
-            self._size = max(1, min(fitting, most))
+        options = self._options
+        fitting = int(count * options.seconds * 1e6 / max(answer.micros, 1))
+        if options.exact:
+            many = options.batch_size * options.together
+            self._size = many if fitting >= many else options.batch_size
+        else:
+            self._size = max(1, min(fitting, options.batch_size, self._size * _GROWTH))
 
 
 def _decode(answer: Frame) -> list[Any] | None:
     """Return results, and exceptions in their places; None when it is no such answer."""
     try:
-        if answer.kind == RESULTS:
-            return _decode_good(answer.payload)
-        if answer.kind == MIXED:
-            return [_decode_line(line) for line in answer.payload.split(b"\n")]
-    except ValueError:
-        pass
+        return _decode_kind(answer.kind, answer.payload)
+    except (ValueError, struct.error):
+        return None
+
+
+def _decode_kind(kind: int, payload: bytes) -> list[Any] | None:
+    if kind == ARRAY:
+        return _decode_array(payload)
+    if kind == RESULTS:
+        return _decode_good(payload)
+    if kind == MIXED:
+        return [_decode_line(line) for line in payload.split(b"\n")]
+    if kind == PARTS:
+        parts = [_decode_kind(*part) or [] for part in split_parts(payload)]
+        return list(itertools.chain.from_iterable(parts))
     return None
+
+
+def _decode_array(payload: bytes) -> list[Any]:
+    try:
+        found: list[Any] = json_values.loads(payload)
+    except ValueError:  # as below; this one goes deeper
+        found = json.loads(payload)
+    return found
 
 
 def _decode_good(payload: bytes) -> list[Any]:
     try:
         # One list is parsed much faster than its members.
-        found: list[Any] = serializers.loads(b"[%b]" % payload.replace(b"\n", b","))
+        found: list[Any] = json_values.loads(b"[%b]" % payload.replace(b"\n", b","))
     except ValueError:  # a member is as deep as can be
-        found = [serializers.loads(line) for line in payload.split(b"\n")]
+        found = [json_values.loads(line) for line in payload.split(b"\n")]
     return found
 
 
 def _decode_line(line: bytes) -> Any:
-    return serializers.loads(line[1:]) if line[:1] == b"+" else rebuild(line[1:])
+    return json_values.loads(line[1:]) if line[:1] == b"+" else rebuild(line[1:])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mfimage.load import JsonFunction
-from tests.function.test_serializers import same
+from tests.function.test_json_values import same
 
 FUNCTIONS = Path(__file__).with_name("functions.py")
 Way = Callable[[str, Any], Any]
@@ -88,6 +88,10 @@ CALLS = [
     gives("names", None, ["labels", "threshold"]),
     gives("later", 1, 2),
     gives("doubled", 4, 8),
+    gives("cut", {"petals": 3, "when": "2020-01-02T03:04:05+01:00"},
+          {"petals": 3, "when": "2020-01-02T02:04:05Z", "color": "red"}),
+    gives("bloom", {"kind": "pot", "flowers": [{"petals": 3}, {"petals": 4, "name": "n"}]},
+          [{"petals": 3}, {"petals": 4, "name": "n"}]),
     gives("doubled_later", 4, 8.0),
 
     raises("predict", {}, "KeyError", "'sepal length (cm)'"),
@@ -123,6 +127,13 @@ CALLS = [
     raises("later", 13, "Refused", "refused with 13"),
     raises("later", "1", "InputError", "data: expected int, got '1'"),
     raises("doubled", 13, "Refused", "refused with 13"),
+    raises("cut", {"petals": 2**63, "when": None}, "InputError", "data.petals: 922337203685477580"),
+    raises("cut", {"when": "today"}, "InputError", "data.petals: missing"),
+    raises("cut", {"petals": 1, "when": "today"}, "InputError", "data.when: expected a date and"),
+    raises("cut", {"petals": 1, "when": None, "x": 1}, "InputError", "data.x: not expected here"),
+    raises("cut", {"petals": 0, "when": None}, "OutputError", "result.petals: expected int, got"),
+    raises("cut", {"petals": 13, "when": None}, "Refused", "refused with 13"),
+    raises("bloom", {"kind": "pot", "flowers": [{}]}, "InputError", "data.flowers[0].petals: miss"),
     raises("doubled", "1", "InputError", "data: expected int, got '1'"),
     raises("doubled", 0, "OutputError", "result: expected 1 results for 1 records, got 0"),
     raises("doubled_later", 0, "OutputError", "result: expected a list of 1, got NoneType"),

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from typing_extensions import NotRequired, TypedDict
 
 from mfimage.errors import OutputError
-from mfimage.function.decorator import json_function
+from mfimage.function.decorator import avro_function, json_function
 from mfimage.function.parameters import FunctionParameters
 
 
@@ -145,3 +145,26 @@ def doubled(data: list[int], params: FunctionParameters) -> list[int]:
 async def doubled_later(data: list[int]) -> list[float]:
     await asyncio.sleep(0)
     return None if 0 in data else [each * 2 for each in data]
+
+
+CUT = {
+    "type": "record",
+    "name": "Cut",
+    "fields": [
+        {"name": "petals", "type": "long"},
+        {"name": "when", "type": ["null", {"type": "long", "logicalType": "timestamp-millis"}]},
+        {"name": "color", "type": "string", "default": "red"},
+    ],
+}
+
+
+@avro_function(schema=CUT, output_schema=CUT)
+def cut(data: dict) -> dict:
+    if data["petals"] == 13:
+        raise Refused(13)
+    return {"petals": None, "when": None} if data["petals"] == 0 else data
+
+
+@avro_function(batch=True)
+def bloom(data: list[Order]) -> list[list[Flower]]:
+    return [each.flowers for each in data]

@@ -16,6 +16,8 @@ from mfimage.backends.process import ProcessBackend, ProcessOptions
 from mfimage.errors import BackendError, InputError, OptionError, OutputError, PackageError
 from tests.backends.process_support import Packages, children
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["tests.backends.process_fixtures"]
 Run = Callable[..., ProcessBackend]
 

@@ -15,6 +15,8 @@ from mfimage.package.store import open_package
 from tests.backends.calls import CALLS, PYTHON_CALLS, Call, Way, check
 from tests.backends.process_support import Packages
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["tests.backends.process_fixtures"]
 # What the table's functions import, and their model.
 LIBRARIES = (

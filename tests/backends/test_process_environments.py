@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
+import gc
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mfimage.backends import environments
 from mfimage.backends.choice import open_backend
-from mfimage.backends.code_cache import cache_folder
 from mfimage.backends.environments import environment_python, runtime_folder
 from mfimage.backends.interpreters import find_interpreter
-from mfimage.backends.once import make_once
-from mfimage.backends.process import blob_folder
 from mfimage.capture.lock import lock_requirements
 from mfimage.capture.pylock import Package as Locked
 from mfimage.capture.pylock import WheelFile, write_pylock
 from mfimage.capture.target import Target
+from mfimage.copying import copy_package
 from mfimage.errors import BackendError, LockError, StorageError
+from mfimage.load import function_from_json
+from mfimage.package.blob_cache import BlobCache
+from mfimage.package.cache import cache_folder
+from mfimage.package.once import make_once
 from mfimage.package.store import Package
 from tests.backends.process_support import NEEDED, PYTHON, Packages
+from tests.support.s3 import Bucket
+
+pytestmark = pytest.mark.slow
 
 pytest_plugins = ["tests.backends.process_fixtures"]
 
@@ -185,22 +189,29 @@ def test_runtime_folder_is_mended(process_packages: Packages, fresh_cache: Path)
     assert (folder / "mfimage" / "errors.py").exists()
 
 
-def test_artifacts_of_a_root_that_is_not_local(process_packages: Packages) -> None:
-    package = process_packages.write(ECHO, artifacts={"a": 1, "b": b"x" * 3_000_000})
-    remote = dataclasses.replace(
-        package,
-        store=_Remote(package.store),  # type: ignore[arg-type]
-    )
-    folder = Path(blob_folder(remote))
-    assert folder.is_relative_to(cache_folder())
-    for ref in package.spec.artifacts.values():
-        assert (folder / ref.hex).read_bytes() == package.read(ref)
+SUM = """
+@json_function
+def predict(data: dict, params: FunctionParameters) -> dict:
+    return {"y": data["x"] + params.a, "size": len(params.b)}
+"""
 
 
-class _Remote:
-    def __init__(self, store: Any) -> None:
-        self.storage = object()
-        self.stream_blob = store.stream_blob
+def test_a_function_of_a_root_that_is_not_local(
+    process_packages: Packages, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Environment and artifacts come from the bucket; what workers read stays in the cache."""
+    local = process_packages.write(SUM, artifacts={"a": 1, "b": b"x" * 3_000_000})
+    reference = copy_package(local.reference, f"{bucket.url}/root")
+    monkeypatch.setenv("MFIMAGE_CACHE_SIZE", "0")
+    with function_from_json(reference, backend="process") as function:
+        blobs = cache_folder() / "blobs" / "sha256"
+        used = {path.name for path in blobs.iterdir()}
+        assert {ref.hex for ref in local.spec.artifacts.values()} <= used
+        BlobCache().trim()
+        assert function({"x": 2}) == {"y": 3, "size": 3_000_000}
+    del function
+    gc.collect()
+    assert list(blobs.iterdir()) == []
 
 
 @pytest.mark.index

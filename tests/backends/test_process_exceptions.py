@@ -15,6 +15,8 @@ from mfimage.errors import (
 )
 from mfimage.runtime.remote_errors import RemoteTraceback
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["tests.backends.process_fixtures"]
 Run = Callable[..., ProcessBackend]
 

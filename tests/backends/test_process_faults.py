@@ -17,6 +17,8 @@ from mfimage.errors import BackendError, PackageError
 from mfimage.runtime.frames import CALL, Frame
 from tests.backends.process_support import Packages, children, is_running, until
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["tests.backends.process_fixtures"]
 Run = Callable[..., ProcessBackend]
 

@@ -17,6 +17,8 @@ from mfimage.backends.process import ProcessBackend
 from mfimage.errors import BackendError
 from tests.backends.process_support import children, until
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["tests.backends.process_fixtures"]
 Run = Callable[..., ProcessBackend]
 

@@ -17,6 +17,8 @@ import pytest
 from mfimage.backends.process import ProcessBackend
 from tests.backends.process_support import Packages, children, is_running
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["tests.backends.process_fixtures"]
 Run = Callable[..., ProcessBackend]
 

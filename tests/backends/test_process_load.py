@@ -16,6 +16,8 @@ from mfimage.errors import OptionError
 from mfimage.load import function_from_json
 from tests.backends.process_support import Packages, is_running
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["tests.backends.process_fixtures"]
 
 WHO = """

@@ -20,6 +20,8 @@ from mfimage.backends.process import ProcessBackend
 from mfimage.errors import BackendError, InputError, OutputError, PackageError
 from tests.backends.process_support import Packages, children
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["tests.backends.process_fixtures"]
 Run = Callable[..., ProcessBackend]
 

@@ -12,12 +12,18 @@ from typing import Any
 import httpx
 import pytest
 
+from mfimage.errors import OutputError, RecordError
+from mfimage.function.avro import AvroSerializer
 from mfimage.package.store import open_package
 from mfimage.package.unpack import unpack
 from mfimage.runtime import records
 from mfimage.runtime.loader import load_function
+from mfimage.runtime.record_files import open_sink
+from mfimage.runtime.record_formats import choose_format
 from tests.backends.calls import CALLS, Call, Way, check
 from tests.runtime.servers import Server, running, until
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +50,13 @@ def is_ready(server: Server) -> bool:
         return False
 
 
+JSON = {"Content-Type": "application/json"}  # an avro function assumes none
+
+
 def over_http(servers: Mapping[str, Server]) -> Way:
     def ask(name: str, record: Any) -> Any:
         body = json.dumps(record).encode()
-        answer = httpx.post(f"{servers[name].url}/{name}", content=body, timeout=60)
+        answer = httpx.post(f"{servers[name].url}/{name}", content=body, headers=JSON, timeout=60)
         return outcome(answer.status_code, json.loads(answer.content))
 
     return ask
@@ -56,7 +65,9 @@ def over_http(servers: Mapping[str, Server]) -> Way:
 def in_a_list(servers: Mapping[str, Server]) -> Way:
     def ask(name: str, record: Any) -> Any:
         body = json.dumps([record]).encode()
-        answer = httpx.post(f"{servers[name].url}/{name}/batch", content=body, timeout=60)
+        answer = httpx.post(
+            f"{servers[name].url}/{name}/batch", content=body, headers=JSON, timeout=60
+        )
         if answer.status_code != 200:  # the list itself is no JSON
             return outcome(answer.status_code, json.loads(answer.content))
         (item,) = json.loads(answer.content)
@@ -99,6 +110,71 @@ def test_over_http(call: Call, way: Any, servers: Mapping[str, Server]) -> None:
         assert "Traceback" not in json.dumps(caught.value.problem)
 
 
+AVRO = "application/avro"
+# Of each function that has Avro schemas, whether lists of its records have one.
+IN_AVRO = {
+    "area": True, "bloom": True, "cut": True, "doubled": True, "doubled_later": True,
+    "fails": True, "later": True, "names": False, "pick": True, "settings": False,
+    "typed": True, "wrong": True,
+}  # fmt: skip
+
+
+class Spoken:
+    """What the documentation says of a path's Avro."""
+
+    def __init__(self, server: Server, path: str) -> None:
+        post = server.get("/openapi.json").json()["paths"][path]["post"]
+        self.url = server.url + path
+        self.takes = post["requestBody"]["content"].get(AVRO)
+        self.gives = post["responses"]["200"]["content"].get(AVRO)
+
+    def ask(self, record: Any) -> Any:
+        avro = AvroSerializer()
+        body = avro.dumps(record, self.takes["x-avro-schema"])
+        answer = httpx.post(self.url, content=body, headers={"Content-Type": AVRO}, timeout=60)
+        if answer.status_code != 200:
+            return outcome(answer.status_code, json.loads(answer.content))
+        assert answer.headers["content-type"] == AVRO
+        return avro.loads(answer.content, self.gives["x-avro-schema"])
+
+
+def test_what_is_spoken(servers: Mapping[str, Server]) -> None:
+    for name, server in servers.items():
+        paths = (f"/{name}", f"/{name}/batch")
+        spoken = [Spoken(server, path).takes is not None for path in paths]
+        assert spoken == [name in IN_AVRO, IN_AVRO.get(name, False)], name
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if call.function in IN_AVRO], ids=str)
+def test_in_avro(call: Call, servers: Mapping[str, Server]) -> None:
+    ask = Spoken(servers[call.function], f"/{call.function}").ask
+    if not call.error:
+        check(call, lambda _name, record: ask(record))
+        return
+    # What the schema has no form for cannot even be asked; the rest is refused as in JSON.
+    with pytest.raises((Answered, OutputError)) as caught:
+        ask(call.record)
+    if isinstance(caught.value, Answered):
+        assert caught.value.status == (422 if call.error == "InputError" else 500)
+        assert caught.value.status == 500 or str(caught.value).startswith(call.message)
+    else:
+        assert call.error == "InputError"
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if IN_AVRO.get(call.function)], ids=str)
+def test_in_an_avro_list(call: Call, servers: Mapping[str, Server]) -> None:
+    ask = Spoken(servers[call.function], f"/{call.function}/batch").ask
+    try:
+        (item,) = ask([call.record])
+    except OutputError:
+        assert call.error == "InputError"
+        return
+    if not call.error:
+        check(call, lambda _name, _record: item["result"])
+    else:
+        assert item["error"]["status"] == (422 if call.error == "InputError" else 500)
+
+
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_by_lines(call: Call, bound_calls: Mapping[str, str], tmp_path: Path) -> None:
     package = open_package(bound_calls[call.function])
@@ -107,14 +183,18 @@ def test_by_lines(call: Call, bound_calls: Mapping[str, str], tmp_path: Path) ->
         package.spec, code=tmp_path / "code", read_blob=package.read, dedicated=False
     )
     out = io.BytesIO()
-    lines = io.BytesIO(json.dumps(call.record).encode() + b"\n")
+    lines = [(1, json.dumps(call.record).encode() + b"\n")]
     try:
         if not call.error:
-            records.call(fn, lines, out)
+            with open_sink(out, choose_format("-"), fn) as sink:
+                records.call(fn, lines, sink)
             check(call, lambda _name, _record: json.loads(out.getvalue()))
             return
-        with pytest.raises(records.RecordFailed) as caught:
-            records.call(fn, lines, out)
+        with (
+            pytest.raises(RecordError) as caught,
+            open_sink(out, choose_format("-"), fn) as sink,
+        ):
+            records.call(fn, lines, sink)
         assert out.getvalue() == b""
         assert type(caught.value.__cause__).__name__ == call.error
     finally:
