@@ -1,27 +1,30 @@
-"""The entrypoint of every image: ``python -m mfimage.runtime serve|call|check``."""
+"""The entrypoint of every image: ``python -m mfimage.runtime serve|call|check|batch``."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
+import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
 
 from mfimage.errors import MfimageError
-from mfimage.runtime.layout import FUNCTION_VARIABLE, function_folder
+from mfimage.runtime.layout import FUNCTION_VARIABLE, TARGET_VARIABLE, function_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code."""
-    options = _parser().parse_args(arguments)
-    verb: Callable[[Path], int] = options.verb
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["ray"] and shutil.which("ray"):
+        # As KubeRay's users type it: docker run IMAGE ray start --head --block
+        os.execvp("ray", words)  # noqa: S606, S607  (no shell; the image's own)
+    options = _parser(words).parse_args(words)
+    verb: Callable[[argparse.Namespace], int] = options.verb
     try:
-        return verb(options.folder or function_folder())
+        return verb(options)
     except MfimageError as error:
         if error.__cause__ is not None:
             traceback.print_exception(error.__cause__)
@@ -31,25 +34,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         return 1  # whoever reads has had enough
+    except KeyboardInterrupt:
+        return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m mfimage.runtime", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for verb, text in (
         (serve, "answer HTTP"),
         (call, "read records as JSON lines, write results as JSON lines"),
         (check, "load the function and run its recorded examples again"),
+        (batch, "run the function over files of records, on a Ray cluster"),
     ):
         sub = verbs.add_parser(verb.__name__, help=text, description=verb.__doc__)
         sub.add_argument(
             "--folder", type=Path, help=f"the function's package (default: ${FUNCTION_VARIABLE})"
         )
         sub.set_defaults(verb=verb)
+        if verb is call:
+            _add_files(sub)
+        if verb is check:
+            _add_tolerance(sub)
+        # What these import, only they need.
+        if verb is batch and "batch" in arguments[:1]:
+            from mfimage.runtime.batch_command import add_arguments
+
+            add_arguments(sub)
     return parser
 
 
-def serve(folder: Path) -> int:
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    for option, text in (
+        ("input", "file of records; - is stdin"),
+        ("output", "file of results; - is stdout"),
+    ):
+        parser.add_argument(f"--{option}", default="-", metavar="FILE", help=text)
+    for option, text in (("format", "of the input"), ("output-format", "of the output")):
+        parser.add_argument(f"--{option}", metavar="NAME", help=f"{text}; by suffix, else json")
+
+
+def _add_tolerance(parser: argparse.ArgumentParser) -> None:
+    for option, text in (("rtol", "relative"), ("atol", "absolute")):
+        parser.add_argument(
+            f"--{option}", type=float, help=f"{text} tolerance for floating-point numbers"
+        )
+
+
+def serve(options: argparse.Namespace) -> int:
     """Answer HTTP until SIGTERM; the variables in docs/serving.md say how."""
     # PID 1 has no default for these, and importing what follows takes a moment.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -57,59 +89,74 @@ def serve(folder: Path) -> int:
     from mfimage.runtime.settings import Settings
 
     settings = Settings.from_environ()
+    if os.environ.get(TARGET_VARIABLE) == "ray":
+        from mfimage.runtime.ray_preflight import import_serve
+
+        import_serve()
+        from mfimage.runtime.ray_serve import run
+
+        return run(_folder(options), settings)
     if settings.workers > 1:
         from mfimage.runtime.supervisor import supervise
 
-        return supervise(folder, settings)
+        return supervise(_folder(options), settings)
     from mfimage.runtime.serving import serve as serve_until_told
 
-    return serve_until_told(folder, settings)
+    return serve_until_told(_folder(options), settings)
 
 
-def call(folder: Path) -> int:
-    """Read one record a line from stdin, write one result a line to stdout.
+def call(options: argparse.Namespace) -> int:
+    """Read records, one a line of stdin or from a file, and write the result of each.
 
-    The first record that fails ends it with exit code 1; results before it are written.
+    The first record that fails ends it with exit code 1; on stdout, results before it are
+    written. A file of results is there when it is whole.
     """
-    from mfimage.runtime import records
+    from mfimage.runtime import records, whole_files
     from mfimage.runtime.loader import load_folder
+    from mfimage.runtime.record_files import open_sink, open_source
+    from mfimage.runtime.record_formats import choose_format
 
-    with _stdout_for_results() as out:
-        records.call(load_folder(folder), sys.stdin.buffer, out)
+    whole_files.refuse_same(input=options.input, output=options.output)
+    with whole_files.ended_by_sigterm(), whole_files.results(options.output) as out:
+        fn = load_folder(_folder(options))  # which may register formats
+        form = choose_format(options.output, options.output_format, option="output_format")
+        with (
+            open_source(options.input, options.format, fn) as source,
+            open_sink(out, form, fn) as sink,
+        ):
+            records.call(fn, source.payloads(), sink, unit=source.unit)
     return 0
 
 
-def check(folder: Path) -> int:
+def check(options: argparse.Namespace) -> int:
     """Load the function, run its recorded examples again; exit code 1 if a result differs."""
-    from mfimage.runtime import records
+    from mfimage.runtime import records, whole_files
     from mfimage.runtime.loader import load_folder
 
-    with _stdout_for_results() as out:
-        fn = load_folder(folder)
-        differences = list(records.replay(fn))
+    with whole_files.results(whole_files.STREAM) as out:
+        fn = load_folder(_folder(options))
+        given = {"relative": options.rtol, "absolute": options.atol}
+        tolerance = records.Tolerance(**{k: v for k, v in given.items() if v is not None})
+        differences = list(records.replay(fn, tolerance))
         out.write(records.report(fn, differences))
     for difference in differences:
         sys.stderr.write(f"{difference}\n")
     return 1 if differences else 0
 
 
-@contextlib.contextmanager
-def _stdout_for_results() -> Iterator[IO[bytes]]:
-    """Give stdout; whatever else is printed, by the function say, goes to stderr meanwhile."""
-    sys.stdout.flush()
-    out = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):
-        if out is not sys.__stdout__:
-            yield out.buffer
-            return
-        # Printing from C code goes past ``sys.stdout``.
-        with os.fdopen(os.dup(1), "wb") as results:
-            os.dup2(2, 1)
-            try:
-                yield results
-            finally:
-                results.flush()
-                os.dup2(results.fileno(), 1)
+def batch(options: argparse.Namespace) -> int:
+    """Run the function over files of records and write the results to a folder, part by part.
+
+    A job that is started again does what is left. Exit code 3: done, but some records have no
+    result; errors.jsonl says which and why.
+    """
+    from mfimage.runtime.batch_command import run
+
+    return run(_folder(options), options)
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    return options.folder or function_folder()
 
 
 if __name__ == "__main__":

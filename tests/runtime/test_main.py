@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import fastavro
 import pytest
 
 from mfimage.runtime.__main__ import main
@@ -23,9 +26,11 @@ def predict(data: int, params: FunctionParameters) -> int:
 """
 
 
-def run(folder: Path, verb: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, verb: str, *options: str, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     environ = {**os.environ, "MFIMAGE_FUNCTION": str(folder)}
-    command = [sys.executable, "-m", "mfimage.runtime", verb]
+    command = [sys.executable, "-m", "mfimage.runtime", verb, *options]
     return subprocess.run(
         command, input=stdin, env=environ, capture_output=True, text=True, check=False
     )
@@ -37,15 +42,47 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_call_gives_results_on_stdout_and_what_the_function_prints_on_stderr(folder: Path) -> None:
-    done = run(folder, "call", "1\n2\n")
+    done = run(folder, "call", stdin="1\n2\n")
     assert (done.returncode, done.stdout) == (0, "2\n3\n")
     assert {"imported", "called", "shouted"} <= set(done.stderr.split())
 
 
 def test_call_ends_at_the_first_bad_record(folder: Path) -> None:
-    done = run(folder, "call", '1\n"x"\n2\n')
+    done = run(folder, "call", stdin='1\n"x"\n2\n')
     assert (done.returncode, done.stdout) == (1, "2\n")
     assert done.stderr.splitlines()[-1] == "error: line 2: data: expected int, got 'x'"
+
+
+def test_call_reads_and_writes_files(folder: Path, tmp_path: Path) -> None:
+    given, out = tmp_path / "in.avro", tmp_path / "out.avro"
+    with given.open("wb") as file:
+        fastavro.writer(file, {"type": "int"}, [1, 2])
+    done = run(folder, "call", "--input", str(given), "--output", str(out))
+    assert (done.returncode, done.stdout) == (0, "")
+    with out.open("rb") as file:
+        assert list(fastavro.reader(file)) == [2, 3]
+    done = run(folder, "call", "--format", "json", "--output", str(out), stdin='1\n"x"\n')
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: line 2: data: expected int, got 'x'"
+    with out.open("rb") as file:
+        assert list(fastavro.reader(file)) == [2, 3], "it is as it was"
+    assert {path.name for path in tmp_path.iterdir()} == {"fn", "in.avro", "out.avro"}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_call_ends_by_signals(folder: Path, tmp_path: Path, number: int, code: int) -> None:
+    """Where it is PID 1, they would do nothing by themselves."""
+    command = [sys.executable, "-m", "mfimage.runtime", "call", "--folder", str(folder)]
+    command += ["--output", str(tmp_path / "out.jsonl")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stderr=pipe) as process:
+        assert process.stderr
+        assert process.stderr.readline() == b"imported\n"
+        time.sleep(0.3)
+        process.send_signal(number)
+        assert process.wait(20) == code
+        assert b"Traceback" not in process.stderr.read()
+    assert {path.name for path in tmp_path.iterdir()} == {"fn"}
 
 
 def test_check_replays_the_examples(folder: Path) -> None:
