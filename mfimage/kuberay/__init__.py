@@ -1,0 +1,1 @@
+"""A function's Ray image on Kubernetes: RayCluster, RayJob and RayService manifests."""
