@@ -1,0 +1,78 @@
+"""Compile Python files to equal bytes everywhere: run by an interpreter of the image's minor.
+
+``python -I -S _compile.py < jobs.jsonl``; each line is ``[source, name in the image, target]``.
+
+What ``marshal`` writes depends on how many references there are to an object, and so on whatever
+else the process did: an object with a single one is not marked for being referred to. So each has
+at least two here. Single characters are shared by all of a process, and it is told of them whether
+somebody interned them: so all are. The files are of the kind that is not held against the source.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import marshal
+import sys
+import warnings
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+_CHARACTERS = [sys.intern(chr(number)) for number in range(256)]
+_UNCHECKED_HASH = (1).to_bytes(4, "little")
+_ATTRIBUTES = (
+    "co_name",
+    "co_qualname",
+    "co_filename",
+    "co_consts",
+    "co_names",
+    "co_varnames",
+    "co_freevars",
+    "co_cellvars",
+    "co_linetable",
+    "co_exceptiontable",
+)
+
+
+def compiled(source: bytes, name: str) -> bytes:
+    """Return the content of a ``.pyc``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        code = compile(source, name, "exec", dont_inherit=True, optimize=0)
+        held: list[Any] = []
+        _hold(code, held)
+        body = marshal.dumps(code)
+    digest = importlib.util.source_hash(source)
+    return importlib.util.MAGIC_NUMBER + _UNCHECKED_HASH + digest + body
+
+
+def _hold(value: Any, held: list[Any]) -> None:
+    """Refer once more to a value, and to all that it is made of."""
+    held.append(value)
+    if isinstance(value, CodeType):
+        for name in _ATTRIBUTES:
+            _hold(getattr(value, name, None), held)
+    elif isinstance(value, tuple | frozenset):
+        for each in value:
+            _hold(each, held)
+    elif isinstance(value, slice):
+        for each in (value.start, value.stop, value.step):
+            _hold(each, held)
+
+
+def main() -> None:
+    """Compile what stdin lists; what cannot be compiled is left out."""
+    for line in sys.stdin:
+        source, name, target = json.loads(line)
+        try:
+            content = compiled(Path(source).read_bytes(), name)
+        except (SyntaxError, ValueError, RecursionError):
+            continue
+        path = Path(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""Images into folders, files and engines; what is written is whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mfimage.errors import BuildError
+from mfimage.image.location import OCI, OCI_ARCHIVE, Location
+from mfimage.image.oci.config import Composed, compose_index
+from mfimage.image.oci.images import StoredLayer, encode
+from mfimage.image.plan import EPOCH
+from mfimage.image.reference import Reference
+from mfimage.image.registry.descriptors import INDEX
+from mfimage.package.spec import sha256_digest
+
+_CHUNK = 1 << 20
+_REF_NAME = "org.opencontainers.image.ref.name"
+_IMAGE_NAME = "io.containerd.image.name"
+_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+
+
+def write_images(images: Sequence[Composed], location: Location, tags: Sequence[Reference]) -> None:
+    """Write images, one a platform, to a folder or file.
+
+    Parameters
+    ----------
+    images : sequence of Composed
+        What to write.
+    location : Location
+        Where to. A layout that is there already keeps its other images.
+    tags : sequence of Reference
+        What to call them there.
+
+    Raises
+    ------
+    BuildError
+        When it cannot be written, or is something else.
+    """
+    if location.kind == OCI:
+        with _writing(location):
+            _write_layout(images, location.path, tags)
+        return
+    if location.kind == OCI_ARCHIVE:
+        chunks = layout_archive(images, tags)
+    else:
+        chunks = docker_archive(images, tags)
+    with _writing(location):
+        _write_file(location.path, chunks)
+
+
+@contextlib.contextmanager
+def _writing(location: Location) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or location.path
+        raise BuildError(f"{location} cannot be written: {where}: {error.strerror}") from None
+
+
+def _write_file(path: Path, chunks: Iterator[bytes]) -> None:
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    fresh = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.chmod(0o666 & ~_umask())
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _blobs(images: Sequence[Composed]) -> Iterator[tuple[str, int, Callable[[], BinaryIO]]]:
+    """Yield every blob once: digest, size, and what opens it; layers first."""
+    done: set[str] = set()
+    for image in images:
+        for layer in image.layers:
+            if layer.descriptor.digest not in done:
+                done.add(layer.descriptor.digest)
+                yield layer.descriptor.digest, layer.descriptor.size, layer.open
+        for data in (image.config, image.manifest):
+            if (digest := sha256_digest(data)) not in done:
+                done.add(digest)
+                yield digest, len(data), lambda data=data: io.BytesIO(data)  # type: ignore[misc]
+
+
+def _verified(digest: str, size: int, file: BinaryIO) -> Iterator[bytes]:
+    hasher, count = hashlib.sha256(), 0
+    while chunk := file.read(_CHUNK):
+        hasher.update(chunk)
+        count += len(chunk)
+        yield chunk
+    if f"sha256:{hasher.hexdigest()}" != digest or count != size:
+        raise BuildError(f"the layer {digest} is damaged", hint="build again")
+
+
+def _entries(
+    images: Sequence[Composed], tags: Sequence[Reference]
+) -> tuple[list[Any], bytes | None]:
+    """Return what a layout's index lists of these images, and the index of several."""
+    if len(images) == 1:
+        system, _, machine = images[0].platform.partition("/")
+        entry = {
+            **images[0].descriptor.to_dict(),
+            "platform": {"os": system, "architecture": machine},
+        }
+        index = None
+    else:
+        index = compose_index(images)
+        entry = {"mediaType": INDEX, "digest": sha256_digest(index), "size": len(index)}
+    named = [
+        {**entry, "annotations": {_REF_NAME: tag.tag, _IMAGE_NAME: tag.canonical}} for tag in tags
+    ]
+    return named or [entry], index
+
+
+def _write_layout(images: Sequence[Composed], path: Path, tags: Sequence[Reference]) -> None:
+    entries, index = _entries(images, tags)
+    kept = _others(path, entries)
+    blobs = path / "blobs" / "sha256"
+    blobs.mkdir(parents=True, exist_ok=True)
+    for digest, size, open_it in _blobs(images):
+        target = blobs / digest.partition(":")[2]
+        if not (target.is_file() and target.stat().st_size == size):
+            with open_it() as file:
+                _write_file(target, _verified(digest, size, file))
+    if index is not None:
+        _write_file(blobs / sha256_digest(index)[7:], iter((index,)))
+    _write_file(path / "oci-layout", iter((_LAYOUT,)))
+    # In the end: until then nobody sees anything of it.
+    _write_file(path / "index.json", iter((_index([*kept, *entries]),)))
+
+
+def _index(entries: Sequence[Any]) -> bytes:
+    return encode({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries})
+
+
+def _others(path: Path, entries: Sequence[Any]) -> list[Any]:
+    """Return what a layout lists beside these; it may not be there yet."""
+    try:
+        names = {each.name for each in path.iterdir()}
+    except FileNotFoundError:
+        return []
+    if not names:
+        return []
+    if "oci-layout" not in names:
+        raise BuildError(
+            f"oci:{path} holds something else, as {min(names)}",
+            hint="name a new or empty folder, or an OCI layout",
+        )
+    if "index.json" not in names:
+        return []
+    known = json.loads((path / "index.json").read_bytes()).get("manifests", [])
+    taken = {_name(each) for each in entries}
+    return [each for each in known if _name(each) not in taken]
+
+
+def _name(entry: Any) -> str:
+    names = entry.get("annotations") or {}
+    return names.get(_IMAGE_NAME) or names.get(_REF_NAME) or ""
+
+
+def layout_archive(images: Sequence[Composed], tags: Sequence[Reference]) -> Iterator[bytes]:
+    """Stream a tar of an OCI layout."""
+    entries, index = _entries(images, tags)
+    yield from _file("oci-layout", _LAYOUT)
+    for digest, size, open_it in _blobs(images):
+        yield from _blob(f"blobs/sha256/{digest[7:]}", digest, size, open_it)
+    if index is not None:
+        yield from _file(f"blobs/sha256/{sha256_digest(index)[7:]}", index)
+    yield from _file("index.json", _index(entries))
+    yield b"\0" * (2 * tarfile.BLOCKSIZE)
+
+
+def docker_archive(images: Sequence[Composed], tags: Sequence[Reference]) -> Iterator[bytes]:
+    """Stream what ``docker load`` takes.
+
+    Raises
+    ------
+    BuildError
+        When there are images for several platforms, which it cannot hold.
+    """
+    if len(images) != 1:
+        raise BuildError(
+            "a Docker archive, or engine, takes an image for one platform",
+            hint="choose one by --platform, or write oci:DIR, oci-archive:FILE, or push",
+        )
+    (image,) = images
+    config = f"{image.id[7:]}.json"
+    layers = [_layer_name(layer) for layer in image.layers]
+    names = [str(tag) for tag in tags]
+    manifest = encode([{"Config": config, "RepoTags": names or None, "Layers": layers}])
+    done = set()
+    for name, layer in zip(layers, image.layers, strict=True):
+        if name not in done:
+            done.add(name)
+            described = layer.descriptor
+            yield from _blob(name, described.digest, described.size, layer.open)
+    yield from _file(config, image.config)
+    yield from _file("manifest.json", manifest)
+    yield b"\0" * (2 * tarfile.BLOCKSIZE)
+
+
+def _layer_name(layer: StoredLayer) -> str:
+    suffix = layer.descriptor.media_type.partition("+")[2]
+    ending = {"gzip": "tar.gz", "zstd": "tar.zst"}.get(suffix, "tar")
+    return f"{layer.descriptor.digest[7:]}.{ending}"
+
+
+def _blob(name: str, digest: str, size: int, open_it: Callable[[], BinaryIO]) -> Iterator[bytes]:
+    yield _header(name, size)
+    with open_it() as file:
+        yield from _verified(digest, size, file)
+    yield b"\0" * (-size % tarfile.BLOCKSIZE)
+
+
+def _file(name: str, data: bytes) -> Iterator[bytes]:
+    yield _header(name, len(data))
+    yield data + b"\0" * (-len(data) % tarfile.BLOCKSIZE)
+
+
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime = size, EPOCH
+    return info.tobuf(tarfile.GNU_FORMAT)

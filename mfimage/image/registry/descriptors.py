@@ -1,0 +1,60 @@
+"""What names content in a registry, and the kinds of manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+INDEX = "application/vnd.oci.image.index.v1+json"
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+ANY_MANIFEST = (INDEX, MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descriptor:
+    """What names content in a registry.
+
+    Attributes
+    ----------
+    media_type, digest : str
+        What it is, and ``sha256:<hex>`` of it.
+    size : int
+        In bytes.
+    artifact_type : str or None
+        What an attached artifact is.
+    annotations : mapping
+        Texts about it.
+    """
+
+    media_type: str
+    digest: str
+    size: int
+    artifact_type: str | None = None
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, plain: Mapping[str, Any]) -> Descriptor:
+        """Make one of its JSON form."""
+        return cls(
+            media_type=plain["mediaType"],
+            digest=plain["digest"],
+            size=plain["size"],
+            artifact_type=plain.get("artifactType"),
+            annotations=plain.get("annotations") or {},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        found: dict[str, Any] = {
+            "mediaType": self.media_type,
+            "digest": self.digest,
+            "size": self.size,
+        }
+        if self.artifact_type:
+            found["artifactType"] = self.artifact_type
+        if self.annotations:
+            found["annotations"] = dict(sorted(self.annotations.items()))
+        return found
