@@ -4,86 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mfimage.backends.code_cache import cache_folder
-from mfimage.errors import OptionError, PackageError
+from mfimage.build_report import Clock, Image, check_size
+from mfimage.errors import OptionError
+from mfimage.image.attach import attach_sboms
 from mfimage.image.base_image import BaseImage, default_base
 from mfimage.image.build_secrets import CA, Secret, read_secrets
-from mfimage.image.image_info import ImageInfo
-from mfimage.image.options import BuildOptions, split_index
+from mfimage.image.builder import DOCKER, Builder, BuiltImage, OnEvent
+from mfimage.image.builders import open_builder
+from mfimage.image.location import Location
+from mfimage.image.options import BuildOptions
 from mfimage.image.plan import ImagePlan, make_plan
-from mfimage.image.reference import Reference
-from mfimage.image.targets import find_target
-from mfimage.package.spec import BlobRef, FunctionSpec, sha256_digest
-from mfimage.package.store import Package, blob_name, open_package
+from mfimage.image.scanning import scan_image
+from mfimage.package.store import Package, open_package
+from mfimage.target_lock import target_lock
 
 if TYPE_CHECKING:
-    from mfimage.image.engine import Engine
-    from mfimage.image.engine_events import BuildEvent
+    from mfimage.image.checks.report import Report
+    from mfimage.image.layer_files import BlobPath
+    from mfimage.image.planned import PlannedImage
 
-OnEvent = Callable[["BuildEvent"], None]
 Say = Callable[[str], None]
 # Where tools keep the path of the certificates that this machine trusts.
 _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE")
-_INDEX_VARIABLES = (
-    "UV_DEFAULT_INDEX",
-    "UV_INDEX",
-    "UV_INDEX_URL",
-    "UV_EXTRA_INDEX_URL",
-    "PIP_INDEX_URL",
-    "PIP_EXTRA_INDEX_URL",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Image:
-    """An image that was built.
-
-    Attributes
-    ----------
-    id : str
-        The engine's name for it.
-    tags : tuple of str
-        What it is called.
-    digests : tuple of str
-        ``repository@sha256:...`` of each tag that was pushed.
-    size : int
-        Bytes, unpacked.
-    plan : ImagePlan
-        What it was built from.
-    """
-
-    id: str
-    tags: tuple[str, ...]
-    digests: tuple[str, ...]
-    size: int
-    plan: ImagePlan
-
-    @property
-    def name(self) -> str:
-        """What to run it by: its digest when it was pushed, else its first tag, else its ID."""
-        return next(iter((*self.digests, *self.tags)), self.id)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what a pipeline wants to know, as JSON values."""
-        plan = self.plan
-        return {
-            "image": self.name,
-            "id": self.id,
-            "tags": list(self.tags),
-            "digests": list(self.digests),
-            "size": self.size,
-            "target": plan.target.name,
-            "platform": plan.platform,
-            "function": {"name": plan.function, "digest": plan.digest},
-            "lock": plan.dependencies.digest,
-            "base": str(plan.base.pinned),
-        }
 
 
 def build(
@@ -91,10 +38,13 @@ def build(
     options: BuildOptions,
     *,
     push: bool = False,
+    force: bool = False,
+    test: bool = False,
+    max_size: int | None = None,
     on_event: OnEvent = lambda _: None,
     say: Say = lambda _: None,
 ) -> Image:
-    """Build an image with the Docker engine.
+    """Build an image.
 
     Parameters
     ----------
@@ -104,6 +54,12 @@ def build(
         What the image shall be.
     push : bool
         Push every tag afterwards.
+    force : bool
+        Build even if the registry has the very image already.
+    test : bool
+        Push only what passes `mfimage test`.
+    max_size : int, optional
+        Fail if an image has more bytes.
     on_event : callable
         Told of every step.
     say : callable
@@ -120,38 +76,122 @@ def build(
         )
     options = _trusting_host(options)
     package = open_package(reference)
-    # Hashing runs beside the imports, which take as long as an engine takes for a code edit.
-    with ThreadPoolExecutor(1) as verifying:
-        verified = verifying.submit(_verify_blobs, package)
-        from mfimage.image.context import context_files
-        from mfimage.image.engine import Engine
-
-        verified.result()
-    with Engine.connect() as engine:
-        base = _find_base(package.spec, options, engine, on_event)
-        plan = make_plan(
-            package.spec, lock=_target_lock(package, options), base=base, options=options
-        )
-        say(f"building {plan.function} for {plan.target.name} on {plan.base.pinned}")
-        image_id = engine.build(
-            context=context_files(plan, _blob_path(package)),
-            tags=[str(tag) for tag in options.tags],
-            secrets=read_secrets(options.secrets),
-            platform=plan.platform,
-            no_cache=options.no_cache,
-            on_event=on_event,
-        )
-        digests = _push(engine, options.tags, on_event) if push else ()
-        info = engine.inspect(image_id) or ImageInfo(id=image_id)
-    image = Image(
-        id=image_id,
+    secrets, clock = read_secrets(options.secrets), Clock()
+    builder = open_builder(options, push=push, secrets=secrets, on_event=on_event, say=say)
+    with closing(builder):
+        with clock("plan"):
+            plans = _plans(package, options, builder, say)
+        plan = plans[0]
+        blob_path: BlobPath = package.store.unverified_file
+        if builder.name == DOCKER:
+            # An engine is sent what it does not have: of the rest nobody would see the damage.
+            blob_path = _verified_path(package)
+        base = plan.base.pinned
+        say(f"building {plan.function} for {plan.target.name} on {base}, {_names(plans)}")
+        found = None
+        # Who pushed it need not have tested it.
+        if push and not (force or test or options.no_cache):
+            found = builder.find(plans, options.tags, blob_path)
+        if found:
+            say("the registry has it already: nothing is built")
+        # An image elsewhere, too, is made of layers that are here.
+        wanted = options.output or options.output_engine or not push
+        if found and not wanted:
+            images = found
+        else:
+            with clock("build"):
+                images = _build(builder, plans, blob_path)
+            with clock("scan"):
+                for image in images:
+                    scan_image(builder, image, blob_path, secrets)
+        for image in images:
+            check_size(builder, image, max_size)
+        with clock("test"):
+            tests = _test(builder, images, say) if test else ()
+        with clock("write"):
+            place = builder.write(images, options.output, options.tags) if wanted else None
+        with clock("push"):
+            digests = builder.push(found or images, options.tags) if push else ()
+            attach_sboms(images, digests, blob_path, say)
+        with clock("export"):
+            builder.export(images, options.tags if push else ())
+    made = Image(
+        builder=builder.name,
+        images=images,
         tags=tuple(str(tag) for tag in options.tags),
         digests=digests,
-        size=info.size,
-        plan=plan,
+        place=place,
+        timings=clock.seconds,
+        tests=tests,
     )
-    say(f"built {image.name} ({image.size / 1e6:.1f} MB, {image_id[:19]})")
-    return image
+    say(f"built {made.name} ({made.size / 1e6:.1f} MB, {made.id[:19]})")
+    return made
+
+
+def _test(builder: Builder, images: Sequence[BuiltImage], say: Say) -> tuple[Report, ...]:
+    from mfimage.image.checks.built import check_built
+
+    return check_built(builder, images, say=say)
+
+
+def plan_build(
+    reference: str, options: BuildOptions, *, push: bool = False, say: Say = lambda _: None
+) -> tuple[PlannedImage, ...]:
+    """Tell what `build` would make, one image a platform, and why each layer would change.
+
+    Nothing is built. It is compared with what the first tag names now, or ``--output`` holds.
+
+    Raises
+    ------
+    MfimageError
+        As `build` does for what it can know before.
+    """
+    from mfimage.image.planned import explain, image_before
+
+    options = _trusting_host(options)
+    package = open_package(reference)
+    secrets = read_secrets(options.secrets)
+    # Where the image would go does not matter yet.
+    builder = open_builder(options, push=True, secrets=secrets, on_event=lambda _: None, say=say)
+    blob_path = package.store.unverified_file
+    with closing(builder):
+        plans = _plans(package, options, builder, say)
+        if push and options.tags and builder.find(plans, options.tags, blob_path):
+            say("the registry has it already: nothing would be built")
+    return tuple(
+        explain(plan, blob_path, image_before(options, plan.platform, builder.name))
+        for plan in plans
+    )
+
+
+def _names(plans: Sequence[ImagePlan]) -> str:
+    return " and ".join(plan.platform for plan in plans)
+
+
+def _build(
+    builder: Builder, plans: Sequence[ImagePlan], blob_path: BlobPath
+) -> tuple[BuiltImage, ...]:
+    return tuple(builder.build(plan, blob_path) for plan in plans)
+
+
+def _plans(
+    package: Package, options: BuildOptions, builder: Builder, say: Say
+) -> tuple[ImagePlan, ...]:
+    """Plan the image for each platform."""
+    spec = package.spec
+    source = options.base_image or default_base(spec)
+    plans = []
+    for platform in options.platforms or (spec.environment.platform,):
+        wanted = dataclasses.replace(options, platform=platform)
+        plans.append(
+            make_plan(
+                spec,
+                base=builder.base(source, platform),
+                lock=target_lock(package, wanted, platform, say),
+                options=wanted,
+            )
+        )
+    return tuple(plans)
 
 
 def render(reference: str, options: BuildOptions, folder: Path) -> Path:
@@ -166,12 +206,19 @@ def render(reference: str, options: BuildOptions, folder: Path) -> Path:
 
     options = _trusting_host(options)
     package = open_package(reference)
-    _verify_blobs(package)
+    blob_path = _verified_path(package)
     chosen = options.base_image or default_base(package.spec)
-    # What the base holds is for whoever builds the folder to see.
-    base = BaseImage(reference=chosen, python=package.spec.environment.python)
-    plan = make_plan(package.spec, lock=_target_lock(package, options), base=base, options=options)
-    write_context(plan, folder, _blob_path(package))
+    if isinstance(chosen, Location) or len(options.platforms) > 1:
+        raise OptionError(
+            "render: a Dockerfile builds on an image by name, for one platform",
+            hint="give --base-image NAME and one --platform",
+        )
+    # What the base holds, its patch version of Python say, is for whoever builds the folder to see.
+    base = BaseImage(reference=chosen, python=package.spec.environment.python_minor)
+    platform = options.platform or package.spec.environment.platform
+    lock = target_lock(package, options, platform, lambda _: None)
+    plan = make_plan(package.spec, lock=lock, base=base, options=options)
+    write_context(plan, folder, blob_path)
     return folder
 
 
@@ -191,102 +238,7 @@ def _trusting_host(options: BuildOptions) -> BuildOptions:
     return options
 
 
-def _find_base(
-    spec: FunctionSpec, options: BuildOptions, engine: Engine, on_event: OnEvent
-) -> BaseImage:
-    chosen = options.base_image or default_base(spec)
-    platform = options.platform or spec.environment.platform
-    info = engine.inspect(str(chosen))
-    if info is None:
-        info = engine.pull(str(chosen), platform=platform, on_event=on_event)
-    return BaseImage(
-        reference=chosen,
-        python=_python_of(info, engine),
-        digest=_digest_of(info, chosen),
-        platform=info.platform,
-    )
-
-
-def _digest_of(info: ImageInfo, reference: Reference) -> str | None:
-    """Return the digest by which a registry has the image, if it came from one."""
-    for text in info.repo_digests:
-        name, _, digest = text.partition("@")
-        if name == reference.name or name in reference.canonical:
-            return digest
-    return None
-
-
-def _python_of(info: ImageInfo, engine: Engine) -> str:
-    """Ask an image for its Python, once."""
-    known = cache_folder() / "bases" / info.id.removeprefix("sha256:")
-    try:
-        return known.read_text()
-    except OSError:
-        version = engine.python_version(info.id)
-    _remember(known, version.encode())
-    return version
-
-
-def _target_lock(package: Package, options: BuildOptions) -> bytes:
-    """Lock what the target needs beside the function's own lock, once for each machine."""
-    environment = package.spec.environment
-    target = find_target(options.target)
-    platform = options.platform or environment.platform
-    key = [
-        environment.lock.digest,
-        target.requirements,
-        environment.python_minor,
-        platform,
-        options.index_url,
-        options.extra_index_urls,
-        # They name the indexes, and only their digest is kept.
-        [os.environ.get(variable) for variable in _INDEX_VARIABLES],
-    ]
-    known = cache_folder() / "locks" / sha256_digest(repr(key).encode()).removeprefix("sha256:")
-    if known.is_file() and not options.no_cache:
-        return known.read_bytes()
-    from mfimage.capture.lock import IndexOptions, lock_for_target
-
-    lock = lock_for_target(
-        package.read(environment.lock),
-        extra=target.requirements,
-        python=environment.python,
-        platform=platform,
-        index=IndexOptions(
-            index_url=split_index(options.index_url)[1] if options.index_url else None,
-            extra_index_urls=tuple(options.extra_index_urls),
-        ),
-    )
-    _remember(known, lock)
-    return lock
-
-
-def _remember(path: Path, data: bytes) -> None:
-    """Keep what would take time to find out again; a cache that cannot be written is no fault."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-        fresh.write_bytes(data)
-        fresh.replace(path)
-    except OSError:
-        return
-
-
-def _verify_blobs(package: Package) -> None:
-    for ref in package.spec.blobs.values():
-        for _ in package.store.stream_blob(ref):
-            pass
-
-
-def _blob_path(package: Package) -> Callable[[BlobRef], Path]:
-    def path(ref: BlobRef) -> Path:
-        found = Path(package.store.storage.url(blob_name(ref)))
-        if not found.is_file():
-            raise PackageError(f"{found}: missing", hint="bind the function again")
-        return found
-
-    return path
-
-
-def _push(engine: Engine, tags: tuple[Reference, ...], on_event: OnEvent) -> tuple[str, ...]:
-    return tuple(f"{tag.name}@{engine.push(str(tag), on_event=on_event)}" for tag in tags)
+def _verified_path(package: Package) -> BlobPath:
+    """Verify every blob; return what tells where each is, as long as there is the package."""
+    files = {ref.digest: package.store.blob_file(ref) for ref in package.spec.blobs.values()}
+    return lambda ref: files[ref.digest]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from mfimage.errors import OptionError
+from mfimage.image.location import Location
 from mfimage.image.options import parse_platform
 from mfimage.image.reference import Reference, parse_reference
 from mfimage.package.spec import FunctionSpec
@@ -16,26 +18,36 @@ class BaseImage:
 
     Attributes
     ----------
-    reference : Reference
-        Its name.
+    reference : Reference or Location
+        Its name, or where it lies.
     python : str
         Version of its Python, as ``3.11`` or ``3.11.7``.
     digest : str or None
-        Its digest, where it came from a registry.
+        Its digest: from a registry or a layout.
     platform : str or None
         As ``linux/amd64``, where known.
+    env, labels : mapping of str to str
+        Its variables and labels, where known.
     """
 
-    reference: Reference
+    reference: Reference | Location
     python: str
     digest: str | None = None
     platform: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def pinned(self) -> Reference:
+    def known_digest(self) -> str | None:
+        """Its digest, if there is a way to know it."""
+        return self.reference.digest or self.digest
+
+    @property
+    def pinned(self) -> Reference | Location:
         """The reference with its digest, where one is known."""
-        digest = self.reference.digest or self.digest
-        return self.reference.with_digest(digest) if digest else self.reference
+        if isinstance(self.reference, Location) or self.known_digest is None:
+            return self.reference
+        return self.reference.with_digest(self.known_digest)
 
 
 def default_base(spec: FunctionSpec) -> Reference:

@@ -56,11 +56,6 @@ class Secret:
                 hint=_USAGE,
             )
 
-    @property
-    def is_variable(self) -> bool:
-        """Whether the step gets it as an environment variable."""
-        return self.id not in _FILES
-
     def read(self) -> bytes:
         """Return its bytes.
 

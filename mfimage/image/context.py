@@ -14,27 +14,19 @@ The same plan gives the same bytes: names sorted, fixed times, owner 0, modes 06
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-import mfimage
 from mfimage.errors import BuildError, OptionError
-from mfimage.image.dockerfile import MARKER, artifact_folder, render
-from mfimage.image.engine_files import ContextFile
+from mfimage.image.context_file import ContextFile
+from mfimage.image.dockerfile import MARKER, render
+from mfimage.image.layer_files import BlobPath, blob_file, layer_files, verified
 from mfimage.image.plan import EPOCH, ImagePlan
 from mfimage.image.uv_tool import uv_requirement
-from mfimage.package.archive import members
-from mfimage.package.spec import BlobRef
-from mfimage.package.store import damaged
-from mfimage.runtime.layout import BLOBS, CODE, FUNCTION, FUNCTION_JSON, RUNTIME
-
-BlobPath = Callable[[BlobRef], Path]
-"""Where a blob's bytes are on this machine."""
 
 DOCKERFILE = "Dockerfile"
 _FOLDERS = ("build", "layers")
@@ -62,66 +54,14 @@ def context_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
         ContextFile(path="build/lock/pylock.toml", content=plan.dependencies.lock),
     ]
     for name, blob in plan.dependencies.wheels.items():
-        files.append(_blob_file(f"build/lock/wheels/{name}", blob, blob_path))
+        files.append(blob_file(f"build/lock/wheels/{name}", blob, blob_path))
     for layer, contents in layer_files(plan, blob_path).items():
         files += [_moved(file, f"layers/{layer}/{file.path}") for file in contents]
     return sorted(files, key=lambda file: file.path.split("/"))
 
 
-def layer_files(plan: ImagePlan, blob_path: BlobPath) -> dict[str, list[ContextFile]]:
-    """List the files of each layer above the dependencies, lowest first.
-
-    Returns
-    -------
-    dict of str to list of ContextFile
-        By the layer's name; paths are those in the image, without the ``/`` before them.
-    """
-    layers: dict[str, list[ContextFile]] = {}
-    for layer in plan.artifacts:
-        layers[artifact_folder(layer)] = [
-            _blob_file(_inside(FUNCTION, BLOBS, blob.hex), blob, blob_path) for blob in layer.blobs
-        ]
-    layers["runtime"] = _runtime_files(plan)
-    layers["code"] = _code_files(plan, blob_path)
-    return layers
-
-
-def _inside(*parts: str) -> str:
-    return str(PurePosixPath(*parts)).lstrip("/")
-
-
 def _moved(file: ContextFile, path: str) -> ContextFile:
     return ContextFile(path=path, content=file.content, mode=file.mode, digest=file.digest)
-
-
-def _blob_file(path: str, blob: BlobRef, blob_path: BlobPath) -> ContextFile:
-    return ContextFile(path=path, content=blob_path(blob), digest=blob.hex)
-
-
-def _runtime_files(plan: ImagePlan) -> list[ContextFile]:
-    # The extension stands beside the package, installed or not.
-    root = Path(mfimage.__file__).parent.parent
-    found = {path for pattern in plan.runtime for path in root.glob(pattern) if path.is_file()}
-    return [
-        ContextFile(
-            path=_inside(RUNTIME, path.relative_to(root).as_posix()), content=path.read_bytes()
-        )
-        for path in sorted(found)
-    ]
-
-
-def _code_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
-    blob = plan.code.archive
-    path = blob_path(blob)
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != blob.hex:
-        raise damaged(str(path))
-    files = [
-        ContextFile(path=_inside(FUNCTION, FUNCTION_JSON), content=plan.code.function_json),
-    ]
-    for name, content, mode in members(data, where=f"the code of {plan.function}"):
-        files.append(ContextFile(path=_inside(FUNCTION, CODE, name), content=content, mode=mode))
-    return files
 
 
 def context_tar(plan: ImagePlan, blob_path: BlobPath) -> Iterator[bytes]:
@@ -152,32 +92,10 @@ def _header(name: str, *, mode: int, size: int = 0, kind: bytes = tarfile.REGTYP
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
 
 
-def verified(file: ContextFile) -> Iterator[bytes]:
-    """Yield a file's content; it raises before the end if that is not what its digest says.
-
-    Raises
-    ------
-    PackageError
-        When it is damaged.
-    """
-    if file.digest is None:
-        yield from file.chunks()
-        return
-    hasher = hashlib.sha256()
-    held = b""
-    for chunk in file.chunks():
-        if held:
-            yield held
-        hasher.update(chunk)
-        held = chunk
-    if hasher.hexdigest() != file.digest:
-        raise damaged(str(file.content) if isinstance(file.content, Path) else file.path)
-    yield held
-
-
 def write_context(plan: ImagePlan, folder: Path, blob_path: BlobPath) -> None:
-    """Write the context into a folder: ``docker build`` of it gives the same image.
+    """Write the context into a folder.
 
+    ``docker build`` of it gives the same image, but for what its SBOM says of the base.
     Artifacts are copied, not linked: their times would have to be changed for equal layers, and
     whoever edits the folder must not reach into the package.
 

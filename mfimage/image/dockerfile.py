@@ -7,18 +7,15 @@ import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import PurePosixPath
 
-import jinja2
-
-import mfimage
 from mfimage.errors import OptionError
 from mfimage.image.build_secrets import CA, NETRC, PIP_CONF
+from mfimage.image.layer_files import artifact_folder
 from mfimage.image.options import refuse_credentials, split_index
-from mfimage.image.plan import EPOCH, ArtifactLayer, ImagePlan
-from mfimage.runtime.layout import VENV
+from mfimage.image.plan import EPOCH, ImagePlan
+from mfimage.runtime.layout import PROGRAMS, VENV
+from mfimage.templating import Quoted, environment
 
 # The first words of the first line, by which a rendered folder is known again.
 MARKER = "# Made by mfimage "
@@ -27,12 +24,6 @@ _SECRETS = "/run/secrets"
 _PIP_CONF = "/etc/pip.conf"
 _WORD = re.compile(r"[A-Za-z0-9_@%+=:,./~-]+")
 _LONGEST_LINE = 65_000
-
-
-class Quoted(str):
-    """Text that may stand in a Dockerfile as it is."""
-
-    __slots__ = ()
 
 
 def word(value: object) -> Quoted:
@@ -68,6 +59,16 @@ def line(value: str) -> Quoted:
     return Quoted(value)
 
 
+_FILTERS = {
+    "word": word,
+    "quote": quote,
+    "exec": exec_form,
+    "comment": comment,
+    "line": line,
+    "shell": lambda value: Quoted(shlex.quote(value)),
+}
+
+
 def render(plan: ImagePlan) -> str:
     """Write the Dockerfile.
 
@@ -76,10 +77,11 @@ def render(plan: ImagePlan) -> str:
     OptionError
         If a value cannot be written, or a URL with a password would be.
     """
-    template = _environment().get_template(plan.target.template)
+    template = environment(_FILTERS).get_template(plan.target.template)
     text = template.render(
         plan=plan,
         venv=PurePosixPath(VENV),
+        programs=PROGRAMS,
         epoch=EPOCH,
         artifacts=[(artifact_folder(layer), layer.names) for layer in plan.artifacts],
         credentials=_dependency_step(plan),
@@ -87,47 +89,6 @@ def render(plan: ImagePlan) -> str:
     )
     refuse_credentials("the Dockerfile", text)
     return text
-
-
-def artifact_folder(layer: ArtifactLayer) -> str:
-    """Return the name of an artifact layer's folder in the context."""
-    # Further blobs, if any, are never equal to another layer's: the first one names it.
-    return f"artifact-{layer.blobs[0].hex[:16]}"
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(  # noqa: S701  (no HTML: `finalize` sees to quoting)
-        loader=jinja2.FunctionLoader(_template),
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-        finalize=_finalize,
-    )
-    environment.filters |= {
-        "word": word,
-        "quote": quote,
-        "exec": exec_form,
-        "comment": comment,
-        "line": line,
-        "shell": lambda value: Quoted(shlex.quote(value)),
-    }
-    return environment
-
-
-def _template(name: str) -> str:
-    try:
-        folder: Any = resources.files("mfimage.templates")
-    except ModuleNotFoundError:
-        # A source checkout that is not installed: the folder stands beside the package.
-        folder = Path(mfimage.__file__).parent.parent / "templates"
-    text: str = folder.joinpath(name).read_text(encoding="utf-8")
-    return text
-
-
-def _finalize(value: object) -> object:
-    # Raises for whatever a template writes without a filter that quotes it.
-    if not isinstance(value, Quoted):
-        raise TypeError(f"{value!r} is written without quoting")
-    return value
 
 
 @dataclass(frozen=True, kw_only=True)

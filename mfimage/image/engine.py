@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +14,8 @@ from mfimage.errors import EngineError, RegistryError
 from mfimage.image.engine_build import BuildRequest, Context, run_build
 from mfimage.image.engine_connect import connect, engine_errors
 from mfimage.image.engine_events import BuildEvent
-from mfimage.image.engine_transfer import OnEvent, pull, push, split
+from mfimage.image.engine_reading import export, read_file
+from mfimage.image.engine_transfer import OnEvent, load, pull, push, split
 from mfimage.image.image_info import ImageInfo
 
 _RUN_TIMEOUT = 60
@@ -170,6 +171,27 @@ class Engine:
         """
         return push(self._api, ref, on_event)
 
+    def load(self, archive: Iterable[bytes]) -> None:
+        """Take in an image from what ``docker save`` writes.
+
+        Raises
+        ------
+        EngineError
+            If the engine refuses it, or goes away.
+        """
+        load(self._api, archive)
+
+    def save(self, image: str) -> Iterator[bytes]:
+        """Stream an image as ``docker save`` writes it.
+
+        Raises
+        ------
+        EngineError
+            If the engine does not have it, or goes away.
+        """
+        with engine_errors(f"saving {image}"):
+            yield from self._api.get_image(image)
+
     def tag(self, image: str, ref: str) -> None:
         """Give an image another reference."""
         repository, tag = split(ref)
@@ -183,6 +205,14 @@ class Engine:
             contextlib.suppress(docker.errors.ImageNotFound),
         ):
             self._api.remove_image(ref, force=force)
+
+    def read_file(self, image: str, path: str, *, most: int = 32 << 20) -> bytes | None:
+        """Read a small file out of an image; None if it does not have it."""
+        return read_file(self._api, image, path, most)
+
+    def export(self, image: str, path: str) -> Iterator[bytes]:
+        """Stream a folder of an image as a tar, whose names begin with the folder's own."""
+        return export(self._api, image, path)
 
     def run_capture(self, image: str, command: Sequence[str], *, user: str | None = None) -> str:
         """Run a command in a short-lived container without network; return its stdout.

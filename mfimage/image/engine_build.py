@@ -17,9 +17,9 @@ import requests
 from docker.utils import parse_repository_tag
 
 from mfimage.errors import BuildError, EngineError
+from mfimage.image.context_file import ContextFile
 from mfimage.image.engine_connect import CONNECTION_ERRORS, alive, engine_gone
 from mfimage.image.engine_events import BuildEvent, BuildTrace
-from mfimage.image.engine_files import ContextFile
 from mfimage.image.engine_session import Session, hijack
 from mfimage.image.redaction import Redactor
 

@@ -10,71 +10,15 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
+from mfimage.image.context_file import MTIME, ContextFile
 from mfimage.image.engine_grpc import DATA_LOSS, INTERNAL, INVALID_ARGUMENT, CallError, Metadata
 from mfimage.image.engine_wire import encode_bytes, encode_int, fields
 
 _STAT, _REQUEST, _DATA, _FINISH, _ERROR = range(5)  # types of packets
 _DIRECTORY = 1 << 31  # Go's os.ModeDir
-_CHUNK = 1 << 18
-_MTIME = 315_532_800  # 1980-01-01, the earliest time that every archive format can hold
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContextFile:
-    """One regular file of a build context.
-
-    Attributes
-    ----------
-    path : str
-        Where in the context, with ``/``.
-    content : bytes or Path
-        What is in it, or the file that holds that.
-    mode : int
-        Permission bits.
-    digest : str, optional
-        The content's SHA-256 in hex, if it is known already; computed otherwise. What is sent is
-        held against it.
-    """
-
-    path: str
-    content: bytes | Path
-    mode: int = 0o644
-    digest: str | None = None
-
-    def chunks(self) -> Iterator[bytes]:
-        """Read the content."""
-        if isinstance(self.content, bytes):
-            for start in range(0, len(self.content), _CHUNK):
-                yield self.content[start : start + _CHUNK]
-            return
-        with self.content.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                yield chunk
-
-    def size(self) -> int:
-        """Return the content's length in bytes."""
-        if isinstance(self.content, bytes):
-            return len(self.content)
-        return self.content.stat().st_size
-
-    def mtime_ns(self) -> int:
-        """Return the time to tell the engine, in nanoseconds: always the same second.
-
-        The engine takes a file for unchanged if its name, mode, size and time are. But equal inputs
-        must give equal images, so the time is fixed. Image layers hold whole seconds only, which
-        leaves the nanoseconds free to stand for the content.
-        """
-        digest = self.digest
-        if digest is None:
-            hasher = hashlib.sha256()
-            for chunk in self.chunks():
-                hasher.update(chunk)
-            digest = hasher.hexdigest()
-        return _MTIME * 10**9 + int(digest[-16:], 16) % 10**9
 
 
 class FileSync:
@@ -157,7 +101,7 @@ def _tree(files: Mapping[str, ContextFile]) -> list[tuple[str, ContextFile | Non
 
 def _stat(path: str, file: ContextFile | None) -> bytes:
     if file is None:
-        mode, size, mtime = _DIRECTORY | 0o755, 0, _MTIME * 10**9
+        mode, size, mtime = _DIRECTORY | 0o755, 0, MTIME * 10**9
     else:
         mode, size, mtime = file.mode, file.size(), file.mtime_ns()
     stat = encode_bytes(1, path.encode()) + encode_int(2, mode)

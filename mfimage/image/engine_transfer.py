@@ -10,8 +10,8 @@ import docker
 import docker.errors
 from docker.utils import parse_repository_tag
 
-from mfimage.errors import RegistryError
-from mfimage.image.engine_connect import CONNECTION_ERRORS, engine_gone
+from mfimage.errors import EngineError, RegistryError
+from mfimage.image.engine_connect import CONNECTION_ERRORS, engine_errors, engine_gone
 from mfimage.image.engine_events import BuildEvent
 
 OnEvent = Callable[[BuildEvent], None]
@@ -38,6 +38,16 @@ def push(api: docker.APIClient, ref: str, on_event: OnEvent) -> str:
     if digest is None:
         raise RegistryError(f"pushing {ref}: the engine did not tell the digest")
     return str(digest)
+
+
+def load(api: docker.APIClient, archive: Iterable[bytes]) -> None:
+    """Take in an image; see `Engine.load`."""
+    doing = "loading the image"
+    with engine_errors(doing), _patience(api):
+        untyped: Any = api
+        for message in untyped.load_image(archive, quiet=True) or ():
+            if error := message.get("error"):
+                raise EngineError(f"{doing}: {error}")
 
 
 def split(ref: str) -> tuple[str, str]:

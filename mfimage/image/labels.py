@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mfimage import __version__
@@ -11,12 +11,28 @@ from mfimage.errors import OptionError
 from mfimage.image.options import LABEL_PREFIX, LONGEST_VALUE, check_text
 from mfimage.package.spec import FunctionSpec
 
+TARGET = f"{LABEL_PREFIX}target"
+FUNCTION_NAME = f"{LABEL_PREFIX}function.name"
+FUNCTION_DIGEST = f"{LABEL_PREFIX}function.digest"
+# Of images for Ray only: versions to the patch, and Ray's extras as "default,serve".
+RAY_VERSION = f"{LABEL_PREFIX}ray-version"
+RAY_PARTS = f"{LABEL_PREFIX}ray-parts"
+PYTHON_VERSION = f"{LABEL_PREFIX}python-version"
+
 _OCI = "org.opencontainers.image."
 _LONGEST_DESCRIPTION = 1000
 
 
 def image_labels(
-    spec: FunctionSpec, *, target: str, lock: str, base: str, base_digest: str | None
+    spec: FunctionSpec,
+    *,
+    target: str,
+    lock: str,
+    base: str,
+    base_digest: str | None,
+    python: str,
+    ray: str | None = None,
+    parts: Sequence[str] = (),
 ) -> dict[str, str]:
     """Return the labels of a function's image, sorted by name.
 
@@ -34,6 +50,12 @@ def image_labels(
         Full name of the base image.
     base_digest : str or None
         Its digest, where known.
+    python : str
+        The base's Python: the nodes of a Ray cluster must have the same.
+    ray : str, optional
+        The version of Ray that is installed, if the target has one.
+    parts : sequence of str
+        What of Ray goes along beside its core.
     """
     labels = {
         f"{_OCI}title": spec.name,
@@ -43,11 +65,14 @@ def image_labels(
         f"{_OCI}base.name": base,
         f"{_OCI}base.digest": base_digest or "",
         f"{LABEL_PREFIX}version": __version__,
-        f"{LABEL_PREFIX}target": target,
-        f"{LABEL_PREFIX}function.name": spec.name,
-        f"{LABEL_PREFIX}function.digest": spec.digest,
+        TARGET: target,
+        FUNCTION_NAME: spec.name,
+        FUNCTION_DIGEST: spec.digest,
         f"{LABEL_PREFIX}task": spec.task,
         f"{LABEL_PREFIX}python": spec.environment.python_minor,
+        PYTHON_VERSION: python if ray else "",
+        RAY_VERSION: ray or "",
+        RAY_PARTS: ",".join(["default", *sorted(parts)]) if ray else "",
         f"{LABEL_PREFIX}lock.digest": lock,
         f"{LABEL_PREFIX}artifacts": _json(
             {name: ref.digest for name, ref in spec.artifacts.items()}

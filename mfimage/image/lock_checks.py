@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from packaging.tags import Tag
-from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+import sys
+from typing import TYPE_CHECKING
 
 from mfimage.errors import LockError, OptionError
 from mfimage.image.options import refuse_credentials
 from mfimage.package.spec import FunctionSpec
+
+if TYPE_CHECKING:
+    from packaging.tags import Tag
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 _MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 
@@ -20,6 +28,10 @@ def check_wheels(spec: FunctionSpec, platform: str) -> None:
     LockError
         Naming the wheel.
     """
+    if not spec.environment.wheels:
+        return
+    from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+
     for name in spec.environment.wheels:
         try:
             tags = parse_wheel_filename(name)[3]
@@ -35,6 +47,12 @@ def check_wheels(spec: FunctionSpec, platform: str) -> None:
 def _runs_on(tag: Tag, platform: str) -> bool:
     of_linux = tag.platform.startswith(("linux_", "manylinux"))
     return tag.platform == "any" or (of_linux and tag.platform.endswith(_MACHINES[platform]))
+
+
+def locked_version(lock: bytes, name: str) -> str | None:
+    """Return the version of a distribution in a lock, if it is there."""
+    packages = tomllib.loads(lock.decode()).get("packages", [])
+    return next((each.get("version") for each in packages if each["name"] == name), None)
 
 
 def check_lock(lock: bytes) -> None:

@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 
 from mfimage.errors import OptionError
 from mfimage.image.build_secrets import Secret
+from mfimage.image.location import Location
 from mfimage.image.reference import Reference
-from mfimage.image.targets import find_target
+from mfimage.image.targets import check_ray, find_target, ray_requirement
 
 LABEL_PREFIX = "io.mfimage."
 
@@ -27,6 +28,8 @@ _PLATFORMS = {
     "linux/arm64/v8": "linux/arm64",
     "linux/aarch64": "linux/arm64",
 }
+_BUILDERS = ("auto", "docker", "oci")
+_COMPRESSIONS = ("gzip", "zstd")
 _INDEX = re.compile(r"(?:(?P<name>[A-Za-z0-9][A-Za-z0-9_.-]*)=)?(?P<url>[A-Za-z]+://.*)")
 _CREDENTIALS = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://[^/\s:@?#'\"]*:[^/\s@?#'\"]+@")
 # A line of a Dockerfile holds 65535 bytes, and quoting can double a value.
@@ -43,14 +46,14 @@ class BuildOptions:
         Which interface the image exposes.
     tags : tuple of Reference
         What to call the image.
-    base_image : Reference or None
+    base_image : Reference, Location or None
         What to build on; ``python:<minor>-slim`` if None.
     apt : tuple of str
         Debian packages, as ``libgomp1`` or ``git=1:2.39.5-0+deb12u2``.
     env, labels : mapping of str to str
         Variables and labels of the image.
     platform : str or None
-        ``linux/amd64`` or ``linux/arm64``; the function's own if None.
+        ``linux/amd64`` or ``linux/arm64``, or both with a comma; the function's own if None.
     no_cache : bool
         Run every step anew.
     secrets : tuple of Secret
@@ -59,6 +62,25 @@ class BuildOptions:
         The package index, instead of the default one: ``URL`` or ``NAME=URL``.
     extra_index_urls : tuple of str
         Indexes beside it.
+    ray_version : str or None
+        The version of Ray, for a target of Ray; the function's own if its environment has one,
+        else the newest that fits it.
+    parts : tuple of str
+        What of Ray goes along beside its core: ``data``, ``serve``.
+    builder : str
+        ``docker``, ``oci``, or ``auto``: docker when an engine answers, else oci.
+    output : Location or None
+        Where the oci builder puts the image; None: see `output_engine`, or nowhere.
+    output_engine : bool
+        Put it into the Docker engine.
+    compression : str
+        How the oci builder compresses layers: ``gzip`` or ``zstd``.
+    compile : bool
+        Let the oci builder compile Python files; the docker builder always does.
+    cache_from : tuple of Reference
+        Where in registries layers of earlier builds are.
+    cache_to : Reference or None
+        Where to put this build's.
 
     Raises
     ------
@@ -68,7 +90,7 @@ class BuildOptions:
 
     target: str = "fastapi"
     tags: tuple[Reference, ...] = ()
-    base_image: Reference | None = None
+    base_image: Reference | Location | None = None
     apt: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -77,9 +99,18 @@ class BuildOptions:
     secrets: tuple[Secret, ...] = ()
     index_url: str | None = None
     extra_index_urls: tuple[str, ...] = ()
+    ray_version: str | None = None
+    parts: tuple[str, ...] = ()
+    builder: str = "auto"
+    output: Location | None = None
+    output_engine: bool = False
+    compression: str = "gzip"
+    compile: bool = False
+    cache_from: tuple[Reference, ...] = ()
+    cache_to: Reference | None = None
 
     def __post_init__(self) -> None:
-        find_target(self.target)
+        check_ray(find_target(self.target), self.ray_version, self.parts)
         check_packages(self.apt, field="apt")
         for name, value in self.env.items():
             _check_variable(name)
@@ -92,8 +123,24 @@ class BuildOptions:
         for url in self.extra_index_urls:
             _check_index("extra-index-url", url)
         if self.platform is not None:
-            object.__setattr__(self, "platform", parse_platform(self.platform))
+            texts = [text.strip() for text in self.platform.split(",")]
+            names = dict.fromkeys(parse_platform(text) for text in texts)
+            object.__setattr__(self, "platform", ",".join(names))
         _check_unique(self.secrets)
+        _check_choice("builder", self.builder, _BUILDERS)
+        _check_choice("compression", self.compression, _COMPRESSIONS)
+
+    @property
+    def platforms(self) -> tuple[str, ...]:
+        """The platforms that were asked for; none if the function's own will do."""
+        return tuple(self.platform.split(",")) if self.platform else ()
+
+    @property
+    def requirements(self) -> tuple[str, ...]:
+        """What is locked together with the function's own environment."""
+        target = find_target(self.target)
+        ray = (ray_requirement(self.ray_version, self.parts),) if target.ray else ()
+        return target.requirements + ray
 
 
 def parse_platform(text: str, *, field: str = "platform") -> str:
@@ -214,6 +261,13 @@ def _check_index(field: str, text: str) -> None:
         raise OptionError(
             f"{field}: {text!r} is no package index's URL",
             hint="as https://packages.example.com/simple, or with a name: company=https://...",
+        )
+
+
+def _check_choice(field: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise OptionError(
+            f"{field}: there is no {field} {value!r}", hint=f"one of: {', '.join(known)}"
         )
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from mfimage import __version__
 from mfimage.image.base_image import BaseImage, check_base
 from mfimage.image.labels import check_labels, image_labels
-from mfimage.image.lock_checks import check_lock, check_wheels
+from mfimage.image.lock_checks import check_lock, check_wheels, locked_version
 from mfimage.image.options import BuildOptions, check_packages, parse_platform
 from mfimage.image.targets import Target, find_target
 from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec, sha256_digest
@@ -117,6 +117,8 @@ class ImagePlan:
         Exec form.
     ports : tuple of int
         TCP ports.
+    programs : mapping of str to str
+        Commands of ours in the runtime layer; see `Target`.
     secrets : tuple of str
         Ids that the dependency step may be given.
     index_url, extra_index_urls
@@ -143,6 +145,7 @@ class ImagePlan:
     entrypoint: tuple[str, ...]
     cmd: tuple[str, ...]
     ports: tuple[int, ...]
+    programs: Mapping[str, str]
     secrets: tuple[str, ...]
     index_url: str | None
     extra_index_urls: tuple[str, ...]
@@ -183,7 +186,10 @@ def make_plan(
         target=target.name,
         lock=dependencies.digest,
         base=base.reference.canonical,
-        base_digest=base.pinned.digest,
+        base_digest=base.known_digest,
+        python=base.python,
+        ray=locked_version(lock, "ray") if target.ray else None,
+        parts=options.parts,
     )
     check_labels(labels)
     return ImagePlan(
@@ -205,8 +211,10 @@ def make_plan(
         workdir=f"{FUNCTION}/{CODE}",
         stop_signal="SIGTERM",
         entrypoint=(f"{VENV}/bin/python", "-m", "mfimage.runtime"),
-        cmd=target.cmd,
+        # Only the image that has Ray Serve can serve.
+        cmd=("serve",) if "serve" in options.parts else target.cmd,
         ports=target.ports,
+        programs=target.programs,
         secrets=tuple(sorted(secret.id for secret in options.secrets)),
         index_url=options.index_url,
         extra_index_urls=options.extra_index_urls,

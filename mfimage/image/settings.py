@@ -11,8 +11,9 @@ from typing import Any
 
 from mfimage.errors import OptionError
 from mfimage.image.build_secrets import parse_secret
+from mfimage.image.location import LOCATIONS, Location, parse_location
 from mfimage.image.options import BuildOptions
-from mfimage.image.reference import parse_reference, parse_tag
+from mfimage.image.reference import Reference, parse_reference, parse_tag
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,6 +22,7 @@ else:
 
 FILE_NAME = "pyproject.toml"
 TABLE = "tool.mfimage"
+_ENGINE = "docker"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,11 @@ class Settings:
     secrets: tuple[str, ...] = ()
     index_url: str | None = None
     extra_index_urls: tuple[str, ...] = ()
+    ray_version: str | None = None
+    parts: tuple[str, ...] = ()
+    builder: str | None = None
+    compression: str | None = None
+    compile: bool = False
 
 
 def read_settings(start: Path) -> Settings:
@@ -92,7 +99,7 @@ def parse_settings(table: Any, *, path: Path) -> Settings:
         converted = convert(value)
         if converted is None:
             raise OptionError(f"{path}: {TABLE}.{key}: expected {expected}, got {value!r}")
-        values[key.replace("-", "_")] = converted
+        values[_FIELDS.get(key, key.replace("-", "_"))] = converted
     return Settings(folder=path.parent, **values)
 
 
@@ -126,6 +133,7 @@ _Check = tuple[str, Callable[[Any], Any]]
 _STRING: _Check = ("a string", _string)
 _STRINGS: _Check = ("a list of strings", _strings)
 _MAPPING: _Check = ("a table of strings", _mapping)
+_FLAG: _Check = ("true or false", _flag)
 _KEYS: dict[str, _Check] = {
     "target": _STRING,
     "tags": _STRINGS,
@@ -134,11 +142,17 @@ _KEYS: dict[str, _Check] = {
     "env": _MAPPING,
     "labels": _MAPPING,
     "platform": _STRING,
-    "no-cache": ("true or false", _flag),
+    "no-cache": _FLAG,
     "secrets": _STRINGS,
     "index-url": _STRING,
     "extra-index-urls": _STRINGS,
+    "ray-version": _STRING,
+    "with": _STRINGS,
+    "builder": _STRING,
+    "compression": _STRING,
+    "compile": _FLAG,
 }
+_FIELDS = {"with": "parts"}
 
 
 def make_options(
@@ -155,6 +169,12 @@ def make_options(
     secrets: Iterable[str] = (),
     index_url: str | None = None,
     extra_index_urls: Iterable[str] = (),
+    ray_version: str | None = None,
+    parts: Iterable[str] = (),
+    builder: str | None = None,
+    output: str | None = None,
+    compression: str | None = None,
+    compile: bool = False,
 ) -> BuildOptions:
     """Make options of what the command line gave, as written there, and a project's settings.
 
@@ -174,7 +194,7 @@ def make_options(
     return BuildOptions(
         target=target or project.target or BuildOptions.target,
         tags=tuple(parse_tag(tag) for tag in (tuple(tags) or project.tags)),
-        base_image=parse_reference(base, field="base-image") if base else None,
+        base_image=_base(base) if base else None,
         apt=tuple(dict.fromkeys((*project.apt, *apt))),
         env={**project.env, **parse_assignments(env, field="env")},
         labels={**project.labels, **parse_assignments(labels, field="label")},
@@ -183,7 +203,36 @@ def make_options(
         secrets=(*kept, *given),
         index_url=index_url or project.index_url,
         extra_index_urls=tuple(extra_index_urls) or project.extra_index_urls,
+        ray_version=ray_version or project.ray_version,
+        parts=_parts(parts) or _parts(project.parts),
+        builder=builder or project.builder or BuildOptions.builder,
+        output=_output(output),
+        output_engine=output == _ENGINE,
+        compression=compression or project.compression or BuildOptions.compression,
+        compile=compile or project.compile,
     )
+
+
+def _base(text: str) -> Reference | Location:
+    location = parse_location(text, field="base-image")
+    return location or parse_reference(text, field="base-image")
+
+
+def _output(text: str | None) -> Location | None:
+    if text is None or text == _ENGINE:
+        return None
+    location = parse_location(text, field="output")
+    if location is None:
+        raise OptionError(
+            f"output: {text!r} is nowhere an image can go", hint=f"{_ENGINE}, {LOCATIONS}"
+        )
+    return location
+
+
+def _parts(texts: Iterable[str]) -> tuple[str, ...]:
+    """Return the parts of Ray that were named, each alone or several with commas."""
+    names = (name.strip() for text in texts for name in text.split(","))
+    return tuple(sorted({name for name in names if name}))
 
 
 def parse_assignments(texts: Iterable[str], *, field: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import io
 import json
@@ -12,7 +13,7 @@ import tempfile
 import types
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import docker
@@ -24,7 +25,13 @@ from mfimage.image.build_secrets import parse_secret, read_secrets
 from mfimage.image.context import context_files, context_tar
 from mfimage.image.engine import Engine
 from mfimage.image.image_info import ImageInfo
+from mfimage.image.location import Location
+from mfimage.image.oci.base import read_image
+from mfimage.image.oci.builder import OciBuilder
+from mfimage.image.oci.config import recompose
+from mfimage.image.oci.outputs import write_images
 from mfimage.image.plan import RUNTIME_FILES
+from mfimage.image.reference import parse_tag
 from tests.image.sample import Sample, make_sample
 from tests.support.docker import ensure_base_image, host_ca_bundle
 
@@ -62,12 +69,50 @@ class Builds:
         return info
 
 
+class OciBuilds(Builds):
+    """The same by the builder that needs no engine; the engine runs what comes out."""
+
+    def __call__(
+        self, sample: Sample, *, as_tar: bool = False, no_cache: bool = False, **options
+    ) -> ImageInfo:
+        oci = OciBuilder(
+            compression="gzip", compiled=True, fresh=no_cache,
+            secrets=read_secrets(self.secrets), on_event=lambda _: None,
+        )  # fmt: skip
+        with closing(oci):
+            base = oci.base(base_layout(), "linux/amd64")
+            plan = sample.plan(secrets=self.secrets, base=base, **options)
+            built = oci.build(plan, sample.blobs.path)
+            oci.write([built], None, [parse_tag(self.tag)])
+        self.images.append(built.id)
+        info = self.engine.inspect(built.id)
+        assert info is not None
+        return info
+
+
+@functools.cache
+def base_layout() -> Location:
+    """Return the engine's base image as an OCI layout; it goes with the process."""
+    ensure_base_image("3.11")
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    archive, layout = Path(folder.name, "base.tar"), Path(folder.name, "layout")
+    save = ["docker", "save", "--output", str(archive), "python:3.11-slim"]
+    subprocess.run(save, check=True, capture_output=True)
+    source = Location(kind="docker-archive", path=archive)
+    with read_image(source, "linux/amd64") as image:
+        target = Location(kind="oci", path=layout)
+        write_images([recompose(image)], target, [])
+    archive.unlink()
+    return target
+
+
 @contextmanager
-def builder() -> Iterator[Builds]:
+def builder(kind: type[Builds] = Builds) -> Iterator[Builds]:
     """Connect to the engine; remove what was built at the end."""
     ensure_base_image("3.11")
     with Engine.connect() as engine, frozen_runtime():
-        builds = Builds(engine)
+        builds = kind(engine)
         try:
             yield builds
         finally:
@@ -85,7 +130,7 @@ def frozen_runtime() -> Iterator[None]:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
         frozen = types.SimpleNamespace(__file__=f"{folder}/mfimage/__init__.py")
-        patch.setattr("mfimage.image.context.mfimage", frozen)
+        patch.setattr("mfimage.image.layer_files.mfimage", frozen)
         yield
 
 

@@ -25,6 +25,7 @@ from mfimage.package.spec import (
 )
 
 LOCK = b'lock-version = "1.0"\ncreated-by = "test"\npackages = []\n'
+RAY_LOCK = LOCK.replace(b"[]", b"[{ name = 'ray', version = '2.60.0' }]")
 CODE = {"predict.py": b"def predict(data, params):\n    return {}\n"}
 
 
@@ -111,16 +112,17 @@ class Sample:
         )
 
     def plan(
-        self, *, base: str | None = None, digest: str | None = None, **options: Any
+        self,
+        *,
+        base: str | BaseImage | None = None,
+        digest: str | None = None,
+        **options: Any,
     ) -> ImagePlan:
         spec = self.spec()
-        reference = parse_reference(base) if base else default_base(spec)
-        return make_plan(
-            spec,
-            lock=self.lock,
-            base=BaseImage(reference=reference, python="3.11.2", digest=digest),
-            options=BuildOptions(**options),
-        )
+        if not isinstance(base, BaseImage):
+            reference = parse_reference(base) if base else default_base(spec)
+            base = BaseImage(reference=reference, python="3.11.2", digest=digest)
+        return make_plan(spec, lock=self.lock, base=base, options=BuildOptions(**options))
 
 
 def make_sample(folder: Path) -> Sample:

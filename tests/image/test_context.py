@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from mfimage.errors import PackageError
-from mfimage.image.context import context_files, context_tar, layer_files, write_context
+from mfimage.image.context import context_files, context_tar, write_context
 from mfimage.image.dockerfile import render
+from mfimage.image.layer_files import layer_files
 from mfimage.image.plan import EPOCH
 from mfimage.package.spec import BlobRef
 from tests.image.sample import archive, contents, entries, make_sample, tarred
@@ -176,6 +177,8 @@ def test_layers_by_themselves(sample):
     assert len(layers) == 4
     assert {file.path for file in layers["code"]} == {
         "opt/function/function.json",
+        "opt/function/pylock.toml",
+        "opt/function/sbom.cdx.json",
         "opt/function/code/predict.py",
     }
 

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mfimage import templating
 from mfimage.errors import OptionError
-from mfimage.image import dockerfile
 from mfimage.image.build_secrets import parse_secret
+from mfimage.image.context_file import ContextFile
 from mfimage.image.dockerfile import MARKER, comment, exec_form, line, quote, render, word
 from mfimage.image.engine import Engine
-from mfimage.image.engine_files import ContextFile
 from mfimage.image.options import BuildOptions
-from tests.image.sample import make_sample
+from tests.image.sample import RAY_LOCK, make_sample
 from tests.support.docker import ensure_base_image
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -79,11 +79,13 @@ def everything(sample):
     )
 
 
-@pytest.mark.parametrize("name", ["fastapi", "fastapi-everything"])
+@pytest.mark.parametrize("name", ["fastapi", "fastapi-everything", "ray"])
 def test_golden(sample, name, monkeypatch):
     monkeypatch.setattr("mfimage.image.plan.__version__", "1.2.3")
     monkeypatch.setattr("mfimage.image.labels.__version__", "1.2.3")
-    plan = everything(sample) if name == "fastapi-everything" else sample.plan()
+    if name == "ray":
+        sample.lock = RAY_LOCK
+    plan = everything(sample) if name == "fastapi-everything" else sample.plan(target=name)
     hexes = plan.digest.removeprefix("sha256:")
     text = render(plan).replace(hexes, "<function>").replace(f'"{hexes[:12]}"', '"<function>"')
     path = GOLDEN / f"{name}.Dockerfile"
@@ -151,13 +153,13 @@ def test_a_password_in_the_text_is_refused(sample, monkeypatch):
 
 
 def test_a_template_cannot_forget_to_quote(sample, monkeypatch):
-    monkeypatch.setattr(dockerfile, "_template", lambda name: "FROM {{ plan.base.pinned }}\n")
+    monkeypatch.setattr(templating, "template_text", lambda name: "FROM {{ plan.base.pinned }}\n")
     with pytest.raises(TypeError, match="without quoting"):
         render(sample.plan())
 
 
 def test_a_template_cannot_name_what_is_not_there(sample, monkeypatch):
-    monkeypatch.setattr(dockerfile, "_template", lambda name: "FROM {{ plan.bse | word }}\n")
+    monkeypatch.setattr(templating, "template_text", lambda name: "FROM {{ plan.bse | word }}\n")
     with pytest.raises(Exception, match="bse"):
         render(sample.plan())
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mfimage.image.engine_files import ContextFile, FileSync
+from mfimage.image.context_file import ContextFile
+from mfimage.image.engine_files import FileSync
 from mfimage.image.engine_grpc import CallError, GrpcServer
 from mfimage.image.engine_wire import encode_bytes, encode_int, fields, last_bytes
 from tests.support.fake_engine import GrpcClient

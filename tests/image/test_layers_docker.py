@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from mfimage.image.context import write_context
-from mfimage.image.engine_files import ContextFile
+from mfimage.image.context_file import ContextFile
 from mfimage.image.image_info import ImageInfo
 from tests.image.builds import Builds, builder, fresh, unique
 from tests.image.sample import Sample

@@ -169,3 +169,26 @@ def test_no_platforms(platform):
 def test_a_secret_given_twice():
     secret = parse_secret("id=ca,src=/x")
     assert "given twice" in refusal(secrets=(secret, secret)).message
+
+
+def test_what_is_locked_for_ray():
+    options = BuildOptions(target="ray", ray_version="2.60.0", parts=("serve", "data"))
+    assert "ray[default,data,serve]==2.60.0" in options.requirements
+    assert "ray[default]>=2.53" in BuildOptions(target="ray").requirements
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "hint"),
+    [
+        ({"ray_version": "2.60.0"}, "ray-version: an image for fastapi has no Ray", "--target ray"),
+        ({"parts": ("serve",)}, "with: an image for fastapi has no Ray", "--target ray"),
+        ({"target": "ray", "parts": ("tune",)}, "with: 'tune' is no part of Ray", "data, serve"),
+        ({"target": "ray", "ray_version": "2.9.0"}, "'2.9.0' is no version of Ray", "2.53.0"),
+        ({"target": "ray", "ray_version": "newest"}, "'newest' is no version of Ray", "2.53.0"),
+    ],
+)
+def test_what_no_image_can_have_of_ray(options, message, hint):
+    with pytest.raises(OptionError) as caught:
+        BuildOptions(**options)
+    assert message in caught.value.message
+    assert hint in caught.value.hint

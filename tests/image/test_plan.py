@@ -13,9 +13,15 @@ from mfimage.image.base_image import BaseImage
 from mfimage.image.options import BuildOptions
 from mfimage.image.plan import MOST_ARTIFACT_LAYERS, make_plan
 from mfimage.image.reference import parse_reference
-from mfimage.image.targets import RUNTIME_REQUIREMENTS, SERVE_REQUIREMENTS, TARGETS
+from mfimage.image.targets import (
+    BATCH_REQUIREMENTS,
+    RUNTIME_REQUIREMENTS,
+    SERVE_REQUIREMENTS,
+    TARGETS,
+    ray_requirement,
+)
 from mfimage.package.spec import sha256_digest
-from tests.image.sample import LOCK, make_sample
+from tests.image.sample import LOCK, RAY_LOCK, make_sample
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -250,9 +256,28 @@ def test_a_plan_cannot_be_changed(sample):
         sample.plan().user = "0"
 
 
+def test_an_image_for_ray(sample):
+    sample.lock = RAY_LOCK
+    plan = sample.plan(target="ray")
+    assert plan.cmd[:3] == ("ray", "start", "--head"), "without Ray Serve it cannot serve"
+    assert sample.plan(target="ray", parts=("serve",)).cmd == ("serve",)
+    assert plan.labels["io.mfimage.ray-version"] == "2.60.0"
+    assert plan.labels["io.mfimage.python-version"] == plan.base.python
+    assert plan.env["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & plan.env.keys()
+
+
+def test_an_image_without_ray_says_nothing_of_it(sample):
+    assert not [name for name in sample.plan().labels if "ray" in name]
+
+
 def test_requirements_are_those_of_the_distribution():
     root = Path(__file__).parents[2]
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     assert list(SERVE_REQUIREMENTS) == project["optional-dependencies"]["serve"]
     assert set(RUNTIME_REQUIREMENTS) <= set(project["dependencies"])
     assert set(TARGETS["fastapi"].requirements) == {*RUNTIME_REQUIREMENTS, *SERVE_REQUIREMENTS}
+    assert project["optional-dependencies"]["ray"] == [
+        ray_requirement(None, ()),
+        *BATCH_REQUIREMENTS,
+    ]

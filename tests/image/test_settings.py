@@ -138,3 +138,12 @@ def test_a_file_that_is_no_toml(tmp_path):
 def test_no_table(tmp_path):
     with pytest.raises(OptionError, match="is no table"):
         project(tmp_path, "[tool]\nmfimage = 1\n")
+
+
+def test_settings_of_an_image_for_ray(tmp_path):
+    settings = project(
+        tmp_path, '[tool.mfimage]\ntarget = "ray"\nray-version = "2.60.0"\nwith = ["serve,data"]\n'
+    )
+    options = make_options(settings=settings)
+    assert (options.ray_version, options.parts) == ("2.60.0", ("data", "serve"))
+    assert make_options(settings=settings, parts=("serve",)).parts == ("serve",)

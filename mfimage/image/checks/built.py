@@ -1,0 +1,77 @@
+"""Checking what was just built, before anybody gets it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mfimage.errors import CheckError, OptionError
+from mfimage.image.builder import DOCKER, Builder, BuiltImage
+from mfimage.image.checks.places import machine_platform
+from mfimage.image.checks.report import Report
+from mfimage.image.checks.run import check_image
+from mfimage.image.location import OCI, Location
+
+
+def check_built(
+    builder: Builder, images: Sequence[BuiltImage], *, say: Callable[[str], None]
+) -> tuple[Report, ...]:
+    """Test the images that this machine can run; the others are named.
+
+    Parameters
+    ----------
+    builder : Builder
+        What built them.
+    images : sequence of BuiltImage
+        One a platform.
+    say : callable
+        Told of every check, and of what was not tested.
+
+    Raises
+    ------
+    CheckError
+        If a check failed.
+    OptionError
+        If none of them can run here.
+    """
+    here = machine_platform()
+    ours = [image for image in images if image.platform == here]
+    if not ours:
+        built = ", ".join(image.platform for image in images)
+        raise OptionError(
+            f"test: an image for {built} cannot be run here, on {here}",
+            hint="build without --test, and run `mfimage test` on a machine of that platform",
+        )
+    for image in images:
+        if image not in ours:
+            say(f"the image for {image.platform} is not tested: this is {here}")
+    return tuple(_tested(builder, image, say) for image in ours)
+
+
+def _tested(builder: Builder, image: BuiltImage, say: Callable[[str], None]) -> Report:
+    with _runnable(builder, image) as name:
+        report = check_image(name, say=say)
+    say(report.to_text())
+    if report.failed:
+        for check in report.failed:
+            say(f"{check.name}: {check.detail}")
+        names = ", ".join(check.name for check in report.failed)
+        raise CheckError(
+            f"the image does not pass its test: {names}",
+            hint="nothing was pushed; the lines above say what was found",
+        )
+    return report
+
+
+@contextmanager
+def _runnable(builder: Builder, image: BuiltImage) -> Iterator[str]:
+    """Yield what to call an image by, as long as it is there."""
+    if builder.name == DOCKER:
+        yield image.id
+        return
+    with TemporaryDirectory(prefix="mfimage-") as folder:
+        place = Location(kind=OCI, path=Path(folder) / "layout")
+        builder.write([image], place, ())
+        yield str(place)

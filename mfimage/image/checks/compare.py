@@ -1,0 +1,115 @@
+"""Where two layers differ, file by file."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mfimage.errors import PackageError
+from mfimage.image.oci.compression import decompressed
+from mfimage.image.oci.images import StoredLayer
+
+How = Literal["added", "removed", "content", "kind", "mode", "owner", "time"]
+_CHUNK = 1 << 20
+_KINDS = {
+    tarfile.REGTYPE: "file",
+    tarfile.AREGTYPE: "file",
+    tarfile.DIRTYPE: "folder",
+    tarfile.SYMTYPE: "link",
+    tarfile.LNKTYPE: "hard link",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileChange:
+    """One file that is not the same in both.
+
+    Attributes
+    ----------
+    path : str
+        In the image.
+    how : tuple of str
+        ``added`` or ``removed`` (in the second of the two); else what of it differs: ``kind``,
+        ``content``, ``mode``, ``owner``, ``time``.
+    """
+
+    path: str
+    how: tuple[How, ...]
+
+    @property
+    def only_time(self) -> bool:
+        """Whether whoever reads the file gets the same."""
+        return self.how == ("time",)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {"path": self.path, "how": list(self.how)}
+
+    def __str__(self) -> str:
+        return f"{self.path}: {', '.join(self.how)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    kind: str
+    content: str
+    mode: int
+    owner: tuple[int, int]
+    time: float
+
+
+def compare_layers(one: StoredLayer, other: StoredLayer) -> tuple[FileChange, ...]:
+    """Return how the files of a layer differ from those of another, by path.
+
+    Raises
+    ------
+    PackageError
+        If one of them cannot be read.
+    """
+    return tuple(_changes(_files(one), _files(other)))
+
+
+def _changes(one: Mapping[str, _File], other: Mapping[str, _File]) -> Iterator[FileChange]:
+    for path in sorted({**one, **other}):
+        before, after = one.get(path), other.get(path)
+        if before is None:
+            yield FileChange(path=path, how=("added",))
+        elif after is None:
+            yield FileChange(path=path, how=("removed",))
+        elif before != after:
+            names: tuple[How, ...] = ("kind", "content", "mode", "owner", "time")
+            how = tuple(name for name in names if getattr(before, name) != getattr(after, name))
+            yield FileChange(path=path, how=how)
+
+
+def _files(layer: StoredLayer) -> dict[str, _File]:
+    try:
+        with (
+            layer.open() as packed,
+            decompressed(packed) as plain,
+            tarfile.open(fileobj=plain, mode="r|") as tar,
+        ):
+            return {_path(member): _file(tar, member) for member in tar}
+    except (tarfile.TarError, EOFError) as error:
+        raise PackageError(f"the layer {layer.descriptor.digest} cannot be read: {error}") from None
+
+
+def _path(member: tarfile.TarInfo) -> str:
+    return "/" + member.name.removeprefix("./").strip("/")
+
+
+def _file(tar: tarfile.TarFile, member: tarfile.TarInfo) -> _File:
+    hasher = hashlib.sha256(member.linkname.encode())
+    if member.isreg() and (content := tar.extractfile(member)) is not None:
+        while chunk := content.read(_CHUNK):
+            hasher.update(chunk)
+    return _File(
+        kind=_KINDS.get(member.type, "special file"),
+        content=hasher.hexdigest(),
+        mode=member.mode,
+        owner=(member.uid, member.gid),
+        time=member.mtime,
+    )

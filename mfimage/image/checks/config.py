@@ -1,0 +1,146 @@
+"""What an image says of itself, against what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mfimage.errors import OptionError, PackageError
+from mfimage.image.checks.report import Failed
+from mfimage.image.checks.runner import Container, Runner
+from mfimage.image.image_info import ImageInfo
+from mfimage.image.labels import PYTHON_VERSION, RAY_PARTS, RAY_VERSION, TARGET, image_labels
+from mfimage.image.options import LABEL_PREFIX, refuse_credentials
+from mfimage.image.targets import TARGETS
+from mfimage.package.parse import parse_spec
+from mfimage.package.spec import FunctionSpec, sha256_digest
+from mfimage.runtime.layout import FUNCTION, FUNCTION_JSON, LOCK
+
+_LOCK_LABEL = f"{LABEL_PREFIX}lock.digest"
+_VERSION_LABEL = f"{LABEL_PREFIX}version"
+SPEC_FILE = f"{FUNCTION}/{FUNCTION_JSON}"
+LOCK_FILE = f"{FUNCTION}/{LOCK}"
+
+
+def read_spec(runner: Runner) -> FunctionSpec:
+    """Read the function package's description out of the image.
+
+    Raises
+    ------
+    Failed
+        If it is missing or damaged.
+    """
+    data = runner.read(SPEC_FILE)
+    if data is None:
+        raise Failed(f"there is no {SPEC_FILE}")
+    try:
+        return parse_spec(data, where=SPEC_FILE)
+    except PackageError as error:
+        raise Failed(error.message) from None
+
+
+def check_labels(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> str:
+    """Hold the labels ``io.mfimage.*`` against the function.
+
+    Raises
+    ------
+    Failed
+        Naming the first label that is missing, or says something else.
+    """
+    expected = _expected(info, spec, lock)
+    wrong = [
+        _wrong(name, value, info.labels)
+        for name, value in expected.items()
+        if info.labels.get(name) != value
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise Failed(f"{wrong[0]}{more}")
+    return f"{len(expected)} labels agree with {FUNCTION_JSON}"
+
+
+def _expected(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> Mapping[str, str]:
+    """Return the labels that an image of the function has, whoever built it."""
+    has = info.labels
+    ray = has.get(TARGET) == "ray"
+    labels = image_labels(
+        spec,
+        target=has[TARGET] if has.get(TARGET) in TARGETS else " or ".join(TARGETS),
+        # Of an image that does not hold its lock, there has to be some digest.
+        lock=sha256_digest(lock) if lock is not None else has.get(_LOCK_LABEL) or "sha256:...",
+        base="",
+        base_digest=None,
+        python=has.get(PYTHON_VERSION) or "...",
+        ray=(has.get(RAY_VERSION) or "...") if ray else None,
+        parts=[part for part in has.get(RAY_PARTS, "").split(",") if part not in ("", "default")],
+    )
+    ours = {name: value for name, value in labels.items() if name.startswith(LABEL_PREFIX)}
+    # Another version of mfimage may have built it.
+    return {**ours, _VERSION_LABEL: has.get(_VERSION_LABEL) or "..."}
+
+
+def _wrong(name: str, value: str, labels: Mapping[str, str]) -> str:
+    if name not in labels:
+        return f"the label {name} is missing"
+    return f"the label {name} says {_short(labels[name])}; {FUNCTION_JSON} has {_short(value)}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def check_credentials(info: ImageInfo) -> str:
+    """Look for URLs with a password in what everybody sees of an image.
+
+    Raises
+    ------
+    Failed
+        Naming where, not what.
+    """
+    shown = {f"the variable {name}": value for name, value in info.env.items()}
+    shown |= {f"the label {name}": value for name, value in info.labels.items()}
+    shown |= {
+        f"line {number} of the history": f"{entry.created_by}\n{entry.comment}"
+        for number, entry in enumerate(info.history, 1)
+    }
+    for place, text in shown.items():
+        try:
+            refuse_credentials(place, text)
+        except OptionError as error:
+            raise Failed(error.message) from None
+    return f"none in {len(info.env)} variables, {len(info.labels)} labels, the history"
+
+
+def check_user(info: ImageInfo) -> str:
+    """Refuse root, and names that Kubernetes could not tell from root's.
+
+    Raises
+    ------
+    Failed
+        Naming the user.
+    """
+    uid = info.user.partition(":")[0]
+    if uid in ("", "root") or (uid.isdigit() and int(uid) == 0):
+        raise Failed(f"it runs as root: its user is {info.user!r}")
+    if not uid.isdigit():
+        raise Failed(
+            f"its user is {info.user!r}: Kubernetes' runAsNonRoot wants a number, not a name"
+        )
+    return info.user
+
+
+def check_process(container: Container) -> str:
+    """Refuse a first process that has a uid of root's, whatever the configuration says.
+
+    Raises
+    ------
+    Failed
+        Naming the uid.
+    """
+    status = container.execute(("cat", "/proc/1/status"))
+    for line in status.splitlines():
+        if line.startswith("Uid:"):
+            ids = line.split()[1:]  # real, effective, saved, file system
+            if "0" in ids:
+                raise Failed(f"its first process runs as root: uids {', '.join(ids)}")
+            return f"uid {ids[1]}"
+    raise Failed(f"its first process cannot be seen: {status.strip()[:80]!r}")

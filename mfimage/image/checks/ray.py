@@ -1,0 +1,134 @@
+"""What makes sense to check of an image for Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from mfimage.image.checks.client import wait_until_ready, with_log
+from mfimage.image.checks.config import check_process
+from mfimage.image.checks.examples import NO_EXAMPLES
+from mfimage.image.checks.report import Failed, Recorder, Skipped
+from mfimage.image.checks.restrictions import RESTRICTIONS, check_restrictions
+from mfimage.image.checks.runner import Container, Launch, Runner, wait_for_end
+from mfimage.image.checks.server import CheckOptions, http_checks
+from mfimage.package.spec import FunctionSpec
+from mfimage.runtime.records import Tolerance
+
+# KubeRay starts Ray by bash, and old ones probe by wget.
+PROGRAMS = ("bash", "python", "ray", "wget")
+_FIND = 'for name do command -v "$name" >/dev/null || echo "$name"; done'
+_DASHBOARD, _HEALTH = 8265, "/api/healthz"
+_HEAD, _PROCESS = "head", "process"
+
+
+def check_ray(
+    runner: Runner, spec: FunctionSpec, recorder: Recorder, options: CheckOptions
+) -> None:
+    """Check what KubeRay needs of an image, and that its function works in it."""
+    timeout = options.timeout
+    launch = Launch(entrypoint=check_command(runner.info.entrypoint, options.tolerance))
+
+    def works(launch: Launch) -> str:
+        return check_function(runner, spec, launch, timeout)
+
+    recorder.run("programs", lambda: check_programs(runner, timeout))
+    if recorder.run("examples", lambda: works(launch)):
+        check_restrictions(recorder, launch, works)
+    else:
+        recorder.skip(tuple(RESTRICTIONS), "it does not work without them, either")
+    check_head(runner, recorder, timeout)
+    recorder.skip(http_checks(spec), "an image for Ray serves no HTTP until Ray Serve is started")
+
+
+def check_programs(runner: Runner, timeout: float) -> str:
+    """Look for the programs that KubeRay calls by name.
+
+    Raises
+    ------
+    Failed
+        Naming those that are missing.
+    """
+    command = ("/bin/sh", "-c", _FIND, "sh", *PROGRAMS)
+    with runner.start(Launch(entrypoint=command)) as container:
+        code = wait_for_end(container, timeout)
+        missing = container.log(None).split()
+    if code:
+        raise Failed(f"/bin/sh ended with exit code {code}: {' '.join(missing)}")
+    if missing:
+        raise Failed(f"not on PATH: {', '.join(missing)}")
+    return ", ".join(PROGRAMS)
+
+
+def check_function(runner: Runner, spec: FunctionSpec, launch: Launch, timeout: float) -> str:
+    """Let the image load its function and run its examples again.
+
+    Raises
+    ------
+    Failed
+        Naming the first difference, or with the end of the log.
+    Skipped
+        If there are no examples, and it could be loaded.
+    """
+    with runner.start(launch) as container:
+        code = wait_for_end(container, timeout)
+        if code is None:
+            raise Failed(with_log(f"not done within {timeout:g} s", container))
+        found = _report(container.log(None))
+        if found is None:
+            raise Failed(with_log(f"it ended with exit code {code}", container))
+    if found["digest"] != spec.digest:
+        raise Failed(f"it loads the function {found['digest']}, not {spec.digest}")
+    if differences := found["differences"]:
+        first = differences[0]
+        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        raise Failed(f"example {first['example']}: {first['path']}: {first['message']}{more}")
+    if not spec.examples:
+        raise Skipped(f"it loads; of examples {NO_EXAMPLES}")
+    return f"{found['examples']} examples"
+
+
+def check_command(entrypoint: Sequence[str], tolerance: Tolerance) -> tuple[str, ...]:
+    """Return the command by which an image checks its function."""
+    usual = Tolerance()
+    given = []
+    # An image of before there were these options does without.
+    if tolerance.relative != usual.relative:
+        given.append(f"--rtol={tolerance.relative!r}")
+    if tolerance.absolute != usual.absolute:
+        given.append(f"--atol={tolerance.absolute!r}")
+    return (*entrypoint, "check", *given)
+
+
+def check_head(runner: Runner, recorder: Recorder, timeout: float) -> None:
+    """Start a head as the image would; wait until it says that it is well."""
+    if not runner.own_network:
+        why = "it needs a network of its own, which a Docker engine gives"
+        recorder.skip((_HEAD, _PROCESS), why)
+        return
+    with ExitStack() as stack:
+        started: list[Container] = []
+
+        def head() -> str:
+            started.append(stack.enter_context(runner.start(Launch(port=_DASHBOARD))))
+            wait_until_ready(started[0], _HEALTH, timeout)
+            return f"GET {_HEALTH}: 200"
+
+        if recorder.run(_HEAD, head):
+            recorder.run(_PROCESS, lambda: check_process(started[0]))
+        else:
+            recorder.skip((_PROCESS,), "there is no head")
+
+
+def _report(log: str) -> dict[str, Any] | None:
+    """Return what ``check`` wrote, from among what the function may have printed."""
+    for line in reversed(log.splitlines()):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and {"digest", "examples", "differences"} <= found.keys():
+            return found
+    return None

@@ -1,0 +1,153 @@
+"""What was checked of an image, and what came of it."""
+
+from __future__ import annotations
+
+import http.client
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Status = Literal["passed", "failed", "skipped"]
+
+
+class Failed(Exception):
+    """A check found a fault of the image; the message says which."""
+
+
+class Skipped(Exception):
+    """A check does not make sense here; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was checked.
+
+    Attributes
+    ----------
+    name : str
+        As ``read-only``.
+    status : {"passed", "failed", "skipped"}
+        What came of it.
+    detail : str
+        What was found, or why it was skipped; the first line says it, others are a log's.
+    seconds : float
+        How long it took.
+    """
+
+    name: str
+    status: Status
+    detail: str = ""
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "name": self.name,
+            "status": self.status,
+            "detail": self.detail,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was checked of an image.
+
+    Attributes
+    ----------
+    image : str
+        As it was asked for.
+    id : str
+        The image's ID.
+    runner : str
+        What ran it: ``docker`` or ``runc``.
+    checks : tuple of Check
+        In the order in which they were made.
+    """
+
+    image: str
+    id: str
+    runner: str
+    checks: tuple[Check, ...]
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that failed."""
+        return tuple(check for check in self.checks if check.status == "failed")
+
+    @property
+    def summary(self) -> str:
+        """How many there were of each kind, as ``18 passed, 1 failed, 2 skipped``."""
+        found = [check.status for check in self.checks]
+        kinds: tuple[Status, ...] = ("passed", "failed", "skipped")
+        return ", ".join(f"{found.count(each)} {each}" for each in kinds if each in found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "image": self.image,
+            "id": self.id,
+            "runner": self.runner,
+            "status": "failed" if self.failed else "passed",
+            "checks": [check.to_dict() for check in self.checks],
+        }
+
+    def to_text(self) -> str:
+        """Return it as a table for people."""
+        rows = [
+            (each.name, each.status, f"{each.seconds:.1f} s", each.detail.partition("\n")[0])
+            for each in self.checks
+        ]
+        return "\n".join(_columns(rows))
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+class Recorder:
+    """Makes checks and keeps what came of them.
+
+    Parameters
+    ----------
+    on_check : callable
+        Told of each.
+    """
+
+    def __init__(self, on_check: Callable[[Check], None] = lambda _: None) -> None:
+        self._on_check = on_check
+        self._checks: list[Check] = []
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """All until now."""
+        return tuple(self._checks)
+
+    def run(self, name: str, check: Callable[[], str]) -> bool:
+        """Make a check, which returns what it found; tell whether it did not fail."""
+        started = time.monotonic()
+        status: Status = "passed"
+        try:
+            detail = check()
+        except Skipped as why:
+            status, detail = "skipped", str(why)
+        except Failed as fault:
+            status, detail = "failed", str(fault)
+        except (OSError, http.client.HTTPException) as error:
+            # Whatever the server did not say, or said in the wrong way.
+            status, detail = "failed", f"no answer: {str(error) or type(error).__name__}"
+        self.add(name, status, detail, time.monotonic() - started)
+        return status != "failed"
+
+    def skip(self, names: Sequence[str], why: str) -> None:
+        """Leave checks out."""
+        for name in names:
+            self.add(name, "skipped", why)
+
+    def add(self, name: str, status: Status, detail: str, seconds: float = 0.0) -> None:
+        """Keep a check that was made."""
+        check = Check(name=name, status=status, detail=detail, seconds=seconds)
+        self._checks.append(check)
+        self._on_check(check)

@@ -1,0 +1,86 @@
+# Made by mfimage 1.2.3: the function predict, target ray.
+#
+# A folder below layers/ holds a layer's files as they stand in the image. It is copied onto /, so
+# that the folders around the files get fixed times too: then the layer's digest depends on its
+# content alone, and whoever has the layer need not get it again.
+
+# The build stage: uv installs what the lock lists, hashes verified. Only /out leaves it.
+FROM python:3.11-slim AS build
+USER 0:0
+ENV PIP_CACHE_DIR=/var/cache/mfimage/pip \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_ROOT_USER_ACTION=ignore \
+    UV_CACHE_DIR=/var/cache/mfimage/uv \
+    UV_LINK_MODE=copy \
+    UV_NO_CONFIG=1 \
+    UV_NO_INSTALLER_METADATA=1 \
+    UV_NO_PROGRESS=1 \
+    UV_PREVIEW_FEATURES=pylock \
+    UV_PYTHON_DOWNLOADS=never
+RUN --mount=type=cache,id=mfimage-pip,target=/var/cache/mfimage/pip \
+    --mount=type=bind,source=build/uv.txt,target=/build/uv.txt \
+    python3 -m pip install --quiet --target=/opt/uv --no-deps --only-binary=:all: \
+        --require-hashes --requirement=/build/uv.txt
+RUN --mount=type=cache,id=mfimage-uv,target=/var/cache/mfimage/uv \
+    --mount=type=bind,source=build/lock,target=/build/lock \
+    /opt/uv/bin/uv venv --quiet --python=3.11 /opt/venv && \
+    /opt/uv/bin/uv pip install --python=/opt/venv/bin/python \
+        --require-hashes --no-build --requirement=/build/lock/pylock.toml && \
+    rm -f /opt/venv/.lock /opt/venv/.gitignore /opt/venv/CACHEDIR.TAG && \
+    # Compiled once here rather than at each start. Nobody imports tests.
+    { /opt/venv/bin/python -m compileall -qq -j 0 -x '/tests?/' \
+        --invalidation-mode unchecked-hash /opt/venv/lib || true; } && \
+    mkdir -p /out/opt /out/opt/function/code && \
+    mv /opt/venv /out/opt/venv && \
+    find /out -exec touch --no-dereference --date=@315532800 {} +
+
+# The image.
+FROM python:3.11-slim
+USER 0:0
+COPY --from=build /out/ /
+# Before what changes often: it is a layer, if an empty one.
+WORKDIR /opt/function/code
+# model
+COPY layers/artifact-8dc41a85a349b16d/ /
+# feature_names
+COPY layers/artifact-aeb24056810d3d1f/ /
+COPY layers/runtime/ /
+COPY layers/code/ /
+ENV PATH="/opt/venv/bin:$PATH:/opt/mfimage/bin" \
+    PYTHONPATH="/opt/mfimage" \
+    PYTHONUNBUFFERED="1" \
+    PYTHONDONTWRITEBYTECODE="1" \
+    HOME="/tmp" \
+    USER="mfimage" \
+    MFIMAGE_TARGET="ray" \
+    RAY_USAGE_STATS_ENABLED="0"
+LABEL \
+    io.mfimage.artifacts="{\"feature_names\":\"sha256:aeb24056810d3d1f1e8afee61a0bc0028556eb0fb49a215ae5eb1b970cad0315\",\"model\":\"sha256:8dc41a85a349b16d38eb92ab70e4cbcd7be7c0958bd92794745a9437e52dff80\"}" \
+    io.mfimage.function.digest="sha256:<function>" \
+    io.mfimage.function.name="predict" \
+    io.mfimage.lock.digest="sha256:0585f61dfa285776938b9786bac322a4d566c0fb901d7dcca00c93c9c0678679" \
+    io.mfimage.python="3.11" \
+    io.mfimage.python-version="3.11.2" \
+    io.mfimage.ray-parts="default" \
+    io.mfimage.ray-version="2.60.0" \
+    io.mfimage.schema.input="{\"type\":\"object\"}" \
+    io.mfimage.schema.output="{\"additionalProperties\":{\"type\":\"integer\"},\"type\":\"object\"}" \
+    io.mfimage.target="ray" \
+    io.mfimage.task="MyTrainFlow/123/train/456" \
+    io.mfimage.version="1.2.3" \
+    org.opencontainers.image.base.name="docker.io/library/python:3.11-slim" \
+    org.opencontainers.image.description="Run inference using the bound model." \
+    org.opencontainers.image.revision="0123456789abcdef0123456789abcdef01234567" \
+    org.opencontainers.image.title="predict" \
+    org.opencontainers.image.version="<function>"
+USER 1000:0
+EXPOSE 6379
+EXPOSE 8265
+EXPOSE 10001
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+# The base's, if it has one, is of another program. An own one would start a Python every few
+# seconds, and Kubernetes ignores it: KubeRay probes Ray's own endpoints.
+HEALTHCHECK NONE
+ENTRYPOINT ["/opt/venv/bin/python", "-m", "mfimage.runtime"]
+CMD ["ray", "start", "--head", "--block", "--dashboard-host=0.0.0.0", "--disable-usage-stats"]
