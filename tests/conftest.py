@@ -13,19 +13,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.support.no_lock import no_lock
 from tests.support.projects import python
+from tests.support.s3 import bucket, s3_server
 
+# How long an example takes says more of the machine than of the code.
+hypothesis.settings.register_profile("mfimage", deadline=None)
+hypothesis.settings.load_profile("mfimage")
 # What starts us in the background may have made us, and so all we start, deaf to Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Metaflow refuses root.
 os.environ["METAFLOW_USER"] = "alice"
+# Metaflow reads it once, and tests have servers of their own.
+os.environ.pop("METAFLOW_S3_ENDPOINT_URL", None)
 with warnings.catch_warnings():
     # Where PyYAML is installed, Metaflow's own copy of it warns of that.
     warnings.simplefilter("ignore")
     import metaflow
+__all__ = ["bucket", "s3_server"]  # fixtures
 _FLOWS = Path(__file__).parent / "support" / "flows"
 
 

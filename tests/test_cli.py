@@ -70,7 +70,7 @@ def test_wrong_usage_exits_with_2():
     ],
 )
 def test_every_failure_has_its_exit_code(monkeypatch, failure, code, said):
-    def fail(what: str) -> None:
+    def fail(what: str, platform: str | None) -> None:
         raise failure
 
     monkeypatch.setattr("mfimage.inspection.inspect", fail)

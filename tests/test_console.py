@@ -1,4 +1,4 @@
-"""What is told of a build, on a terminal and elsewhere."""
+"""What is told of a build, a copy or a run over a file, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ import io
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from mfimage.console import PlainStory, TerminalStory
+from mfimage.console import (
+    CopyBar,
+    FileBar,
+    PlainStory,
+    TerminalStory,
+    copy_story,
+    file_story,
+)
+from mfimage.copying import CopyEvent
+from mfimage.file_runs import FileProgress
 from mfimage.image.engine_events import BuildEvent
 
 EVENTS = [
@@ -47,3 +56,66 @@ def test_terminal_shows_no_step_that_is_over():
         story(event)
     assert progress.tasks == []
     assert out.getvalue().splitlines() == LINES
+
+
+MODEL, CODE, LOCK = ("artifact 'model'", 4_000_000), ("code", 1_000_000), ("lock", 1_500)
+COPIED = [
+    CopyEvent(kind=kind, blob=blob, size=size, current=current, total=6_000_000)
+    for kind, (blob, size), current in (
+        ("moving", MODEL, 4_000_000),
+        ("found", CODE, 1_000_000),
+        ("moving", MODEL, 1_000_000),
+        ("copied", MODEL, 4_000_000),
+        ("copied", LOCK, 1_500),
+    )
+]
+COPY_LINES = ["artifact 'model'  4.0 MB", "lock  1.5 kB"]
+SUMMARY = "copied 2 blobs (4.0 MB); 1 blob (1.0 MB) there already"
+
+
+def test_a_copy_is_told_in_plain_lines(capsys):
+    with copy_story() as story:
+        for event in COPIED:
+            story(event)
+    assert capsys.readouterr().err.splitlines() == [*COPY_LINES, SUMMARY]
+
+
+def test_a_bar_shows_how_much_of_a_copy_is_done():
+    """Also when a blob is read twice: it never runs back."""
+    out = io.StringIO()
+    progress = Progress(TextColumn("{task.description}"), console=Console(file=out))
+    bar = CopyBar(progress)
+    done = []
+    for event in COPIED:
+        bar(event)
+        done.append(progress.tasks[0].completed)
+    assert done == [4_000_000, 5_000_000, 5_000_000, 5_000_000, 5_001_500]
+    assert progress.tasks[0].total == 6_000_000
+    assert out.getvalue().splitlines() == COPY_LINES
+    assert bar.summary() == SUMMARY
+
+
+RUN = FileProgress(records=1200, failed=1, position=30, size=60, seconds=2.0)
+RUN_LINE = "1200 records in 2.0 s (600/s), 1 failed"
+
+
+def test_a_run_over_a_file_is_told_in_few_lines(capsys):
+    with file_story(bar=True) as story:
+        story.progress(RUN)
+        for number in range(20):
+            story.failure(f"line {number}: x")
+        story.summary(RUN)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "line 0: x"
+    assert said[10:] == ["... and more; --errors FILE takes all of them", RUN_LINE]
+
+
+def test_a_bar_shows_how_far_a_file_is_read():
+    out = io.StringIO()
+    progress = Progress(TextColumn("{task.description}"), console=Console(file=out))
+    bar = FileBar(progress)
+    bar.progress(RUN)
+    [task] = progress.tasks
+    assert (task.description, task.completed, task.total) == (RUN_LINE, 30, 60)
+    bar.summary(RUN)
+    assert out.getvalue().splitlines() == [RUN_LINE]

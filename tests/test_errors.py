@@ -3,12 +3,14 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import sys
+import traceback
 from collections.abc import Iterator
 
 import pytest
 
 from mfimage import errors
-from mfimage.errors import Fault, InputError, MfimageError, ParameterNotFound
+from mfimage.errors import Fault, InputError, MfimageError, ParameterNotFound, TaskError
 
 
 def below(cls: type[MfimageError], depth: int = 0) -> Iterator[tuple[int, str]]:
@@ -41,3 +43,10 @@ def test_what_they_say() -> None:
     assert str(ParameterNotFound("no parameter 'x'")) == "no parameter 'x'", (
         "a KeyError would quote"
     )
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tracebacks have no notes yet")
+def test_a_traceback_says_what_to_do() -> None:
+    """As in a notebook, or in the log of a flow's step."""
+    shown = "".join(traceback.format_exception_only(TaskError("it failed", hint="try again")))
+    assert shown == "mfimage.errors.TaskError: it failed\nhint: try again\n"

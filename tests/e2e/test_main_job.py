@@ -13,6 +13,7 @@ import pytest
 
 from mfimage.image.engine import Engine
 from tests.e2e.conftest import SETOSA, Project, serving
+from tests.image.builds import layer_names
 from tests.support.docker import free_port, registry
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.index]
@@ -103,7 +104,9 @@ def test_rendered_folder_builds_the_same_layers(iris, image, images, tmp_path):
         first, second = engine.inspect(built), engine.inspect(image)
     images.append(built)  # not removed here: it may be the very same image
     assert first is not None and second is not None
-    assert first.layers == second.layers
+    assert first.layers[:-1] == second.layers[:-1]
+    # Here nobody has looked at the base: the SBOM in the last knows less of it.
+    assert layer_names(built, -1).keys() == layer_names(image, -1).keys()
 
 
 def test_call_and_serve_on_this_machine(iris):
@@ -154,7 +157,7 @@ def test_inspect_tells_of_reference_and_image(iris, image):
         (["build", "{reference}"], {"DOCKER_HOST": "unix:///nowhere.sock"}, "/nowhere.sock"),
         (["build", "predict.py:predict"], {}, "name the task: --task"),
         (["build", "/no/functions/x/1/function.json"], {}, "no function package at"),
-        (["bind", "nofile.py:predict", "--task", "IrisFlow"], {}, "no file 'nofile.py'"),
+        (["bind", "nofile.py:predict", "--task", "IrisFlow"], {}, "there is no nofile.py here"),
         (["bind", "predict.py:nothing", "--task", "IrisFlow"], {}, "predict, predict_many"),
         (["bind", "predict.py:predict", "--task", "{start}"], {}, "has no artifact"),
         (["bind", "predict.py:predict", "--task", "NoFlow"], {}, "NoFlow"),
