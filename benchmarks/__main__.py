@@ -6,7 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-SUITES = ("call_overhead", "process_backend", "serving", "build")
+SUITES = (
+    "call_overhead",
+    "process_backend",
+    "serving",
+    "build",
+    "oci_build",
+    "ray_backend",
+    "ray_image",
+)
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ from typing import Any
 from mfimage.backends.environments import environment_python
 from mfimage.backends.local import LocalBackend
 from mfimage.backends.process import ProcessBackend, ProcessOptions
-from mfimage.function import serializers
+from mfimage.function import json_values
 from mfimage.package.store import Package
 from mfimage.runtime.frames import CALL
 from tests.backends.process_support import Packages
@@ -112,7 +112,7 @@ def big(package: Package) -> bool:
     record = {"text": "x" * BIG}
     with backends(package) as (local, process):
         found = least({"local": lambda: local(record), "process": lambda: process(record)}, 1, 15)
-        payload = serializers.dumps(record, root="data")
+        payload = json_values.dumps(record, root="data")
         tracemalloc.start()
         process._pool.call(CALL, payload)
         copies = 2 + round(tracemalloc.get_traced_memory()[1] / len(payload), 2)
