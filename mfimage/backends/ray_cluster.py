@@ -15,6 +15,8 @@ from mfimage.runtime.ray_preflight import connect
 
 # Nodes of a cluster that is just starting may still be on their way.
 _SETTLE_SECONDS = 5.0
+# Ray passes on what actors print every now and then; when a script ends, it waits as long itself.
+_LAST_LINES_SECONDS = 0.5
 _UNITS = {"memory": 2**30, "object_store_memory": 2**30}
 
 _LOCK = threading.Lock()
@@ -77,6 +79,7 @@ def leave() -> None:
         _users -= 1
         if _ours and _users <= 0:
             _ours = False
+            time.sleep(_LAST_LINES_SECONDS)
             with contextlib.suppress(Exception):  # it may be gone
                 ray.shutdown()
 

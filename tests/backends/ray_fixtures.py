@@ -42,8 +42,11 @@ Start = Callable[..., RayBackend]
 
 
 @pytest.fixture
-def run_ray(ray_cluster: Any, ray_packages: Packages) -> Iterator[Start]:
+def run_ray(
+    ray_cluster: Any, ray_packages: Packages, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Start]:
     """Start a backend on a function's source, or on a package; all are closed in the end."""
+    monkeypatch.setattr("mfimage.backends.ray_cluster._LAST_LINES_SECONDS", 0)  # nobody reads them
     started: list[RayBackend] = []
 
     def start(source: str | Package, *, batch: bool = False, **options: Any) -> RayBackend:

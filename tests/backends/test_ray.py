@@ -290,6 +290,7 @@ from mfimage.load import function_from_json
 print("imported", file=open(sys.argv[3], "a"))
 fn = function_from_json(sys.argv[1], backend="ray", address=sys.argv[2], max_actors=1)
 print([fn(record) for record in [1, 2]], list(fn.map([3, 4])))
+sys.stdin.read()
 """
 
 
@@ -297,17 +298,33 @@ def test_unguarded_script(ray_cluster: Any, ray_packages: Packages, tmp_path: Pa
     source = (
         '@json_function\ndef predict(data: int) -> int:\n    print("seen", data)\n    return data'
     )
-    reference = ray_packages.write(source).reference
-    script, count = tmp_path / "script.py", tmp_path / "count"
-    script.write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, script, reference, ray_cluster.address, count],
-        capture_output=True, text=True, timeout=120, check=True,
+    (tmp_path / "script.py").write_text(SCRIPT)
+    reference, stderr = ray_packages.write(source).reference, tmp_path / "stderr"
+    with stderr.open("w") as output, subprocess.Popen(
+        [sys.executable, "script.py", reference, ray_cluster.address, "count"], cwd=tmp_path,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True,
         env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_DEDUP_LOGS": "0"},
-    )  # fmt: skip
-    assert done.stdout == "[1, 2] [3, 4]\n"
-    assert count.read_text() == "imported\n"
-    assert "seen 1" in done.stderr
+    ) as script:  # fmt: skip
+        until(lambda: "seen 1" in stderr.read_text() or script.poll() is not None, 90)
+        stdout, _ = script.communicate(timeout=60)
+    assert "seen 1" in stderr.read_text()
+    assert (script.returncode, stdout) == (0, "[1, 2] [3, 4]\n")
+    assert (tmp_path / "count").read_text() == "imported\n"
+
+
+def test_what_a_function_prints_last_has_time_to_arrive(
+    ray_cluster: Any, ray_packages: Packages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    left: list[float] = []
+    shutdown = ray.shutdown
+    monkeypatch.setattr(ray, "shutdown", lambda: (left.append(time.monotonic()), shutdown()))
+    reference = ray_packages.write(ECHO).reference
+    with function_from_json(reference, backend="ray", address=ray_cluster.address) as fn:
+        fn(1)
+        answered = time.monotonic()
+    assert left[0] - answered >= 0.5
 
 
 def test_options(ray_cluster: Any, ray_packages: Packages) -> None:
