@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mfimage.terminal import byte_bar, step_bars, text_bar
+
 if TYPE_CHECKING:
     from mfimage.copying import CopyEvent
     from mfimage.file_runs import FileProgress
@@ -37,15 +39,7 @@ def story(*, verbose: bool = False) -> Iterator[Story]:
     if not sys.stderr.isatty():
         yield PlainStory(verbose=verbose)
         return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}{task.fields[amount]}", markup=False),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with step_bars() as progress:
         yield TerminalStory(progress, verbose=verbose)
 
 
@@ -117,17 +111,7 @@ def copy_story() -> Iterator[CopyStory]:
         story = CopyStory()
         yield story
     else:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (TextColumn("copying"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        with byte_bar("copying") as progress:
             story = CopyBar(progress)
             yield story
     say(story.summary())
@@ -196,11 +180,7 @@ def file_story(*, bar: bool) -> Iterator[FileStory]:
     if not bar or not sys.stderr.isatty():
         yield FileStory()
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with text_bar() as progress:
         yield FileBar(progress)
 
 

@@ -7,7 +7,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from mfimage.backends.ray_actors import Launcher, Ticket
 from mfimage.backends.ray_cluster import import_ray, join, leave
 from mfimage.backends.ray_options import RayOptions
 from mfimage.backends.ray_pool import AHEAD, RayPool
+from mfimage.backends.ray_progress import watched
 from mfimage.backends.workers import confused, told
 from mfimage.errors import BackendError, InputError
 from mfimage.function import json_values
@@ -50,6 +51,7 @@ class RayBackend:
     def __init__(self, package: Package, options: RayOptions) -> None:
         self._name = package.spec.name
         self._batch = package.spec.batch
+        self._progress = options.progress
         self._pid = os.getpid()
         self._threads: CallThreads | None = None
         self._lock = threading.Lock()
@@ -133,7 +135,11 @@ class RayBackend:
         ahead = max(AHEAD, -(-under_way // (most * together)))
         size = batch_size if self._batch else 0
         batches = _Batches(pool=self._pool, size=size, ahead=ahead)
-        yield from MapStream(self._name, batches, records, options).results()
+        results = MapStream(self._name, batches, records, options).results()
+        if self._progress:
+            total = len(records) if isinstance(records, Sized) else None
+            results = watched(self._name, results, total)
+        yield from results
 
     def close(self) -> None:
         """End the actors; calls that still run fail."""

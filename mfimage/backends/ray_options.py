@@ -42,6 +42,8 @@ class RayOptions:
         Seconds that a cluster may take to get nodes that it does not have: one that scales itself.
     start_timeout : float
         Seconds until an actor must have loaded the function.
+    progress : bool
+        Whether ``map`` shows how far it is, where stderr is a terminal.
     """
 
     address: str | None = None
@@ -55,6 +57,7 @@ class RayOptions:
     placement: str | None = None
     patience: float = 0
     start_timeout: float = 300
+    progress: bool = True
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -64,6 +67,8 @@ class RayOptions:
             )
         if self.placement not in (None, "image"):
             raise OptionError(f"placement: expected 'image' or None, got {self.placement!r}")
+        if not isinstance(self.progress, bool):
+            raise OptionError(f"progress: expected True or False, got {self.progress!r}")
         self.memory_bytes  # noqa: B018  (it is checked by reading it)
 
     def _check_numbers(self) -> None:

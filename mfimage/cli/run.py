@@ -114,8 +114,10 @@ def _loader(
 ) -> Callable[[], JsonFunction]:
     from mfimage.load import function_from_json
 
+    # The command has a bar of its own.
+    cluster = {"progress": False} if backend == "ray" else {}
     return functools.partial(
-        function_from_json, reference, backend=backend, workers=workers, timeout=timeout
+        function_from_json, reference, backend=backend, workers=workers, timeout=timeout, **cluster
     )
 
 

@@ -1,0 +1,49 @@
+"""Bars below what is written to a terminal; drawn on stderr, by rich."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def step_bars() -> Any:
+    """Return a ``rich.progress.Progress`` of steps, each with its time."""
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    text = TextColumn("{task.description}{task.fields[amount]}", markup=False)
+    return _progress(SpinnerColumn(), text, TimeElapsedColumn())
+
+
+def byte_bar(text: str) -> Any:
+    """Return one of bytes."""
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+
+    return _progress(TextColumn(text), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+
+
+def text_bar(*, refresh: bool = True) -> Any:
+    """Return one whose description says how far it is.
+
+    Parameters
+    ----------
+    refresh : bool
+        Whether a thread draws it again and again.
+    """
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+
+    text = TextColumn("{task.description}", markup=False)
+    return _progress(text, BarColumn(), TimeRemainingColumn(), auto_refresh=refresh)
+
+
+def _progress(*columns: Any, auto_refresh: bool = True) -> Any:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    return Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        auto_refresh=auto_refresh,
+        # What goes into a file or a pipe must not end up beside the bar.
+        redirect_stdout=sys.stdout.isatty(),
+    )
