@@ -99,13 +99,22 @@ def _transfer(stream: Iterable[dict[str, Any]], on_event: OnEvent) -> Iterator[d
         raise docker.errors.DockerException(failure)
 
 
+_HINTS = {
+    "`docker login` to the registry, with a user who may do this": (
+        "unauthorized", "denied", "no basic auth", "forbidden",
+    ),
+    "name the registry in the engine's `insecure-registries`": ("http response to https client",),
+    "give the engine the registry's CA: /etc/docker/certs.d/HOST:PORT/ca.crt": ("certificate",),
+    "check the image's name and tag; `docker images` lists those that the engine has": (
+        "manifest unknown", "not found", "no matching manifest",
+    ),
+    "check the registry's name, and that the engine reaches it: a daemon has proxies of its own": (
+        "no such host", "connection refused", "no route to host", "timeout", "deadline exceeded",
+    ),
+}  # fmt: skip
+
+
 def _registry_error(doing: str, message: str) -> RegistryError:
     lowered = message.lower()
-    hint = None
-    if any(sign in lowered for sign in ("unauthorized", "denied", "no basic auth", "forbidden")):
-        hint = "`docker login` to the registry, with a user who may do this"
-    elif "http response to https client" in lowered:
-        hint = "name the registry in the engine's `insecure-registries`"
-    elif "certificate" in lowered:
-        hint = "give the engine the registry's CA: /etc/docker/certs.d/HOST:PORT/ca.crt"
-    return RegistryError(f"{doing}: {message}", hint=hint)
+    hints = (hint for hint, signs in _HINTS.items() if any(sign in lowered for sign in signs))
+    return RegistryError(f"{doing}: {message}", hint=next(hints, None))

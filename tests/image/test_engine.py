@@ -349,14 +349,16 @@ def test_a_push_of_nothing_raises(engine: Engine, ref: str) -> None:
 def test_a_push_to_nowhere_raises(engine: Engine, repository: str) -> None:
     tag = f"127.0.0.1:{support.free_port()}/{repository}:1"
     engine.tag(small(engine, repository), tag)
-    with pytest.raises(RegistryError, match="connection refused"):
+    with pytest.raises(RegistryError, match="connection refused") as raised:
         engine.push(tag)
+    assert "the engine reaches it" in str(raised.value.hint)
     engine.remove(tag)
 
 
 def test_a_pull_of_nothing_raises(engine: Engine, plain: support.Registry) -> None:
-    with pytest.raises(RegistryError, match="pulling"):
+    with pytest.raises(RegistryError, match="pulling") as raised:
         engine.pull(f"{plain.address}/none:none")
+    assert "check the image's name and tag" in str(raised.value.hint)
 
 
 def test_a_private_base_is_pulled_with_the_users_own_credentials(
