@@ -34,9 +34,9 @@ demo: engine
 test: engine
 	$(BIN)/python -m pytest --reruns 1 --reruns-delay 2 $(PYTEST_ARGS)
 
-# Without an engine, a network, Ray, and whatever starts servers or many processes.
+# Without an engine, a network, Ray, and whatever starts servers or many processes; quick, and with fewer examples.
 unit: setup
-	$(BIN)/python -m pytest -m "not (docker or e2e or index or ray or slow)" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not (docker or e2e or index or ray or slow)" -n auto --hypothesis-profile=quick $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from tests.support.s3 import bucket, s3_server
 
 # How long an example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("mfimage", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)
 hypothesis.settings.load_profile("mfimage")
 # What starts us in the background may have made us, and so all we start, deaf to Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
@@ -62,6 +63,11 @@ _FILTERS: Mapping[str, Callable[..., Quoted]] = {
 
 def render(name: str, /, **values: Any) -> Quoted:
     """Render ``templates/kuberay/<name>.yaml.j2``."""
+    return Quoted(_templates().get_template(f"kuberay/{name}.yaml.j2").render(**values))
+
+
+@functools.cache
+def _templates() -> Any:
     made = environment(_FILTERS)
     made.trim_blocks = made.lstrip_blocks = True
-    return Quoted(made.get_template(f"kuberay/{name}.yaml.j2").render(**values))
+    return made

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,13 +12,14 @@ from mfimage.capture.datastore import TaskStore
 from mfimage.errors import StorageError, TaskError
 from tests.support.faulty import Fault, Faulty, faulty
 from tests.support.projects import python, write
-from tests.support.s3 import Bucket, S3Server
+from tests.support.s3 import Bucket, S3Server, bucket_on
 
 # Metaflow leaves its temporary files open when a download fails.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+Place = tuple[str, str, str]
 FLOW = """
 from metaflow import FlowSpec, step
 
@@ -46,19 +46,26 @@ def proxy(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
         yield running
 
 
-@pytest.fixture
-def place(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, str]:
-    """What names a finished task's datastore."""
-    write(tmp_path, {"flow.py": FLOW})
-    monkeypatch.setenv("METAFLOW_DATASTORE_SYSROOT_S3", f"{bucket.url}/metaflow")
+@pytest.fixture(scope="module")
+def kept(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """What names a finished task's datastore, in a bucket."""
+    folder = write(tmp_path_factory.mktemp("bucket"), {"flow.py": FLOW})
     options = ["--quiet", "--no-pylint", "--datastore", "s3"]
-    done = python(["flow.py", *options, "run", "--run-id-file", "id"], folder=tmp_path)
-    assert not done.returncode, done.stderr
-    run = (tmp_path / "id").read_text().strip()
-    return f"BucketFlow/{run}/start/1", "s3", f"{bucket.url}/metaflow"
+    with bucket_on(s3_server) as bucket:
+        sysroot = f"{bucket.url}/metaflow"
+        env = {**bucket.env, "METAFLOW_DATASTORE_SYSROOT_S3": sysroot}
+        python(["flow.py", *options, "run", "--run-id-file", "id"], folder=folder, env=env)
+        run = (folder / "id").read_text().strip()
+        yield f"BucketFlow/{run}/start/1", "s3", sysroot
 
 
-def test_reading_a_task(place: tuple[str, str, str], proxy: Faulty) -> None:
+@pytest.fixture
+def place(kept: Place, bucket: Bucket) -> Place:
+    """The same; this process finds its server."""
+    return kept
+
+
+def test_reading_a_task(place: Place, proxy: Faulty) -> None:
     proxy.faults = [
         Fault(kind="503", times=1),
         Fault(kind="cut", method="GET", path="/data/", times=1),
@@ -78,9 +85,7 @@ def test_reading_a_task(place: tuple[str, str, str], proxy: Faulty) -> None:
         ("cut", "break off"),
     ],
 )
-def test_a_server_that_stays_bad(
-    place: tuple[str, str, str], proxy: Faulty, kind: str, said: str
-) -> None:
+def test_a_server_that_stays_bad(place: Place, proxy: Faulty, kind: str, said: str) -> None:
     store = TaskStore(*place)
     proxy.faults = [Fault(kind=kind, path="/data/")]  # type: ignore[arg-type]
     began = time.monotonic()
@@ -92,7 +97,7 @@ def test_a_server_that_stays_bad(
     assert time.monotonic() - began < 40
 
 
-def test_a_task_that_is_not_there(place: tuple[str, str, str], bucket: Bucket) -> None:
+def test_a_task_that_is_not_there(place: Place, bucket: Bucket) -> None:
     with pytest.raises(TaskError, match="has not finished"):
         TaskStore(place[0], "s3", f"{bucket.url}-gone/metaflow")
 

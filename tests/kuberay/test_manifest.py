@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from mfimage import templating
+from mfimage.kuberay import text
 from mfimage.kuberay.manifest import raycluster, rayjob, rayservice
 from mfimage.kuberay.options import ClusterOptions
 from mfimage.kuberay.work import ServiceOptions
@@ -242,5 +243,6 @@ def test_no_line_is_left_blank():
 
 def test_a_template_cannot_forget_to_quote(monkeypatch):
     monkeypatch.setattr(templating, "template_text", lambda name: "name: {{ name }}\n")
+    monkeypatch.setattr(text, "_templates", text._templates.__wrapped__)
     with pytest.raises(TypeError, match="without quoting"):
         raycluster(IMAGE, ClusterOptions())

@@ -63,6 +63,7 @@ def test_what_a_path_names(folder, url, names):
     assert found(str(folder), url) == names
 
 
+@pytest.mark.slow
 def test_what_a_url_of_a_bucket_names(bucket):
     for name in NAMES:
         bucket.write(name, b"1\n")
@@ -77,6 +78,7 @@ def add(data: int) -> int:
     return data + 1
 
 
+@pytest.mark.slow
 def test_a_job_from_bucket_to_bucket(bucket):
     bucket.write("in/a.jsonl", b"".join(b"%d\n" % n for n in range(1000)))
     bucket.write("in/b.jsonl", b'"x"\n7\n')
@@ -93,6 +95,7 @@ def test_a_job_from_bucket_to_bucket(bucket):
     assert again.skipped == 9
 
 
+@pytest.mark.slow
 def test_other_formats_are_read_from_a_bucket(bucket, tmp_path):
     import fastavro
 

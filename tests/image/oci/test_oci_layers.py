@@ -181,6 +181,7 @@ def test_a_damaged_artifact_stops_the_build(tmp_path):
             builder.build(plan, sample.blobs.path)
 
 
+@pytest.mark.slow
 def test_an_artifact_streams(tmp_path):
     """In bounded memory, from the package to the archive."""
     folder = tmp_path / "blobs"
