@@ -122,7 +122,7 @@ class RayBackend:
         """
         most = self._pool.fleet.most
         under_way = max_in_flight or AHEAD * most * (_TOGETHER if self._batch else 1)
-        together = max(1, min(_TOGETHER, under_way // (AHEAD * most)))
+        together = max(1, min(_TOGETHER, under_way // (2 * most)))
         options = MapOptions(
             root=self._root(),
             batch_size=batch_size,

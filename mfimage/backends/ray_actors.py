@@ -24,7 +24,6 @@ from mfimage.runtime.layout import placement_resource
 from mfimage.runtime.remote_errors import rebuild
 
 logger = logging.getLogger("mfimage")
-_ANSWER = struct.Struct("<BI")
 _SLIVER = 0.001
 # What is longer goes through the object store, which takes a millisecond more; an argument does.
 _INLINE = 96_000
@@ -94,11 +93,13 @@ class Actor:
 
     def ask(self, kind: int, payload: bytes, size: int = 0) -> Any:
         """Return the reference to the answer to a frame."""
-        count = len(payload)
+        # One argument: Ray takes some time over each.
+        request = struct.pack(ray_boot.HEAD, kind, size) + payload
+        count = len(request)
         if not _INLINE < count <= _INLINE * _MOST_PIECES:
-            return self.handle.answer.remote(kind, size, payload)
-        pieces = (payload[place : place + _INLINE] for place in range(0, count, _INLINE))
-        return self.handle.answer.remote(kind, size, *pieces)
+            return self.handle.answer.remote(request)
+        pieces = (request[place : place + _INLINE] for place in range(0, count, _INLINE))
+        return self.handle.answer.remote(*pieces)
 
     def load_again(self) -> None:
         """Ask for the function after Ray has started the actor's process again."""
@@ -114,8 +115,8 @@ class Actor:
 
 def decode(data: bytes) -> Frame:
     """Return the frame that an actor answered."""
-    kind, micros = _ANSWER.unpack_from(data)
-    return Frame(kind, data[_ANSWER.size :], micros)
+    kind, micros = struct.unpack_from(ray_boot.HEAD, data)
+    return Frame(kind, data[ray_boot.HEAD_SIZE :], micros)
 
 
 class Launcher:

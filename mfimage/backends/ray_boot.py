@@ -17,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 Luggage = tuple[Any, "dict[str, Any] | None"]
+# What stands before a payload: the frame's kind, and how many records the function gets at a time,
+# or how many microseconds it took. (A struct.Struct cannot go to a node.)
+HEAD = "<BI"
+HEAD_SIZE = struct.calcsize(HEAD)
 
 
 class FunctionHost:
@@ -62,12 +66,12 @@ class FunctionHost:
             self._node = RayNode(self._config)
         return bytes(self._node.load(blobs))
 
-    def answer(self, kind: int, size: int, *pieces: bytes) -> bytes:
-        """Return the answer to a frame: its kind and microseconds, then its payload."""
-        payload = b"".join(pieces) if len(pieces) > 1 else pieces[0]
-        found, micros, answer = self._node.answer(kind, payload, size)
-        head: bytes = struct.pack("<BI", found, micros)
-        return head + bytes(answer)
+    def answer(self, *pieces: bytes) -> bytes:
+        """Return the answer to a request, which may come in pieces."""
+        request = b"".join(pieces) if len(pieces) > 1 else pieces[0]
+        kind, size = struct.unpack_from(HEAD, request)
+        found, micros, answer = self._node.answer(kind, request[HEAD_SIZE:], size)
+        return struct.pack(HEAD, found, micros) + bytes(answer)
 
     def value(self, record: Any, is_json: bool, luggage: Luggage) -> Any:
         """Return the result for one record, which is JSON or a value, as a value."""
