@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mfimage.terminal import byte_bar, step_bars, text_bar
+from mfimage.terminal import byte_bar, is_terminal, step_bars, text_bar
 
 if TYPE_CHECKING:
     from mfimage.copying import CopyEvent
@@ -36,7 +36,7 @@ def story(*, verbose: bool = False) -> Iterator[Story]:
     verbose : bool
         Tell the steps' own output, too.
     """
-    if not sys.stderr.isatty():
+    if not is_terminal():
         yield PlainStory(verbose=verbose)
         return
     with step_bars() as progress:
@@ -107,7 +107,7 @@ def _line(event: BuildEvent, *, verbose: bool) -> str | None:
 @contextlib.contextmanager
 def copy_story() -> Iterator[CopyStory]:
     """Yield the teller of a copy; when the block ends well, it says what there was to do."""
-    if not sys.stderr.isatty():
+    if not is_terminal():
         story = CopyStory()
         yield story
     else:
@@ -177,7 +177,7 @@ def _bytes(size: int) -> str:
 @contextlib.contextmanager
 def file_story(*, bar: bool) -> Iterator[FileStory]:
     """Yield the teller of a run over a file; ``bar`` says whether one may be drawn."""
-    if not bar or not sys.stderr.isatty():
+    if not bar or not is_terminal():
         yield FileStory()
         return
     with text_bar() as progress:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Any
+
+
+def is_terminal() -> bool:
+    """Whether stderr is one; a process may have none, or have closed it."""
+    with contextlib.suppress(AttributeError, ValueError):
+        return sys.stderr.isatty()
+    return False
 
 
 def step_bars() -> Any:

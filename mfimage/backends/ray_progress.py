@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from mfimage.terminal import text_bar
+from mfimage.terminal import is_terminal, text_bar
 
 # What is over by then needs no bar.
 _AFTER_SECONDS = 1.0
@@ -27,7 +26,7 @@ def watched(name: str, results: Iterator[Any], total: int | None) -> Iterator[An
     total : int or None
         How many there will be, where that is known.
     """
-    if not sys.stderr.isatty() or not _DRAWING.acquire(blocking=False):
+    if not is_terminal() or not _DRAWING.acquire(blocking=False):
         yield from results
         return
     bar = None

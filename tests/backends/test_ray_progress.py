@@ -53,6 +53,11 @@ def test_one_bar_at_a_time() -> None:
     assert "inner" not in terminal.getvalue()
 
 
+def test_none_without_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert list(watched("predict", iter(range(3)), 3)) == [0, 1, 2]
+
+
 def test_none_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(watched("predict", iter(range(3)), 3)) == [0, 1, 2]
     assert capsys.readouterr().err == ""
