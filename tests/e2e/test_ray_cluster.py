@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow
 import pytest
 import yaml
+from pyarrow import parquet
 
 from tests.e2e.conftest import Project, serving
 from tests.support.kuberay import TOKEN, RayCluster, docker, lines, logs, ray_cluster, until
@@ -59,7 +61,7 @@ def expected(wine: Project, reference: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def wine_image(wine: Project, reference: str, base_image: str, images: list[str]) -> str:
-    wine.mfimage("build", reference, "--target", "ray", "--with", "serve", "-t", IMAGE)
+    wine.mfimage("build", reference, "--target", "ray", "--with", "serve,data", "-t", IMAGE)
     images.append(IMAGE)
     return IMAGE
 
@@ -149,6 +151,20 @@ def test_a_batch_in_one_container(
     assert lines([*(tmp_path / "put").glob("part-*.jsonl")]) == expected
     if os.geteuid() == 0:
         assert (tmp_path / "put" / "_SUCCESS").stat().st_uid == 12345
+
+
+def test_parquet_in_parquet_out(
+    wine: Project, wine_image: str, expected: list[str], tmp_path: Path
+) -> None:
+    records = [json.loads(line) for line in lines([wine.folder / "data/in/wines.jsonl"])[:5000]]
+    table = pyarrow.Table.from_pylist(records)
+    tmp_path.chmod(0o777)
+    parquet.write_table(table, tmp_path / "wines.parquet")
+    words = ["--rm", "-v", f"{tmp_path}:/data"]
+    places = ["--input", "/data/wines.parquet", "--output", "/data/out"]
+    docker("run", *words, wine_image, "batch", *places, "--format", "parquet")
+    (part,) = (tmp_path / "out").glob("part-*.parquet")
+    assert parquet.read_table(part).to_pylist() == [json.loads(each) for each in expected[:5000]]
 
 
 def test_one_container_serves(wine_image: str) -> None:
