@@ -7,7 +7,6 @@ function need not trust it further than its results.
 from __future__ import annotations
 
 import builtins
-import contextlib
 import json
 import sys
 import traceback
@@ -15,6 +14,13 @@ from typing import Any
 
 from mfimage.errors import Fault, FunctionError
 
+# What their state has that is none of their attributes' dictionary.
+_MEMBERS: dict[type[Exception], tuple[str, ...]] = {
+    ImportError: ("name", "path", "name_from"),
+    AttributeError: ("name", "obj"),
+    NameError: ("name",),
+}
+_DICT: Any = vars(BaseException)["__dict__"]
 _OWN_FILES = ("worker.py", "loader.py", "coroutines.py", "parameters.py")
 
 
@@ -158,14 +164,21 @@ def _make(cls: type[Exception], message: str, args: Any, state: dict[str, Any]) 
         try:
             error: Exception = base.__new__(cls, *candidate)
             base.__init__(error, *candidate)
-            for name, value in state.items():
-                with contextlib.suppress(AttributeError):
-                    object.__setattr__(error, name, value)
+            _set_state(error, state)
             if str(error) == message:
                 return error
         except Exception:  # noqa: BLE001, S112  (then it cannot be made)
             continue
     return None
+
+
+def _set_state(error: Exception, state: dict[str, Any]) -> None:
+    own = _DICT.__get__(error)
+    for name, value in state.items():
+        if any(isinstance(error, kind) and name in names for kind, names in _MEMBERS.items()):
+            object.__setattr__(error, name, value)
+        else:  # whatever it is called: it was there as well
+            own[name] = value
 
 
 def _builtin_base(cls: Any) -> Any:

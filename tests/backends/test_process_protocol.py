@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mfimage import errors
@@ -142,6 +142,10 @@ PLAIN = st.recursive(
     args=st.lists(PLAIN, max_size=3),
     state=st.dictionaries(st.text(min_size=1), PLAIN, max_size=2),
 )
+@example(cls=Exception, args=[], state={"__dict__": {}})
+@example(cls=Exception, args=[1], state={"__class__": "x", "args": 2, "__cause__": 3})
+@example(cls=StopIteration, args=[], state={"value": 1})
+@example(cls=OSError, args=[2, "gone"], state={"filename": "x"})
 def test_exceptions_of_plain_data(
     cls: type[Exception], args: list[Any], state: dict[str, Any]
 ) -> None:
