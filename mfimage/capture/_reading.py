@@ -181,6 +181,7 @@ class _Reader(ast.NodeVisitor):
             self._visit(handler.body, optional=True)
         self._visit([*node.orelse, *node.finalbody])
 
+    # mypy knows each visitor by its own node; these nodes have the same fields.
     visit_TryStar = visit_Try  # type: ignore[assignment]  # Python 3.11
 
     def visit_With(self, node: ast.With) -> None:
@@ -189,7 +190,7 @@ class _Reader(ast.NodeVisitor):
         self._visit(node.items)
         self._visit(node.body, optional=any(_catches_import_error(name) for name in names))
 
-    visit_AsyncWith = visit_With  # type: ignore[assignment]
+    visit_AsyncWith = visit_With  # type: ignore[assignment]  # as above
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         self._visit(node.decorator_list)

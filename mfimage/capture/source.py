@@ -180,6 +180,7 @@ def locate(function: DecoratedFunction) -> Source:
     name, qualname = function.__module__, function.__qualname__
     module = sys.modules.get(name)
     file = getattr(module, "__file__", None) or inspect.getsourcefile(function.__wrapped__)
+    # Not resolve(): a link is the name that the project knows its file by.
     path = Path(os.path.abspath(file)) if file and Path(file).is_file() else None  # noqa: PTH100
     if name == "__main__" and path is None:
         return Source(module=name, name=function.__name__, root=Path.cwd(), by_value=True)
