@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from mfimage.build_report import parse_size
 from mfimage.cli import main
 from mfimage.errors import OptionError
+from mfimage.image.report import parse_size
 from mfimage.package.store import PackageStore
 from tests.image.sample import LOCK, Sample, make_sample
 from tests.image.tiny import write_base

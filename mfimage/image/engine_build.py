@@ -17,11 +17,11 @@ import requests
 from docker.utils import parse_repository_tag
 
 from mfimage.errors import BuildError, EngineError
-from mfimage.image.context_file import ContextFile
 from mfimage.image.engine_connect import CONNECTION_ERRORS, alive, engine_gone
 from mfimage.image.engine_events import BuildEvent, BuildTrace
 from mfimage.image.engine_session import Session, hijack
-from mfimage.image.redaction import Redactor
+from mfimage.image.plan.files import ContextFile
+from mfimage.image.secrets.redaction import Redactor
 
 Context = Sequence[ContextFile] | Iterable[bytes] | BinaryIO
 """The files of a context, or a tar of it."""

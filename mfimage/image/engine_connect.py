@@ -14,7 +14,7 @@ import requests
 import urllib3.exceptions
 
 from mfimage.errors import EngineError
-from mfimage.image.redaction import Redactor
+from mfimage.image.secrets.redaction import Redactor
 
 # Together below three seconds: connecting and answering may each take this long over TCP.
 _LOCAL_TIMEOUT, _REMOTE_TIMEOUT = 2.5, 1.3

@@ -34,11 +34,11 @@ RUNTIME_FILES = (
     "mfimage/errors.py",
     "mfimage/load.py",
     "mfimage/py.typed",
-    "mfimage/function/*.py",
+    "mfimage/function/**/*.py",
     "mfimage/package/__init__.py",
     "mfimage/package/parse.py",
     "mfimage/package/spec.py",
-    "mfimage/runtime/*.py",
+    "mfimage/runtime/**/*.py",
     "metaflow_extensions/mfimage/toplevel/*.py",
 )
 

@@ -12,15 +12,15 @@ import docker
 import docker.errors
 
 from mfimage.errors import EngineError
-from mfimage.image.checks.places import image_at
 from mfimage.image.checks.report import Failed
 from mfimage.image.checks.runner import LOG_LINES, Address, Launch
 from mfimage.image.engine import Engine
 from mfimage.image.engine_connect import engine_errors
-from mfimage.image.image_info import ImageInfo
-from mfimage.image.location import Location
+from mfimage.image.find.info import ImageInfo
+from mfimage.image.find.run import image_at
 from mfimage.image.oci.outputs import docker_archive
-from mfimage.image.redaction import Redactor
+from mfimage.image.registry.location import Location
+from mfimage.image.secrets.redaction import Redactor
 
 # Finds what a process that was killed could not remove.
 _LABEL = "io.mfimage.test"
