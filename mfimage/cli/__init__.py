@@ -129,10 +129,10 @@ def build(
     """Build an image from a REFERENCE, or from FUNCTION (file.py:name) and --task; print it."""
     from mfimage.build import build as build_image
     from mfimage.cli.console import say, story
-    from mfimage.image.report import parse_size
+    from mfimage.sizes import parse_size
 
     options = build_options(given)
-    most = parse_size(max_size) if max_size else None
+    most = parse_size(max_size, field="max-size") if max_size else None
     reference = _reference(function, task, given)
     if dry_run:
         show_plan(reference, options, push=push, as_json=as_json)

@@ -207,21 +207,6 @@ def _write(path: Path, text: str, field: str) -> None:
         raise OptionError(f"{field}: {path} cannot be written: {error.strerror}") from None
 
 
-def parse_size(text: str, *, field: str = "max-size") -> int:
-    """Parse a size, as ``500MB`` (10^6) or ``2GiB`` (2^30).
-
-    Raises
-    ------
-    OptionError
-        If it is none.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise OptionError(f"{field}: expected a size, got {text!r}", hint="as 500MB or 2GiB")
-    unit = match[2].upper()
-    return int(float(match[1]) * (1024 if "I" in unit else 1000) ** _POWERS[unit[:1]])
-
-
 def check_size(builder: Builder, image: BuiltImage, most: int | None) -> None:
     """Fail when an image is larger than it may be.
 

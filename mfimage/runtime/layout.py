@@ -33,6 +33,8 @@ RUNTIME_FILES = (
     "mfimage/__init__.py",
     "mfimage/errors.py",
     "mfimage/load.py",
+    "mfimage/masking.py",
+    "mfimage/sizes.py",
     "mfimage/py.typed",
     "mfimage/function/**/*.py",
     "mfimage/package/__init__.py",

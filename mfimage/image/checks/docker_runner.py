@@ -20,7 +20,7 @@ from mfimage.image.find.info import ImageInfo
 from mfimage.image.find.run import image_at
 from mfimage.image.oci.outputs import docker_archive
 from mfimage.image.registry.location import Location
-from mfimage.image.secrets.redaction import Redactor
+from mfimage.masking import Masker
 
 # Finds what a process that was killed could not remove.
 _LABEL = "io.mfimage.test"
@@ -95,7 +95,7 @@ class DockerContainer:
         self._api = api
         self._id = identity
         self._port = port
-        self._redact = Redactor([])
+        self._redact = Masker([])
 
     def addresses(self) -> Sequence[Address]:
         """Return where its port is published, and where a neighbour container reaches it."""

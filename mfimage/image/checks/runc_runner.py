@@ -23,7 +23,7 @@ from mfimage.image.find.run import image_at
 from mfimage.image.oci.outputs import write_images
 from mfimage.image.registry.location import OCI, Location
 from mfimage.image.registry.reference import parse_tag
-from mfimage.image.secrets.redaction import Redactor
+from mfimage.masking import Masker
 
 _RUNTIME, _UNPACKER = "runc", "umoci"
 _TAG = "image"
@@ -163,7 +163,7 @@ class RuncContainer:
         self._process = process
         self._log = log
         self._port = port
-        self._redact = Redactor([])
+        self._redact = Masker([])
 
     def addresses(self) -> Sequence[Address]:
         """Return where its port is."""

@@ -30,7 +30,7 @@ from mfimage.image.plan.files import ContextFile
 from mfimage.image.plan.layers import BlobPath
 from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.secrets.build import CA, NETRC, PIP_CONF
-from mfimage.image.secrets.redaction import Redactor
+from mfimage.masking import Masker
 from mfimage.package.cache import cache_folder
 from mfimage.runtime.layout import VENV
 
@@ -179,7 +179,7 @@ def install(
             environment = {**_uv_environment(plan), **variables}
             run_uv(arguments, lock, environment, pass_fds=descriptors)
     except UvFailure as failure:
-        reason = Redactor(secrets.values())(" ".join(str(failure).split()))
+        reason = Masker(secrets.values())(" ".join(str(failure).split()))
         raise BuildError(
             f"the dependencies cannot be installed: {reason}",
             hint="what wants a password gets it by --secret; a proxy's certificate by "

@@ -13,6 +13,7 @@ from mfimage.image.registry.location import Location
 from mfimage.image.registry.reference import Reference
 from mfimage.image.secrets.build import Secret
 from mfimage.image.targets.targets import check_ray, find_target, ray_requirement
+from mfimage.masking import URL_PASSWORD
 
 LABEL_PREFIX = "io.mfimage."
 
@@ -31,7 +32,6 @@ _PLATFORMS = {
 _BUILDERS = ("auto", "docker", "oci")
 _COMPRESSIONS = ("gzip", "zstd")
 _INDEX = re.compile(r"(?:(?P<name>[A-Za-z0-9][A-Za-z0-9_.-]*)=)?(?P<url>[A-Za-z]+://.*)")
-_CREDENTIALS = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://[^/\s:@?#'\"]*:[^/\s@?#'\"]+@")
 # A line of a Dockerfile holds 65535 bytes, and quoting can double a value.
 LONGEST_VALUE = 30_000
 
@@ -206,7 +206,7 @@ def refuse_credentials(field: str, text: str) -> None:
     OptionError
         Naming the URL's scheme and where it stood.
     """
-    if found := _CREDENTIALS.search(text):
+    if found := URL_PASSWORD.search(text):
         scheme = found.group().partition("://")[0]
         raise OptionError(
             f"{field}: a {scheme}:// URL has a password in it, which the image would show",

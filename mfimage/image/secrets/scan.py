@@ -17,11 +17,12 @@ from mfimage.errors import BuildError
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.plan.files import ContextFile
 from mfimage.image.secrets.values import SHORTEST, Needle, needles
+from mfimage.masking import URL_PASSWORD
 from mfimage.runtime.layout import CODE, FUNCTION
 
 _CHUNK = 1 << 20
 _MOST_SHOWN = 10
-_USERINFO = re.compile(rb"\b[A-Za-z][A-Za-z0-9+.-]*://[^/\s:@?#'\"]*:([^/\s@?#'\"]+)@")
+_URL_PASSWORD = re.compile(URL_PASSWORD.pattern.encode())
 _LONGEST_URL = 4096
 # Templates and words that stand for a password.
 _PLACEHOLDER = re.compile(rb"[{$<%*\[].*|\.+|x+|(?:pass(?:word|wd)?|pwd|secret|token)", re.I)
@@ -139,7 +140,7 @@ class CredentialScan:
     def _look_for_urls(self, where: str, data: bytes) -> None:
         if b"://" not in data:
             return
-        for match in _USERINFO.finditer(data):
+        for match in _URL_PASSWORD.finditer(data):
             if not _PLACEHOLDER.fullmatch(match[1]):
                 scheme = match[0].partition(b"://")[0].decode()
                 kind = f"a {scheme}:// URL with a password in it"

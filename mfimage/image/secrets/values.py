@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 from mfimage.image.secrets.build import CA, NETRC, PIP_CONF
+from mfimage.masking import CERTIFICATE, NAMED_SECRET
 
 # Shorter ones occur by chance in what others wrote: they are looked for in texts only.
 SHORTEST = 8
 _SHORTEST_TEXT = 4
-_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 _KEY_LINE = re.compile(r"^[A-Za-z0-9+/]{40,}={0,2}$", re.MULTILINE)
-_PASSWORD = re.compile(r"(?i)\b(?:password|token|secret)\b\s*[=:]?\s*(\S+)")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+")
 
 
@@ -58,11 +57,11 @@ def secret_values(name: str, text: str) -> frozenset[str]:
     """Return what is secret of a secret."""
     if name == CA:
         # A bundle is public, but for a key that was left in it.
-        values = set(_KEY_LINE.findall(_CERTIFICATE.sub("", text)))
+        values = set(_KEY_LINE.findall(CERTIFICATE.sub("", text)))
     elif name == NETRC:
-        values = {match[1] for match in _PASSWORD.finditer(text)}
+        values = {match[1] for match in NAMED_SECRET.finditer(text)}
     elif name == PIP_CONF:
-        values = {match[1] for match in _PASSWORD.finditer(text)} | set(_of_urls(text))
+        values = {match[1] for match in NAMED_SECRET.finditer(text)} | set(_of_urls(text))
     elif name.endswith("_USERNAME"):
         values = set()
     else:

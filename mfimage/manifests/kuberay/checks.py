@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from decimal import Decimal
 
 from mfimage.errors import OptionError
+from mfimage.masking import URL_PASSWORD
 
 # KubeRay appends to names, and what comes out must be a service's name (63 characters).
 LONGEST_CLUSTER = 53
@@ -19,7 +20,6 @@ _QUALIFIED = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _SECRET_KEY = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _QUANTITY = re.compile(r"(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<unit>[KMGTPE]i|[mkMGTPE])?")
-_PASSWORD = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://[^/\s:@?#'\"]*:[^/\s@?#'\"]+@")
 _UNITS = {
     "": Decimal(1),
     "m": Decimal("0.001"),
@@ -153,7 +153,7 @@ def check_value(text: str, *, field: str) -> None:
     """
     if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
         raise OptionError(f"{field}: it holds bytes that are no UTF-8 text", hint="encode it")
-    if _PASSWORD.search(text):
+    if URL_PASSWORD.search(text):
         raise OptionError(
             f"{field}: a URL has a password in it, and everybody who sees the manifest would too",
             hint="put it into a Secret: --env-from-secret NAME=SECRET:KEY",

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mfimage.image.secrets.redaction import Redactor
+from mfimage.masking import Masker
 
 PIP_CONF = b"[global]\nindex-url = https://me:s3cr3tpw@packages.example/simple\n"
 NETRC = b"machine packages.example login me password pw-1234\n"
@@ -28,16 +28,16 @@ KEY = b"-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIA\n-----END PRIVATE KE
     ],
 )
 def test_secrets_are_masked(secret: bytes, line: str, shown: str) -> None:
-    assert Redactor([secret])(line) == shown
+    assert Masker([secret])(line) == shown
 
 
 def test_users_and_passwords_in_urls_are_masked_without_any_secret() -> None:
-    assert Redactor([])("see ssh://me:pw@host/x") == "see ssh://***@host/x"
+    assert Masker([])("see ssh://me:pw@host/x") == "see ssh://***@host/x"
 
 
 def test_a_long_value_is_masked_before_the_short_one_in_it() -> None:
-    assert Redactor([b"abcdefgh", b"abcdefghijkl"])("<abcdefghijkl>") == "<***>"
+    assert Masker([b"abcdefgh", b"abcdefghijkl"])("<abcdefghijkl>") == "<***>"
 
 
 def test_it_does_not_show_its_values() -> None:
-    assert "hunter2" not in repr(Redactor([b"hunter2"]))
+    assert "hunter2" not in repr(Masker([b"hunter2"]))
