@@ -77,7 +77,10 @@ def build(
     options = _trusting_host(options)
     package = open_package(reference)
     secrets, clock = read_secrets(options.secrets), Clock()
-    builder = open_builder(options, push=push, secrets=secrets, on_event=on_event, say=say)
+    builder = open_builder(
+        options, system_packages=package.spec.environment.system_packages, push=push,
+        secrets=secrets, on_event=on_event, say=say,
+    )  # fmt: skip
     with closing(builder):
         with clock("plan"):
             plans = _plans(package, options, builder, say)
@@ -151,8 +154,11 @@ def plan_build(
     options = _trusting_host(options)
     package = open_package(reference)
     secrets = read_secrets(options.secrets)
-    # Where the image would go does not matter yet.
-    builder = open_builder(options, push=True, secrets=secrets, on_event=lambda _: None, say=say)
+    builder = open_builder(
+        options, system_packages=package.spec.environment.system_packages,
+        push=True,  # where the image would go does not matter yet
+        secrets=secrets, on_event=lambda _: None, say=say,
+    )  # fmt: skip
     blob_path = package.store.unverified_file
     with closing(builder):
         plans = _plans(package, options, builder, say)

@@ -69,7 +69,8 @@ def build_options(given: Mapping[str, Any]) -> BuildOptions:
         builder=given.get("builder"),
         output=given.get("output"),
         compression=given.get("compression"),
-        compile=given.get("compile", False),
+        compile=given.get("compile"),
+        pull=given.get("pull", False),
     )
     return replace(
         made,

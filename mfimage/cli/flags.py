@@ -51,17 +51,21 @@ bind_flags = options(
 builder_flags = options(
     click.option(
         "--builder", type=click.Choice(["auto", "docker", "oci"]),
-        help="auto: docker when an engine answers, else oci, which needs none.",
+        help="auto: oci, which needs no Docker engine, unless system packages are installed.",
     ),
     click.option(
         "--output", metavar="WHERE",
-        help="docker, oci:DIR, oci-archive:FILE or docker-archive:FILE.",
+        help="Where the image goes: docker, oci:DIR, oci-archive:FILE or docker-archive:FILE.",
     ),
     click.option(
-        "--compression", type=click.Choice(["gzip", "zstd"]), help="Of the oci builder's layers."
+        "--compression", type=click.Choice(["gzip", "zstd"]), help="Compression of image layers."
     ),
     click.option(
-        "--compile", is_flag=True, help="Let the oci builder compile Python files; docker's does."
+        "--compile/--no-compile", default=None,
+        help="Include compiled Python files, so that containers start faster (default).",
+    ),
+    click.option(
+        "--pull", is_flag=True, help="Read the base from its registry, not from the engine."
     ),
 )  # fmt: skip
 

@@ -56,7 +56,7 @@ def tell_fault(check: Check) -> None:
 @click.command()
 @click.argument("image")
 @click.option("--reference", required=True, help="The function package that it was built from.")
-@click.option("--compile", is_flag=True, help="It was built with --compile.")
+@click.option("--compile/--no-compile", default=None, help="As the image was built.")
 @click.option("--json", "as_json", is_flag=True, help="Print what differs as JSON.")
 @build_flags
 def verify(image: str, *, reference: str, as_json: bool, **given: Any) -> None:

@@ -19,6 +19,7 @@ from mfimage.image.engine_transfer import OnEvent, load, pull, push, split
 from mfimage.image.find.info import ImageInfo
 
 _RUN_TIMEOUT = 60
+_NEWEST = 3
 _PYTHON_VERSION = "import platform; print(platform.python_version())"
 
 
@@ -191,6 +192,13 @@ class Engine:
         """
         with engine_errors(f"saving {image}"):
             yield from self._api.get_image(image)
+
+    def labelled(self, label: str) -> Iterator[str]:
+        """Yield the IDs of the newest images with a label, as ``NAME=VALUE``."""
+        with engine_errors(f"listing images with {label}"):
+            found: list[dict[str, Any]] = self._api.images(filters={"label": label})
+        for image in sorted(found, key=lambda image: -image["Created"])[:_NEWEST]:
+            yield image["Id"]
 
     def tag(self, image: str, ref: str) -> None:
         """Give an image another reference."""

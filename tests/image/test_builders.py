@@ -11,7 +11,7 @@ from mfimage.errors import EngineError, OptionError
 from mfimage.image.builders import open_builder
 from mfimage.image.engine import Engine
 from mfimage.image.plan.options import BuildOptions
-from mfimage.image.plan.settings import make_options
+from mfimage.image.plan.settings import Settings, make_options
 from mfimage.image.registry.location import Location
 
 OUT = Location(kind="oci", path=Path("out"))
@@ -28,44 +28,53 @@ def no_engine(monkeypatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere.sock")
 
 
-def chosen(*, push: bool = False, **options) -> tuple[str, list[str]]:
+def chosen(*, push: bool = False, needs: tuple[str, ...] = (), **options) -> tuple[str, list[str]]:
     said: list[str] = []
     builder = open_builder(
-        BuildOptions(**options), push=push, secrets={}, on_event=lambda _: None, say=said.append
-    )
+        BuildOptions(**options), system_packages=needs, push=push, secrets={},
+        on_event=lambda _: None, say=said.append,
+    )  # fmt: skip
     builder.close()
     return builder.name, said
 
 
-def test_docker_when_an_engine_answers(engine):
-    assert chosen() == ("docker", ["builder: docker (a Docker engine answers)"])
+def test_oci_is_the_default(engine):
+    assert chosen() == ("oci", [])
 
 
-def test_oci_when_none_does(no_engine):
-    name, (line,) = chosen(push=True)
-    assert name == "oci"
-    assert line.startswith("builder: oci (no Docker engine")
+def test_oci_needs_no_engine_to_push_or_write(no_engine):
+    assert chosen(push=True) == ("oci", [])
+    assert chosen(output=OUT) == ("oci", [])
+
+
+@pytest.mark.parametrize("needs", [{"apt": ("libgomp1",)}, {"needs": ("libgomp1",)}])
+def test_system_packages_are_installed_by_docker(engine, needs):
+    name, (line,) = chosen(**needs)
+    assert name == "docker"
+    assert line.startswith("builder: docker, since")
+    assert "libgomp1" in line
+    assert chosen(builder="docker", **needs) == ("docker", [])
 
 
 @pytest.mark.parametrize(
     ("options", "why"),
     [
         ({"output": OUT}, "--output oci:out"),
-        ({"base_image": OUT, "output": OUT}, "--output oci:out"),
         ({"base_image": OUT, "output_engine": True}, "a base in oci:out"),
         ({"platform": "linux/amd64,linux/arm64", "output_engine": True}, "several platforms"),
+        ({"compression": "zstd"}, "--compression zstd"),
     ],
 )
-def test_oci_when_only_that_can(engine, options, why):
-    name, (line,) = chosen(**options)
-    assert name == "oci"
-    assert why in line
-    with pytest.raises(OptionError, match="docker does not do") as raised:
+def test_docker_says_what_it_does_not_do(engine, options, why):
+    assert chosen(**options) == ("oci", [])
+    with pytest.raises(OptionError, match=f"docker does not do {why}") as raised:
         chosen(builder="docker", **options)
     assert raised.value.hint == "use --builder oci"
+    with pytest.raises(OptionError, match=r"\(libgomp1\) need the docker builder.* " + why):
+        chosen(apt=("libgomp1",), **options)
 
 
-def test_what_was_asked_for_is_not_explained(engine):
+def test_the_requested_builder_is_not_explained(engine):
     assert chosen(builder="docker") == ("docker", [])
     assert chosen(builder="oci", push=True) == ("oci", [])
 
@@ -74,7 +83,13 @@ def test_what_was_asked_for_is_not_explained(engine):
 def test_an_image_has_to_go_somewhere(no_engine, options):
     with pytest.raises(OptionError, match=r"nowhere to go: .*/nowhere\.sock") as raised:
         chosen(**options)
-    assert "--output docker, oci:DIR" in raised.value.hint
+    for way in ("--push --tag", "--output oci:DIR", "start Docker"):
+        assert way in raised.value.hint
+
+
+def test_system_packages_need_an_engine(no_engine):
+    with pytest.raises(EngineError, match=r"\(libgomp1\) need the docker builder.*nowhere\.sock"):
+        chosen(apt=("libgomp1",), push=True)
 
 
 def test_the_docker_builder_needs_an_engine(no_engine):
@@ -107,3 +122,11 @@ def test_where_images_go_and_come_from():
     assert options.base_image == Location(kind="oci", path=Path("layouts/python"))
     assert options.platforms == ("linux/arm64", "linux/amd64")
     assert make_options(output="docker").output_engine
+
+
+def test_python_files_are_compiled_by_default():
+    project = Settings(compile=False)
+    assert make_options().compile
+    assert not make_options(compile=False).compile
+    assert not make_options(settings=project).compile
+    assert make_options(settings=project, compile=True).compile

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mfimage.image.registry.reference import Reference
+
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryEntry:
@@ -75,6 +77,14 @@ class ImageInfo:
     def platform(self) -> str:
         """Return the platform as ``os/architecture[/variant]``."""
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+    def digest_of(self, reference: Reference) -> str | None:
+        """Return the digest of the image in a reference's repository, if it came from there."""
+        for text in self.repo_digests:
+            name, _, digest = text.partition("@")
+            if name == reference.name or name in reference.canonical:
+                return digest
+        return None
 
     @classmethod
     def from_engine(

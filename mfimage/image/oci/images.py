@@ -1,4 +1,4 @@
-"""Images as they lie in folders, files and registries: manifests, configurations, and layers."""
+"""Images as stored in folders, files and registries: manifests, configurations and layers."""
 
 from __future__ import annotations
 
@@ -19,15 +19,12 @@ from mfimage.image.registry.descriptors import (
 CONFIG = "application/vnd.oci.image.config.v1+json"
 INDEXES = (INDEX, DOCKER_LIST)
 MANIFESTS = (MANIFEST, DOCKER_MANIFEST)
+_DOCKER, _OCI = "application/vnd.docker.image.rootfs.diff.tar", "application/vnd.oci.image.layer.v1"
 # Equal bytes under OCI's own names.
 _LAYER_TYPES = {
-    "application/vnd.docker.image.rootfs.diff.tar.gzip": (
-        "application/vnd.oci.image.layer.v1.tar+gzip"
-    ),
-    "application/vnd.docker.image.rootfs.diff.tar": "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.docker.image.rootfs.diff.tar.zstd": (
-        "application/vnd.oci.image.layer.v1.tar+zstd"
-    ),
+    f"{_DOCKER}.gzip": f"{_OCI}.tar+gzip",
+    _DOCKER: f"{_OCI}.tar",
+    f"{_DOCKER}.zstd": f"{_OCI}.tar+zstd",
 }
 
 
@@ -38,37 +35,50 @@ class StoredLayer:
     Attributes
     ----------
     descriptor : Descriptor
-        What a manifest says of it, in OCI's terms.
+        Its entry in a manifest, with OCI's media type.
     diff_id : str
         ``sha256:<hex>`` of the tar.
     open : callable
-        Opens the compressed tar; that may fetch it.
-    source : tuple of str
-        Registry and repository that have it, if some do.
+        Opens the compressed tar, fetched if needed.
+    source : tuple of str, optional
+        Registry and repository that have it.
+    cached : bool
+        Whether it was found in the cache.
     """
 
     descriptor: Descriptor
     diff_id: str
     open: Callable[[], BinaryIO]
     source: tuple[str, str] | None = None
+    cached: bool = False
+
+    @property
+    def digest(self) -> str:
+        """``sha256:<hex>`` of the compressed tar."""
+        return self.descriptor.digest
+
+    @property
+    def size(self) -> int:
+        """Compressed bytes."""
+        return self.descriptor.size
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImage:
-    """An image for one platform: what a manifest and what it names hold.
+    """An image for one platform.
 
     Attributes
     ----------
     digest : str or None
-        The manifest's; None of a Docker archive, which has none.
+        The manifest's digest; None for a Docker archive or an engine's image, which have none.
     config : mapping
         The configuration.
     raw_config, raw_manifest : bytes
-        As they lie there; the manifest empty where there is none.
+        As stored; the manifest is empty if there is none.
     layers : tuple of StoredLayer
         Lowest first.
     names : tuple of str
-        What it is called where it lies.
+        Names that the image has where it is stored.
     """
 
     digest: str | None
@@ -84,40 +94,41 @@ class StoredImage:
         return platform_of(self.config)
 
 
-def platform_of(plain: Mapping[str, Any]) -> str:
-    """Return the platform that a configuration, or an index, tells."""
-    return f"{plain.get('os', 'linux')}/{plain.get('architecture', '')}"
+def platform_of(document: Mapping[str, Any]) -> str:
+    """Return the platform in a configuration or an index's entry."""
+    return f"{document.get('os', 'linux')}/{document.get('architecture', '')}"
 
 
 def encode(value: Any) -> bytes:
-    """Return JSON, the same for equal values."""
+    """Return canonical JSON."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def layer_descriptor(plain: Mapping[str, Any], where: str) -> Descriptor:
-    """Return a layer's descriptor in OCI's terms.
+def layer_descriptor(document: Mapping[str, Any], where: str) -> Descriptor:
+    """Parse a layer's descriptor; its media type becomes OCI's.
 
     Raises
     ------
     BuildError
-        When it is of a kind that cannot be passed on.
+        If the media type is not one of a tar.
     """
-    kind = _LAYER_TYPES.get(plain["mediaType"], plain["mediaType"])
+    kind = _LAYER_TYPES.get(document["mediaType"], document["mediaType"])
     if kind not in _LAYER_TYPES.values():
         raise BuildError(
-            f"{where}: its layer {plain['digest']} is of the kind {kind}, which cannot be copied",
-            hint="choose a base of ordinary layers",
+            f"{where}: layer {document['digest']} has the media type {kind}, "
+            "which cannot be copied",
+            hint="choose a base whose layers are tars, gzip or zstd",
         )
-    return Descriptor(media_type=kind, digest=plain["digest"], size=plain["size"])
+    return Descriptor(media_type=kind, digest=document["digest"], size=document["size"])
 
 
 def pick(index: Mapping[str, Any], platform: str, where: str) -> Mapping[str, Any]:
-    """Return the entry of an index that is for a platform.
+    """Return the entry of an index for a platform.
 
     Raises
     ------
     BuildError
-        When there is none, or more than one: lists what there is.
+        If there is none, or more than one; lists the platforms.
     """
     listed: list[Mapping[str, Any]] = list(index.get("manifests", ()))
     entries = [each for each in listed if each.get("mediaType") in (*MANIFESTS, *INDEXES)]
@@ -132,7 +143,7 @@ def pick(index: Mapping[str, Any], platform: str, where: str) -> Mapping[str, An
     return found[0]
 
 
-def _fits(plain: Mapping[str, Any] | None, platform: str) -> bool:
-    if not plain:  # an image alone in its layout need not say
+def _fits(entry: Mapping[str, Any] | None, platform: str) -> bool:
+    if not entry:  # the only image of a layout need not name its platform
         return True
-    return platform_of(plain) == platform and plain.get("variant") in (None, "", "v8")
+    return platform_of(entry) == platform and entry.get("variant") in (None, "", "v8")

@@ -1,4 +1,4 @@
-"""Reading images from folders and archives, each file held against its digest."""
+"""Reads images from OCI layouts and Docker archives; files are verified by digest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol, cast
 
 from mfimage.errors import BuildError
-from mfimage.image.oci.cache import Layer, LayerCache
+from mfimage.image.oci.cache import LayerCache
 from mfimage.image.oci.compression import decompressed
 from mfimage.image.oci.images import (
     INDEXES,
@@ -23,7 +23,6 @@ from mfimage.image.oci.images import (
     pick,
     platform_of,
 )
-from mfimage.image.registry.descriptors import Descriptor
 from mfimage.image.registry.location import DOCKER_ARCHIVE, OCI, Location
 
 _CHUNK = 1 << 20
@@ -31,14 +30,14 @@ _REF_NAME = "org.opencontainers.image.ref.name"
 _NAMES = ("io.containerd.image.name", _REF_NAME)
 
 
-class Files(Protocol):
-    """Files by name: of a folder, or of a tar."""
+class FileSource(Protocol):
+    """Opens files by name, in a folder or in a tar."""
 
     def open(self, name: str) -> BinaryIO:
-        """Open a file; ``FileNotFoundError``."""
+        """Open a file; raises ``FileNotFoundError``."""
 
 
-class FolderFiles:
+class _Folder:
     """The files below a folder."""
 
     def __init__(self, path: Path) -> None:
@@ -49,7 +48,7 @@ class FolderFiles:
         return (self._path / name).open("rb")
 
 
-class TarFiles:
+class _Tar:
     """The members of a tar."""
 
     def __init__(self, path: Path) -> None:
@@ -61,7 +60,7 @@ class TarFiles:
             return {_normal(PurePosixPath(member.name)): member for member in tar}
 
     def open(self, name: str) -> BinaryIO:
-        """Open a member; links, which ``docker save`` makes of equal layers, are followed."""
+        """Open a member, following links: ``docker save`` writes them for equal layers."""
         member = self._members.get(name)
         for _ in range(5):
             if member is None or not member.issym():
@@ -115,24 +114,23 @@ def _normal(path: PurePosixPath) -> str:
 
 
 def open_location(location: Location, platform: str, layers: LayerCache) -> StoredImage:
-    """Read the image for a platform.
+    """Read the image for a platform from a folder or file.
 
     Parameters
     ----------
     location : Location
-        Where it lies.
+        The folder or file.
     platform : str
         As ``linux/amd64``.
     layers : LayerCache
-        Keeps compressed what lies there uncompressed.
+        Caches uncompressed layers, compressed.
 
     Raises
     ------
     BuildError
-        When there is none, or it is damaged.
+        If there is none, or it is damaged.
     """
-    is_folder = location.kind == OCI
-    files: Files = FolderFiles(location.path) if is_folder else TarFiles(location.path)
+    files = _files(location)
     try:
         if location.kind == DOCKER_ARCHIVE:
             return _DockerArchive(files, str(location), layers).read(platform)
@@ -144,25 +142,28 @@ def open_location(location: Location, platform: str, layers: LayerCache) -> Stor
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, tarfile.TarError) as error:
         raise BuildError(
-            f"{location}: is no image of that kind ({type(error).__name__}: {error})",
+            f"{location}: not an image of that kind ({type(error).__name__}: {error})",
             hint="archives are uncompressed tars",
         ) from None
 
 
 def platforms_of(location: Location) -> tuple[str, ...]:
-    """Return which platforms there are images for."""
-    is_folder = location.kind == OCI
-    files: Files = FolderFiles(location.path) if is_folder else TarFiles(location.path)
+    """Return the platforms of the images in a folder or file."""
+    files = _files(location)
     try:
         if location.kind == DOCKER_ARCHIVE:
             entries = json.loads(_read(files, "manifest.json"))
             return tuple(platform_of(json.loads(_read(files, e["Config"]))) for e in entries)
         return tuple(_Layout(files, str(location)).platforms())
     except (OSError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
-        raise BuildError(f"{location}: is no image of that kind ({error})") from None
+        raise BuildError(f"{location}: not an image of that kind ({error})") from None
 
 
-def _read(files: Files, name: str) -> bytes:
+def _files(location: Location) -> FileSource:
+    return _Folder(location.path) if location.kind == OCI else _Tar(location.path)
+
+
+def _read(files: FileSource, name: str) -> bytes:
     with files.open(name) as file:
         return file.read()
 
@@ -170,7 +171,7 @@ def _read(files: Files, name: str) -> bytes:
 class _Layout:
     """An OCI image layout."""
 
-    def __init__(self, files: Files, where: str) -> None:
+    def __init__(self, files: FileSource, where: str) -> None:
         self._files = files
         self._where = where
 
@@ -184,8 +185,8 @@ class _Layout:
         raw_config = self._blob(manifest["config"]["digest"])
         config = json.loads(raw_config)
         layers = [
-            self._layer(plain, diff_id)
-            for plain, diff_id in zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True)
+            self._layer(entry, diff_id)
+            for entry, diff_id in zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True)
         ]
         return StoredImage(
             digest=entry["digest"],
@@ -216,8 +217,8 @@ class _Layout:
             raise BuildError(f"{self._where}: {digest} is damaged")
         return data
 
-    def _layer(self, plain: Mapping[str, Any], diff_id: str) -> StoredLayer:
-        descriptor = layer_descriptor(plain, self._where)
+    def _layer(self, entry: Mapping[str, Any], diff_id: str) -> StoredLayer:
+        descriptor = layer_descriptor(entry, self._where)
         opening = partial(self._files.open, _blob_path(descriptor.digest))
         return StoredLayer(descriptor=descriptor, diff_id=diff_id, open=opening)
 
@@ -225,14 +226,14 @@ class _Layout:
 def _blob_path(digest: str) -> str:
     kind, _, name = digest.partition(":")
     if kind != "sha256" or not name.isalnum():
-        raise BuildError(f"{digest!r} is no sha256 digest")
+        raise BuildError(f"{digest!r} is not a sha256 digest")
     return f"blobs/sha256/{name}"
 
 
 class _DockerArchive:
-    """What ``docker save`` writes."""
+    """A Docker archive, as ``docker save`` writes it."""
 
-    def __init__(self, files: Files, where: str, layers: LayerCache) -> None:
+    def __init__(self, files: FileSource, where: str, layers: LayerCache) -> None:
         self._files = files
         self._where = where
         self._layers = layers
@@ -255,8 +256,7 @@ class _DockerArchive:
         raise BuildError(f"{self._where} has no image for {platform}")
 
     def _layer(self, name: str, diff_id: str) -> StoredLayer:
-        layer = self._layers.layer([f"tar {diff_id}"], lambda: self._chunks(name, diff_id))
-        return stored(layer)
+        return self._layers.tar(diff_id, lambda: self._chunks(name, diff_id))
 
     def _chunks(self, name: str, diff_id: str) -> Iterator[bytes]:
         hasher = hashlib.sha256()
@@ -266,9 +266,3 @@ class _DockerArchive:
                 yield chunk
         if f"sha256:{hasher.hexdigest()}" != diff_id:
             raise BuildError(f"{self._where}: its layer {diff_id} is damaged")
-
-
-def stored(layer: Layer) -> StoredLayer:
-    """Return a layer of the cache as part of an image."""
-    descriptor = Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size)
-    return StoredLayer(descriptor=descriptor, diff_id=layer.diff_id, open=layer.open)

@@ -18,6 +18,9 @@ FUNCTION_DIGEST = f"{LABEL_PREFIX}function.digest"
 RAY_VERSION = f"{LABEL_PREFIX}ray-version"
 RAY_PARTS = f"{LABEL_PREFIX}ray-parts"
 PYTHON_VERSION = f"{LABEL_PREFIX}python-version"
+LOCK_DIGEST = f"{LABEL_PREFIX}lock.digest"
+# Instead of a base's digest, which images have that were pulled or pushed.
+BASE_ID = f"{LABEL_PREFIX}base.id"
 
 _OCI = "org.opencontainers.image."
 _LONGEST_DESCRIPTION = 1000
@@ -30,6 +33,7 @@ def image_labels(
     lock: str,
     base: str,
     base_digest: str | None,
+    base_id: str | None = None,
     python: str,
     ray: str | None = None,
     parts: Sequence[str] = (),
@@ -50,6 +54,8 @@ def image_labels(
         Full name of the base image.
     base_digest : str or None
         Its digest, where known.
+    base_id : str, optional
+        The engine's ID of a base without a digest.
     python : str
         The base's Python: the nodes of a Ray cluster must have the same.
     ray : str, optional
@@ -64,6 +70,7 @@ def image_labels(
         f"{_OCI}revision": spec.lineage.git_commit or "",
         f"{_OCI}base.name": base,
         f"{_OCI}base.digest": base_digest or "",
+        BASE_ID: base_id or "",
         f"{LABEL_PREFIX}version": __version__,
         TARGET: target,
         FUNCTION_NAME: spec.name,
@@ -73,7 +80,7 @@ def image_labels(
         PYTHON_VERSION: python if ray else "",
         RAY_VERSION: ray or "",
         RAY_PARTS: ",".join(["default", *sorted(parts)]) if ray else "",
-        f"{LABEL_PREFIX}lock.digest": lock,
+        LOCK_DIGEST: lock,
         f"{LABEL_PREFIX}artifacts": _json(
             {name: ref.digest for name, ref in spec.artifacts.items()}
         ),

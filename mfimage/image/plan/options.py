@@ -68,7 +68,7 @@ class BuildOptions:
     parts : tuple of str
         What of Ray goes along beside its core: ``data``, ``serve``.
     builder : str
-        ``docker``, ``oci``, or ``auto``: docker when an engine answers, else oci.
+        ``docker``, ``oci``, or ``auto``: oci unless system packages must be installed.
     output : Location or None
         Where the oci builder puts the image; None: see `output_engine`, or nowhere.
     output_engine : bool
@@ -76,7 +76,9 @@ class BuildOptions:
     compression : str
         How the oci builder compresses layers: ``gzip`` or ``zstd``.
     compile : bool
-        Let the oci builder compile Python files; the docker builder always does.
+        Whether the oci builder includes compiled Python files; the docker builder always does.
+    pull : bool
+        Read the base image from its registry, even if the engine has it.
     cache_from : tuple of Reference
         Where in registries layers of earlier builds are.
     cache_to : Reference or None
@@ -105,7 +107,8 @@ class BuildOptions:
     output: Location | None = None
     output_engine: bool = False
     compression: str = "gzip"
-    compile: bool = False
+    compile: bool = True
+    pull: bool = False
     cache_from: tuple[Reference, ...] = ()
     cache_to: Reference | None = None
 

@@ -258,6 +258,7 @@ def make_plan(
         lock=dependencies.digest,
         base=base.reference.canonical,
         base_digest=base.known_digest,
+        base_id=base.id,
         python=base.python,
         ray=locked_version(lock, "ray") if target.ray else None,
         parts=options.parts,

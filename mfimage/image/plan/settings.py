@@ -51,7 +51,8 @@ class Settings:
     parts: tuple[str, ...] = ()
     builder: str | None = None
     compression: str | None = None
-    compile: bool = False
+    compile: bool | None = None
+    pull: bool = False
 
 
 def read_settings(start: Path) -> Settings:
@@ -151,6 +152,7 @@ _KEYS: dict[str, _Check] = {
     "builder": _STRING,
     "compression": _STRING,
     "compile": _FLAG,
+    "pull": _FLAG,
 }
 _FIELDS = {"with": "parts"}
 
@@ -174,7 +176,8 @@ def make_options(
     builder: str | None = None,
     output: str | None = None,
     compression: str | None = None,
-    compile: bool = False,
+    compile: bool | None = None,
+    pull: bool = False,
 ) -> BuildOptions:
     """Make options of what the command line gave, as written there, and a project's settings.
 
@@ -187,6 +190,7 @@ def make_options(
         Naming the option and the value.
     """
     project = settings or Settings()
+    chosen = (each for each in (compile, project.compile) if each is not None)
     base = base_image or project.base_image
     given = [parse_secret(text) for text in secrets]
     kept = [parse_secret(text, folder=project.folder) for text in project.secrets]
@@ -209,7 +213,8 @@ def make_options(
         output=_output(output),
         output_engine=output == _ENGINE,
         compression=compression or project.compression or BuildOptions.compression,
-        compile=compile or project.compile,
+        compile=next(chosen, BuildOptions.compile),
+        pull=pull or project.pull,
     )
 
 
