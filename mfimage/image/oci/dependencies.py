@@ -24,7 +24,6 @@ from mfimage.capture.lock.platform import Target
 from mfimage.capture.lock.uv import UvFailure, run_uv
 from mfimage.errors import BuildError, LockError
 from mfimage.image.oci.cache import work_folder
-from mfimage.image.oci.compression import installed_version
 from mfimage.image.oci.tar import Link, Member
 from mfimage.image.plan.files import ContextFile
 from mfimage.image.plan.layers import BlobPath
@@ -281,13 +280,6 @@ _DROPPED = {"INSTALLER", "REQUESTED", "direct_url.json", "uv_build.json", "uv_ca
 _OWN = {".lock", ".gitignore", "CACHEDIR.TAG"}
 # Long paths, and those with spaces, go through a shell: the first form.
 _SHEBANG = re.compile(rb"#!(?:/bin/sh\n'''exec' .*\n' '''|.*)\n")
-
-
-def installer_version() -> str:
-    """Return the version of uv, which decides what is installed."""
-    if found := installed_version("uv"):
-        return found
-    return run_uv(["--version"], Path.cwd(), os.environ).strip()
 
 
 @contextmanager

@@ -13,11 +13,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from mfimage.errors import OptionError, RegistryError
 from mfimage.image.oci.base import BasePython, Images
 from mfimage.image.oci.cache import LayerCache
-from mfimage.image.oci.dependencies import installer_version, laid_out, with_compiled
+from mfimage.image.oci.compression import installed_version
 from mfimage.image.oci.images import StoredLayer, encode, layer_descriptor
 from mfimage.image.oci.tar import Folder, Member, layer_tar
 from mfimage.image.plan.files import ContextFile
@@ -106,6 +107,8 @@ def planned_layers(
         return layer_tar(members, epoch=epoch)
 
     def dependencies() -> Iterator[bytes]:
+        from mfimage.image.oci.dependencies import laid_out
+
         with laid_out(
             plan, blob_path, python=python.path, compiled=compiled, secrets=secrets
         ) as members:
@@ -119,19 +122,25 @@ def planned_layers(
             reason=f"lock {lock}",
             inputs=(
                 "dependencies", stamp, lock, plan.platform, plan.python, python.path,
-                python.version, f"uv {installer_version()}", python_files,
+                python.version, f"uv {_uv_version()}", python_files,
             ),
             chunks=dependencies,
         ),
         *(_artifact(layer, blob_path, stamp, tar) for layer in plan.artifacts),
     ]  # fmt: skip
     runtime = runtime_files(plan)
+
+    def compiled_runtime() -> Iterator[bytes]:
+        from mfimage.image.oci.dependencies import with_compiled
+
+        return with_compiled(runtime, plan.python, tar)
+
     layers.append(
         PlannedLayer(
             name="runtime",
             reason=f"mfimage {plan.version}",
             inputs=("runtime", stamp, python_files, *map(_identity, runtime)),
-            chunks=lambda: with_compiled(runtime, plan.python, tar) if compiled else tar(runtime),
+            chunks=compiled_runtime if compiled else lambda: tar(runtime),
         )
     )
     # The working directory exists even without files. Code is not compiled: functions may list
@@ -146,6 +155,15 @@ def planned_layers(
         )
     )
     return layers
+
+
+def _uv_version() -> str:
+    """Return the version of uv, which decides what is installed."""
+    if found := installed_version("uv"):
+        return found
+    from mfimage.capture.lock.uv import run_uv
+
+    return run_uv(["--version"], Path.cwd(), os.environ).strip()
 
 
 def _artifact(
