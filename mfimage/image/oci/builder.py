@@ -99,6 +99,8 @@ class OciBuilder:
         self._say = say
         self._epoch = image_epoch()
         self._bases: dict[tuple[str, str], tuple[StoredImage, BasePython]] = {}
+        # By id, since hashing a plan takes long; the plan is held so that its id stays its own.
+        self._planned: dict[int, tuple[ImagePlan, StoredImage, list[PlannedLayer]]] = {}
         self._composed: dict[str, Composed] = {}
         self._pushed: dict[str, PushedImages] = {}  # by the digest of the first image
         self._keys: dict[str, str] = {}  # by the image's digest
@@ -213,11 +215,14 @@ class OciBuilder:
                 "install them in, which the oci builder does not have",
                 hint="use --builder docker, or a --base-image that has them",
             )
+        if (known := self._planned.get(id(plan))) is not None:
+            return known[1:]
         base, python = self._bases[str(plan.base.reference), plan.platform]
         layers = planned_layers(
             plan, blob_path, python,
             epoch=self._epoch, compiled=self._compiled, secrets=self._secrets,
         )  # fmt: skip
+        self._planned[id(plan)] = plan, base, layers
         return base, layers
 
     def info(self, image: BuiltImage) -> ImageInfo:
