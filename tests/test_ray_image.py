@@ -148,7 +148,7 @@ def test_without_an_engine_the_user_knows(monkeypatch):
     [
         (
             ["raycluster", "IRIS", "--ray-version", "2.60"],
-            "image: 'IRIS' is not an image reference",
+            "image: 'IRIS' is not an image",
         ),
         (["raycluster", "i", "--worker-memory", "8GB"], "worker-memory: '8GB'"),
         (["rayjob", "i", "--input", "a|b", "--output", "o"], "input: 'a|b' has the character '|'"),
