@@ -1,4 +1,4 @@
-"""Layers as tars: names sorted, one time for all, owner root, nothing of the machine in them."""
+"""Writes layers as reproducible tars: sorted, owned by root, with one time for all files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Link:
     Attributes
     ----------
     path, target : str
-        Where it stands, without the ``/`` before it, and where it leads.
+        Its path without the leading ``/``, and its target.
     """
 
     path: str
@@ -38,19 +38,19 @@ Member = ContextFile | Link | Folder
 
 
 def layer_tar(members: Iterable[Member], *, epoch: int) -> Iterator[bytes]:
-    """Stream a layer, the folders above its members included.
+    """Stream a layer, including the folders above its members.
 
     Parameters
     ----------
     members : iterable of ContextFile, Link or Folder
-        In any order; paths are those in the image, without the ``/`` before them.
+        In any order; paths are those in the image, without the leading ``/``.
     epoch : int
-        The time of everything.
+        The time of all files.
 
     Raises
     ------
     PackageError
-        Before the end, when a file is not what its digest says.
+        If a file does not match its digest; before the end.
     """
     done: set[str] = set()
     for member in sorted(members, key=lambda member: member.path.split("/")):
