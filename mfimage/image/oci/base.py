@@ -43,12 +43,9 @@ def read_image(source: Reference | Location, platform: str) -> Iterator[StoredIm
 
 
 class Images:
-    """Images of registries, folders, files and the engine; downloads are cached.
+    """Images of registries, folders, files and the engine.
 
-    Parameters
-    ----------
-    layers : LayerCache
-        Caches uncompressed layers, those of Docker archives and of an engine, compressed.
+    Downloads are cached; layers that are stored uncompressed are cached compressed, in ``layers``.
     """
 
     def __init__(self, layers: LayerCache) -> None:
@@ -64,15 +61,7 @@ class Images:
         return self._clients[reference.registry]
 
     def read(self, source: Reference | Location, platform: str) -> StoredImage:
-        """Read the image for a platform from a registry, a folder or a file.
-
-        Raises
-        ------
-        RegistryError
-            If the registry does not have it, or cannot be reached.
-        BuildError
-            If there is none for the platform.
-        """
+        """Read the image for a platform from a registry, a folder or a file."""
         if isinstance(source, Location):
             return open_location(source, platform, self._layers)
         client, repository, where = self.client(source), repository_of(source), str(source)
@@ -210,18 +199,10 @@ _OPAQUE = ".wh..wh..opq"
 
 @dataclass(frozen=True, kw_only=True)
 class BasePython:
-    """A base's Python.
+    """A base's Python."""
 
-    Attributes
-    ----------
-    path : str
-        As ``/usr/local/bin/python3``.
-    version : str
-        As ``3.11.7``, or ``3.11`` if the patch version was not found.
-    """
-
-    path: str
-    version: str
+    path: str  # as ``/usr/local/bin/python3``
+    version: str  # as ``3.11.7``, or ``3.11`` if the patch version was not found
 
 
 def environment_of(image: StoredImage) -> dict[str, str]:
@@ -235,11 +216,6 @@ def find_python(image: StoredImage, where: str) -> BasePython:
     """Find the Python on a base's ``PATH``.
 
     Official images name its version in a variable. The layers of others are searched, once.
-
-    Raises
-    ------
-    OptionError
-        If there is none.
     """
     environment = environment_of(image)
     folders = [folder for folder in environment["PATH"].split(":") if folder.startswith("/")]

@@ -45,7 +45,7 @@ _CHUNK = 1 << 20
 
 
 class OciBuilder:
-    """Builds images on this machine, without a running container.
+    """Builds images on this machine, without running a container.
 
     Parameters
     ----------
@@ -62,11 +62,9 @@ class OciBuilder:
     on_event : callable
         Called with the progress of each layer.
     say : callable
-        Called with a line that names the base that is used.
-    cache_from : sequence of Reference
-        Caches of layers in registries.
-    cache_to : Reference, optional
-        The cache that `export` writes.
+        Called with a line that names the base.
+    cache_from, cache_to
+        Caches of layers in registries; `export` writes the latter.
     """
 
     name = OCI
@@ -107,13 +105,7 @@ class OciBuilder:
 
     @cached_property
     def engine(self) -> Engine:
-        """The Docker engine.
-
-        Raises
-        ------
-        EngineError
-            If none answers.
-        """
+        """The Docker engine; raises `EngineError` if none answers."""
         from mfimage.image.engine import Engine
 
         return Engine.connect()

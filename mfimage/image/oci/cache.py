@@ -38,15 +38,7 @@ _FORMAT = "1"
 
 
 class LayerCache:
-    """The layers below the user's cache folder.
-
-    Parameters
-    ----------
-    compression : str
-        ``gzip`` or ``zstd``.
-    fresh : bool
-        Make every layer anew.
-    """
+    """The layers below the user's cache folder, compressed by ``gzip`` or ``zstd``."""
 
     def __init__(self, compression: str, *, fresh: bool = False) -> None:
         root = cache_folder() / "layers"
@@ -63,21 +55,9 @@ class LayerCache:
         return sha256_digest(text.encode()).removeprefix("sha256:")
 
     def layer(self, inputs: Sequence[str], chunks: Callable[[], Iterable[bytes]]) -> StoredLayer:
-        """Return the layer that these inputs give, made by one process at a time.
+        """Return the layer that these inputs give: cached, or made by one process at a time.
 
         Its `open` raises `BuildError` if a cached layer is damaged.
-
-        Parameters
-        ----------
-        inputs : sequence of str
-            Everything that decides its content.
-        chunks : callable
-            Yields the tar; called if the layer is not cached.
-
-        Raises
-        ------
-        StorageError
-            If the cache cannot be written.
         """
         if (found := self.find(inputs)) is not None:
             return found

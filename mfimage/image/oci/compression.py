@@ -41,13 +41,7 @@ _GZIP_HEADER = 31  # asks zlib for a gzip header
 
 
 def compressor_id(kind: str) -> str:
-    """Return what compressed bytes depend on beside the content: library, version, level.
-
-    Raises
-    ------
-    OptionError
-        If the library is not installed.
-    """
+    """Return what compressed bytes depend on beside the content: library, version, level."""
     if kind == GZIP:
         return f"isal-{installed_version('isal')}-{_GZIP_LEVEL}"
     found = installed_version("zstandard")
@@ -70,15 +64,7 @@ def _compressor(kind: str) -> Any:
 
 
 class Compressing:
-    """Compresses what is written to it into a file.
-
-    Parameters
-    ----------
-    file : binary file
-        Receives the compressed bytes.
-    kind : str
-        One of `COMPRESSIONS`.
-    """
+    """Compresses what is written to it into a file."""
 
     def __init__(self, file: BinaryIO, kind: str) -> None:
         self._file = file
@@ -120,13 +106,7 @@ def _name(hasher: Any) -> str:
 
 
 def decompressed(file: BinaryIO) -> BinaryIO:
-    """Return a reader of a layer's tar, whatever its compression.
-
-    Raises
-    ------
-    OptionError
-        If the library for it is not installed.
-    """
+    """Return a reader of a layer's tar, whatever its compression."""
     magic = file.read(4)
     file.seek(0)
     if magic[:2] == b"\x1f\x8b":

@@ -20,15 +20,7 @@ _OCI_LABELS = "org.opencontainers.image."
 
 @dataclass(frozen=True, kw_only=True)
 class NewLayer:
-    """A layer above the base.
-
-    Attributes
-    ----------
-    name, reason : str
-        As in `BuiltLayer`.
-    layer : StoredLayer
-        The layer.
-    """
+    """A layer above the base, with name and reason as in `BuiltLayer`."""
 
     name: str
     reason: str
@@ -37,22 +29,12 @@ class NewLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class Composed:
-    """An image for one platform that can be written or pushed.
+    """An image for one platform that can be written or pushed."""
 
-    Attributes
-    ----------
-    config, manifest : bytes
-        JSON.
-    layers : tuple of StoredLayer
-        Lowest first.
-    platform : str
-        As ``linux/amd64``.
-    """
-
-    config: bytes
-    manifest: bytes
-    layers: tuple[StoredLayer, ...]
-    platform: str
+    config: bytes  # JSON
+    manifest: bytes  # JSON
+    layers: tuple[StoredLayer, ...]  # lowest first
+    platform: str  # as ``linux/amd64``
 
     @property
     def id(self) -> str:
@@ -74,19 +56,7 @@ class Composed:
 def compose(
     plan: ImagePlan, base: StoredImage, layers: Sequence[NewLayer], *, epoch: int
 ) -> Composed:
-    """Compose an image.
-
-    Parameters
-    ----------
-    plan : ImagePlan
-        Its settings.
-    base : StoredImage
-        Its base.
-    layers : sequence of NewLayer
-        The layers above the base, lowest first.
-    epoch : int
-        Its time of creation.
-    """
+    """Compose an image of a base and the layers above it, lowest first, created at ``epoch``."""
     stacked = (*base.layers, *(new.layer for new in layers))
     config = encode(_config(plan, base, layers, epoch))
     described = Descriptor(media_type=CONFIG, digest=sha256_digest(config), size=len(config))

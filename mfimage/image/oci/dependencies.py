@@ -39,13 +39,7 @@ _FILES_PER_PROCESS = 50
 
 
 def find_python(minor: str) -> str:
-    """Return an interpreter of a minor version: this machine's, or one that uv installs.
-
-    Raises
-    ------
-    BuildError
-        If there is neither: an image cannot use files compiled by another minor version.
-    """
+    """Return an interpreter of a minor version: this machine's, or one that uv installs."""
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if minor == here and sys.implementation.name == "cpython":
         return sys.executable
@@ -65,17 +59,7 @@ def find_python(minor: str) -> str:
 
 
 def compiled_files(members: Iterable[Member], minor: str, work: Path) -> list[Member]:
-    """Compile Python files, except tests.
-
-    Parameters
-    ----------
-    members : iterable of Member
-        Files of an image.
-    minor : str
-        The image's Python.
-    work : Path
-        A private folder for the compiled files, which must outlive them.
-    """
+    """Compile Python files, except tests, into a private folder; return what is to be added."""
     tag = f"cpython-{minor.replace('.', '')}"
     sources, targets = work / "sources", work / "compiled"
     jobs, files = [], []
@@ -153,27 +137,9 @@ def install(
     *,
     secrets: Mapping[str, bytes],
 ) -> None:
-    """Install a plan's lock into ``tree``.
+    """Install a plan's lock into the empty folder ``tree``; only uv gets the secrets.
 
-    Parameters
-    ----------
-    plan : ImagePlan
-        The lock, platform and Python.
-    wheels : mapping of str to Path
-        Wheels in the function's package, by path in the lock.
-    tree : Path
-        An empty folder.
-    work : Path
-        A private folder.
-    secrets : mapping of str to bytes
-        Credentials; only uv gets them.
-
-    Raises
-    ------
-    LockError
-        If a distribution has no wheel.
-    BuildError
-        If uv fails; its message has no credentials.
+    ``wheels`` are the package's own, by path in the lock; ``work`` is a private folder.
     """
     _refuse_sources(plan)
     lock = work / "lock"
@@ -293,23 +259,7 @@ def laid_out(
 ) -> Iterator[list[Member]]:
     """Install the plan's lock; yield the files of `VENV`, which last as long as the block.
 
-    Parameters
-    ----------
-    plan : ImagePlan
-        The lock, platform and Python.
-    blob_path : callable
-        Returns the path of a wheel in the function's package.
-    python : str
-        The base's Python, as ``/usr/local/bin/python3``.
-    compiled : bool
-        Compile Python files.
-    secrets : mapping of str to bytes
-        Credentials for uv.
-
-    Raises
-    ------
-    BuildError
-        If something cannot be installed; the message has no credentials.
+    ``python`` is the base's, as ``/usr/local/bin/python3``. Errors contain no credentials.
     """
     with work_folder() as folder:
         tree = folder / "tree"

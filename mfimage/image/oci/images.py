@@ -30,27 +30,13 @@ _LAYER_TYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class StoredLayer:
-    """A layer, and where to get it.
+    """A layer, and where to get it."""
 
-    Attributes
-    ----------
-    descriptor : Descriptor
-        Its entry in a manifest, with OCI's media type.
-    diff_id : str
-        ``sha256:<hex>`` of the tar.
-    open : callable
-        Opens the compressed tar, fetched if needed.
-    source : tuple of str, optional
-        Registry and repository that have it.
-    cached : bool
-        Whether it was found in the cache.
-    """
-
-    descriptor: Descriptor
+    descriptor: Descriptor  # with OCI's media type
     diff_id: str
-    open: Callable[[], BinaryIO]
-    source: tuple[str, str] | None = None
-    cached: bool = False
+    open: Callable[[], BinaryIO]  # the compressed tar, fetched if needed
+    source: tuple[str, str] | None = None  # registry and repository that have it
+    cached: bool = False  # whether it was found in the cache
 
     @property
     def digest(self) -> str:
@@ -65,28 +51,14 @@ class StoredLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImage:
-    """An image for one platform.
+    """An image for one platform."""
 
-    Attributes
-    ----------
-    digest : str or None
-        The manifest's digest; None for a Docker archive or an engine's image, which have none.
-    config : mapping
-        The configuration.
-    raw_config, raw_manifest : bytes
-        As stored; the manifest is empty if there is none.
-    layers : tuple of StoredLayer
-        Lowest first.
-    names : tuple of str
-        Names that the image has where it is stored.
-    """
-
-    digest: str | None
+    digest: str | None  # the manifest's; an engine and a Docker archive have none
     config: Mapping[str, Any]
-    raw_config: bytes
-    raw_manifest: bytes
-    layers: tuple[StoredLayer, ...]
-    names: tuple[str, ...] = ()
+    raw_config: bytes  # as stored
+    raw_manifest: bytes  # as stored; empty if there is none
+    layers: tuple[StoredLayer, ...]  # lowest first
+    names: tuple[str, ...] = ()  # where it is stored
 
     @property
     def platform(self) -> str:
@@ -105,13 +77,7 @@ def encode(value: Any) -> bytes:
 
 
 def layer_descriptor(document: Mapping[str, Any], where: str) -> Descriptor:
-    """Parse a layer's descriptor; its media type becomes OCI's.
-
-    Raises
-    ------
-    BuildError
-        If the media type is not one of a tar.
-    """
+    """Parse a layer's descriptor; refuse media types that are not a tar's."""
     kind = _LAYER_TYPES.get(document["mediaType"], document["mediaType"])
     if kind not in _LAYER_TYPES.values():
         raise BuildError(
@@ -123,13 +89,7 @@ def layer_descriptor(document: Mapping[str, Any], where: str) -> Descriptor:
 
 
 def pick(index: Mapping[str, Any], platform: str, where: str) -> Mapping[str, Any]:
-    """Return the entry of an index for a platform.
-
-    Raises
-    ------
-    BuildError
-        If there is none, or more than one; lists the platforms.
-    """
+    """Return the entry of an index for a platform; refuse none, or more than one."""
     listed: list[Mapping[str, Any]] = list(index.get("manifests", ()))
     entries = [each for each in listed if each.get("mediaType") in (*MANIFESTS, *INDEXES)]
     found = [each for each in entries if _fits(each.get("platform"), platform)]

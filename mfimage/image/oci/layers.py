@@ -39,32 +39,16 @@ _LATEST = 8**11 - 1  # what fits into a tar's header
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedLayer:
-    """A layer to be found or made.
-
-    Attributes
-    ----------
-    name, reason : str
-        As in `BuiltLayer`.
-    inputs : tuple of str
-        Everything that decides its content: equal inputs give an equal layer.
-    chunks : callable
-        Yields its tar.
-    """
+    """A layer to be found or made, with name and reason as in `BuiltLayer`."""
 
     name: str
     reason: str
-    inputs: tuple[str, ...]
-    chunks: Callable[[], Iterable[bytes]]
+    inputs: tuple[str, ...]  # all that decides its content
+    chunks: Callable[[], Iterable[bytes]]  # yields its tar
 
 
 def image_epoch() -> int:
-    """Return the time of everything in an image: ``SOURCE_DATE_EPOCH``, else 1980-01-01.
-
-    Raises
-    ------
-    OptionError
-        If the variable is not a time.
-    """
+    """Return the time of everything in an image: ``SOURCE_DATE_EPOCH``, else 1980-01-01."""
     text = os.environ.get(EPOCH_VARIABLE, "")
     if not text:
         return EPOCH
@@ -85,23 +69,7 @@ def planned_layers(
     compiled: bool,
     secrets: Mapping[str, bytes],
 ) -> list[PlannedLayer]:
-    """List the layers above the base, lowest first; nothing large is read.
-
-    Parameters
-    ----------
-    plan : ImagePlan
-        The image.
-    blob_path : callable
-        Returns a blob's path; called when a layer is made.
-    python : BasePython
-        The base's Python.
-    epoch : int
-        The time of all files.
-    compiled : bool
-        Include compiled Python files.
-    secrets : mapping of str to bytes
-        Credentials for the installer.
-    """
+    """List the layers above the base, lowest first; nothing large is read."""
 
     def tar(members: Iterable[Member]) -> Iterator[bytes]:
         return layer_tar(members, epoch=epoch)
@@ -189,18 +157,9 @@ def _identity(file: Member) -> str:
 
 
 class SharedCache:
-    """Layers in this machine's cache, and in caches in registries.
+    """Layers in this machine's cache, and in caches in registries (``sources``, in this order).
 
-    Parameters
-    ----------
-    local : LayerCache
-        This machine's cache.
-    images : Images
-        Reads from registries.
-    sources : sequence of Reference
-        Caches in registries, in order of precedence.
-    on_import : callable
-        Called with the diff ID of each layer taken from a registry.
+    ``on_import`` is called with the diff ID of each layer taken from a registry.
     """
 
     def __init__(
@@ -262,15 +221,7 @@ class SharedCache:
         return found
 
     def export(self, target: Reference, pushed: Sequence[Reference]) -> None:
-        """Push the layers that were used.
-
-        Parameters
-        ----------
-        target : Reference
-            The cache's name.
-        pushed : sequence of Reference
-            Where the image was pushed: its layers are mounted from there.
-        """
+        """Push the layers that were used; they are mounted from where the image was pushed."""
         client, repository = self._images.client(target), repository_of(target)
         near = {repository_of(each) for each in pushed if each.registry == target.registry}
         for layer in self._used.values():
@@ -289,10 +240,7 @@ class SharedCache:
             "mediaType": _EMPTY_TYPE, "digest": sha256_digest(_EMPTY), "size": len(_EMPTY)
         }  # fmt: skip
         layers = [
-            {
-                **layer.descriptor.to_dict(),
-                "annotations": {_INPUTS: key, _DIFF_ID: layer.diff_id},
-            }
+            {**layer.descriptor.to_dict(), "annotations": {_INPUTS: key, _DIFF_ID: layer.diff_id}}
             for key, layer in sorted(self._used.items())
         ]
         return {

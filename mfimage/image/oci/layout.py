@@ -7,10 +7,10 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, cast
 
 from mfimage.errors import BuildError
 from mfimage.image.oci.cache import LayerCache
@@ -30,22 +30,8 @@ _REF_NAME = "org.opencontainers.image.ref.name"
 _NAMES = ("io.containerd.image.name", _REF_NAME)
 
 
-class FileSource(Protocol):
-    """Opens files by name, in a folder or in a tar."""
-
-    def open(self, name: str) -> BinaryIO:
-        """Open a file; raises ``FileNotFoundError``."""
-
-
-class _Folder:
-    """The files below a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def open(self, name: str) -> BinaryIO:
-        """Open a file."""
-        return (self._path / name).open("rb")
+OpenFile = Callable[[str], BinaryIO]
+"""Opens a file by name, in a folder or in a tar; raises ``FileNotFoundError``."""
 
 
 class _Tar:
@@ -114,27 +100,12 @@ def _normal(path: PurePosixPath) -> str:
 
 
 def open_location(location: Location, platform: str, layers: LayerCache) -> StoredImage:
-    """Read the image for a platform from a folder or file.
-
-    Parameters
-    ----------
-    location : Location
-        The folder or file.
-    platform : str
-        As ``linux/amd64``.
-    layers : LayerCache
-        Caches uncompressed layers, compressed.
-
-    Raises
-    ------
-    BuildError
-        If there is none, or it is damaged.
-    """
-    files = _files(location)
+    """Read the image for a platform; ``layers`` caches uncompressed layers, compressed."""
+    open_file = _opener(location)
     try:
         if location.kind == DOCKER_ARCHIVE:
-            return _DockerArchive(files, str(location), layers).read(platform)
-        return _Layout(files, str(location)).read(platform)
+            return _DockerArchive(open_file, str(location), layers).read(platform)
+        return _Layout(open_file, str(location)).read(platform)
     except OSError as error:
         missing = error.filename or error
         raise BuildError(
@@ -149,30 +120,32 @@ def open_location(location: Location, platform: str, layers: LayerCache) -> Stor
 
 def platforms_of(location: Location) -> tuple[str, ...]:
     """Return the platforms of the images in a folder or file."""
-    files = _files(location)
+    open_file = _opener(location)
     try:
         if location.kind == DOCKER_ARCHIVE:
-            entries = json.loads(_read(files, "manifest.json"))
-            return tuple(platform_of(json.loads(_read(files, e["Config"]))) for e in entries)
-        return tuple(_Layout(files, str(location)).platforms())
+            entries = json.loads(_read(open_file, "manifest.json"))
+            return tuple(platform_of(json.loads(_read(open_file, e["Config"]))) for e in entries)
+        return tuple(_Layout(open_file, str(location)).platforms())
     except (OSError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
         raise BuildError(f"{location}: not an image of that kind ({error})") from None
 
 
-def _files(location: Location) -> FileSource:
-    return _Folder(location.path) if location.kind == OCI else _Tar(location.path)
+def _opener(location: Location) -> OpenFile:
+    if location.kind == OCI:
+        return lambda name: (location.path / name).open("rb")
+    return _Tar(location.path).open
 
 
-def _read(files: FileSource, name: str) -> bytes:
-    with files.open(name) as file:
+def _read(open_file: OpenFile, name: str) -> bytes:
+    with open_file(name) as file:
         return file.read()
 
 
 class _Layout:
     """An OCI image layout."""
 
-    def __init__(self, files: FileSource, where: str) -> None:
-        self._files = files
+    def __init__(self, open_file: OpenFile, where: str) -> None:
+        self._open = open_file
         self._where = where
 
     def read(self, platform: str) -> StoredImage:
@@ -208,18 +181,18 @@ class _Layout:
             yield platform_of(json.loads(self._blob(manifest["config"]["digest"])))
 
     def _index(self) -> Mapping[str, Any]:
-        index: Mapping[str, Any] = json.loads(_read(self._files, "index.json"))
+        index: Mapping[str, Any] = json.loads(_read(self._open, "index.json"))
         return index
 
     def _blob(self, digest: str) -> bytes:
-        data = _read(self._files, _blob_path(digest))
+        data = _read(self._open, _blob_path(digest))
         if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
             raise BuildError(f"{self._where}: {digest} is damaged")
         return data
 
     def _layer(self, entry: Mapping[str, Any], diff_id: str) -> StoredLayer:
         descriptor = layer_descriptor(entry, self._where)
-        opening = partial(self._files.open, _blob_path(descriptor.digest))
+        opening = partial(self._open, _blob_path(descriptor.digest))
         return StoredLayer(descriptor=descriptor, diff_id=diff_id, open=opening)
 
 
@@ -233,14 +206,14 @@ def _blob_path(digest: str) -> str:
 class _DockerArchive:
     """A Docker archive, as ``docker save`` writes it."""
 
-    def __init__(self, files: FileSource, where: str, layers: LayerCache) -> None:
-        self._files = files
+    def __init__(self, open_file: OpenFile, where: str, layers: LayerCache) -> None:
+        self._open = open_file
         self._where = where
         self._layers = layers
 
     def read(self, platform: str) -> StoredImage:
-        for entry in json.loads(_read(self._files, "manifest.json")):
-            raw_config = _read(self._files, entry["Config"])
+        for entry in json.loads(_read(self._open, "manifest.json")):
+            raw_config = _read(self._open, entry["Config"])
             config = json.loads(raw_config)
             if platform_of(config) != platform:
                 continue
@@ -260,7 +233,7 @@ class _DockerArchive:
 
     def _chunks(self, name: str, diff_id: str) -> Iterator[bytes]:
         hasher = hashlib.sha256()
-        with self._files.open(name) as file, decompressed(file) as tar:
+        with self._open(name) as file, decompressed(file) as tar:
             while chunk := tar.read(_CHUNK):
                 hasher.update(chunk)
                 yield chunk

@@ -33,22 +33,7 @@ _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 
 def write_images(images: Sequence[Composed], location: Location, tags: Sequence[Reference]) -> None:
-    """Write images, one a platform, to a folder or file.
-
-    Parameters
-    ----------
-    images : sequence of Composed
-        The images.
-    location : Location
-        The destination. An existing layout keeps its other images.
-    tags : sequence of Reference
-        Their names there.
-
-    Raises
-    ------
-    BuildError
-        If it cannot be written, or holds something else.
-    """
+    """Write images, one for each platform, to a folder or file. A layout keeps its other images."""
     if location.kind == OCI:
         with _writing(location):
             _write_layout(images, location.path, tags)
@@ -196,22 +181,7 @@ def layout_archive(images: Sequence[Composed], tags: Sequence[Reference]) -> Ite
 def docker_archive(
     images: Sequence[Composed], tags: Sequence[Reference], *, skip: int = 0
 ) -> Iterator[bytes]:
-    """Stream a Docker archive, which ``docker load`` reads.
-
-    Parameters
-    ----------
-    images : sequence of Composed
-        One image.
-    tags : sequence of Reference
-        Its names.
-    skip : int
-        How many layers to leave out, from the lowest: those that the engine has.
-
-    Raises
-    ------
-    BuildError
-        If there are images for several platforms.
-    """
+    """Stream a Docker archive of one image, without its lowest ``skip`` layers."""
     if len(images) != 1:
         raise BuildError(
             "a Docker archive or engine takes an image for one platform",
@@ -235,21 +205,10 @@ def docker_archive(
 def load_into(
     engine: Engine, images: Sequence[Composed], tags: Sequence[Reference], like: Iterable[str]
 ) -> None:
-    """Load an image into the engine; layers that the engine has are not sent.
+    """Load an image into the engine, without the layers that one of the images ``like`` it has.
 
-    An engine finds a layer by those below it, so it has what the image and one of its own begin
-    with. An image store that wants all layers refuses the short archive, and is sent the whole.
-
-    Parameters
-    ----------
-    engine : Engine
-        The engine.
-    images : sequence of Composed
-        One image.
-    tags : sequence of Reference
-        Its names.
-    like : iterable of str
-        Images in the engine that may begin with the same layers, likely ones first.
+    An engine knows a layer by those below it, so it has those with which both begin. An image store
+    that wants all layers refuses the short archive, and is sent the whole.
     """
     wanted = [layer.diff_id for layer in images[0].layers]
     most = 0

@@ -39,14 +39,7 @@ class _Stopped(Exception):
 class Push:
     """Pushes images, one for each platform, to a repository.
 
-    Parameters
-    ----------
-    client : RegistryClient
-        The registry.
-    repository : str
-        Its name in the registry.
-    on_event : callable
-        Called with the progress of each layer, by one thread at a time.
+    ``on_event`` is called with the progress of each layer, by one thread at a time.
     """
 
     def __init__(self, client: RegistryClient, repository: str, on_event: OnEvent) -> None:
@@ -59,16 +52,9 @@ class Push:
     def run(
         self, images: Sequence[Composed], tags: Iterable[str], *, also_in: Sequence[str] = ()
     ) -> str:
-        """Push; return the digest that the tags then have.
+        """Push images, and write the tags last, in this order; return their digest.
 
-        Parameters
-        ----------
-        images : sequence of Composed
-            The images.
-        tags : iterable of str
-            Written last, in this order.
-        also_in : sequence of str
-            Other repositories of this registry that have all blobs.
+        ``also_in`` are other repositories of this registry that have all blobs.
         """
         blobs: dict[str, Callable[[], bool]] = {}
         for image in images:
@@ -156,15 +142,7 @@ def by_repository(tags: Iterable[Reference]) -> dict[tuple[str, str], list[Refer
 
 
 def image_key(plan: ImagePlan, base: StoredImage, layers: Sequence[str], *, epoch: int) -> str:
-    """Return a digest of everything that decides an image.
-
-    Parameters
-    ----------
-    plan, base, epoch
-        As for `compose`.
-    layers : sequence of str
-        `LayerCache.key` of each layer above the base.
-    """
+    """Return a digest of everything that decides an image; ``layers`` are cache keys."""
     decides = {
         "base": base.digest or sha256_digest(base.raw_config),
         "layers": list(layers),
@@ -186,20 +164,10 @@ def content_tag(keys: Sequence[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class PushedImages:
-    """Images that a registry has, one for each platform.
-
-    Attributes
-    ----------
-    media_type : str
-        Media type of `document`.
-    document : bytes
-        The manifest, or the index of several.
-    images : mapping of str to (Descriptor, manifest, configuration)
-        By platform.
-    """
+    """Images that a registry has, one for each platform."""
 
     media_type: str
-    document: bytes
+    document: bytes  # the manifest, or the index of several
     images: Mapping[str, tuple[Descriptor, Mapping[str, Any], Mapping[str, Any]]]
 
     def built(
@@ -237,17 +205,7 @@ def find_pushed(
     plans: Sequence[ImagePlan],
     counts: Sequence[int],
 ) -> PushedImages | None:
-    """Look up a content-addressed tag; images that do not fit the plans are not used.
-
-    Parameters
-    ----------
-    client, repository, tag
-        Where to look.
-    plans : sequence of ImagePlan
-        One for each platform.
-    counts : sequence of int
-        The number of layers of each plan's image.
-    """
+    """Look up a content-addressed tag; images with other platforms or layer counts are not used."""
     found = client.manifest(repository, tag)
     if found is None:
         return None

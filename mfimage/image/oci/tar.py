@@ -15,13 +15,7 @@ _BLOCK = tarfile.BLOCKSIZE
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """A symbolic link in an image.
-
-    Attributes
-    ----------
-    path, target : str
-        Its path without the leading ``/``, and its target.
-    """
+    """A symbolic link in an image; its path has no leading ``/``."""
 
     path: str
     target: str
@@ -38,20 +32,7 @@ Member = ContextFile | Link | Folder
 
 
 def layer_tar(members: Iterable[Member], *, epoch: int) -> Iterator[bytes]:
-    """Stream a layer, including the folders above its members.
-
-    Parameters
-    ----------
-    members : iterable of ContextFile, Link or Folder
-        In any order; paths are those in the image, without the leading ``/``.
-    epoch : int
-        The time of all files.
-
-    Raises
-    ------
-    PackageError
-        If a file does not match its digest; before the end.
-    """
+    """Stream a layer, including the folders above its members; ``epoch`` is every file's time."""
     done: set[str] = set()
     for member in sorted(members, key=lambda member: member.path.split("/")):
         for folder in _folders(member):

@@ -26,15 +26,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True, kw_only=True)
 class Credentials:
-    """A user name and password, or an identity token.
-
-    Attributes
-    ----------
-    username, password : str
-        For basic authentication.
-    identity_token : str
-        An OAuth2 refresh token; then the others are empty.
-    """
+    """A user name and password, or an identity token (an OAuth2 refresh token)."""
 
     username: str = ""
     password: str = field(default="", repr=False)
@@ -48,13 +40,7 @@ class Credentials:
 
 
 def stored_credentials(host: str) -> Credentials | None:
-    """Return the credentials that ``docker login`` stored for a registry.
-
-    Raises
-    ------
-    RegistryError
-        If a credential helper fails.
-    """
+    """Return the credentials that ``docker login`` stored for a registry."""
     if not _keeps_any():
         return None
     import docker.auth
@@ -111,17 +97,7 @@ class TokenRequest(Protocol):
 
 
 class Authenticator:
-    """Answers a registry's challenges, and caches tokens.
-
-    Parameters
-    ----------
-    host : str
-        The registry, for error messages.
-    credentials : Credentials or None
-        The user's credentials; None for anonymous access.
-    ask : callable
-        Makes a request to the token service.
-    """
+    """Answers a registry's challenges, and caches tokens; anonymous without credentials."""
 
     def __init__(self, host: str, credentials: Credentials | None, ask: TokenRequest) -> None:
         self._host = host

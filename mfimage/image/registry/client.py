@@ -23,17 +23,7 @@ OnProgress = Callable[[int], None]
 
 
 class RegistryClient:
-    """A client of one registry; safe to use from threads.
-
-    Parameters
-    ----------
-    host : str
-        ``host[:port]``; ``docker.io`` is Docker Hub.
-    credentials : Credentials, optional
-        The user's credentials; anonymous by default.
-    ca : Path, optional
-        Further certificates to trust.
-    """
+    """A client of one registry, ``host[:port]``; safe to use from threads."""
 
     def __init__(
         self, host: str, *, credentials: Credentials | None = None, ca: Path | None = None
@@ -44,13 +34,7 @@ class RegistryClient:
     def manifest(
         self, repository: str, reference: str, *, accept: tuple[str, ...] = ANY_MANIFEST
     ) -> tuple[Descriptor, bytes] | None:
-        """Return a manifest or index by tag or digest, verified; None if there is none.
-
-        Raises
-        ------
-        RegistryError
-            If the registry refuses, or sends something with another digest.
-        """
+        """Return a manifest or index by tag or digest, verified; None if there is none."""
         response = self._get(
             f"{repository}/manifests/{reference}", repository, {"accept": ", ".join(accept)}
         )
@@ -77,11 +61,6 @@ class RegistryClient:
         """Yield a blob in chunks; the last chunk only after the blob was verified.
 
         A broken download is resumed.
-
-        Raises
-        ------
-        RegistryError
-            If it is missing, or has another digest; before the last chunk.
         """
         hasher, size, attempt, held = hashlib.sha256(), 0, 1, b""
         while True:
@@ -134,14 +113,7 @@ class RegistryClient:
     ) -> bool:
         """Send a blob unless the registry has it; return whether it was sent.
 
-        Parameters
-        ----------
-        open : callable
-            Opens the content.
-        sources : tuple of str
-            Other repositories of this registry that have it.
-        on_progress : callable
-            Called with the number of bytes sent.
+        ``sources`` are other repositories that have it; ``on_progress`` gets the bytes sent so far.
         """
         if self.has_blob(repository, digest):
             on_progress(size)

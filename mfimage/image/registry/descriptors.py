@@ -15,24 +15,12 @@ ANY_MANIFEST = (INDEX, MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
 
 @dataclass(frozen=True, kw_only=True)
 class Descriptor:
-    """A content descriptor.
-
-    Attributes
-    ----------
-    media_type, digest : str
-        Media type, and ``sha256:<hex>``.
-    size : int
-        In bytes.
-    artifact_type : str or None
-        Type of an attached artifact.
-    annotations : mapping of str to str
-        Annotations.
-    """
+    """A content descriptor."""
 
     media_type: str
     digest: str
     size: int
-    artifact_type: str | None = None
+    artifact_type: str | None = None  # of an attached artifact
     annotations: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod

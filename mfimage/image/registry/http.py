@@ -29,18 +29,14 @@ _CONNECT, _READ = 10.0, 60.0
 _HUB = ("docker.io", "index.docker.io")
 
 Body = bytes | Iterator[bytes] | None
+Headers = Mapping[str, str] | None
+Scopes = frozenset[str]
 # Schemes of registries on this machine, probed once per process.
 _SCHEMES: dict[str, str] = {}
 
 
 def trust(address: str, ca: Path | None) -> ssl.SSLContext:
-    """Return a TLS context that trusts the system's certificates, ``ca`` and Docker's.
-
-    Raises
-    ------
-    RegistryError
-        If a file has no certificate.
-    """
+    """Return a TLS context that trusts the system's certificates, ``ca`` and Docker's."""
     # Reading the system's bundle takes 25 ms.
     return _trust(address, ca, *map(os.environ.get, ("SSL_CERT_FILE", "SSL_CERT_DIR")))
 
@@ -70,17 +66,7 @@ def is_distrust(error: BaseException) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class RegistryResponse:
-    """A response that was read whole.
-
-    Attributes
-    ----------
-    status : int
-        HTTP status.
-    headers : mapping
-        By lower-case name.
-    body : bytes
-        The body.
-    """
+    """A response that was read whole; headers are by lower-case name."""
 
     status: int
     headers: Mapping[str, str]
@@ -92,17 +78,7 @@ class Dropped(Exception):
 
 
 class Http:
-    """Makes requests to a registry; safe to use from threads.
-
-    Parameters
-    ----------
-    host : str
-        ``host[:port]``.
-    credentials : Credentials or None
-        The user's credentials.
-    ca : Path, optional
-        Certificates to trust beside the system's and Docker's ``certs.d``.
-    """
+    """Makes requests to a registry, ``host[:port]``; safe to use from threads."""
 
     def __init__(
         self, host: str, credentials: Credentials | None = None, *, ca: Path | None = None
@@ -121,27 +97,12 @@ class Http:
         self.base = f"{scheme}://{address}/v2/"
 
     def request(
-        self,
-        method: str,
-        url: str,
-        *,
-        scopes: frozenset[str],
-        headers: Mapping[str, str] | None = None,
-        body: bytes | None = None,
+        self, method: str, url: str, *, scopes: Scopes, headers: Headers = None, body: Body = None
     ) -> RegistryResponse:
         """Make a request, with retries, and return the response of whatever status.
 
-        Parameters
-        ----------
-        url : str
-            Absolute, or relative to ``/v2/``.
-        scopes : frozenset of str
-            Scopes that a token needs, as ``repository:team/name:pull``.
-
-        Raises
-        ------
-        RegistryError
-            If the registry cannot be reached, or keeps failing.
+        ``url`` is absolute, or relative to ``/v2/``; ``scopes`` are those that a token needs, as
+        ``repository:team/name:pull``.
         """
         for attempt in range(1, TRIES + 1):
             try:
@@ -162,13 +123,7 @@ class Http:
         time.sleep(max(longest * random.uniform(0.5, 1), min(asked, 60.0)))  # noqa: S311
 
     def once(
-        self,
-        method: str,
-        url: str,
-        *,
-        scopes: frozenset[str],
-        headers: Mapping[str, str] | None = None,
-        body: Body = None,
+        self, method: str, url: str, *, scopes: Scopes, headers: Headers = None, body: Body = None
     ) -> RegistryResponse:
         """Make a request once; raises ``Dropped`` if a retry may help."""
         with self.stream(method, url, scopes=scopes, headers=headers, body=body) as response:
@@ -182,13 +137,7 @@ class Http:
 
     @contextlib.contextmanager
     def stream(
-        self,
-        method: str,
-        url: str,
-        *,
-        scopes: frozenset[str],
-        headers: Mapping[str, str] | None = None,
-        body: Body = None,
+        self, method: str, url: str, *, scopes: Scopes, headers: Headers = None, body: Body = None
     ) -> Iterator[urllib3.BaseHTTPResponse]:
         """Yield a response whose body is not read yet; raises ``Dropped`` as `once` does."""
         response = self._send(method, url, scopes, headers, body)
@@ -209,12 +158,7 @@ class Http:
             (response.release_conn if response.closed else response.close)()
 
     def _send(
-        self,
-        method: str,
-        url: str,
-        scopes: frozenset[str],
-        headers: Mapping[str, str] | None,
-        body: Body,
+        self, method: str, url: str, scopes: Scopes, headers: Headers, body: Body
     ) -> urllib3.BaseHTTPResponse:
         import urllib3
 

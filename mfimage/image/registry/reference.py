@@ -26,24 +26,12 @@ _EXAMPLE = "write it as registry.example.com:5000/team/name:tag, or name:tag"
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """An image's name; made by `parse_reference`.
+    """An image's name; made by `parse_reference`."""
 
-    Attributes
-    ----------
-    repository : str
-        The path within the registry, as ``team/name``.
-    registry : str
-        Host and port as written; empty for the default registry.
-    tag : str or None
-        The tag, if one was written.
-    digest : str or None
-        ``sha256:<hex>`` of a manifest, if one was written.
-    """
-
-    repository: str
-    registry: str = ""
-    tag: str | None = None
-    digest: str | None = None
+    repository: str  # as ``team/name``
+    registry: str = ""  # host and port as written; empty for the default registry
+    tag: str | None = None  # as written
+    digest: str | None = None  # ``sha256:<hex>`` of a manifest
 
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""
@@ -72,20 +60,7 @@ class Reference:
 
 
 def parse_reference(text: str, *, field: str = "image") -> Reference:
-    """Parse an image reference.
-
-    Parameters
-    ----------
-    text : str
-        As ``python:3.11-slim`` or ``registry:5000/team/name:tag@sha256:...``.
-    field : str
-        The option's name, for the error.
-
-    Raises
-    ------
-    OptionError
-        If a part is wrong; names it.
-    """
+    """Parse an image reference; ``field`` is the option's name, for the error."""
     if "://" in text:
         scheme, _, rest = text.partition("://")
         raise _error(field, text, f"it starts with {scheme}://", f"write {rest!r}")
@@ -107,13 +82,7 @@ def parse_reference(text: str, *, field: str = "image") -> Reference:
 
 
 def parse_tag(text: str, *, field: str = "tag") -> Reference:
-    """Parse the name of an image to build; the tag is ``latest`` by default.
-
-    Raises
-    ------
-    OptionError
-        If it is not a valid reference, or has a digest.
-    """
+    """Parse the name of an image to build; the tag is ``latest`` by default."""
     reference = parse_reference(text, field=field)
     if reference.digest:
         raise _error(

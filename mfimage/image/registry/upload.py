@@ -17,21 +17,7 @@ _RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
 
 
 class Upload:
-    """An upload of a blob to a repository.
-
-    Parameters
-    ----------
-    http : Http
-        The registry.
-    repository, digest : str
-        The repository, and the blob's digest.
-    size : int
-        In bytes.
-    open : callable
-        Opens the content.
-    on_progress : callable
-        Called with the number of bytes sent.
-    """
+    """An upload of a blob; ``on_progress`` is called with the number of bytes sent."""
 
     def __init__(
         self,
@@ -54,13 +40,7 @@ class Upload:
         self._there = False
 
     def run(self, sources: tuple[str, ...]) -> bool:
-        """Upload the blob; return False if it was mounted instead.
-
-        Raises
-        ------
-        RegistryError
-            If the registry refuses it, or cannot be reached.
-        """
+        """Upload the blob; return False if it was mounted from one of ``sources`` instead."""
         for source in sources:
             if self._begin(source):
                 self._on_progress(self._size)
