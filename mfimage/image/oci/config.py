@@ -80,7 +80,7 @@ def _config(
 ) -> dict[str, Any]:
     # The base's other settings stay: its variant, its volumes.
     kept = {key: value for key, value in base.config.items() if key not in _DOCKERS}
-    created = timestamp(epoch)
+    created = _timestamp(epoch)
     ours = [
         {"created": created, "created_by": f"mfimage {new.name}", "comment": new.reason}
         for new in layers
@@ -116,7 +116,7 @@ def _settings(plan: ImagePlan, base: StoredImage) -> dict[str, Any]:
     ports: dict[str, Any] = {f"{port}/tcp": {} for port in plan.ports}
     return {
         **kept,
-        "Env": [f"{name}={value}" for name, value in environment(plan, base).items()],
+        "Env": [f"{name}={value}" for name, value in _environment(plan, base).items()],
         "Labels": {**(kept.get("Labels") or {}), **plan.labels},
         "User": plan.user,
         "WorkingDir": plan.workdir,
@@ -129,8 +129,7 @@ def _settings(plan: ImagePlan, base: StoredImage) -> dict[str, Any]:
     }
 
 
-def environment(plan: ImagePlan, base: StoredImage) -> Mapping[str, str]:
-    """Return an image's variables, in order."""
+def _environment(plan: ImagePlan, base: StoredImage) -> Mapping[str, str]:
     found = environment_of(base)
     path = f"{VENV}/bin:{found['PATH']}" + (f":{PROGRAMS}" if plan.programs else "")
     return {**found, "PATH": path, **plan.env}
@@ -146,8 +145,7 @@ def compose_index(images: Sequence[Composed]) -> bytes:
     return encode({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries})
 
 
-def timestamp(epoch: int) -> str:
-    """Return seconds since 1970 in RFC 3339, as in an image's configuration."""
+def _timestamp(epoch: int) -> str:
     moment = datetime.datetime.fromtimestamp(epoch, datetime.timezone.utc)
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 

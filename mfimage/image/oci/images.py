@@ -58,7 +58,6 @@ class StoredImage:
     raw_config: bytes  # as stored
     raw_manifest: bytes  # as stored; empty if there is none
     layers: tuple[StoredLayer, ...]  # lowest first
-    names: tuple[str, ...] = ()  # where it is stored
 
     @property
     def platform(self) -> str:

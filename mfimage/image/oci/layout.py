@@ -26,8 +26,6 @@ from mfimage.image.oci.images import (
 from mfimage.image.registry.location import DOCKER_ARCHIVE, OCI, Location
 
 _CHUNK = 1 << 20
-_REF_NAME = "org.opencontainers.image.ref.name"
-_NAMES = ("io.containerd.image.name", _REF_NAME)
 
 
 OpenFile = Callable[[str], BinaryIO]
@@ -150,7 +148,6 @@ class _Layout:
 
     def read(self, platform: str) -> StoredImage:
         entry: Mapping[str, Any] = pick(self._index(), platform, self._where)
-        names = [entry.get("annotations", {}).get(key) for key in _NAMES]
         while entry["mediaType"] in INDEXES:
             entry = pick(json.loads(self._blob(entry["digest"])), platform, self._where)
         raw_manifest = self._blob(entry["digest"])
@@ -167,7 +164,6 @@ class _Layout:
             raw_config=raw_config,
             raw_manifest=raw_manifest,
             layers=tuple(layers),
-            names=tuple(name for name in names if name),
         )
 
     def platforms(self) -> Iterator[str]:
@@ -224,7 +220,6 @@ class _DockerArchive:
                 raw_config=raw_config,
                 raw_manifest=b"",
                 layers=tuple(self._layer(name, diff_id) for name, diff_id in pairs),
-                names=tuple(entry.get("RepoTags") or ()),
             )
         raise BuildError(f"{self._where} has no image for {platform}")
 

@@ -134,7 +134,7 @@ class RegistryClient:
         response = self._http.request(
             "PUT",
             f"{repository}/manifests/{reference}",
-            scopes=push_scopes(repository),
+            scopes=frozenset((f"repository:{repository}:pull,push",)),
             headers={"content-type": media_type},
             body=data,
         )
@@ -209,12 +209,6 @@ def repository_of(reference: Reference) -> str:
     """Return the name of a reference's repository in its registry."""
     official = reference.registry in ("", DEFAULT_REGISTRY) and "/" not in reference.repository
     return f"{DEFAULT_NAMESPACE}/{reference.repository}" if official else reference.repository
-
-
-def push_scopes(repository: str, *sources: str) -> frozenset[str]:
-    """Return the scopes for pushing, and for mounting from other repositories."""
-    others = (f"repository:{source}:pull" for source in sources)
-    return frozenset((f"repository:{repository}:pull,push", *others))
 
 
 def _pull(repository: str) -> frozenset[str]:
