@@ -21,6 +21,7 @@ OUT = Location(kind="oci", path=Path("out"))
 def engine(monkeypatch) -> None:
     found = SimpleNamespace(close=lambda: None)
     monkeypatch.setattr(Engine, "connect", classmethod(lambda cls: found))
+    monkeypatch.setattr("mfimage.image.oci.builder.connect", lambda: found)
 
 
 @pytest.fixture

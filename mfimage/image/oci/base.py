@@ -27,7 +27,7 @@ from mfimage.package.spec import BlobRef, sha256_digest
 from mfimage.runtime.layout import VENV
 
 if TYPE_CHECKING:
-    from mfimage.image.engine import Engine
+    from mfimage.image.docker.local import ImageEngine
 
 
 @contextlib.contextmanager
@@ -87,7 +87,7 @@ class Images:
             ),
         )
 
-    def read_engine(self, engine: Engine, info: ImageInfo) -> StoredImage:
+    def read_engine(self, engine: ImageEngine, info: ImageInfo) -> StoredImage:
         """Read an image from the engine: streamed the first time, then cached by its ID."""
         cached = cache_folder() / "bases" / f"{info.id.removeprefix('sha256:')}.config"
         with contextlib.suppress(OSError, ValueError, LookupError):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from mfimage.errors import EngineError, OptionError
 from mfimage.image.builder import OCI, BuiltImage, BuiltLayer, OnEvent
+from mfimage.image.docker.local import ImageEngine, connect
 from mfimage.image.engine_events import BuildEvent
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.find.seen import info_of
@@ -38,7 +39,6 @@ from mfimage.image.registry.reference import DEFAULT_REGISTRY, DEFAULT_TAG, Refe
 from mfimage.image.secrets.scanning import ScanMemory
 
 if TYPE_CHECKING:
-    from mfimage.image.engine import Engine
     from mfimage.image.plan.layers import BlobPath
 
 _CHUNK = 1 << 20
@@ -104,11 +104,9 @@ class OciBuilder:
         self._keys: dict[str, str] = {}  # by the image's digest
 
     @cached_property
-    def engine(self) -> Engine:
+    def engine(self) -> ImageEngine:
         """The Docker engine; raises `EngineError` if none answers."""
-        from mfimage.image.engine import Engine
-
-        return Engine.connect()
+        return connect()
 
     def base(self, source: Reference | Location, platform: str) -> BaseImage:
         """Read a base: the engine's image of that name if there is one, else the registry's."""

@@ -24,7 +24,7 @@ from mfimage.image.registry.reference import Reference
 from mfimage.package.spec import sha256_digest
 
 if TYPE_CHECKING:
-    from mfimage.image.engine import Engine
+    from mfimage.image.docker.local import ImageEngine
 
 _CHUNK = 1 << 20
 _REF_NAME = "org.opencontainers.image.ref.name"
@@ -203,7 +203,7 @@ def docker_archive(
 
 
 def load_into(
-    engine: Engine, images: Sequence[Composed], tags: Sequence[Reference], like: Iterable[str]
+    engine: ImageEngine, images: Sequence[Composed], tags: Sequence[Reference], like: Iterable[str]
 ) -> None:
     """Load an image into the engine, without the layers that one of the images ``like`` it has.
 

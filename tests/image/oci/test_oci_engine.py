@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 
 from mfimage.errors import EngineError, RegistryError
-from mfimage.image.engine import Engine
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.oci.builder import OciBuilder
 from mfimage.image.oci.images import encode
@@ -104,7 +103,7 @@ digest_of = digest
 @pytest.fixture
 def engine(monkeypatch) -> ArchiveEngine:
     found = ArchiveEngine()
-    monkeypatch.setattr(Engine, "connect", classmethod(lambda cls: found))
+    monkeypatch.setattr("mfimage.image.oci.builder.connect", lambda: found)
     return found
 
 
