@@ -39,6 +39,26 @@ __all__ = ["bucket", "s3_server"]  # fixtures
 _FLOWS = Path(__file__).parent / "support" / "flows"
 
 
+# The longest first, so that no worker is left with a long one at the end.
+_FIRST = ("ray", "e2e", "docker", "slow")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run a module's tests in one process (`--dist loadgroup`), and all of Ray's in one.
+
+    A module's fixtures are then made once. Two Ray clusters would want the same processors.
+    """
+
+    def place(item: pytest.Item) -> int:
+        return next((n for n, mark in enumerate(_FIRST) if item.get_closest_marker(mark)), 9)
+
+    items.sort(key=place)  # stable: the order in a module stays
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("caches")
