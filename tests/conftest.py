@@ -50,10 +50,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     A module's fixtures are then made once. Two Ray clusters would want the same processors.
     """
 
-    def place(item: pytest.Item) -> int:
-        return next((n for n, mark in enumerate(_FIRST) if item.get_closest_marker(mark)), 9)
-
-    items.sort(key=place)  # stable: the order in a module stays
+    ranks: dict[Path, int] = {}
+    for item in items:
+        rank = next((n for n, mark in enumerate(_FIRST) if item.get_closest_marker(mark)), 9)
+        ranks[item.path] = min(rank, ranks.get(item.path, 9))
+    items.sort(key=lambda item: ranks[item.path])  # stable: a module's tests stay together
     for item in items:
         group = "ray" if item.get_closest_marker("ray") else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
