@@ -164,8 +164,9 @@ def plan_build(
         plans = _plans(package, options, builder, say)
         if push and options.tags and builder.find(plans, options.tags, blob_path):
             say("the registry has it already: nothing would be built")
+    engine = builder.name == DOCKER or not (push or options.output)
     return tuple(
-        explain(plan, blob_path, image_before(options, plan.platform, builder.name))
+        explain(plan, blob_path, image_before(options, plan.platform, engine=engine))
         for plan in plans
     )
 

@@ -55,7 +55,7 @@ def open_builder(
         pull=options.pull, secrets=secrets, on_event=on_event, say=say,
         cache_from=options.cache_from, cache_to=options.cache_to,
     )  # fmt: skip
-    if not (push or options.output):
+    if not (push or isinstance(options.output, Location)):
         try:
             _ = builder.engine
         except EngineError as error:
@@ -97,7 +97,7 @@ def _docker_builder(
 
 
 def _needs_oci(options: BuildOptions) -> str:
-    if options.output is not None:
+    if isinstance(options.output, Location):
         return f"--output {options.output}"
     if isinstance(options.base_image, Location):
         return f"a base in {options.base_image}"

@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from configparser import Error as ConfigError
 from configparser import RawConfigParser
 from contextlib import ExitStack, contextmanager, suppress
@@ -61,7 +61,6 @@ def find_python(minor: str) -> str:
 def compiled_files(members: Iterable[Member], minor: str, work: Path) -> list[Member]:
     """Compile Python files, except tests, into a private folder; return what is to be added."""
     tag = f"cpython-{minor.replace('.', '')}"
-    sources, targets = work / "sources", work / "compiled"
     jobs, files = [], []
     for member in members:
         path = PurePosixPath(member.path)
@@ -69,25 +68,12 @@ def compiled_files(members: Iterable[Member], minor: str, work: Path) -> list[Me
             continue
         if not _TESTS.isdisjoint(path.parts[:-1]):
             continue
-        source = member.content
-        if isinstance(source, bytes):
-            content, source = source, sources / path
-            source.parent.mkdir(parents=True, exist_ok=True)
-            source.write_bytes(content)
         name = str(path.parent / "__pycache__" / f"{path.stem}.{tag}.pyc")
-        jobs.append(json.dumps([str(source), f"/{path}", str(targets / name)]))
-        files.append(ContextFile(path=name, content=targets / name))
+        jobs.append(json.dumps([str(member.content), f"/{path}", str(work / "compiled" / name)]))
+        files.append(ContextFile(path=name, content=work / "compiled" / name))
     if jobs:
         _run(find_python(minor), jobs)
     return [file for file in files if cast(Path, file.content).exists()]
-
-
-def with_compiled(
-    members: Sequence[Member], minor: str, tar: Callable[[Iterable[Member]], Iterator[bytes]]
-) -> Iterator[bytes]:
-    """Yield the tar of files and of what their Python files compile to."""
-    with work_folder() as folder:
-        yield from tar([*members, *compiled_files(members, minor, folder)])
 
 
 def _run(python: str, jobs: Sequence[str]) -> None:

@@ -83,36 +83,29 @@ def planned_layers(
             yield from tar(members)
 
     lock = plan.dependencies.digest
-    stamp, python_files = f"time {epoch}", f"compiled {compiled}"
+    stamp = f"time {epoch}"
     layers = [
         PlannedLayer(
             name="dependencies",
             reason=f"lock {lock}",
             inputs=(
                 "dependencies", stamp, lock, plan.platform, plan.python, python.path,
-                python.version, f"uv {_uv_version()}", python_files,
+                python.version, f"uv {_uv_version()}", f"compiled {compiled}",
             ),
             chunks=dependencies,
         ),
         *(_artifact(layer, blob_path, stamp, tar) for layer in plan.artifacts),
     ]  # fmt: skip
     runtime = runtime_files(plan)
-
-    def compiled_runtime() -> Iterator[bytes]:
-        from mfimage.image.oci.dependencies import with_compiled
-
-        return with_compiled(runtime, plan.python, tar)
-
     layers.append(
         PlannedLayer(
             name="runtime",
             reason=f"mfimage {plan.version}",
-            inputs=("runtime", stamp, python_files, *map(_identity, runtime)),
-            chunks=compiled_runtime if compiled else lambda: tar(runtime),
+            inputs=("runtime", stamp, *map(_identity, runtime)),
+            chunks=lambda: tar(runtime),
         )
     )
-    # The working directory exists even without files. Code is not compiled: functions may list
-    # their own files, and people mount changed ones over them.
+    # The working directory exists even without files.
     code: list[Member] = [*code_files(plan, blob_path), Folder(path=plan.workdir.lstrip("/"))]
     layers.append(
         PlannedLayer(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mfimage.errors import ReferenceNotFound
-from mfimage.image.builder import DOCKER
 from mfimage.image.find.contents import Contents, contents_of
 from mfimage.image.find.diff import REMOVED, Change, diff
 from mfimage.image.find.info import ImageInfo
@@ -132,7 +131,7 @@ def explain(plan: ImagePlan, blob_path: BlobPath, before: SeenImage | None) -> P
     return PlannedImage(plan=plan, before=before.name, parts=tuple(parts))
 
 
-def image_before(options: BuildOptions, platform: str, builder: str) -> SeenImage | None:
+def image_before(options: BuildOptions, platform: str, *, engine: bool) -> SeenImage | None:
     """Return what a build would replace: what the first tag names, or the output holds.
 
     Parameters
@@ -141,13 +140,12 @@ def image_before(options: BuildOptions, platform: str, builder: str) -> SeenImag
         What was asked.
     platform : str
         Of the image.
-    builder : str
-        The oci builder does not look into an engine that it does not write to.
+    engine : bool
+        Whether the engine is asked before a registry: where the image would go there.
     """
     if options.output is not None and not options.output.path.exists():
         return None
     names = [str(place) for place in (options.output, *options.tags) if place]
-    engine = builder == DOCKER or options.output_engine
     try:
         return see_image(names[0], platform=platform, engine=engine) if names else None
     except ReferenceNotFound:
