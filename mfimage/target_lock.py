@@ -17,8 +17,8 @@ from typing import Any
 
 from mfimage.errors import MfimageError, PackageError, StorageError
 from mfimage.image.options import BuildOptions, split_index
-from mfimage.package.cache import cache_folder
 from mfimage.package.spec import sha256_digest
+from mfimage.package.storage.cache import cache_folder
 from mfimage.package.store import FILE_NAME, Package, package_name
 
 _INDEX_VARIABLES = (

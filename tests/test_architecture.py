@@ -76,7 +76,8 @@ SHIPPED = [
     "mfimage/function/*.py",
     "mfimage/package/__init__.py",
     "mfimage/package/spec.py",
-    "mfimage/package/parse.py",
+    "mfimage/package/storage/__init__.py",
+    "mfimage/package/storage/objects.py",
     "mfimage/runtime/*.py",
 ]
 

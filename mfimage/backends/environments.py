@@ -16,8 +16,7 @@ from mfimage.capture.indexes import OWN_CONFIGURATION
 from mfimage.capture.uv import run_uv
 from mfimage.capture.uv_errors import UvFailure, explain
 from mfimage.errors import BackendError, LockError
-from mfimage.package.cache import cache_folder
-from mfimage.package.once import make_once
+from mfimage.package.storage.cache import cache_folder, make_once
 from mfimage.package.store import Package
 from mfimage.runtime import lifeline
 from mfimage.runtime.layout import RUNTIME_FILES

@@ -19,7 +19,7 @@ from mfimage.image.layer_files import BlobPath, artifact_folder
 from mfimage.image.location import Location
 from mfimage.image.plan import ImagePlan
 from mfimage.image.reference import Reference
-from mfimage.package.cache import cache_folder
+from mfimage.package.storage.cache import cache_folder
 from mfimage.runtime.layout import VENV
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from mfimage.image.plan import ImagePlan
 from mfimage.image.reference import parse_reference
-from mfimage.package.cache import cache_folder
 from mfimage.package.spec import sha256_digest
+from mfimage.package.storage.cache import cache_folder
 
 if TYPE_CHECKING:
     from cyclonedx.model import ExternalReference, HashType, Property

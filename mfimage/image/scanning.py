@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from mfimage.image.credential_scan import CredentialScan
 from mfimage.image.layer_files import artifact_files, code_files, runtime_files
-from mfimage.package.cache import cache_folder
+from mfimage.package.storage.cache import cache_folder
 
 if TYPE_CHECKING:
     from mfimage.image.builder import Builder, BuiltImage

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from mfimage.errors import PackageError, StorageError
+from mfimage.package.spec import FunctionSpec
+from mfimage.package.store import PackageStore
 
 
 def members(data: bytes, *, where: str) -> Iterator[tuple[str, bytes, int]]:
@@ -86,3 +88,20 @@ def extract(data: bytes, folder: Path, *, where: str, without: tuple[str, ...] =
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def unpack(spec: FunctionSpec, store: PackageStore, folder: Path) -> None:
+    """Write ``function.json``, ``code/`` and ``blobs/sha256/`` into ``folder``, all verified.
+
+    Raises
+    ------
+    PackageError
+        When a blob is missing or damaged.
+    """
+    (folder / "function.json").write_bytes(spec.to_json())
+    extract(store.read_blob(spec.code), folder / "code", where=f"the code of {spec.name}")
+    blobs = folder / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    for ref in spec.artifacts.values():
+        with (blobs / ref.hex).open("wb") as file:
+            file.writelines(store.stream_blob(ref))

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mfimage.errors import PackageError, ReferenceNotFound
-from mfimage.package.blob_cache import DamagedBlob
-from mfimage.package.local_copies import FetchBlob, LocalCopies
-from mfimage.package.parse import parse_spec
-from mfimage.package.remote_storage import RemoteStorage
-from mfimage.package.spec import BlobRef, FunctionSpec
-from mfimage.package.storage import Storage, open_storage, refuse_credentials
+from mfimage.package.spec import BlobRef, FunctionSpec, parse_spec
+from mfimage.package.storage.blobs import DamagedBlob, Fetch, LocalCopies
+from mfimage.package.storage.buckets import RemoteStorage, open_storage, refuse_credentials
+from mfimage.package.storage.local import Storage
 
 FILE_NAME = "function.json"
 _CHUNK = 1 << 20
@@ -285,7 +283,7 @@ class _NoBlob(Exception):
     """The root has no such blob."""
 
 
-def _fetching(storage: RemoteStorage) -> FetchBlob:
+def _fetching(storage: RemoteStorage) -> Fetch:
     def fetch(ref: BlobRef, file: BinaryIO) -> None:
         try:
             storage.fetch(blob_name(ref), file)

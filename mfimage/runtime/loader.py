@@ -16,8 +16,7 @@ from mfimage.function.json_values import plain
 from mfimage.function.many import Many
 from mfimage.function.parameters import FunctionParameters, lazy_parameters
 from mfimage.function.schema import RESULT
-from mfimage.package.parse import parse_spec
-from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec
+from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec, parse_spec
 from mfimage.runtime.artifacts import load_artifact
 from mfimage.runtime.coroutines import LoopThread
 from mfimage.runtime.modules import CodeSpace

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mfimage.errors import MfimageError, OptionError
-from mfimage.package.parse import parse_spec
-from mfimage.package.spec import FunctionSpec
+from mfimage.package.spec import FunctionSpec, parse_spec
 from mfimage.runtime import logs
 from mfimage.runtime.coroutine_calls import CoroutineDispatcher, new_loop
 from mfimage.runtime.dispatch import Dispatcher

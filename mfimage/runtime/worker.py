@@ -20,7 +20,7 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
-from mfimage.package.parse import parse_spec
+from mfimage.package.spec import parse_spec
 from mfimage.runtime.frames import (
     ARRAY,
     BATCH,

@@ -19,10 +19,10 @@ from typing import BinaryIO
 import pytest
 
 from mfimage.errors import OptionError, PackageError, StorageError
-from mfimage.package import once
-from mfimage.package.blob_cache import BlobCache, DamagedBlob
-from mfimage.package.cache import cache_size
 from mfimage.package.spec import BlobRef
+from mfimage.package.storage import cache as once
+from mfimage.package.storage.blobs import BlobCache, DamagedBlob
+from mfimage.package.storage.cache import cache_size
 from mfimage.package.store import PackageStore, blob_name, digest_of, open_package
 from tests.support.faulty import faulty
 from tests.support.packages import make_package
@@ -72,7 +72,7 @@ def process(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 HOLDS = """
 import sys, time
-from mfimage.package.blob_cache import BlobCache
+from mfimage.package.storage.blobs import BlobCache
 from mfimage.package.spec import BlobRef
 held = BlobCache().hold(BlobRef(digest=sys.argv[1], size=int(sys.argv[2])), None)
 print("ready", flush=True)
@@ -80,7 +80,7 @@ time.sleep(60)
 """
 DOWNLOADS = """
 import sys, time
-from mfimage.package.blob_cache import BlobCache
+from mfimage.package.storage.blobs import BlobCache
 from mfimage.package.spec import BlobRef
 def fetch(ref, file):
     file.write(b"half")
@@ -205,7 +205,7 @@ def test_the_rest_of_a_killed_download_goes_when_room_is_made() -> None:
 
 CROWD = """
 import os, random, sys
-from mfimage.package.blob_cache import BlobCache
+from mfimage.package.storage.blobs import BlobCache
 from mfimage.package.store import digest_of
 import io
 contents = [random.Random(seed).randbytes(1000) for seed in range(8)]

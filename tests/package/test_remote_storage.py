@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from mfimage.errors import PackageError, ReferenceNotFound, StorageError
-from mfimage.package import once
-from mfimage.package.remote_faults import without_secrets
-from mfimage.package.storage import open_storage
+from mfimage.package.storage import cache as once
+from mfimage.package.storage.buckets import open_storage
+from mfimage.package.storage.objects import without_secrets
 from mfimage.package.store import PackageStore, blob_name, open_package
 from tests.support.clouds import azure_running, google_running
 from tests.support.faulty import Fault, faulty
@@ -30,8 +30,8 @@ KINDS = ["s3", "gs", pytest.param("azure", marks=pytest.mark.index)]
 
 
 @pytest.fixture(scope="module")
-def google() -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch, google_running(patch) as url:
+def google(s3_server: S3Server) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch, google_running(s3_server, patch) as url:
         yield url
 
 
@@ -190,7 +190,7 @@ def test_who_waits_is_told_what_for(
 
 CHILDREN = """
 import os, sys
-from mfimage.package.storage import open_storage
+from mfimage.package.storage.buckets import open_storage
 storage = open_storage(sys.argv[1])
 storage.read("0")
 for child in range(4):

@@ -14,7 +14,7 @@ import pytest
 
 from mfimage.errors import MfimageError, PackageError, ReferenceNotFound, StorageError
 from mfimage.package.spec import BlobRef
-from mfimage.package.storage import open_storage
+from mfimage.package.storage.buckets import open_storage
 from mfimage.package.store import PackageStore, blob_name, open_package
 from tests.support.faulty import Fault, Faulty, faulty
 from tests.support.packages import make_package

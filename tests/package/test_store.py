@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from mfimage.errors import MfimageError, PackageError, ReferenceNotFound, StorageError
+from mfimage.package.archive import unpack
 from mfimage.package.spec import sha256_of
-from mfimage.package.storage import LocalStorage
+from mfimage.package.storage.local import LocalStorage
 from mfimage.package.store import PackageStore, blob_name, digest_of, open_package
-from mfimage.package.unpack import unpack
 from tests.package.test_storage import small_disk
 from tests.support.packages import LOCK, archive, make_package, make_spec, put_artifact
 

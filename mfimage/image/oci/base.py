@@ -17,8 +17,8 @@ from mfimage.image.oci.layer_cache import LayerCache
 from mfimage.image.oci.stores import open_location
 from mfimage.image.reference import DEFAULT_TAG, Reference
 from mfimage.image.registry.client import RegistryClient, open_registry, repository_of
-from mfimage.package.blob_cache import BlobCache, Held
 from mfimage.package.spec import BlobRef
+from mfimage.package.storage.blobs import BlobCache, Held
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ from typing import IO
 from mfimage.errors import OptionError
 from mfimage.image.oci.compression import decompressed
 from mfimage.image.oci.images import StoredImage
-from mfimage.package.cache import cache_folder
 from mfimage.package.spec import sha256_digest
+from mfimage.package.storage.cache import cache_folder
 from mfimage.runtime.layout import VENV
 
 # BuildKit's, for a base that says none.

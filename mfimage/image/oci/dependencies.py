@@ -27,7 +27,7 @@ from mfimage.image.oci.layer_cache import UNFINISHED, sweep
 from mfimage.image.oci.tar import Link, Member
 from mfimage.image.oci.versions import installed_version
 from mfimage.image.plan import ImagePlan
-from mfimage.package.cache import cache_folder
+from mfimage.package.storage.cache import cache_folder
 from mfimage.runtime.layout import VENV
 
 _ROOT = VENV.lstrip("/")

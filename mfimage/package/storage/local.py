@@ -1,4 +1,4 @@
-"""Bytes at a URL: where function packages live.
+"""Files under a root: what a storage is, and a folder of this machine as one.
 
 Writes are whole or absent: a reader never sees half a file, and a crash leaves only a temporary
 file that nothing refers to.
@@ -14,10 +14,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
-from urllib.parse import unquote, urlsplit
 
 from mfimage.errors import StorageError
-from mfimage.package.remote_storage import SCHEMES, RemoteStorage
 
 
 class Storage(Protocol):
@@ -41,45 +39,6 @@ class Storage(Protocol):
 
     def write(self, path: str, source: BinaryIO) -> None:
         """Write a file, whole or not at all, over whatever is there; ``StorageError``."""
-
-
-def open_storage(root: str | os.PathLike[str]) -> Storage:
-    """Return the storage for a root.
-
-    Parameters
-    ----------
-    root : str or path
-        A local folder, ``file://`` and its path, or ``s3://``, ``gs://`` or ``azure://``, a bucket
-        (for Azure: a container) and a prefix.
-
-    Raises
-    ------
-    StorageError
-        When the URL's scheme is not known, or it holds credentials.
-    """
-    text = os.fspath(root)
-    refuse_credentials(text)
-    if text.startswith("file://"):
-        return LocalStorage(Path(unquote(urlsplit(text).path)))
-    scheme, separator, rest = text.partition("://")
-    if not separator:
-        return LocalStorage(Path(text))
-    if scheme in SCHEMES:
-        return RemoteStorage(scheme, rest)
-    raise StorageError(
-        f"no storage for {scheme}:// (root {text!r})",
-        hint="use a local folder, s3://, gs:// or azure://",
-    )
-
-
-def refuse_credentials(url: str) -> None:
-    """Raise ``StorageError`` for a URL with a user or password in it, without saying them."""
-    scheme, separator, rest = url.partition("://")
-    if separator and "@" in rest.partition("/")[0]:
-        raise StorageError(
-            f"the {scheme}:// URL holds credentials",
-            hint="leave them out of it; they come from the environment and configuration files",
-        )
 
 
 class LocalStorage:
