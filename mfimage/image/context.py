@@ -22,10 +22,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from mfimage.errors import BuildError, OptionError
+from mfimage.files import EPOCH
 from mfimage.image.context_file import ContextFile
 from mfimage.image.dockerfile import MARKER, render
 from mfimage.image.layer_files import BlobPath, blob_file, layer_files, verified
-from mfimage.image.plan import EPOCH, ImagePlan
+from mfimage.image.plan import ImagePlan
 from mfimage.image.uv_tool import uv_requirement
 
 DOCKERFILE = "Dockerfile"

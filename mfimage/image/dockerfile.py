@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from mfimage.errors import OptionError
+from mfimage.files import EPOCH
 from mfimage.image.build_secrets import CA, NETRC, PIP_CONF
 from mfimage.image.layer_files import artifact_folder
 from mfimage.image.options import refuse_credentials, split_index
-from mfimage.image.plan import EPOCH, ImagePlan
+from mfimage.image.plan import ImagePlan
 from mfimage.runtime.layout import PROGRAMS, VENV
 from mfimage.templating import Quoted, environment
 

@@ -22,8 +22,6 @@ from mfimage.image.targets import Target, find_target
 from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec, sha256_digest
 from mfimage.runtime.layout import CODE, FUNCTION, RUNTIME, RUNTIME_FILES, VENV
 
-# The time of every file in an image: the earliest that zip archives, too, can hold, 1980-01-01.
-EPOCH = 315_532_800
 # Always there and writable by anyone, with a read-only root (--tmpfs /tmp) too.
 HOME = "/tmp"  # noqa: S108
 

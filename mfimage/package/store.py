@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mfimage.errors import PackageError, ReferenceNotFound
+from mfimage.files import chunks_of, sha256_of
 from mfimage.package.spec import BlobRef, FunctionSpec, parse_spec
 from mfimage.package.storage.blobs import DamagedBlob, Fetch, LocalCopies
 from mfimage.package.storage.buckets import RemoteStorage, open_storage, refuse_credentials
@@ -259,12 +260,9 @@ def _split(reference: str) -> tuple[str, str]:
 
 def digest_of(file: BinaryIO) -> BlobRef:
     """Return the digest and size of what a file holds from here on."""
-    hasher = hashlib.sha256()
-    size = 0
-    while chunk := file.read(_CHUNK):
-        hasher.update(chunk)
-        size += len(chunk)
-    return BlobRef(digest=f"sha256:{hasher.hexdigest()}", size=size)
+    start = file.tell()
+    digest = f"sha256:{sha256_of(chunks_of(file))}"
+    return BlobRef(digest=digest, size=file.tell() - start)
 
 
 def damaged(where: str) -> PackageError:

@@ -141,9 +141,10 @@ def test_secrets_are_cut_out_of_what_libraries_say() -> None:
 @pytest.mark.parametrize(
     ("scheme", "module", "command"),
     [
-        ("s3", "boto3", "pip install boto3"),
-        ("gs", "google.cloud.storage", "pip install google-cloud-storage google-auth"),
-        ("azure", "azure.identity", "pip install azure-storage-blob azure-identity"),
+        ("s3", "boto3", "pip install obstore boto3"),
+        ("s3", "obstore", "pip install obstore boto3"),
+        ("gs", "google.auth", "pip install obstore google-auth requests"),
+        ("azure", "azure.identity", "pip install obstore azure-identity"),
     ],
 )
 def test_a_library_that_is_not_installed(
@@ -160,6 +161,7 @@ def test_no_credentials_for_google(google: str, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(factory, "cached_provider_class", factory.GcpDefaultClientProvider)
     monkeypatch.setattr(factory, "_client_cache", {})
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere")
     with pytest.raises(StorageError, match="no usable credentials") as caught:
         open_storage("gs://bucket/x").read("y")

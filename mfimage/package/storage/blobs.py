@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from mfimage.files import chunks_of, sha256_of
 from mfimage.package.spec import BlobRef
 from mfimage.package.storage.cache import (
     cache_folder,
@@ -36,7 +37,6 @@ from mfimage.package.storage.cache import (
 )
 
 logger = logging.getLogger(__name__)
-_CHUNK = 1 << 20
 
 Fetch = Callable[[BlobRef, BinaryIO], None]
 """Writes a blob's content into a file, in place of what it holds."""
@@ -62,7 +62,7 @@ class Held:
         """Tell whether the content is what the name says."""
         with open(self._descriptor, "rb", closefd=False) as file:
             file.seek(0)
-            return _digest(file) == ref.hex
+            return sha256_of(chunks_of(file)) == ref.hex
 
     def size(self) -> int:
         """Return how many bytes it has."""
@@ -258,18 +258,11 @@ def _fetch_verified(ref: BlobRef, fetch: Fetch, file: BinaryIO) -> None:
         fetch(ref, file)
         file.flush()
         file.seek(0)
-        if _digest(file) == ref.hex:
+        if sha256_of(chunks_of(file)) == ref.hex:
             return
         if again:
             logger.warning("a download of %s arrived damaged; trying again", ref.digest)
     raise DamagedBlob(ref.digest)
-
-
-def _digest(file: BinaryIO) -> str:
-    hasher = hashlib.sha256()
-    while chunk := file.read(_CHUNK):
-        hasher.update(chunk)
-    return hasher.hexdigest()
 
 
 @contextlib.contextmanager

@@ -31,8 +31,6 @@ _CONNECT, _READ = 5, 30
 # The longest that a request takes, in times of that. Only this holds for one that sends a part:
 # no piece of its response comes before all of the part has gone.
 _SENDING = 5
-# Processes that have used obstore, which a process forked from them cannot.
-_USED_IN: set[int] = set()
 _RETRIES = 5
 _LONGEST = timedelta(minutes=1)
 _NEEDED = {
@@ -102,26 +100,33 @@ class RemoteStorage:
         """
         sink.seek(0)
         sink.truncate()
-        if _is_forked():
-            self._elsewhere("fetch", path, sink=sink)
-        else:
-            self._run("read", path, lambda objects, key: objects.download(key, sink))
+        self.perform("fetch", path, sink)
 
     def size(self, path: str) -> int | None:
         """Return an object's size in bytes; None when there is none."""
-        if _is_forked():
-            sink = io.BytesIO()
-            self._elsewhere("size", path, sink=sink)
-            return json.loads(sink.getvalue())  # type: ignore[no-any-return]
-        found = self._run("read", path, lambda objects, key: objects.stat(key))
-        return found.size if found else None
+        found: int | None = self.perform("size", path)
+        return found
 
     def write(self, path: str, source: BinaryIO) -> None:
         """Make an object of what ``source`` holds from here on."""
-        if _is_forked():
-            self._elsewhere("write", path, source=source)
-        else:
-            self._run("write", path, lambda objects, key: objects.upload(key, source))
+        self.perform("write", path, source)
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Scheme and root."""
+        return self._scheme, self._root
+
+    def perform(self, verb: str, path: str, file: BinaryIO | None = None) -> Any:
+        """Fetch, write or measure an object, by obstore in this process or in a helper."""
+        if _helper is not None:
+            return _helper.run(verb, self, path, file)
+        if verb == "size":
+            found = self._run("read", path, lambda objects, key: objects.stat(key))
+            return found.size if found else None
+        assert file is not None
+        if verb == "write":
+            return self._run("write", path, lambda objects, key: objects.upload(key, file))
+        return self._run("read", path, lambda objects, key: objects.download(key, file))
 
     def _run(self, verb: str, path: str, operation: Callable[[Objects, str], T]) -> T:
         def run() -> T:
@@ -144,32 +149,88 @@ class RemoteStorage:
         with self._lock:
             if sending not in self._connected:
                 require_libraries(self._scheme, _NEEDED[self._scheme])
-                _USED_IN.add(os.getpid())
+                global _used  # noqa: PLW0603
+                _used = True
                 connect = {"s3": _connect_s3, "gs": _connect_google, "azure": _connect_azure}
                 self._connected[sending] = connect[self._scheme](self._bucket, sending)
             return self._connected[sending]
 
-    def _elsewhere(
-        self, verb: str, path: str, *, source: BinaryIO | None = None, sink: BinaryIO | None = None
-    ) -> None:
-        """Do it in a process of its own."""
-        command = [sys.executable, "-m", __name__, verb, self._scheme, self._root, path]
-        with tempfile.TemporaryFile(prefix="mfimage-") as file:
-            if source is not None:
-                shutil.copyfileobj(source, file, 1 << 20)
-                file.seek(0)
-            done = subprocess.run(
-                command,
-                stdin=file if source is not None else subprocess.DEVNULL,
-                stdout=file if sink is not None else subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                check=False,
-            )
-            if done.returncode:
-                raise _error_of(done.stderr, self.url(path))
-            if sink is not None:
-                file.seek(0)
-                shutil.copyfileobj(file, sink, 1 << 20)
+
+class _Helper:
+    """A process that uses obstore for one that was forked, one request after the other.
+
+    A request is a line of JSON, and so is its result; content is in a file that both open. The
+    process ends with its stdin.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self, verb: str, storage: RemoteStorage, path: str, file: BinaryIO | None) -> Any:
+        """Fetch, write or measure an object; ``file`` gets or has its content."""
+        with tempfile.NamedTemporaryFile(prefix="mfimage-") as copy:
+            if verb == "write" and file is not None:
+                shutil.copyfileobj(file, copy, 1 << 20)
+                copy.flush()
+            found = self._request([verb, *storage.place, path, copy.name])
+            if verb == "fetch" and file is not None:
+                shutil.copyfileobj(copy, file, 1 << 20)
+        return found
+
+    def _request(self, request: list[str]) -> Any:
+        with self._lock:
+            if self._process is None:
+                command = [sys.executable, "-m", __name__]
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                )
+            requests, results = self._process.stdin, self._process.stdout
+            assert requests and results
+            try:
+                requests.write(json.dumps(request).encode() + b"\n")
+                requests.flush()
+                result = json.loads(results.readline())
+            except (OSError, ValueError):
+                self._process = None
+                raise StorageError(
+                    f"the process that was to {request[0]} {request[3]} ended"
+                ) from None
+        if "missing" in result:
+            raise FileNotFoundError(result["missing"])
+        if "message" in result:
+            raise StorageError(result["message"], hint=result["hint"])
+        return result["value"]
+
+
+# obstore hangs in a process that was forked from one that has used it: its threads stay there.
+_used = False
+_helper: _Helper | None = None
+
+
+def _forked() -> None:
+    global _helper  # noqa: PLW0603  (of the process, as obstore's threads are)
+    if _used:
+        _helper = _Helper()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+def _serve() -> None:
+    """Handle the requests of a ``_Helper``."""
+    for line in sys.stdin.buffer:
+        verb, scheme, root, path, file = json.loads(line)
+        storage = RemoteStorage(scheme, root)
+        result: dict[str, Any]
+        try:
+            with Path(file).open("r+b") as copy:
+                result = {"value": storage.perform(verb, path, copy)}
+        except StorageError as error:
+            result = {"message": error.message, "hint": error.hint}
+        except FileNotFoundError:
+            result = {"missing": storage.url(path)}
+        print(json.dumps(result), flush=True)
 
 
 class _Credentials:
@@ -447,44 +508,14 @@ def _interruptible(operation: Callable[[], T]) -> T:
         except BaseException as error:  # noqa: BLE001  (raised again in the main thread)
             done.set_exception(error)
 
-    threading.Thread(target=run, name="mfimage-transfer", daemon=True).start()
-    return done.result()
-
-
-def _is_forked() -> bool:
-    """Return whether obstore would hang here: its threads stay in the process that was forked."""
-    return bool(_USED_IN) and os.getpid() not in _USED_IN
-
-
-def _error_of(stderr: bytes, url: str) -> Exception:
-    line = stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    thread = threading.Thread(target=run, name="mfimage-transfer", daemon=True)
+    thread.start()
     try:
-        failure = json.loads(line)
-    except ValueError:
-        return StorageError(f"cannot use {url}: {line}")
-    if failure["missing"]:
-        return FileNotFoundError(url)
-    return StorageError(failure["message"], hint=failure["hint"])
-
-
-def _main(verb: str, scheme: str, root: str, path: str) -> int:
-    """Do one transfer between a bucket and stdin or stdout."""
-    storage = RemoteStorage(scheme, root)
-    try:
-        if verb == "write":
-            storage.write(path, sys.stdin.buffer)
-        elif verb == "size":
-            sys.stdout.write(json.dumps(storage.size(path)))
-        else:
-            storage.fetch(path, sys.stdout.buffer)
-        return 0
-    except StorageError as error:
-        failure = {"missing": False, "message": error.message, "hint": error.hint}
-    except FileNotFoundError:
-        failure = {"missing": True}
-    sys.stderr.write(json.dumps(failure) + "\n")
-    return 1
+        return done.result()
+    finally:
+        if done.done():
+            thread.join()
 
 
 if __name__ == "__main__":
-    sys.exit(_main(*sys.argv[1:]))
+    _serve()

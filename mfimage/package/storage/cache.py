@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TextIO
 
 from mfimage.errors import OptionError, StorageError
+from mfimage.files import whole_file
 
 logger = logging.getLogger(__name__)
 # Seconds after which a wait is reported.
@@ -58,6 +59,14 @@ def cache_size() -> int:
             hint="write it as 500MB or 10GiB; 0 keeps nothing longer than it is used",
         )
     return int(match[1]) * _UNITS[match[2][:1].upper()]
+
+
+def remember(path: Path, data: bytes) -> None:
+    """Write a file into the cache; where it cannot be written, it costs time the next time."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write(data)
 
 
 def make_once(
@@ -138,11 +147,13 @@ def reported(doing: str) -> Iterator[None]:
         while not done.wait(_SILENCE):
             logger.warning("still %s after %.0f s", doing, time.monotonic() - began)
 
-    threading.Thread(target=report, name="mfimage-report", daemon=True).start()
+    thread = threading.Thread(target=report, name="mfimage-report", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         done.set()
+        thread.join()
 
 
 def is_at(path: Path, descriptor: int) -> bool:

@@ -10,12 +10,12 @@ import contextlib
 import errno
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from mfimage.errors import StorageError
+from mfimage.files import CHUNK, whole_file
 
 
 class Storage(Protocol):
@@ -83,29 +83,13 @@ class LocalStorage:
     def write(self, path: str, source: BinaryIO) -> None:
         """Write a file beside its place, then move it there."""
         target = self.root / path
-        fresh = target.with_name(f".tmp-{uuid.uuid4().hex}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with fresh.open("xb") as file:
-                shutil.copyfileobj(source, file, 1 << 20)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(target)
-            _sync_folder(target.parent)
+            # Durable: blobs must be there before the file that names them.
+            with whole_file(target, durable=True) as file:
+                shutil.copyfileobj(source, file, CHUNK)
         except OSError as error:
             raise _not_written(target, error) from None
-        finally:
-            with contextlib.suppress(OSError):
-                fresh.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a move outlive a loss of power: blobs must, before the file that names them."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _not_written(target: Path, error: OSError) -> StorageError:

@@ -205,7 +205,7 @@ class Objects:
             if source is not None and source.error is not None:
                 raise source.error from None
             message, hint = describe(str(error), self.root)
-            if isinstance(error, FileNotFoundError) and not message:
+            if isinstance(error, FileNotFoundError) and (not message or "://" not in self.root):
                 if verb != "write":
                     raise FileNotFoundError(self.url(key)) from None
                 message = f"nothing is there; is there a {_bucket(self.root)!r}?"
