@@ -16,7 +16,7 @@ from mfimage.errors import MfimageError, PackageError, ReferenceNotFound, Storag
 from mfimage.package.spec import BlobRef
 from mfimage.package.storage.buckets import open_storage
 from mfimage.package.store import PackageStore, blob_name, open_package
-from tests.support.faulty import Fault, Faulty, faulty
+from tests.support.faulty import Fault, Faulty, Handler, faulty
 from tests.support.packages import make_package
 from tests.support.s3 import Bucket, S3Server, bucket_on
 
@@ -261,3 +261,32 @@ def test_credentials(strict_bucket: tuple[Bucket, Any], monkeypatch: pytest.Monk
         said = f"{caught.value.message} {caught.value.hint}"
         assert bucket.url in said and "AWS_ACCESS_KEY_ID" in said
         assert "wrong-and-not-to-be-shown" not in said
+
+
+class Elsewhere(Handler):
+    """A server of another region than the default."""
+
+    def do(self) -> None:
+        if "/eu-west-1/" in self.headers.get("Authorization", ""):
+            super().do()
+            return
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(301)
+        self.send_header("x-amz-bucket-region", "eu-west-1")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD = do_PUT = do_POST = do
+
+
+def test_a_bucket_of_another_region_is_found(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with faulty(bucket.server.url, Elsewhere) as proxy:
+        for name, value in S3Server(url=proxy.url).env.items():
+            monkeypatch.setenv(name, value)
+        reference = make_package(f"{bucket.url}/root")
+        assert open_package(reference).reference == reference
+        with pytest.raises(StorageError, match="is in another region") as caught:
+            open_storage(bucket.url).write("x", io.BytesIO(b"x"))
+        assert "AWS_DEFAULT_REGION" in str(caught.value.hint)

@@ -22,7 +22,12 @@ from urllib.parse import unquote, urlsplit
 from mfimage.errors import StorageError
 from mfimage.package.storage.cache import reported
 from mfimage.package.storage.local import LocalStorage, Storage
-from mfimage.package.storage.objects import CREDENTIALS, Objects, without_secrets
+from mfimage.package.storage.objects import (
+    CREDENTIALS,
+    Objects,
+    WrongRegion,
+    without_secrets,
+)
 
 T = TypeVar("T")
 SCHEMES = ("s3", "gs", "azure")
@@ -64,6 +69,7 @@ class RemoteStorage:
         self._root = _checked(scheme, root.rstrip("/"))
         self._bucket, _, prefix = self._root.partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
+        self._region: str | None = None
         self._lock = threading.Lock()
         self._connected: dict[bool, _Connection] = {}
 
@@ -133,6 +139,12 @@ class RemoteStorage:
             connection = self._connection(sending=verb == "write")
             try:
                 return operation(connection.objects, self._prefix + path)
+            except WrongRegion:
+                # Every write comes after a read, so that only reads are done again.
+                if verb == "write" or not self._find_region(connection):
+                    raise
+                connection = self._connection(sending=False)
+                return operation(connection.objects, self._prefix + path)
             except StorageError as error:
                 refused = connection.credentials.error
                 if refused is None:
@@ -146,14 +158,27 @@ class RemoteStorage:
             return _interruptible(run)
 
     def _connection(self, *, sending: bool) -> _Connection:
+        _users.add(os.getpid())
         with self._lock:
             if sending not in self._connected:
                 require_libraries(self._scheme, _NEEDED[self._scheme])
-                global _used  # noqa: PLW0603
-                _used = True
-                connect = {"s3": _connect_s3, "gs": _connect_google, "azure": _connect_azure}
-                self._connected[sending] = connect[self._scheme](self._bucket, sending)
+                self._connected[sending] = self._connect(sending)
             return self._connected[sending]
+
+    def _connect(self, sending: bool) -> _Connection:
+        if self._scheme == "s3":
+            return _connect_s3(self._bucket, sending, self._region)
+        connect = _connect_google if self._scheme == "gs" else _connect_azure
+        return connect(self._bucket, sending)
+
+    def _find_region(self, connection: _Connection) -> bool:
+        """Ask S3 for the bucket's region, which it says to anyone; connect anew where it does."""
+        found = _region_of(self._bucket, connection.endpoint)
+        with self._lock:
+            self._region = found or self._region
+            if found:
+                self._connected.clear()
+        return found is not None
 
 
 class _Helper:
@@ -183,7 +208,7 @@ class _Helper:
             if self._process is None:
                 command = [sys.executable, "-m", __name__]
                 self._process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
                 )
             requests, results = self._process.stdin, self._process.stdout
             assert requests and results
@@ -191,11 +216,13 @@ class _Helper:
                 requests.write(json.dumps(request).encode() + b"\n")
                 requests.flush()
                 result = json.loads(results.readline())
-            except (OSError, ValueError):
+            except BaseException as error:
+                self._process.kill()  # its result would be taken for the next request's
                 self._process = None
-                raise StorageError(
-                    f"the process that was to {request[0]} {request[3]} ended"
-                ) from None
+                if not isinstance(error, OSError | ValueError):
+                    raise
+                message = f"cannot {request[0]} {request[3]}: the process that does it ended"
+                raise StorageError(message) from None
         if "missing" in result:
             raise FileNotFoundError(result["missing"])
         if "message" in result:
@@ -204,13 +231,13 @@ class _Helper:
 
 
 # obstore hangs in a process that was forked from one that has used it: its threads stay there.
-_used = False
+_users: set[int] = set()
 _helper: _Helper | None = None
 
 
 def _forked() -> None:
     global _helper  # noqa: PLW0603  (of the process, as obstore's threads are)
-    if _used:
+    if _users:
         _helper = _Helper()
 
 
@@ -219,6 +246,8 @@ os.register_at_fork(after_in_child=_forked)
 
 def _serve() -> None:
     """Handle the requests of a ``_Helper``."""
+    results = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is not a result
     for line in sys.stdin.buffer:
         verb, scheme, root, path, file = json.loads(line)
         storage = RemoteStorage(scheme, root)
@@ -230,7 +259,7 @@ def _serve() -> None:
             result = {"message": error.message, "hint": error.hint}
         except FileNotFoundError:
             result = {"missing": storage.url(path)}
-        print(json.dumps(result), flush=True)
+        print(json.dumps(result), file=results, flush=True)
 
 
 class _Credentials:
@@ -242,6 +271,7 @@ class _Credentials:
         self.error: Exception | None = None
 
     def __call__(self) -> Any:
+        self.error = None
         try:
             self._provider = self._provider or self._make()
             return self._provider()
@@ -255,12 +285,13 @@ class _Connection:
 
     def __init__(self, make: Any, bucket: str, credentials: _Credentials, **options: Any) -> None:
         self.credentials = credentials
+        self.endpoint: str | None = options["config"].get("endpoint")
         store = make(bucket, credential_provider=credentials, **options)
         scheme = {"S3Store": "s3", "GCSStore": "gs", "AzureStore": "azure"}[make.__name__]
         self.objects = Objects(f"{scheme}://{bucket}/", store)
 
 
-def _connect_s3(bucket: str, sending: bool) -> _Connection:
+def _connect_s3(bucket: str, sending: bool, region: str | None) -> _Connection:
     from metaflow.metaflow_config import DATATOOLS_CLIENT_PARAMS
     from metaflow.metaflow_config_funcs import from_conf
     from obstore.auth.boto3 import Boto3CredentialProvider
@@ -271,7 +302,7 @@ def _connect_s3(bucket: str, sending: bool) -> _Connection:
     given = given if isinstance(given, dict) else given._user_provided_options
     session = _aws_session(params)
     endpoint = params.get("endpoint_url") or from_conf("S3_ENDPOINT_URL") or _aws_endpoint(session)
-    config: dict[str, Any] = {"region": session.region_name or "us-east-1"}
+    config: dict[str, Any] = {"region": region or session.region_name or "us-east-1"}
     if endpoint:
         config["endpoint"] = endpoint
     if (given.get("s3") or {}).get("addressing_style") == "virtual":
@@ -296,6 +327,17 @@ def _connect_s3(bucket: str, sending: bool) -> _Connection:
         ),
         retry_config=_retries(),
     )
+
+
+def _region_of(bucket: str, endpoint: str | None) -> str | None:
+    import urllib3
+
+    url = f"{endpoint or 'https://s3.amazonaws.com'}/{bucket}"
+    try:
+        response = urllib3.request("HEAD", url, redirect=False, retries=False, timeout=_CONNECT)
+    except urllib3.exceptions.HTTPError:
+        return None
+    return response.headers.get("x-amz-bucket-region")
 
 
 def _aws_session(params: dict[str, Any]) -> Any:

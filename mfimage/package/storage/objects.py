@@ -44,6 +44,7 @@ NETWORK = {
 _SCHEMES = {"s3": "s3", "gs": "gs", "az": "azure", "ab": "azure"}
 _STATUS = re.compile(r"status code: (\d{3}) ?([^:\n]*)")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
+_REGION = re.compile(r"redirect without LOCATION|AuthorizationHeaderMalformed|PermanentRedirect")
 _HOST = re.compile(r"https?://[^\s,]+")
 _REASONS = (
     (re.compile(r"kind: Timeout|TimedOut"), "timeout: no answer in time"),
@@ -76,6 +77,10 @@ class ObjectInfo:
     url: str
     size: int
     version: str
+
+
+class WrongRegion(StorageError):
+    """The bucket is in another region than the one that was asked."""
 
 
 class Objects:
@@ -209,7 +214,8 @@ class Objects:
                 if verb != "write":
                     raise FileNotFoundError(self.url(key)) from None
                 message = f"nothing is there; is there a {_bucket(self.root)!r}?"
-            raise StorageError(f"cannot {verb} {self.url(key)}: {message}", hint=hint) from None
+            kind = WrongRegion if _REGION.search(str(error)) else StorageError
+            raise kind(f"cannot {verb} {self.url(key)}: {message}", hint=hint) from None
 
 
 class _Chunks:
@@ -302,13 +308,13 @@ def describe(text: str, root: str) -> tuple[str, str | None]:
     scheme = _SCHEMES.get(root[:2])
     if scheme is None:
         return without_secrets(text).strip().partition("\n")[0], None
+    if _REGION.search(text):
+        reason = f"{_bucket(root)!r} is in another region"
+        return reason, "set AWS_DEFAULT_REGION to the bucket's region"
     status = _STATUS.search(text)
     if status:
         code = _CODE.search(text)
         return _rejected(int(status[1]), code[1] if code else "", status[2], scheme, _bucket(root))
-    if "redirect" in text:
-        reason = f"{_bucket(root)!r} is in another region"
-        return reason, "set AWS_DEFAULT_REGION to the bucket's region"
     certificate = _CERTIFICATE.search(text)
     if certificate:
         reason = f"the server's certificate is not trusted ({certificate[1]})"
