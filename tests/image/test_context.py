@@ -11,7 +11,7 @@ from mfimage.errors import PackageError
 from mfimage.image.context import context_files, context_tar, write_context
 from mfimage.image.dockerfile import render
 from mfimage.image.layer_files import layer_files
-from mfimage.image.plan import EPOCH
+from mfimage.files import EPOCH
 from mfimage.package.spec import BlobRef
 from tests.image.sample import archive, contents, entries, make_sample, tarred
 
