@@ -7,17 +7,10 @@ import io
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from mfimage.console import (
-    CopyBar,
-    FileBar,
-    PlainStory,
-    TerminalStory,
-    copy_story,
-    file_story,
-)
-from mfimage.copying import CopyEvent
-from mfimage.file_runs import FileProgress
+from mfimage.cli.console import CopyBar, FileBar, PlainStory, TerminalStory, copy_story, file_story
+from mfimage.copy import CopyEvent
 from mfimage.image.engine_events import BuildEvent
+from mfimage.run import FileProgress
 
 EVENTS = [
     BuildEvent(kind="started", step="[internal] load .dockerignore"),

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mfimage import target_lock as module
 from mfimage.errors import PackageError
-from mfimage.image.options import BuildOptions
+from mfimage.image.plan import lock as module
+from mfimage.image.plan.options import BuildOptions
 from mfimage.package.store import open_package
 from tests.support.packages import make_package
 

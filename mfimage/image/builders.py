@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from mfimage.errors import EngineError, OptionError
 from mfimage.image.builder import AUTO, DOCKER, OCI, Builder, OnEvent
-from mfimage.image.location import LOCATIONS, Location
-from mfimage.image.options import BuildOptions
+from mfimage.image.plan.options import BuildOptions
+from mfimage.image.registry.location import LOCATIONS, Location
 
 if TYPE_CHECKING:
     from mfimage.image.engine import Engine

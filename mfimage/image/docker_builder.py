@@ -7,16 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mfimage.errors import OptionError
-from mfimage.image.base_image import BaseImage
 from mfimage.image.builder import DOCKER, BuiltImage, BuiltLayer, OnEvent
-from mfimage.image.context import context_files
+from mfimage.image.docker.render import context_files
 from mfimage.image.engine import Engine
 from mfimage.image.engine_events import BuildEvent
-from mfimage.image.image_info import HistoryEntry, ImageInfo
-from mfimage.image.layer_files import BlobPath, artifact_folder
-from mfimage.image.location import Location
-from mfimage.image.plan import ImagePlan
-from mfimage.image.reference import Reference
+from mfimage.image.find.info import HistoryEntry, ImageInfo
+from mfimage.image.plan.base import BaseImage
+from mfimage.image.plan.layers import BlobPath, artifact_folder
+from mfimage.image.plan.plan import ImagePlan
+from mfimage.image.registry.location import Location
+from mfimage.image.registry.reference import Reference
 from mfimage.package.storage.cache import cache_folder, remember
 from mfimage.runtime.layout import VENV
 

@@ -16,7 +16,7 @@ from mfimage.image.engine_connect import connect, engine_errors
 from mfimage.image.engine_events import BuildEvent
 from mfimage.image.engine_reading import export, read_file
 from mfimage.image.engine_transfer import OnEvent, load, pull, push, split
-from mfimage.image.image_info import ImageInfo
+from mfimage.image.find.info import ImageInfo
 
 _RUN_TIMEOUT = 60
 _PYTHON_VERSION = "import platform; print(platform.python_version())"

@@ -17,11 +17,11 @@ import requests
 from docker.utils import parse_repository_tag
 
 from mfimage.errors import BuildError, EngineError
-from mfimage.image.context_file import ContextFile
 from mfimage.image.engine_connect import CONNECTION_ERRORS, alive, engine_gone
 from mfimage.image.engine_events import BuildEvent, BuildTrace
 from mfimage.image.engine_session import Session, hijack
-from mfimage.image.redaction import Redactor
+from mfimage.image.plan.files import ContextFile
+from mfimage.masking import Masker
 
 Context = Sequence[ContextFile] | Iterable[bytes] | BinaryIO
 """The files of a context, or a tar of it."""
@@ -96,7 +96,7 @@ def run_build(
     EngineError
         If the engine goes away.
     """
-    redact = Redactor(request.secrets.values())
+    redact = Masker(request.secrets.values())
     trace = BuildTrace(redact)
     files, archive = _sort_out(context)
     query = request.parameters()
@@ -156,7 +156,7 @@ def _chunks(context: Iterable[bytes] | BinaryIO) -> Iterator[bytes]:
         yield chunk
 
 
-def _check(response: requests.Response, redact: Redactor) -> None:
+def _check(response: requests.Response, redact: Masker) -> None:
     if response.ok:
         return
     try:

@@ -14,7 +14,7 @@ import requests
 import urllib3.exceptions
 
 from mfimage.errors import EngineError
-from mfimage.image.redaction import Redactor
+from mfimage.masking import Masker
 
 # Together below three seconds: connecting and answering may each take this long over TCP.
 _LOCAL_TIMEOUT, _REMOTE_TIMEOUT = 2.5, 1.3
@@ -116,7 +116,7 @@ def _probe(host: str) -> None:
 
 def _diagnose(error: Exception, host: str) -> EngineError:
     cause = _innermost(error)
-    redact = Redactor([])
+    redact = Masker([])
     host = redact(host)
     if isinstance(cause, FileNotFoundError):
         return EngineError(f"no Docker engine: there is no socket at {host}", hint=_START)

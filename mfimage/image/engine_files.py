@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
-from mfimage.image.context_file import MTIME, ContextFile
 from mfimage.image.engine_grpc import DATA_LOSS, INTERNAL, INVALID_ARGUMENT, CallError, Metadata
 from mfimage.image.engine_wire import encode_bytes, encode_int, fields
+from mfimage.image.plan.files import MTIME, ContextFile
 
 _STAT, _REQUEST, _DATA, _FINISH, _ERROR = range(5)  # types of packets
 _DIRECTORY = 1 << 31  # Go's os.ModeDir

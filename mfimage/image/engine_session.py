@@ -23,11 +23,11 @@ import requests
 from urllib3 import HTTPHeaderDict
 
 from mfimage.errors import EngineError
-from mfimage.image.context_file import ContextFile
 from mfimage.image.engine_connect import CONNECTION_ERRORS, engine_gone
 from mfimage.image.engine_files import FileSync
 from mfimage.image.engine_grpc import INTERNAL, NOT_FOUND, CallError, GrpcServer, Handler, unary
 from mfimage.image.engine_wire import encode_bytes, encode_int, last_bytes
+from mfimage.image.plan.files import ContextFile
 
 _GET_SECRET = "/moby.buildkit.secrets.v1.Secrets/GetSecret"  # noqa: S105  (a path)
 _CREDENTIALS = "/moby.filesync.v1.Auth/Credentials"

@@ -80,7 +80,7 @@ if sys.argv[2] == "function_from_json":
 else:
     from mfimage.package.store import open_package
     from mfimage.package.archive import unpack
-    from mfimage.runtime.loader import load_folder
+    from mfimage.runtime.loading.loader import load_folder
     functions = {}
     for name, reference in references.items():
         package = open_package(reference)

@@ -11,8 +11,8 @@ from types import MappingProxyType
 import pytest
 
 from mfimage.image.checks.runc_runner import find_tools
-from mfimage.image.context_file import ContextFile
 from mfimage.image.engine import Engine
+from mfimage.image.plan.files import ContextFile
 from tests.e2e.conftest import Project
 
 pytestmark = [pytest.mark.docker, pytest.mark.e2e, pytest.mark.index]

@@ -10,9 +10,9 @@ import pytest
 from mfimage.errors import EngineError, OptionError
 from mfimage.image.builders import open_builder
 from mfimage.image.engine import Engine
-from mfimage.image.location import Location
-from mfimage.image.options import BuildOptions
-from mfimage.image.settings import make_options
+from mfimage.image.plan.options import BuildOptions
+from mfimage.image.plan.settings import make_options
+from mfimage.image.registry.location import Location
 
 OUT = Location(kind="oci", path=Path("out"))
 

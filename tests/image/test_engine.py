@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from mfimage.errors import BuildError, EngineError, RegistryError
-from mfimage.image.context_file import ContextFile
 from mfimage.image.engine import Engine
 from mfimage.image.engine_events import BuildEvent
+from mfimage.image.plan.files import ContextFile
 from tests.support import docker as support
 
 pytestmark = pytest.mark.docker

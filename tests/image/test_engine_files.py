@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from mfimage.image.context_file import ContextFile
 from mfimage.image.engine_files import FileSync
 from mfimage.image.engine_grpc import CallError, GrpcServer
 from mfimage.image.engine_wire import encode_bytes, encode_int, fields, last_bytes
+from mfimage.image.plan.files import ContextFile
 from tests.support.fake_engine import GrpcClient
 
 STAT, REQUEST, DATA, FINISH, ERROR = range(5)

@@ -16,11 +16,11 @@ import pytest
 
 from mfimage.errors import BuildError, EngineError
 from mfimage.image import engine_build, engine_connect
-from mfimage.image.context_file import ContextFile
 from mfimage.image.engine import Engine
 from mfimage.image.engine_events import BuildEvent
 from mfimage.image.engine_session import Session
 from mfimage.image.engine_wire import encode_bytes, encode_int, last_bytes
+from mfimage.image.plan.files import ContextFile
 from tests.image.test_engine_events import log, vertex
 from tests.support.fake_engine import FakeBuild, fake_engine
 

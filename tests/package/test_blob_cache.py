@@ -332,9 +332,9 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
         ("", 10 << 30),
         ("0", 0),
         ("1000", 1000),
-        ("500MB", 500 << 20),
+        ("500MB", 500_000_000),
         ("2 GiB", 2 << 30),
-        ("1t", 1 << 40),
+        ("1t", 10**12),
     ],
 )
 def test_sizes(text: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,12 +342,12 @@ def test_sizes(text: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_size() == size
 
 
-@pytest.mark.parametrize("text", ["much", "-1", "1.5GB", "10 EB", "GB", "1e9"])
+@pytest.mark.parametrize("text", ["much", "-1", "10 EB", "GB", "1e9"])
 def test_what_is_no_size(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MFIMAGE_CACHE_SIZE", text)
-    with pytest.raises(OptionError, match=f"MFIMAGE_CACHE_SIZE: .*got '{text}'") as caught:
+    with pytest.raises(OptionError, match=f"MFIMAGE_CACHE_SIZE: '{text}' is not a size") as caught:
         PackageStore("s3://bucket")
-    assert "10GiB" in str(caught.value.hint)
+    assert "500MiB" in str(caught.value.hint)
 
 
 def test_who_waits_is_told(

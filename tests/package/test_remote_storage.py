@@ -135,7 +135,7 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(scheme: str) -> None:
 
 def test_secrets_are_cut_out_of_what_libraries_say() -> None:
     text = "no answer from http://user:hunter2@host/a/b?sig=hunter3&x=1 (s3://bucket/a)"
-    assert without_secrets(text) == "no answer from http://***host/a/b?*** (s3://bucket/a)"
+    assert without_secrets(text) == "no answer from http://***@host/a/b?*** (s3://bucket/a)"
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,15 @@ import docker
 import docker.errors
 
 from mfimage.errors import EngineError
-from mfimage.image.checks.places import image_at
 from mfimage.image.checks.report import Failed
 from mfimage.image.checks.runner import LOG_LINES, Address, Launch
 from mfimage.image.engine import Engine
 from mfimage.image.engine_connect import engine_errors
-from mfimage.image.image_info import ImageInfo
-from mfimage.image.location import Location
+from mfimage.image.find.info import ImageInfo
+from mfimage.image.find.run import image_at
 from mfimage.image.oci.outputs import docker_archive
-from mfimage.image.redaction import Redactor
+from mfimage.image.registry.location import Location
+from mfimage.masking import Masker
 
 # Finds what a process that was killed could not remove.
 _LABEL = "io.mfimage.test"
@@ -95,7 +95,7 @@ class DockerContainer:
         self._api = api
         self._id = identity
         self._port = port
-        self._redact = Redactor([])
+        self._redact = Masker([])
 
     def addresses(self) -> Sequence[Address]:
         """Return where its port is published, and where a neighbour container reaches it."""

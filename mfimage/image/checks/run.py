@@ -14,8 +14,8 @@ from mfimage.image.checks.runc_runner import Tools, find_tools, open_runc
 from mfimage.image.checks.runner import Runner
 from mfimage.image.checks.server import CheckOptions, check_server
 from mfimage.image.engine_connect import connect
-from mfimage.image.labels import TARGET
-from mfimage.image.location import Location, parse_location
+from mfimage.image.plan.labels import TARGET
+from mfimage.image.registry.location import Location, parse_location
 from mfimage.package.spec import FunctionSpec
 
 _DEFAULTS = CheckOptions()

@@ -16,14 +16,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mfimage.errors import EngineError
-from mfimage.image.checks.places import image_at
 from mfimage.image.checks.report import Failed
 from mfimage.image.checks.runner import LOG_LINES, Address, Launch, wait_for_end
-from mfimage.image.image_info import ImageInfo
-from mfimage.image.location import OCI, Location
+from mfimage.image.find.info import ImageInfo
+from mfimage.image.find.run import image_at
 from mfimage.image.oci.outputs import write_images
-from mfimage.image.redaction import Redactor
-from mfimage.image.reference import parse_tag
+from mfimage.image.registry.location import OCI, Location
+from mfimage.image.registry.reference import parse_tag
+from mfimage.masking import Masker
 
 _RUNTIME, _UNPACKER = "runc", "umoci"
 _TAG = "image"
@@ -163,7 +163,7 @@ class RuncContainer:
         self._process = process
         self._log = log
         self._port = port
-        self._redact = Redactor([])
+        self._redact = Masker([])
 
     def addresses(self) -> Sequence[Address]:
         """Return where its port is."""

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mfimage.image.image_info import ImageInfo
+from mfimage.image.find.info import ImageInfo
 
 Address = tuple[str, int]
 _POLL = 0.05

@@ -13,11 +13,11 @@ from typing import Any, BinaryIO
 
 from mfimage.errors import BuildError
 from mfimage.files import EPOCH, whole_file
-from mfimage.image.location import OCI, OCI_ARCHIVE, Location
 from mfimage.image.oci.config import Composed, compose_index
 from mfimage.image.oci.images import StoredLayer, encode
-from mfimage.image.reference import Reference
 from mfimage.image.registry.descriptors import INDEX
+from mfimage.image.registry.location import OCI, OCI_ARCHIVE, Location
+from mfimage.image.registry.reference import Reference
 from mfimage.package.spec import sha256_digest
 
 _CHUNK = 1 << 20

@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
 import shutil
 import tempfile
 import threading
@@ -18,8 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from mfimage.errors import OptionError, StorageError
+from mfimage.errors import StorageError
 from mfimage.files import whole_file
+from mfimage.sizes import parse_size
 
 logger = logging.getLogger(__name__)
 # Seconds after which a wait is reported.
@@ -29,8 +29,6 @@ _TAG = "CACHEDIR.TAG"
 _SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55\n"
 SIZE_VARIABLE = "MFIMAGE_CACHE_SIZE"
 _DEFAULT_SIZE = "10GiB"
-_SIZE = re.compile(r"(\d+)\s*(|[KMGT]i?B?|B)", re.IGNORECASE)
-_UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def cache_folder() -> Path:
@@ -52,13 +50,7 @@ def tag(cache: Path) -> None:
 def cache_size() -> int:
     """Return how many bytes of blobs may stay: ``MFIMAGE_CACHE_SIZE``, else 10 GiB."""
     text = os.environ.get(SIZE_VARIABLE, "").strip() or _DEFAULT_SIZE
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise OptionError(
-            f"{SIZE_VARIABLE}: expected a size, got {text!r}",
-            hint="write it as 500MB or 10GiB; 0 keeps nothing longer than it is used",
-        )
-    return int(match[1]) * _UNITS[match[2][:1].upper()]
+    return parse_size(text, field=SIZE_VARIABLE)
 
 
 def remember(path: Path, data: bytes) -> None:

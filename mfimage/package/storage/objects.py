@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from mfimage.errors import StorageError
+from mfimage.masking import MASK, mask_urls
 
 RETRIES: Any = {"max_retries": 8, "retry_timeout": timedelta(minutes=2)}
 _MIB = 1 << 20
@@ -56,8 +57,8 @@ _CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*)*(?:OtherError\
 _DETAIL = re.compile(r'(?:message|error): "([^"]+)"')
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
 REFUSED_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
-# A password in an endpoint's URL; what is signed or secret in a query.
-_SECRET = re.compile(r"(?<=://)[^/@\s'\"]+@|(?<=\?)[^\s'\"<>]+")
+# What is signed or secret in a query.
+_QUERY = re.compile(r"(?<=\?)[^\s'\"<>]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +284,7 @@ def _open(root: str) -> Any:
 
 def without_secrets(text: str) -> str:
     """Return text without the passwords and signatures of the URLs in it."""
-    return _SECRET.sub("***", text)
+    return _QUERY.sub(MASK, mask_urls(text))
 
 
 def _bucket(root: str) -> str:

@@ -1,0 +1,1 @@
+"""The Docker engine, and the builder that uses it."""
