@@ -11,12 +11,12 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from mfimage.errors import StorageError
 from mfimage.package.storage.buckets import require_libraries
 from mfimage.package.storage.cache import reported
-from mfimage.package.storage.objects import CREDENTIALS, NETWORK, REFUSED_KEYS, without_secrets
+from mfimage.package.storage.objects import CREDENTIALS, NETWORK, rejected, without_secrets
 
 # Seconds until a connection must stand, and between two pieces of a response.
 _CONNECT, _READ = 5, 30
@@ -25,8 +25,6 @@ _NEEDED = {
     "gs": {"google.cloud.storage": "google-cloud-storage", "google.auth": "google-auth"},
     "azure": {"azure.storage.blob": "azure-storage-blob", "azure.identity": "azure-identity"},
 }
-Kind = Literal["missing", "transient", "final"]
-
 _LIBRARIES = {
     *("azure", "boto3", "botocore", "builtins", "google", "http", "metaflow", "requests"),
     *("requests_oauthlib", "s3transfer", "socket", "ssl", "urllib3"),
@@ -38,9 +36,7 @@ _UNREACHABLE = re.compile(
     r"|ResponseParserError|ResponseStreaming|RetryError|ServiceRe(quest|sponse)Error|Transport"
     r"|Checksum|DataCorruption|gaierror"
 )
-_NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
-_TRANSIENT_CODES = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException"}
-_BROKEN_ANSWERS = 2
+_BROKEN_RESPONSES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +45,17 @@ class Fault:
 
     Attributes
     ----------
-    kind : {"missing", "transient", "final"}
-        Nothing is there; it may go well another time; it will not.
     message : str
         In a few words, without any credential.
     hint : str, optional
         The next step.
+    missing : bool
+        Whether nothing is there.
     """
 
-    kind: Kind
     message: str
     hint: str | None = None
+    missing: bool = False
 
 
 def require_datastore(kind: str) -> None:
@@ -68,14 +64,14 @@ def require_datastore(kind: str) -> None:
 
 
 def make_patient(storage: Any, kind: str, root: str) -> None:
-    """Give Metaflow's storage a client that does not try for hours."""
+    """Give Metaflow's storage a client that does not retry for hours."""
     if kind == "s3":
         storage.s3_client = _Client(root.partition("://")[2].partition("/")[0])
 
 
 @contextlib.contextmanager
 def reading(kind: str, root: str) -> Iterator[None]:
-    """Tell what goes wrong with a datastore as ``StorageError``, and who waits what for."""
+    """Raise ``StorageError`` for what a datastore's client raises; report long waits."""
     if kind not in _NEEDED:
         yield
         return
@@ -93,7 +89,7 @@ def reading(kind: str, root: str) -> Iterator[None]:
 def _fault_of(error: Exception, kind: str, root: str) -> Fault | None:
     from metaflow.datastore.exceptions import DataException
 
-    if isinstance(error, DataException):  # there is a store, and something else in it
+    if isinstance(error, DataException):  # the store answers; what is in it is wrong
         return None
     found: Fault | None = getattr(error, "mfimage_fault", None)
     bucket = root.partition("://")[2] or root
@@ -117,10 +113,10 @@ class _Client:
         return self._client.exceptions.ClientError
 
     def reset_client(self) -> None:
-        """Be told that something went wrong that no call raised: an answer that broke off."""
+        """Count responses that broke off: Metaflow calls this for what no call raised."""
         self._broken += 1
-        if self._broken > _BROKEN_ANSWERS:
-            raise _end(Fault(kind="transient", message="the answers break off"))
+        if self._broken > _BROKEN_RESPONSES:
+            raise _end(Fault(message="the responses break off"))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._client, name)
@@ -130,7 +126,7 @@ class _Client:
                 return method(*args, **kwargs)
             except Exception as error:
                 fault = _find_fault(error, scheme="s3", bucket=self._bucket)
-                if fault is None or fault.kind == "missing":
+                if fault is None or fault.missing:
                     raise
                 raise _end(fault) from error
 
@@ -138,7 +134,7 @@ class _Client:
 
 
 def _end(fault: Fault) -> Exception:
-    """Return what Metaflow takes for its own, and does not try again."""
+    """Return an exception that Metaflow takes for its own, and does not retry."""
     from metaflow.exception import MetaflowException
 
     error = MetaflowException(fault.message)
@@ -203,7 +199,7 @@ def _innermost(error: Exception) -> Exception:
 
 
 def _status(error: Any) -> tuple[int | None, str]:
-    """Return the HTTP status and the service's own code, if there was an answer."""
+    """Return the HTTP status and the service's own code, if there was a response."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -220,47 +216,27 @@ def _number(value: Any) -> int | None:
 
 
 def _answered(error: Exception, status: int, code: str, scheme: str, bucket: str) -> Fault:
-    answer = f"{status} {code}".strip()
-    if code in _NO_BUCKET or (status == 404 and "bucket does not exist" in str(error)):
-        kind = "container" if scheme == "azure" else "bucket"
-        return Fault(
-            kind="final",
-            message=f"there is no {kind} {bucket!r}",
-            hint=f"create it, or correct the URL; {NETWORK[scheme]}",
-        )
-    if status == 404 and (code != "404" or getattr(error, "operation_name", "") == "HeadObject"):
-        return Fault(kind="missing", message=f"nothing is there; is there a {bucket!r}?")
-    if status == 401 or code in REFUSED_KEYS:
-        message = f"the credentials were refused ({answer})"
-        return Fault(kind="final", message=message, hint=CREDENTIALS[scheme])
-    if status == 403:
-        return Fault(
-            kind="final",
-            message=f"access was denied ({answer})",
-            hint=f"ask for the right to list, read and write {bucket!r}, or {CREDENTIALS[scheme]}",
-        )
-    if status >= 500 or status in (408, 429) or code in _TRANSIENT_CODES:
-        message = f"the server answered {answer}"
-        return Fault(kind="transient", message=message, hint="try again later")
-    message = f"the server answered {answer}: {_text(error)}"
-    return Fault(kind="final", message=message, hint=NETWORK[scheme])
+    if status == 404 and "bucket does not exist" in str(error):  # as Google says it
+        code = "NoSuchBucket"
+    message, hint = rejected(status, code, _text(error), scheme=scheme, bucket=bucket)
+    return Fault(missing=not message, message=message, hint=hint)
 
 
 def _unanswered(error: Exception, scheme: str) -> Fault:
     names = " ".join(kind.__name__ for kind in type(error).__mro__)
     name = type(error).__name__
     if "SSLError" in name or "CertificateError" in name:
-        return Fault(kind="final", message=_text(error), hint="name the CA with AWS_CA_BUNDLE")
+        return Fault(message=_text(error), hint="name the CA with AWS_CA_BUNDLE")
     if isinstance(error, OSError) and type(error).__module__ == "builtins" and not _is_net(error):
         place = error.filename or "this machine"
         message = f"{place}: {error.strerror or error}"
-        return Fault(kind="final", message=message, hint="free some space, or set MFIMAGE_CACHE")
+        return Fault(message=message, hint="free some space, or set MFIMAGE_CACHE")
     if _NO_CREDENTIALS.search(name):
         message = f"there are no usable credentials: {_text(error)}"
-        return Fault(kind="final", message=message, hint=CREDENTIALS[scheme])
+        return Fault(message=message, hint=CREDENTIALS[scheme])
     if _UNREACHABLE.search(names):
-        return Fault(kind="transient", message=_text(error), hint=NETWORK[scheme])
-    return Fault(kind="final", message=f"{name}: {_text(error)}", hint=NETWORK[scheme])
+        return Fault(message=_text(error), hint=NETWORK[scheme])
+    return Fault(message=f"{name}: {_text(error)}", hint=NETWORK[scheme])
 
 
 def _is_net(error: OSError) -> bool:

@@ -56,7 +56,8 @@ _REASONS = (
 _CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*)*(?:OtherError\(\s*)*(\w+)")
 _DETAIL = re.compile(r'(?:message|error): "([^"]+)"')
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
-REFUSED_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+_BUSY = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException"}
+_REFUSED_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 # What is signed or secret in a query.
 _QUERY = re.compile(r"(?<=\?)[^\s'\"<>]+")
 
@@ -230,7 +231,7 @@ class _Chunks:
     def __iter__(self) -> Iterator[bytes]:
         yield self._first
         try:
-            while chunk := self._source.read(_MIB):
+            while chunk := self._source.read(_PART):
                 yield chunk
         except Exception as error:
             self.error = error
@@ -315,7 +316,13 @@ def describe(text: str, root: str) -> tuple[str, str | None]:
     status = _STATUS.search(text)
     if status:
         code = _CODE.search(text)
-        return _rejected(int(status[1]), code[1] if code else "", status[2], scheme, _bucket(root))
+        return rejected(
+            int(status[1]),
+            code[1] if code else "",
+            status[2],
+            scheme=scheme,
+            bucket=_bucket(root),
+        )
     certificate = _CERTIFICATE.search(text)
     if certificate:
         reason = f"the server's certificate is not trusted ({certificate[1]})"
@@ -330,9 +337,18 @@ def describe(text: str, root: str) -> tuple[str, str | None]:
     return f"{place}{without_secrets(reason)}"[:300], NETWORK[scheme]
 
 
-def _rejected(
-    status: int, code: str, phrase: str, scheme: str, bucket: str
+def rejected(
+    status: int, code: str, phrase: str, *, scheme: str, bucket: str
 ) -> tuple[str, str | None]:
+    """Return the reason and the next step for an HTTP status; an empty reason for a plain 404.
+
+    Parameters
+    ----------
+    status, code, phrase : int, str and str
+        HTTP's status, the service's own error code if it sent one, and its words.
+    scheme, bucket : str
+        Where.
+    """
     said = f"{status} {code or phrase}".strip()
     if code in _NO_BUCKET:
         kind = "container" if scheme == "azure" else "bucket"
@@ -340,11 +356,10 @@ def _rejected(
         return f"there is no {kind} {bucket!r}", hint
     if status == 404:
         return "", None
-    if status == 401 or code in REFUSED_KEYS:
+    if status == 401 or code in _REFUSED_KEYS:
         return f"the credentials were refused ({said})", CREDENTIALS[scheme]
     if status == 403:
         hint = f"ask for the right to list, read and write {bucket!r}, or {CREDENTIALS[scheme]}"
         return f"access was denied ({said})", hint
-    if status >= 500 or status in (408, 429):
-        return f"the server answered {said}", "try again later"
-    return f"the server answered {said}", NETWORK[scheme]
+    later = status >= 500 or status in (408, 429) or code in _BUSY
+    return f"the server answered {said}", "try again later" if later else NETWORK[scheme]
