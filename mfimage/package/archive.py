@@ -1,4 +1,4 @@
-"""Unpacking a code archive, when its digest has been verified; what could escape is refused."""
+"""Unpacking code archives and packages. Digests are verified before, escapes are refused."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def members(data: bytes, *, where: str) -> Iterator[tuple[str, bytes, int]]:
     Raises
     ------
     PackageError
-        When it is no archive, or a member would land outside its folder: absolute paths, ``..``,
-        links, devices.
+        When it is not an archive, or a member is not a file inside the folder: absolute paths,
+        ``..``, links, devices.
     """
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as tar:
@@ -59,14 +59,14 @@ def extract(data: bytes, folder: Path, *, where: str, without: tuple[str, ...] =
     data, where
         As of ``members``.
     folder : Path
-        Where it goes.
+        Where to.
     without : tuple of str
-        What the names of files begin with that are left out.
+        Prefixes of the names of files to leave out.
 
     Raises
     ------
     PackageError
-        As ``members``; then nothing is left.
+        As ``members``; nothing is left behind.
     StorageError
         When it cannot be written.
     """
@@ -91,7 +91,9 @@ def extract(data: bytes, folder: Path, *, where: str, without: tuple[str, ...] =
 
 
 def unpack(spec: FunctionSpec, store: PackageStore, folder: Path) -> None:
-    """Write ``function.json``, ``code/`` and ``blobs/sha256/`` into ``folder``, all verified.
+    """Lay a package out as in an image: ``function.json``, ``code/`` and ``blobs/sha256/``.
+
+    Every blob is verified.
 
     Raises
     ------

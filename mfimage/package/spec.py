@@ -1,8 +1,8 @@
-"""``function.json``: what a function package says of itself, as frozen dataclasses.
+"""``function.json`` as frozen dataclasses, and parsing with errors that name the field.
 
 The digest of a package is the SHA-256 of its canonical JSON (sorted keys, no white space)
 without ``lineage.created``, so binding the same thing twice gives the same reference. The file
-also carries a ``checksum`` over everything it says, ``lineage.created`` as well.
+also carries a ``checksum`` of everything in it, ``lineage.created`` included.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Part:
     Attributes
     ----------
     unknown : mapping
-        Members that a newer mfimage of the same major version wrote. They mean nothing here, but
-        belong to the digest and are written back.
+        Keys that a newer mfimage of the same major version wrote. They are ignored here, but are
+        part of the digest and are written back.
     """
 
     unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plain JSON form."""
+        """Return the JSON form."""
         known = {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
         del known["unknown"]
         return {**self.unknown, **known}
@@ -93,7 +93,7 @@ class ArtifactRef(BlobRef):
     type : str
         The Python type as Metaflow recorded it, as ``sklearn.linear_model...LogisticRegression``.
     info : mapping
-        What the serializer that wrote it wants to know again; JSON.
+        What its serializer needs to read it; JSON.
     """
 
     encoding: str
@@ -108,22 +108,21 @@ class EnvironmentSpec(Part):
     Attributes
     ----------
     python : str
-        Full version, as ``3.11.7``; images and interpreters are chosen by its minor.
+        Full version, as ``3.11.7``; images and interpreters are chosen by the minor version.
     platform : str
         ``linux/amd64`` or ``linux/arm64``: what the lock was solved for.
     source : str
-        Which source of truth described it: ``requirements``, ``pylock``, ``pypi``, ``conda``,
+        The source of truth: ``requirements``, ``pylock``, ``pypi``, ``conda``,
         ``uv.lock``, ``imports``.
     lock : BlobRef
-        A ``pylock.toml`` (PEP 751) with hashes; wheels that travel along stand in it as
+        A ``pylock.toml`` (PEP 751) with hashes; it names included wheels as
         ``wheels/<file name>``.
     wheels : mapping of file name to BlobRef
         Wheels of distributions that are on no index.
     system_packages : tuple of str
         Debian packages that the function needs.
     reasons : mapping of str to str
-        Distribution -> why it is there, as ``imported by predict.py:3``; empty in packages of
-        before it was recorded.
+        Distribution -> why it is there, as ``imported by predict.py:3``; empty in older packages.
     """
 
     python: str
@@ -135,7 +134,7 @@ class EnvironmentSpec(Part):
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plain JSON form: without reasons that of a package of before them."""
+        """Return the JSON form: without reasons, that of older packages."""
         plain = super().to_dict()
         if not self.reasons:
             del plain["reasons"]
@@ -190,17 +189,17 @@ class FunctionSpec(Part):
     input_schema, output_schema : mapping
         JSON Schema of one record and of its result (of an item, for a batch function).
     parameter_schema : mapping
-        JSON Schema like object: which parameters the function reads (``properties``), which it
-        must have (``required``).
+        Like a JSON Schema: the parameters that the function reads (``properties``) and requires
+        (``required``).
     script : str or None
         The module that ``__main__`` was when the task ran, for pickles that name it.
     code : BlobRef
         ``code.tar.gz``.
     parameters : mapping
-        Values given by keyword at bind time, instead of artifacts; JSON.
+        Values given at bind time instead of artifacts; JSON.
     schemas : mapping of str to mapping
-        Name of a serializer -> the schemas in its form that were given outright: of one record
-        (``input``), of its result (``output``). The others are made of the JSON Schemas.
+        Name of a serializer -> its schemas that were given explicitly: of one record
+        (``input``), of its result (``output``). Others are derived from the JSON Schemas.
     """
 
     name: str
@@ -223,7 +222,7 @@ class FunctionSpec(Part):
     schema_version: str = SCHEMA_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plain JSON form: without schemas that of a package of before them."""
+        """Return the JSON form: without schemas, that of older packages."""
         plain = super().to_dict()
         if not self.schemas:
             del plain["schemas"]
@@ -259,19 +258,19 @@ Parser = Callable[[Any, str], Any]
 def parse_spec(data: bytes, *, where: str) -> FunctionSpec:
     """Parse and check the bytes of a ``function.json``.
 
-    Unknown keys of the same major version are kept, and mean nothing.
+    Unknown keys of the same major version are kept and ignored.
 
     Parameters
     ----------
     data : bytes
-        As ``FunctionSpec.to_json`` gave them: any other byte is a damage.
+        As ``FunctionSpec.to_json`` returned them: any other byte is damage.
     where : str
         What to call it in errors.
 
     Raises
     ------
     PackageError
-        Naming the field that is not as it should be.
+        Naming the field that is wrong.
     """
     try:
         spec = _checked(_spec(_object(data)))
@@ -293,13 +292,13 @@ def _object(data: bytes) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise PackageError(f"expected an object, got {type(plain).__name__}")
     _check_version(plain.get("schema_version"))
-    # What it says of itself as a file; to_json() says it anew.
+    # Of the file; to_json() computes it again.
     plain.pop("checksum", None)
     return plain
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _check_version(version: Any) -> None:

@@ -238,3 +238,12 @@ def test_memory_does_not_grow_with_a_blob(bucket: Bucket, tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 150, "MiB"
+
+
+@pytest.mark.index
+def test_a_certificate_that_is_not_trusted(azure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    monkeypatch.setenv("METAFLOW_S3_RETRY_COUNT", "0")
+    with pytest.raises(StorageError, match="certificate is not trusted") as caught:
+        open_storage(azure).read("x")
+    assert "REQUESTS_CA_BUNDLE" in str(caught.value.hint)

@@ -77,9 +77,9 @@ def test_a_reference_is_found_however_it_is_written(
     [
         ("/nowhere/functions/predict/abc/function.json", "no function package at /nowhere"),
         ("/functions/predict/abc", "no function package at /functions/predict/abc/function.json"),
-        ("/etc/passwd", "'/etc/passwd' is no reference"),
-        ("IrisFlow/1/train/2", "'IrisFlow/1/train/2' is no reference"),
-        ("/x/packages/predict/abc/function.json", "is no reference"),
+        ("/etc/passwd", "'/etc/passwd' is not a reference"),
+        ("IrisFlow/1/train/2", "'IrisFlow/1/train/2' is not a reference"),
+        ("/x/packages/predict/abc/function.json", "is not a reference"),
     ],
 )
 def test_a_reference_that_leads_nowhere(reference: str, message: str) -> None:

@@ -26,7 +26,7 @@ class Storage(Protocol):
         """Whether ``url`` is a path on this machine."""
 
     def url(self, path: str) -> str:
-        """Return the whole address of ``path``."""
+        """Return the address of ``path``."""
 
     def read(self, path: str) -> bytes:
         """Return a file's bytes; ``FileNotFoundError`` or ``StorageError``."""
@@ -35,10 +35,10 @@ class Storage(Protocol):
         """Open a file for reading; ``FileNotFoundError`` or ``StorageError``."""
 
     def size(self, path: str) -> int | None:
-        """Return a file's size in bytes, None when it is not there; ``StorageError``."""
+        """Return a file's size in bytes, None when it is missing; ``StorageError``."""
 
     def write(self, path: str, source: BinaryIO) -> None:
-        """Write a file, whole or not at all, over whatever is there; ``StorageError``."""
+        """Write a file, whole or not at all, replacing what is there; ``StorageError``."""
 
 
 class LocalStorage:
