@@ -322,6 +322,23 @@ def test_aws_own_endpoint_and_profile_are_found(
     assert bucket.read("x") == b"content"
 
 
+def test_a_profile_that_does_not_exist(bucket: Bucket) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_PROFILE", "nowhere")
+        with pytest.raises(StorageError, match=r"s3://.*\(nowhere\) could not be found") as caught:
+            open_storage(bucket.url).read("x")
+    assert "AWS_PROFILE" in str(caught.value.hint)
+
+
+def test_an_endpoint_that_is_not_a_url(bucket: Bucket) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METAFLOW_S3_ENDPOINT_URL", "localhost")
+        patch.setenv("METAFLOW_S3_RETRY_COUNT", "0")
+        with pytest.raises(StorageError) as caught:
+            open_storage(bucket.url).read("x")
+    assert caught.value.hint
+
+
 def test_no_credentials(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)

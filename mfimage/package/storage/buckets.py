@@ -149,10 +149,9 @@ class RemoteStorage:
                 refused = connection.credentials.error
                 if refused is None:
                     raise
-                message = f"cannot {verb} {self.url(path)}: there are no usable credentials: "
-                text = " ".join(without_secrets(str(refused)).split())[:300]
-                hint = CREDENTIALS[self._scheme]
-                raise StorageError(message + text, hint=hint) from error
+                reason = f"there are no usable credentials: {_text(refused)}"
+                message = f"cannot {verb} {self.url(path)}: {reason}"
+                raise StorageError(message, hint=CREDENTIALS[self._scheme]) from error
 
         with reported(f"trying to {verb} {self.url(path)}"):
             return _interruptible(run)
@@ -162,7 +161,13 @@ class RemoteStorage:
         with self._lock:
             if sending not in self._connected:
                 require_libraries(self._scheme, _NEEDED[self._scheme])
-                self._connected[sending] = self._connect(sending)
+                try:
+                    self._connected[sending] = self._connect(sending)
+                except StorageError:
+                    raise
+                except Exception as error:  # as a profile or a setting that is wrong
+                    message = f"cannot connect to {self._scheme}://{self._bucket}: {_text(error)}"
+                    raise StorageError(message, hint=CREDENTIALS[self._scheme]) from error
             return self._connected[sending]
 
     def _connect(self, sending: bool) -> _Connection:
@@ -179,6 +184,10 @@ class RemoteStorage:
             if found:
                 self._connected.clear()
         return found is not None
+
+
+def _text(error: Exception) -> str:
+    return " ".join(without_secrets(str(error)).split())[:300]
 
 
 class _Helper:
