@@ -31,27 +31,12 @@ _LIBRARIES = {
 }
 # Parts of class names.
 _NO_CREDENTIALS = re.compile(r"Credential|Authentication|Token|Profile|SSO|RefreshError")
-_UNREACHABLE = re.compile(
-    r"Connection|Timeout|HTTPClientError|HTTPError|Incomplete|ProtocolError|RequestException"
-    r"|ResponseParserError|ResponseStreaming|RetryError|ServiceRe(quest|sponse)Error|Transport"
-    r"|Checksum|DataCorruption|gaierror"
-)
 _BROKEN_RESPONSES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fault:
-    """What went wrong.
-
-    Attributes
-    ----------
-    message : str
-        In a few words, without any credential.
-    hint : str, optional
-        The next step.
-    missing : bool
-        Whether nothing is there.
-    """
+class _Fault:
+    """What went wrong, without any credential; the next step; whether nothing is there."""
 
     message: str
     hint: str | None = None
@@ -86,12 +71,12 @@ def reading(kind: str, root: str) -> Iterator[None]:
             raise StorageError(message, hint=fault.hint) from error
 
 
-def _fault_of(error: Exception, kind: str, root: str) -> Fault | None:
+def _fault_of(error: Exception, kind: str, root: str) -> _Fault | None:
     from metaflow.datastore.exceptions import DataException
 
     if isinstance(error, DataException):  # the store answers; what is in it is wrong
         return None
-    found: Fault | None = getattr(error, "mfimage_fault", None)
+    found: _Fault | None = getattr(error, "mfimage_fault", None)
     bucket = root.partition("://")[2] or root
     return found or _find_fault(error, scheme=kind, bucket=bucket.partition("/")[0])
 
@@ -116,7 +101,7 @@ class _Client:
         """Count responses that broke off: Metaflow calls this for what no call raised."""
         self._broken += 1
         if self._broken > _BROKEN_RESPONSES:
-            raise _end(Fault(message="the responses break off"))
+            raise _end(_Fault(message="the responses break off"))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._client, name)
@@ -133,7 +118,7 @@ class _Client:
         return call
 
 
-def _end(fault: Fault) -> Exception:
+def _end(fault: _Fault) -> Exception:
     """Return an exception that Metaflow takes for its own, and does not retry."""
     from metaflow.exception import MetaflowException
 
@@ -164,18 +149,8 @@ def _s3_client() -> Any:
     return S3Client(s3_client_params=params).client
 
 
-def _find_fault(error: Exception, *, scheme: str, bucket: str) -> Fault | None:
-    """Return what an exception means; None for one that no client library raises.
-
-    Parameters
-    ----------
-    error : Exception
-        What was raised.
-    scheme : {"s3", "gs", "azure"}
-        Where.
-    bucket : str
-        The bucket or container.
-    """
+def _find_fault(error: Exception, *, scheme: str, bucket: str) -> _Fault | None:
+    """Return what an exception means; None for one that no client library raises."""
     error = _innermost(error)
     if type(error).__module__.partition(".")[0] not in _LIBRARIES:
         return None
@@ -215,28 +190,25 @@ def _number(value: Any) -> int | None:
     return int(value) if isinstance(value, int) and value >= 300 else None
 
 
-def _answered(error: Exception, status: int, code: str, scheme: str, bucket: str) -> Fault:
+def _answered(error: Exception, status: int, code: str, scheme: str, bucket: str) -> _Fault:
     if status == 404 and "bucket does not exist" in str(error):  # as Google says it
         code = "NoSuchBucket"
     message, hint = rejected(status, code, _text(error), scheme=scheme, bucket=bucket)
-    return Fault(missing=not message, message=message, hint=hint)
+    return _Fault(missing=not message, message=message, hint=hint)
 
 
-def _unanswered(error: Exception, scheme: str) -> Fault:
-    names = " ".join(kind.__name__ for kind in type(error).__mro__)
+def _unanswered(error: Exception, scheme: str) -> _Fault:
     name = type(error).__name__
     if "SSLError" in name or "CertificateError" in name:
-        return Fault(message=_text(error), hint="name the CA with AWS_CA_BUNDLE")
+        return _Fault(message=_text(error), hint="name the CA with AWS_CA_BUNDLE")
     if isinstance(error, OSError) and type(error).__module__ == "builtins" and not _is_net(error):
         place = error.filename or "this machine"
         message = f"{place}: {error.strerror or error}"
-        return Fault(message=message, hint="free some space, or set MFIMAGE_CACHE")
+        return _Fault(message=message, hint="free some space, or set MFIMAGE_CACHE")
     if _NO_CREDENTIALS.search(name):
         message = f"there are no usable credentials: {_text(error)}"
-        return Fault(message=message, hint=CREDENTIALS[scheme])
-    if _UNREACHABLE.search(names):
-        return Fault(message=_text(error), hint=NETWORK[scheme])
-    return Fault(message=f"{name}: {_text(error)}", hint=NETWORK[scheme])
+        return _Fault(message=message, hint=CREDENTIALS[scheme])
+    return _Fault(message=_text(error), hint=NETWORK[scheme])
 
 
 def _is_net(error: OSError) -> bool:

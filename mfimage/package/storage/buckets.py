@@ -177,7 +177,7 @@ class RemoteStorage:
         return connect(self._bucket, sending)
 
     def _find_region(self, connection: _Connection) -> bool:
-        """Ask S3 for the bucket's region, which it says to anyone; connect anew where it does."""
+        """Ask S3 for the bucket's region, which is public; if it is known, connect again."""
         found = _region_of(self._bucket, connection.endpoint)
         with self._lock:
             self._region = found or self._region
@@ -440,7 +440,7 @@ def _client(
     read: float = _READ,
 ) -> dict[str, Any]:
     options: dict[str, Any] = {
-        # Whoever sets an http:// endpoint means it.
+        # An http:// endpoint is meant when it is set.
         "allow_http": str(endpoint).startswith("http://"),
         "connect_timeout": timedelta(seconds=connect),
         "timeout": timedelta(seconds=_SENDING * read),

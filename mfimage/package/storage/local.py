@@ -1,4 +1,4 @@
-"""Files under a root: what a storage is, and a folder of this machine as one.
+"""Files under a root: the ``Storage`` protocol, and local folders.
 
 Writes are whole or absent: a reader never sees half a file, and a crash leaves only a temporary
 file that nothing refers to.

@@ -278,7 +278,7 @@ def _open(root: str) -> Any:
     endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), None)
     if root.startswith("s3") and endpoint:
         options["config"] = {"endpoint": endpoint}
-        # Whoever sets an http:// endpoint means it.
+        # An http:// endpoint is meant when it is set.
         options["client_options"] = {"allow_http": endpoint.startswith("http://")}
     return from_url(root, retry_config=RETRIES, **options)
 
@@ -298,7 +298,7 @@ def describe(text: str, root: str) -> tuple[str, str | None]:
     Parameters
     ----------
     text : str
-        What obstore says: a line, and a dump of the error's sources.
+        A line and a dump of the error's sources.
     root : str
         As of ``Objects``.
 
