@@ -211,6 +211,36 @@ def test_forked_processes_do_not_share_a_connection(bucket: Bucket) -> None:
     assert done.returncode == 0, done.stderr
 
 
+FORKED = """
+import io, os, sys
+from mfimage.errors import StorageError
+from mfimage.package.storage.buckets import open_storage
+storage = open_storage(sys.argv[1])
+storage.size("x")
+if os.fork():
+    sys.exit(os.wait()[1] != 0)
+storage.write("x", io.BytesIO(b"written"))
+assert (storage.size("x"), storage.size("y"), storage.read("x")) == (7, None, b"written")
+try:
+    storage.read("y")
+except FileNotFoundError as error:
+    assert str(error) == storage.url("y")
+try:
+    open_storage("s3://no-such-bucket-of-mfimage").write("x", io.BytesIO(b""))
+except StorageError as error:
+    assert "there is no bucket" in error.message and error.hint
+    os._exit(0)
+"""
+
+
+def test_a_forked_process_writes_and_gets_the_same_errors(bucket: Bucket) -> None:
+    """obstore hangs there: a helper process does it."""
+    command = [sys.executable, "-c", FORKED, bucket.url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert bucket.read("x") == b"written"
+
+
 MEMORY = """
 import os, re, sys
 from pathlib import Path
