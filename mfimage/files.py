@@ -57,7 +57,7 @@ def chunks_of(file: BinaryIO) -> Iterator[bytes]:
         yield chunk
 
 
-def sha256_of(chunks: Iterable[bytes]) -> str:
+def sha256_hex(chunks: Iterable[bytes]) -> str:
     """Return the SHA-256 of chunks of bytes, in hex."""
     hasher = hashlib.sha256()
     for chunk in chunks:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mfimage.errors import PackageError, ReferenceNotFound
-from mfimage.files import chunks_of, sha256_of
+from mfimage.files import chunks_of, sha256_hex
 from mfimage.package.spec import BlobRef, FunctionSpec, parse_spec
 from mfimage.package.storage.blobs import DamagedBlob, Fetch, LocalCopies
 from mfimage.package.storage.buckets import RemoteStorage, open_storage, refuse_credentials
@@ -261,7 +261,7 @@ def _split(reference: str) -> tuple[str, str]:
 def digest_of(file: BinaryIO) -> BlobRef:
     """Return the digest and size of a file's content from here on."""
     start = file.tell()
-    digest = f"sha256:{sha256_of(chunks_of(file))}"
+    digest = f"sha256:{sha256_hex(chunks_of(file))}"
     return BlobRef(digest=digest, size=file.tell() - start)
 
 

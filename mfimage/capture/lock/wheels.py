@@ -17,7 +17,7 @@ from mfimage.capture.lock.platform import Target
 from mfimage.capture.lock.pylock import file_name
 from mfimage.capture.lock.uv import build_directory, build_requirement
 from mfimage.errors import LockError
-from mfimage.files import EPOCH, chunks_of, sha256_of
+from mfimage.files import EPOCH, chunks_of, sha256_hex
 
 _MAX_SOURCE = 1 << 30
 _NEVER = {"__pycache__", "node_modules", ".git", ".hg", ".tox", ".nox", ".metaflow", ".mfimage"}
@@ -187,7 +187,7 @@ def _record_last(name: str) -> tuple[bool, str]:
 def sha256_of_file(file: Path) -> str:
     """Return a file's SHA-256, in hex."""
     with file.open("rb") as opened:
-        return sha256_of(chunks_of(opened))
+        return sha256_hex(chunks_of(opened))
 
 
 def check_hash(name: str, file: Path, hashes: Iterable[str]) -> str:

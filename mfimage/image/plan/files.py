@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mfimage.files import sha256_of
+from mfimage.files import sha256_hex
 
 CHUNK = 1 << 18
 MTIME = 315_532_800  # 1980-01-01, the earliest time that every archive format can hold
@@ -59,5 +59,5 @@ class ContextFile:
         """
         digest = self.digest
         if digest is None:
-            digest = sha256_of(self.chunks())
+            digest = sha256_hex(self.chunks())
         return MTIME * 10**9 + int(digest[-16:], 16) % 10**9

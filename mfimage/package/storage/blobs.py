@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from mfimage.files import chunks_of, sha256_of
+from mfimage.files import chunks_of, sha256_hex
 from mfimage.package.spec import BlobRef
 from mfimage.package.storage.cache import (
     cache_folder,
@@ -62,7 +62,7 @@ class Held:
         """Return whether the content has this digest."""
         with open(self._descriptor, "rb", closefd=False) as file:
             file.seek(0)
-            return sha256_of(chunks_of(file)) == ref.hex
+            return sha256_hex(chunks_of(file)) == ref.hex
 
     def size(self) -> int:
         """Return its size in bytes."""
@@ -258,7 +258,7 @@ def _fetch_verified(ref: BlobRef, fetch: Fetch, file: BinaryIO) -> None:
         fetch(ref, file)
         file.flush()
         file.seek(0)
-        if sha256_of(chunks_of(file)) == ref.hex:
+        if sha256_hex(chunks_of(file)) == ref.hex:
             return
         if again:
             logger.warning("a download of %s arrived damaged; trying again", ref.digest)
