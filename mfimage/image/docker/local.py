@@ -17,11 +17,11 @@ from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
 from mfimage.errors import EngineError
+from mfimage.files import chunks_of
 from mfimage.image.find.info import ImageInfo
 
 _SOCKET = "/var/run/docker.sock"
 _TIMEOUT = 60.0
-_CHUNK = 1 << 20
 _NEWEST = 3
 
 
@@ -111,8 +111,7 @@ class LocalEngine:
         """Stream an image as ``docker save`` does."""
         path = f"/images/{quote(image, safe='/:@')}/get"
         with self._request(f"saving {image}", "GET", path, timeout=None) as response:
-            while chunk := response.read(_CHUNK):
-                yield chunk
+            yield from chunks_of(response)
 
     def load(self, archive: Iterable[bytes]) -> None:
         """Load an archive as ``docker load`` does."""

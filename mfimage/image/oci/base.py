@@ -21,9 +21,9 @@ from mfimage.image.oci.layout import open_location
 from mfimage.image.registry.client import RegistryClient, open_registry, repository_of
 from mfimage.image.registry.location import DOCKER_ARCHIVE, Location
 from mfimage.image.registry.reference import DEFAULT_TAG, Reference
-from mfimage.package.blob_cache import BlobCache, Held
-from mfimage.package.cache import cache_folder
 from mfimage.package.spec import BlobRef, sha256_digest
+from mfimage.package.storage.blobs import BlobCache, Held
+from mfimage.package.storage.cache import cache_folder, remember
 from mfimage.runtime.layout import VENV
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Images:
             platform = f"{info.os}/{info.architecture}"
             source = Location(kind=DOCKER_ARCHIVE, path=path)
             image = open_location(source, platform, self._layers)
-        _write(cached, image.raw_config)
+        remember(cached, image.raw_config)
         return image
 
     def _from_cache(self, raw_config: bytes) -> StoredImage | None:
@@ -170,15 +170,6 @@ class Images:
         self._held.clear()
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a file of the cache; failing only costs time."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = path.with_suffix(".tmp")
-        fresh.write_bytes(data)
-        fresh.replace(path)
-
-
 # Where a base has its Python, and which version: found without running it.
 
 # BuildKit's, for a base without one.
@@ -238,7 +229,7 @@ def find_python(image: StoredImage, where: str) -> BasePython:
             f"base-image: {where} has no Python in {':'.join(folders)}",
             hint="choose a base with the function's Python, as python:3.11-slim",
         )
-    _write(known, json.dumps(vars(found)).encode())
+    remember(known, json.dumps(vars(found)).encode())
     return found
 
 

@@ -10,6 +10,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from mfimage.errors import EngineError, OptionError
+from mfimage.files import chunks_of
 from mfimage.image.builder import OCI, BuiltImage, BuiltLayer, OnEvent
 from mfimage.image.docker.local import ImageEngine, connect
 from mfimage.image.engine_events import BuildEvent
@@ -40,8 +41,6 @@ from mfimage.image.secrets.scanning import ScanMemory
 
 if TYPE_CHECKING:
     from mfimage.image.plan.layers import BlobPath
-
-_CHUNK = 1 << 20
 
 
 class OciBuilder:
@@ -226,8 +225,7 @@ class OciBuilder:
         for built, layer in zip(image.layers, layers, strict=True):
             if built.name == name:
                 with layer.open() as file, decompressed(file) as tar:
-                    while chunk := tar.read(_CHUNK):
-                        yield chunk
+                    yield from chunks_of(tar)
 
     def write(
         self, images: Sequence[BuiltImage], output: Location | None, tags: Sequence[Reference]

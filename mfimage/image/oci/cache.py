@@ -24,10 +24,9 @@ from mfimage.errors import BuildError
 from mfimage.image.oci.compression import ZSTD, Compressing, compressor_id
 from mfimage.image.oci.images import StoredLayer
 from mfimage.image.registry.descriptors import Descriptor
-from mfimage.package.blob_cache import BlobCache, Held
-from mfimage.package.cache import cache_folder
-from mfimage.package.once import locked, not_written
 from mfimage.package.spec import BlobRef, sha256_digest
+from mfimage.package.storage.blobs import BlobCache, Held
+from mfimage.package.storage.cache import cache_folder, locked, not_written, remember
 
 # A file with this prefix that is older than `_ABANDONED` seconds was left by a killed process.
 _UNFINISHED = ".new-"
@@ -140,13 +139,7 @@ class LayerCache:
             "digest": found.digest, "size": found.size, "media_type": found.media_type,
             "diff_id": layer.diff_id,
         }  # fmt: skip
-        with (
-            contextlib.suppress(OSError),
-            tempfile.NamedTemporaryFile("w", dir=self._inputs, delete=False) as file,
-        ):
-            file.write(json.dumps(known))
-            file.flush()
-            Path(file.name).replace(self._record(inputs))
+        remember(self._record(inputs), json.dumps(known).encode())
         return layer
 
 

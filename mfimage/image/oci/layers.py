@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from mfimage.errors import OptionError, RegistryError
+from mfimage.files import EPOCH
 from mfimage.image.oci.base import BasePython, Images
 from mfimage.image.oci.cache import LayerCache
 from mfimage.image.oci.compression import installed_version
@@ -23,7 +24,7 @@ from mfimage.image.oci.images import StoredLayer, encode, layer_descriptor
 from mfimage.image.oci.tar import Folder, Member, layer_tar
 from mfimage.image.plan.files import ContextFile
 from mfimage.image.plan.layers import BlobPath, artifact_files, code_files, runtime_files
-from mfimage.image.plan.plan import EPOCH, ArtifactLayer, ImagePlan
+from mfimage.image.plan.plan import ArtifactLayer, ImagePlan
 from mfimage.image.registry.client import repository_of
 from mfimage.image.registry.descriptors import MANIFEST
 from mfimage.image.registry.reference import DEFAULT_TAG, Reference

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from mfimage.errors import BuildError
+from mfimage.files import CHUNK, chunks_of
 from mfimage.image.oci.cache import LayerCache
 from mfimage.image.oci.compression import decompressed
 from mfimage.image.oci.images import (
@@ -24,9 +25,7 @@ from mfimage.image.oci.images import (
     platform_of,
 )
 from mfimage.image.registry.location import DOCKER_ARCHIVE, OCI, Location
-
-_CHUNK = 1 << 20
-
+from mfimage.package.spec import sha256_digest
 
 OpenFile = Callable[[str], BinaryIO]
 """Opens a file by name, in a folder or in a tar; raises ``FileNotFoundError``."""
@@ -53,7 +52,7 @@ class _Tar:
             member = self._members.get(name)
         if member is None or not member.isfile():
             raise FileNotFoundError(errno.ENOENT, "not in the archive", name)
-        return cast(BinaryIO, io.BufferedReader(_Section(self._path, member), _CHUNK))
+        return cast(BinaryIO, io.BufferedReader(_Section(self._path, member), CHUNK))
 
 
 class _Section(io.RawIOBase):
@@ -182,7 +181,7 @@ class _Layout:
 
     def _blob(self, digest: str) -> bytes:
         data = _read(self._open, _blob_path(digest))
-        if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
+        if sha256_digest(data) != digest:
             raise BuildError(f"{self._where}: {digest} is damaged")
         return data
 
@@ -229,7 +228,7 @@ class _DockerArchive:
     def _chunks(self, name: str, diff_id: str) -> Iterator[bytes]:
         hasher = hashlib.sha256()
         with self._open(name) as file, decompressed(file) as tar:
-            while chunk := tar.read(_CHUNK):
+            for chunk in chunks_of(tar):
                 hasher.update(chunk)
                 yield chunk
         if f"sha256:{hasher.hexdigest()}" != diff_id:

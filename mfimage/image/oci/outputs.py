@@ -6,18 +6,16 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mfimage.errors import BuildError, EngineError
+from mfimage.files import EPOCH, chunks_of, whole_file
 from mfimage.image.oci.config import Composed, compose_index
 from mfimage.image.oci.images import StoredLayer, encode
-from mfimage.image.plan.plan import EPOCH
 from mfimage.image.registry.descriptors import INDEX
 from mfimage.image.registry.location import OCI, OCI_ARCHIVE, Location
 from mfimage.image.registry.reference import Reference
@@ -26,7 +24,6 @@ from mfimage.package.spec import sha256_digest
 if TYPE_CHECKING:
     from mfimage.image.docker.local import ImageEngine
 
-_CHUNK = 1 << 20
 _REF_NAME = "org.opencontainers.image.ref.name"
 _IMAGE_NAME = "io.containerd.image.name"
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
@@ -56,24 +53,8 @@ def _writing(location: Location) -> Iterator[None]:
 
 
 def _write_file(path: Path, chunks: Iterator[bytes]) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    fresh = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.chmod(0o666 & ~_umask())
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+    with whole_file(path, durable=True) as file:
+        file.writelines(chunks)
 
 
 def _blobs(images: Sequence[Composed]) -> Iterator[tuple[str, int, Callable[[], BinaryIO]]]:
@@ -92,7 +73,7 @@ def _blobs(images: Sequence[Composed]) -> Iterator[tuple[str, int, Callable[[], 
 
 def _verified(digest: str, size: int, file: BinaryIO) -> Iterator[bytes]:
     hasher, count = hashlib.sha256(), 0
-    while chunk := file.read(_CHUNK):
+    for chunk in chunks_of(file):
         hasher.update(chunk)
         count += len(chunk)
         yield chunk

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mfimage.errors import RegistryError
+from mfimage.files import CHUNK
 from mfimage.image.registry.auth import Credentials, stored_credentials
 from mfimage.image.registry.descriptors import ANY_MANIFEST, INDEX, Descriptor
 from mfimage.image.registry.http import Dropped, Http, RegistryResponse, check
 from mfimage.image.registry.reference import DEFAULT_NAMESPACE, DEFAULT_REGISTRY, Reference
 from mfimage.image.registry.upload import Upload
+from mfimage.package.spec import sha256_digest
 
-_CHUNK = 1 << 20
 _MAX_MANIFEST = 4 << 20
 _NEXT = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')
 OnProgress = Callable[[int], None]
@@ -41,7 +42,7 @@ class RegistryClient:
         if response.status == 404:
             return None
         self._check(response, 200, f"read {repository} {reference}", repository)
-        digest = _digest(response.body)
+        digest = sha256_digest(response.body)
         wanted = reference if reference.startswith("sha256:") else None
         if wanted not in (None, digest) or len(response.body) > _MAX_MANIFEST:
             raise RegistryError(f"{self.host}/{repository}: {reference} does not match its digest")
@@ -88,12 +89,12 @@ class RegistryClient:
             if response.status == 416:  # it was complete
                 return
             if response.status not in (200, 206):
-                body = response.read(_CHUNK)
+                body = response.read(CHUNK)
                 refused = RegistryResponse(status=response.status, headers={}, body=body)
                 self._check(refused, 200, f"read {digest}", repository)
             skip = start if response.status == 200 else 0
             try:
-                for chunk in response.stream(_CHUNK, decode_content=False):
+                for chunk in response.stream(CHUNK, decode_content=False):
                     part = chunk[skip:]
                     skip = max(skip - len(chunk), 0)
                     if part:
@@ -130,7 +131,7 @@ class RegistryClient:
 
     def push_manifest(self, repository: str, reference: str, media_type: str, data: bytes) -> str:
         """Write a manifest or index under a tag or its digest; return its digest."""
-        digest = _digest(data)
+        digest = sha256_digest(data)
         response = self._http.request(
             "PUT",
             f"{repository}/manifests/{reference}",
@@ -213,10 +214,6 @@ def repository_of(reference: Reference) -> str:
 
 def _pull(repository: str) -> frozenset[str]:
     return frozenset((f"repository:{repository}:pull",))
-
-
-def _digest(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def _referrers_tag(digest: str) -> str:
