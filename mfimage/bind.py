@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mfimage.capture.artifacts import copy_artifacts
-from mfimage.capture.avro import given_schemas, needed_modules
 from mfimage.capture.code import Code, archive, capture_code, staged
 from mfimage.capture.code_package import packaged_commit
 from mfimage.capture.conda_manifest import Resolution
@@ -103,7 +102,7 @@ def bind(
     chosen = needs.choose(info)
     schema = function.signature.schema
     input_schema, output_schema = schema.input_schema(), schema.output_schema()
-    schemas = given_schemas(function, input_schema, output_schema)
+    schemas = function.package_schemas(input_schema, output_schema)
     script = info.metadata.get("script-name", "")
     code = capture_code(function, locate(function), script=script)
     archived = archive(code)
@@ -115,7 +114,7 @@ def bind(
         archived,
         artifacts,
         store,
-        needed=needed_modules(function),
+        needed=function.needed_modules,
         options=options,
         resolution=_resolution(info, options),
     )

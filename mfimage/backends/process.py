@@ -22,7 +22,7 @@ from mfimage.backends.worker_pool import WorkerPool
 from mfimage.backends.worker_process import STARTING, Launch
 from mfimage.backends.workers import confused, told
 from mfimage.errors import InputError, OptionError
-from mfimage.function import json_values
+from mfimage.function import json as json_values
 from mfimage.package.blob_cache import blob_cache_folder
 from mfimage.package.storage import LocalStorage
 from mfimage.package.store import Package

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from mfimage.backends.workers import Resend, confused
 from mfimage.errors import InputError
-from mfimage.function import json_values
+from mfimage.function import json as json_values
 from mfimage.runtime.frames import ARRAY, BATCH, MIXED, PARTS, RESULTS, Frame, split_parts
 from mfimage.runtime.remote_errors import rebuild
 

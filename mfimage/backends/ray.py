@@ -21,7 +21,7 @@ from mfimage.backends.ray_pool import AHEAD, RayPool
 from mfimage.backends.ray_progress import watched
 from mfimage.backends.workers import confused, told
 from mfimage.errors import BackendError, InputError
-from mfimage.function import json_values
+from mfimage.function import json as json_values
 from mfimage.package.store import Package
 from mfimage.runtime.frames import FAILURE, RESULT
 

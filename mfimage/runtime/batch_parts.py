@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import orjson
 
 from mfimage.errors import InputError, ValueFault
-from mfimage.function import json_values
+from mfimage.function import json as json_values
 from mfimage.runtime.batch_guard import Guard
 from mfimage.runtime.batch_store import InputFile, locate
 from mfimage.runtime.dispatch import Outcome, call_many

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from mfimage.errors import Fault, OutputError, PackageError
 from mfimage.function.decorator import DecoratedFunction
-from mfimage.function.json_values import plain
-from mfimage.function.many import Many
+from mfimage.function.json import plain
 from mfimage.function.parameters import FunctionParameters, lazy_parameters
-from mfimage.function.schema import RESULT
+from mfimage.function.schema import RESULT, Many
 from mfimage.package.parse import parse_spec
 from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec
 from mfimage.runtime.artifacts import load_artifact

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from mfimage.errors import OptionError
-from mfimage.function.json_format import JsonSerializer
+from mfimage.function.json import JsonSerializer
 from mfimage.function.serializers import FileFormat, find_format, find_serializer, serializers
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.whole_files import Place, is_stream

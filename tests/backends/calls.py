@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mfimage.load import JsonFunction
-from tests.function.test_json_values import same
+from tests.function.test_json import same
 
 FUNCTIONS = Path(__file__).with_name("functions.py")
 Way = Callable[[str, Any], Any]
