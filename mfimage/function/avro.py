@@ -462,7 +462,7 @@ def _by_fastavro(
 
     prepare = _fastavro().write.LOGICAL_WRITERS[name]
     restore = _fastavro().read.LOGICAL_READERS[name]
-    parse = functools.partial(SchemaValidator(core).validate_strings, strict=True)  # type: ignore[arg-type]
+    parse: Any = functools.partial(SchemaValidator(core).validate_strings, strict=True)
     digits = core.get("max_digits")
 
     def write(text: str) -> Any:

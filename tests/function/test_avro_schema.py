@@ -197,11 +197,11 @@ WRONG = [
     (object(), "Avro schema: expected a dict, a list or JSON text"),
     ({"type": "recrd"}, "Avro schema: there is no type {'type': 'recrd'}"),
     ({"type": "record", "name": "a b", "fields": []}, "Avro schema: 'a b' is not a name of a type"),
-    ({"type": "record", "name": "string", "fields": []}, "Avro schema: 'string' is not a name of a type"),
+    ({"type": "record", "name": "string", "fields": []}, "Avro schema: 'string' is not a name"),
     ({"type": "record", "name": "R", "fields": [{"name": "x"}]}, "Avro schema: "),
     ({"type": "record", "name": "R", "fields": [{"name": "x y", "type": "long"}]},
      "Avro schema: 'x y' is not a name of a field"),
-    ({"type": "record", "name": "R", "fields": FIELDS * 2}, "Avro schema: 'x' is not a name of a field, or there is another"),
+    ({"type": "record", "name": "R", "fields": FIELDS * 2}, "Avro schema: 'x' is not a name"),
     ({"type": "record", "name": "R", "fields": [{"name": "x", "type": "S"}]},
      "Avro schema: there is no type 'S'"),
     ({"type": "record", "name": "R", "fields": [{"name": "x", "type": "long", "default": "1"}]},
@@ -213,8 +213,9 @@ WRONG = [
     ([["long"]], "Avro schema: a union has types, each once and none a union, got ['union']"),
     ({"type": "enum", "name": "E", "symbols": ["a b"]}, "Avro schema: Every symbol must match"),
     ({"type": "fixed", "name": "F", "size": "1"}, "Avro schema: size: expected a number"),
-    ({"type": "bytes", "logicalType": "decimal"}, "Avro schema: precision, scale: expected numbers"),
-    ({"type": "bytes", "logicalType": "decimal", "precision": 2, "scale": 3}, "Avro schema: decimal scale"),
+    ({"type": "bytes", "logicalType": "decimal"}, "Avro schema: precision, scale: expected"),
+    ({"type": "bytes", "logicalType": "decimal", "precision": 2, "scale": 3},
+     "Avro schema: decimal scale"),
 ]  # fmt: skip
 
 
