@@ -223,15 +223,14 @@ class _Compiler:
         self.type = self._compile(_parsed(schema), "schema")
 
     def _compile(self, schema: Any, path: str) -> _Type:
-        kind = schema["type"] if isinstance(schema, dict) else schema
-        if isinstance(schema, list):
-            kind = "union"
-        if kind in self._named:
-            found = self._named[kind]
+        if isinstance(schema, str) and schema in self._named:
+            found = self._named[schema]
             if found is None:
-                raise _wrong(path, f"{kind} contains itself, and {RECURSIVE}")
+                raise _wrong(path, f"{schema} contains itself, and {RECURSIVE}")
             return found
-        name = schema.get("name") if isinstance(schema, dict) else None
+        plain = schema if isinstance(schema, dict) else {"type": schema}
+        kind = "union" if isinstance(schema, list) else plain["type"]
+        name = plain.get("name")
         if name is not None:
             if not _FULL_NAME.fullmatch(name) or name in PRIMITIVES:
                 raise _wrong(path, f"{name!r} is not a name of a type")
@@ -252,13 +251,10 @@ class _Compiler:
             items = self._compile(schema["items"], f"{path}.items")
             if items.is_empty:
                 raise _wrong(path, "the array's items are always empty")
-            native, core = (
-                {"type": kind, "items": items.native},
-                {"type": "list", "items_schema": items.core},
-            )
-            return _Type(
-                kind, native, core, {"type": kind, "items": items.described}, parts=1 + items.parts
-            )
+            native = {"type": kind, "items": items.native}
+            core = {"type": "list", "items_schema": items.core}
+            described = {"type": kind, "items": items.described}
+            return _Type(kind, native, core, described, parts=1 + items.parts)
         if kind == "map":
             values = self._compile(schema["values"], f"{path}.values")
             native = {"type": kind, "values": values.native}
@@ -282,8 +278,7 @@ class _Compiler:
         if not labels or "union" in labels or len({*labels}) < len(labels):
             raise _wrong(path, f"a union has types, each once and none a union, got {labels}")
         rest = [branch for branch in branches if branch.label != "null"]
-        kinds = {"number" if kind == "integer" else kind
-                 for kind in (branch.described["type"] for branch in rest)}  # fmt: skip
+        kinds = {branch.described["type"].replace("integer", "number") for branch in rest}
         choices = [_tagged(branch) for branch in rest]
         if len(kinds) < len(rest):
             # First whatever keeps the value as it is: 1 stays an integer in ["double", "long"].
@@ -295,7 +290,7 @@ class _Compiler:
             "union",
             _Choices({"type": "union"} | dict(enumerate(branch.native for branch in branches))),
             core if len(rest) == len(branches) else {"type": "nullable", "schema": core},
-            {"anyOf": [branch.described for branch in branches], "type": "union"},
+            {"anyOf": [branch.described for branch in branches]},
             parts=1 + sum(branch.parts for branch in branches),
             branches=branches,
         )
@@ -380,7 +375,6 @@ def _member(plain: dict[str, Any], made: _Type, path: str) -> tuple[dict[str, An
             break
         else:
             raise _wrong(path, f"the default {default!r} does not fit")
-    described = {key: each for key, each in described.items() if each != "union"}
     if plain.get("doc"):
         described["description"] = plain["doc"]
     required = core["type"] != "default"
@@ -647,7 +641,7 @@ class Codec:
 
     def json_schema(self) -> dict[str, Any]:
         """Return the JSON Schema of the values."""
-        return {key: each for key, each in self._type.described.items() if each != "union"}
+        return dict(self._type.described)
 
     def convert(self, value: Any, *, root: str, error: type[ValueFault], drop: bool = False) -> Any:
         """Return what fastavro writes for a JSON value; ``error`` by path where it does not fit.

@@ -52,7 +52,7 @@ def file_of(schema: Any, records: list[Any]) -> bytes:
     return file.getvalue()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(schemas_and_values())
 def test_what_is_written_is_read(case: tuple[Any, Any]) -> None:
     """An equal value of the same types, alone and in a file; fastavro takes the schema as well."""
@@ -66,7 +66,7 @@ def test_what_is_written_is_read(case: tuple[Any, Any]) -> None:
     assert not file.read()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(schemas_and_values(), st.data())
 def test_damaged_bytes_are_refused_or_mean_another_value(
     case: tuple[Any, Any], data: st.DataObject
@@ -308,13 +308,13 @@ def test_a_default_stands_for_what_is_absent() -> None:
 def test_files_of_fastavro_are_read() -> None:
     file = io.BytesIO()
     records = [{"petals": each, "color": "BLUE", "names": ["a"] * each, "photo": b"\xff"}
-               for each in range(3000)]  # fmt: skip
+               for each in range(400)]  # fmt: skip
     fastavro.writer(file, FLOWER, records, codec="deflate", sync_interval=500)
     file.seek(0)
     found = list(avro.read(file))
     assert found[2] == {"petals": 2, "names": ["a", "a"], "color": "BLUE", "cut": None,
                         "photo": "/w=="}  # fmt: skip
-    assert [each["petals"] for each in found] == list(range(3000))
+    assert [each["petals"] for each in found] == list(range(400))
 
 
 def test_files_are_read_by_fastavro_and_are_the_same_each_time() -> None:
