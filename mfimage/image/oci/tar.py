@@ -5,7 +5,6 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from mfimage.image.plan.files import ContextFile
 from mfimage.image.plan.layers import verified
@@ -35,10 +34,14 @@ def layer_tar(members: Iterable[Member], *, epoch: int) -> Iterator[bytes]:
     """Stream a layer, including the folders above its members; ``epoch`` is every file's time."""
     done: set[str] = set()
     for member in sorted(members, key=lambda member: member.path.split("/")):
-        for folder in _folders(member):
-            if folder not in done:
-                done.add(folder)
-                yield _header(f"{folder}/", epoch, mode=0o755, kind=tarfile.DIRTYPE)
+        folder = member.path if isinstance(member, Folder) else _parent(member.path)
+        missing = []
+        while folder and folder not in done:
+            done.add(folder)
+            missing.append(folder)
+            folder = _parent(folder)
+        for name in reversed(missing):
+            yield _header(f"{name}/", epoch, mode=0o755, kind=tarfile.DIRTYPE)
         if isinstance(member, Link):
             yield _header(member.path, epoch, mode=0o777, kind=tarfile.SYMTYPE, link=member.target)
         elif isinstance(member, ContextFile):
@@ -49,11 +52,8 @@ def layer_tar(members: Iterable[Member], *, epoch: int) -> Iterator[bytes]:
     yield b"\0" * (2 * _BLOCK)
 
 
-def _folders(member: Member) -> Iterator[str]:
-    path = PurePosixPath(member.path)
-    yield from (str(parent) for parent in reversed(path.parents[:-1]))
-    if isinstance(member, Folder):
-        yield member.path
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]
 
 
 def _header(
