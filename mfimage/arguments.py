@@ -47,7 +47,7 @@ def build_options(given: Mapping[str, Any]) -> BuildOptions:
     OptionError
         Naming the option and the value.
     """
-    from mfimage.image.reference import parse_tag
+    from mfimage.image.options import parse_cache
     from mfimage.image.settings import make_options, read_settings
 
     to = given.get("cache_to")
@@ -73,8 +73,8 @@ def build_options(given: Mapping[str, Any]) -> BuildOptions:
     )
     return replace(
         made,
-        cache_from=tuple(parse_tag(t, field="cache-from") for t in given.get("cache_from", ())),
-        cache_to=parse_tag(to, field="cache-to") if to else None,
+        cache_from=tuple(parse_cache(t, field="cache-from") for t in given.get("cache_from", ())),
+        cache_to=parse_cache(to, field="cache-to") if to else None,
     )
 
 

@@ -12,7 +12,7 @@ from mfimage.terminal import byte_bar, is_terminal, step_bars, text_bar
 if TYPE_CHECKING:
     from mfimage.copying import CopyEvent
     from mfimage.file_runs import FileProgress
-    from mfimage.image.engine_events import BuildEvent
+    from mfimage.image.builder import BuildEvent
 
 
 def say(text: str) -> None:

@@ -17,7 +17,7 @@ from mfimage.console import (
 )
 from mfimage.copying import CopyEvent
 from mfimage.file_runs import FileProgress
-from mfimage.image.engine_events import BuildEvent
+from mfimage.image.builder import BuildEvent
 
 EVENTS = [
     BuildEvent(kind="started", step="[internal] load .dockerignore"),

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from mfimage.cli import main
 from mfimage.errors import EngineError, OptionError
 from mfimage.image.context_file import ContextFile
-from mfimage.image.engine import Engine
+from mfimage.image.docker.engine import Engine
 from mfimage.image.image_info import ImageInfo
 from mfimage.image.reference import parse_reference
 from mfimage.ray_image import Known, ray_image

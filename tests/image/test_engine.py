@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from mfimage.errors import BuildError, EngineError, RegistryError
+from mfimage.image.builder import BuildEvent
 from mfimage.image.context_file import ContextFile
-from mfimage.image.engine import Engine
-from mfimage.image.engine_events import BuildEvent
+from mfimage.image.docker.engine import Engine
 from tests.support import docker as support
 
 pytestmark = pytest.mark.docker

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import docker
 import pytest
+from tests.support.fake_engine import fake_engine
 
 from mfimage.errors import EngineError
-from mfimage.image.engine import Engine
+from mfimage.image.docker.engine import Engine
 from tests.support.docker import free_port
-from tests.support.fake_engine import fake_engine
 
 
 @contextmanager

@@ -16,9 +16,9 @@ import docker
 import pytest
 
 from mfimage.errors import BuildError
-from mfimage.image.build_secrets import Secret, parse_secret, read_secrets
-from mfimage.image.context import context_files
-from mfimage.image.engine import Engine
+from mfimage.image.build_secrets import Secret, parse_secret
+from mfimage.image.docker.builder import DockerBuilder, DockerCommand
+from mfimage.image.docker.engine import Engine
 from mfimage.image.image_info import ImageInfo
 from tests.image.sample import Sample, make_sample
 from tests.support.docker import ensure_base_image, host_ca_bundle
@@ -102,9 +102,11 @@ def build(engine: Engine, sample: Sample, secrets: list[Secret], **options) -> I
     if bundle := host_ca_bundle():
         secrets = [*secrets, parse_secret(f"id=ca,src={bundle}")]
     plan = sample.plan(secrets=tuple(secrets), **options)
-    image = engine.build(
-        context=context_files(plan, sample.blobs.path), secrets=read_secrets(secrets), no_cache=True
-    )
+    builder = DockerBuilder(
+        engine, DockerCommand.find(), tags=(), secrets=secrets, no_cache=True,
+        on_event=lambda _: None,
+    )  # fmt: skip
+    image = builder.build(plan, sample.blobs.path).id
     try:
         info = engine.inspect(image)
         assert engine.run_capture(image, ["python", "-c", "import mfprivate"]) == ""

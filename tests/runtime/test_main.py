@@ -134,7 +134,7 @@ def test_the_shim_brings_no_tool_of_a_build_along() -> None:
     script = (
         "import sys, mfimage.runtime.__main__, mfimage.runtime.serving, mfimage.runtime.openapi,"
         " mfimage.runtime.supervisor, mfimage.runtime.loader, mfimage.runtime.records\n"
-        "print(*{'docker', 'jinja2', 'metaflow', 'rich', 'uv', 'h2', 'boto3'} & set(sys.modules))"
+        "print(*{'docker', 'jinja2', 'metaflow', 'rich', 'uv', 'boto3'} & set(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mfimage.errors import EngineError
-from mfimage.image.engine import Engine
+from mfimage.image.docker.engine import Engine
 from mfimage.image.image_info import ImageInfo
 from mfimage.image.location import DOCKER_ARCHIVE, Location, parse_location
 from mfimage.image.oci.base import read_image
