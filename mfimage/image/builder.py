@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from mfimage.image.layer_files import BlobPath
 
 DOCKER, OCI, AUTO = "docker", "oci", "auto"
-BUILDERS = (DOCKER, OCI)
 Kind = Literal["started", "log", "progress", "cached", "done", "failed"]
 
 

@@ -13,7 +13,6 @@ from mfimage.errors import OptionError
 from mfimage.image.oci.versions import installed_version
 
 GZIP, ZSTD = "gzip", "zstd"
-COMPRESSIONS = (GZIP, ZSTD)
 # What goes to the compressor at once: its output depends on that.
 _BLOCK = 1 << 20
 # Higher ones take twice the time for 2 % of a scikit-learn environment.
@@ -59,7 +58,7 @@ class Compressing:
     file : binary file
         Gets the compressed bytes.
     kind : str
-        One of `COMPRESSIONS`.
+        ``gzip`` or ``zstd``.
     """
 
     def __init__(self, file: BinaryIO, kind: str) -> None:
