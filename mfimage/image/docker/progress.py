@@ -83,8 +83,9 @@ class BuildProgress:
 
     def message(self) -> str:
         """Return the command's own error message."""
-        errors = [line for line in self._other if line.lower().startswith("error: ")]
-        last = (errors or list(self._other) or [""])[-1]
+        lines = [line for line in self._other if not line.startswith("See 'docker ")]
+        errors = [line for line in lines if line.lower().startswith("error: ")]
+        last = (errors or lines or [""])[-1]
         return last[len("error: ") :] if errors else last
 
     # --progress=rawjson
