@@ -14,8 +14,11 @@ import pytest
 
 from mfimage.errors import BuildError, EngineError, OptionError
 from mfimage.image.build_secrets import parse_secret
-from mfimage.image.docker.builder import DockerCommand
+from mfimage.image.docker.builder import DockerBuilder, DockerCommand
+from mfimage.image.image_info import ImageInfo
 from mfimage.image.options import parse_cache
+from mfimage.image.reference import parse_tag
+from tests.image.sample import make_sample
 
 BUILDX = "github.com/docker/buildx v0.29.1 a32761"
 NO_BUILDX = "docker: 'buildx' is not a docker command."
@@ -191,6 +194,52 @@ def test_the_commands_own_error_is_shown(docker):
     docker.install(build="sys.exit(3)")
     with pytest.raises(BuildError, match="ended with exit status 3"):
         DockerCommand.find().build(docker.context)
+
+
+class Gone:
+    """An engine that was there when the build began."""
+
+    def alive(self) -> bool:
+        return False
+
+
+def test_an_engine_that_is_killed_is_one_clear_error(docker, tmp_path):
+    said = "ERROR: failed to receive status: rpc error: code = Unavailable desc = EOF"
+    docker.install(build=f"say('#1 [1/1] RUN sleep')\nsay({said!r})\nsys.exit(1)")
+    sample = make_sample(tmp_path / "blobs")
+    builder = DockerBuilder(
+        Gone(), DockerCommand.find(), tags=(), secrets=(), no_cache=False,
+        on_event=lambda _: None,
+    )  # fmt: skip
+    with pytest.raises(EngineError) as raised:
+        builder.build(sample.plan(), sample.blobs.path)
+    assert raised.value.message == "building the image: the Docker engine went away"
+    assert "systemctl start docker" in raised.value.hint
+
+
+def test_the_context_is_named_by_the_images_repositories(docker, tmp_path):
+    """By that name the engine knows which files it has already."""
+    docker.install()
+    sample = make_sample(tmp_path / "blobs")
+    found = []
+    for tags in (["a/x:1"], ["a/x:2"], ["a/y:1"], [], []):
+        builder = DockerBuilder(
+            Known(), DockerCommand.find(), tags=[parse_tag(tag) for tag in tags], secrets=(),
+            no_cache=False, on_event=lambda _: None,
+        )  # fmt: skip
+        builder.build(sample.plan(), sample.blobs.path)
+        context = Path(docker.called()[0][-1])
+        assert not context.parent.exists(), "it is gone"
+        found.append(context.name)
+    assert found[0] == found[1] != found[2]
+    assert found[3] == found[4]
+
+
+class Known:
+    """An engine that has every image."""
+
+    def inspect(self, name: str) -> ImageInfo:
+        return ImageInfo(id=name)
 
 
 SLOW = """
