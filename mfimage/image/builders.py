@@ -12,7 +12,7 @@ from mfimage.image.options import BuildOptions, BuildxCache
 from mfimage.image.reference import Reference
 
 if TYPE_CHECKING:
-    from mfimage.image.docker.builder import DockerCommand
+    from mfimage.image.docker.command import DockerCommand
     from mfimage.image.docker.engine import Engine
 
 
@@ -81,7 +81,7 @@ def _docker(options: BuildOptions) -> tuple[tuple[Engine, DockerCommand] | None,
         if options.builder == DOCKER:
             raise OptionError(f"builder: docker does not do {wanted}", hint="use --builder oci")
         return None, f"for {wanted}"
-    from mfimage.image.docker.builder import DockerCommand
+    from mfimage.image.docker.command import DockerCommand
     from mfimage.image.docker.engine import Engine
 
     try:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import pytest
 
-from mfimage.image.docker.builder import DockerCommand
+from mfimage.image.docker.command import DockerCommand
 from mfimage.image.docker.engine import Engine
 from tests.e2e.conftest import Project
 

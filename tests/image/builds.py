@@ -22,7 +22,8 @@ from uv import find_uv_bin
 
 import mfimage
 from mfimage.image.build_secrets import parse_secret, read_secrets
-from mfimage.image.docker.builder import DockerBuilder, DockerCommand
+from mfimage.image.docker.builder import DockerBuilder
+from mfimage.image.docker.command import DockerCommand
 from mfimage.image.docker.engine import Engine
 from mfimage.image.image_info import ImageInfo
 from mfimage.image.location import Location

@@ -9,7 +9,7 @@ import pytest
 
 from mfimage.errors import EngineError, OptionError
 from mfimage.image.builders import open_builder
-from mfimage.image.docker.builder import DockerCommand
+from mfimage.image.docker.command import DockerCommand
 from mfimage.image.docker.engine import Engine, connect
 from mfimage.image.location import Location
 from mfimage.image.options import BuildOptions, parse_cache

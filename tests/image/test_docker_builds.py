@@ -21,7 +21,8 @@ import pytest
 from mfimage.errors import BuildError, EngineError
 from mfimage.image.build_secrets import Secret, parse_secret
 from mfimage.image.builder import BuildEvent
-from mfimage.image.docker.builder import DockerBuilder, DockerCommand
+from mfimage.image.docker.builder import DockerBuilder
+from mfimage.image.docker.command import DockerCommand
 from mfimage.image.docker.engine import Engine
 from tests.image.builds import Builds, builder, small_lock
 from tests.image.sample import Sample, make_sample
@@ -234,7 +235,7 @@ def test_builds_of_one_name_may_run_at_once(build: Builds, tmp_path: Path) -> No
 
 PROGRAM = """
 import pathlib, sys
-from mfimage.image.docker.builder import DockerCommand
+from mfimage.image.docker.command import DockerCommand
 def show(event):
     print(event.kind, event.step, flush=True)
 try:

@@ -14,7 +14,8 @@ import pytest
 
 from mfimage.errors import BuildError, EngineError, OptionError
 from mfimage.image.build_secrets import parse_secret
-from mfimage.image.docker.builder import DockerBuilder, DockerCommand
+from mfimage.image.docker.builder import DockerBuilder
+from mfimage.image.docker.command import DockerCommand
 from mfimage.image.image_info import ImageInfo
 from mfimage.image.options import parse_cache
 from mfimage.image.reference import parse_tag
@@ -253,9 +254,9 @@ time.sleep(60)
 """
 PROGRAM = """
 import sys, tempfile, pathlib
-from mfimage.image.docker.builder import DockerCommand, _ended_by_signals
+from mfimage.image.docker.command import DockerCommand, ended_by_signals
 tempfile.tempdir = sys.argv[2]
-with _ended_by_signals(), tempfile.TemporaryDirectory(prefix="context-"):
+with ended_by_signals(), tempfile.TemporaryDirectory(prefix="context-"):
     DockerCommand.find().build(pathlib.Path(sys.argv[1]))
 """
 
@@ -279,7 +280,7 @@ def test_a_signal_ends_the_build_and_leaves_no_files(docker, number, code):
 
 
 def test_a_build_that_ignores_an_interrupt_is_killed(docker, monkeypatch):
-    monkeypatch.setattr("mfimage.image.docker.builder._INTERRUPT_TIMEOUT", 0.2)
+    monkeypatch.setattr("mfimage.image.docker.command._INTERRUPT_TIMEOUT", 0.2)
     docker.install(build=SLOW.format(handler="signal.SIG_IGN"))
 
     def interrupt(event) -> None:

@@ -12,7 +12,8 @@ import pytest
 from mfimage.errors import BuildError, ReferenceNotFound, RegistryError
 from mfimage.image.attach import attach_sboms
 from mfimage.image.build_secrets import Secret, read_secrets
-from mfimage.image.docker.builder import DockerBuilder, DockerCommand
+from mfimage.image.docker.builder import DockerBuilder
+from mfimage.image.docker.command import DockerCommand
 from mfimage.image.docker.engine import Engine
 from mfimage.image.location import Location
 from mfimage.image.reference import parse_reference, parse_tag

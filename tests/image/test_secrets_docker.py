@@ -17,7 +17,8 @@ import pytest
 
 from mfimage.errors import BuildError
 from mfimage.image.build_secrets import Secret, parse_secret
-from mfimage.image.docker.builder import DockerBuilder, DockerCommand
+from mfimage.image.docker.builder import DockerBuilder
+from mfimage.image.docker.command import DockerCommand
 from mfimage.image.docker.engine import Engine
 from mfimage.image.image_info import ImageInfo
 from tests.image.sample import Sample, make_sample

@@ -28,7 +28,7 @@ from testcontainers.core.container import DockerContainer
 from testcontainers.core.labels import LABEL_SESSION_ID, SESSION_ID
 
 from mfimage.errors import EngineError
-from mfimage.image.docker.builder import DockerCommand
+from mfimage.image.docker.command import DockerCommand
 
 HERE = Path(__file__).parent
 RegistryKind = Literal["plain", "auth", "tls"]

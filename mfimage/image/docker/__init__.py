@@ -1,9 +1,8 @@
 """Docker: its engine, asked through the SDK, and its ``docker build`` command, run as a child.
 
-`engine.Engine` is for everybody who needs an engine: to inspect, load, save, run, pull or push an
-image. `builder.DockerBuilder` is for `image.builders` alone, which chooses a builder; it writes the
-context that ``mfimage render`` writes and runs ``docker build`` on it. `progress` turns what that
-command prints into `BuildEvent`.
+``engine.Engine`` is open to every room above: it inspects, loads, saves, runs, pulls and pushes
+images. ``builder.DockerBuilder`` and ``command.DockerCommand`` are for ``image.builders``, which
+chooses the builder of an image. ``progress`` turns what the command prints into `BuildEvent`.
 
-Inside, ``builder`` imports ``engine`` and ``progress``; these import neither.
+Inside, ``builder`` imports ``engine`` and ``command``, and ``command`` imports ``progress``.
 """
