@@ -116,7 +116,7 @@ def _wants_oci(options: BuildOptions) -> str:
 
 
 def _check_goal(options: BuildOptions, push: bool) -> None:
-    """Refuse a build whose image nobody would ever see: without a goal it goes into the engine."""
+    """Refuse a build whose image would go nowhere: without a goal it goes into the engine."""
     if push or options.output:
         return
     from mfimage.image.docker.engine import Engine

@@ -41,11 +41,11 @@ _HINTS = {
     "no space left on device": "free space on the engine: `docker system df`, then "
     "`docker system prune`",
     "exit code: 137": "the step was killed: the engine has too little memory for it",
-    "pull access denied": "check the base image's name, and `docker login` to its registry",
-    "401 unauthorized": "`docker login` to the base image's registry",
     "failed to resolve source metadata": "check the base image's name, and `docker login` to its "
     "registry; a builder other than the engine's own sees no image that only the engine has: "
     "BUILDX_BUILDER=default",
+    "pull access denied": "check the base image's name, and `docker login` to its registry",
+    "401 unauthorized": "`docker login` to the base image's registry",
     "exec format error": "the engine cannot run this platform's programs: install emulation "
     "(`docker run --privileged --rm tonistiigi/binfmt --install all`), or build on that platform",
 }
