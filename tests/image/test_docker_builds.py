@@ -203,7 +203,7 @@ def test_only_what_has_changed_is_sent_again(build: Builds, tmp_path: Path) -> N
         moved = tmp_path / f"other-{n}" / context.name
         moved.parent.mkdir()
         context = Path(shutil.move(context, moved))
-    if build.command.buildx:
+    if build.command.buildx and build.command.buildx >= (0, 14):
         first, second = (max(event.current for event in events) for events in sent)
         assert first > 3_000_000
         assert second < 100_000

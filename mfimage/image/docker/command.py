@@ -46,6 +46,8 @@ _HINTS = {
     "BUILDX_BUILDER=default",
     "pull access denied": "check the base image's name, and `docker login` to its registry",
     "401 unauthorized": "`docker login` to the base image's registry",
+    "cache export is not supported": "use a builder that writes caches "
+    "(`docker buildx create --use`), or turn on the engine's containerd image store",
     "exec format error": "the engine cannot run this platform's programs: install emulation "
     "(`docker run --privileged --rm tonistiigi/binfmt --install all`), or build on that platform",
 }
