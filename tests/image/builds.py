@@ -60,7 +60,8 @@ class Builds:
     def folder(self, context: Path, **options) -> ImageInfo:
         """Build a folder's Dockerfile."""
         options.setdefault("tags", [self.tag])
-        return self._keep(self.command.build(context, secrets=self.secrets, **options)[0])
+        names = self.command.build(context, secrets=self.secrets, **options)
+        return self._keep(next(name for name in names if self.engine.inspect(name)))
 
     def lines(self, folder: Path, *lines: str, **options) -> ImageInfo:
         """Build a Dockerfile of these lines."""

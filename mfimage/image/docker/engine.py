@@ -143,6 +143,10 @@ class Engine:
                 stream = self._api.push(repository, tag=tag, stream=True, decode=True)
             for message in _transfer(stream, on_event):
                 digest = (message.get("aux") or {}).get("Digest") or digest
+        if digest is None and (info := self.inspect(ref)) is not None:
+            # An engine with the containerd image store keeps it with the image instead.
+            digests = dict(each.split("@") for each in info.repo_digests)
+            digest = digests.get(repository)
         if digest is None:
             raise RegistryError(f"pushing {ref}: the engine did not report the digest")
         return str(digest)
