@@ -33,7 +33,7 @@ def open_builder(
     push : bool
         Whether the image goes to a registry.
     secrets : mapping of str to bytes
-        Values of the secrets, for the dependency step.
+        Credentials for the dependency step.
     on_event : callable
         Called with every step.
     say : callable
@@ -61,7 +61,7 @@ def open_builder(
 
         engine, command = found
         return DockerBuilder(
-            engine, command, tags=options.tags, secrets=options.secrets,
+            engine, command, tags=options.tags, secrets=secrets,
             no_cache=options.no_cache, on_event=on_event,
             cache_from=options.cache_from, cache_to=options.cache_to,
         )  # fmt: skip

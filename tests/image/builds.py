@@ -52,15 +52,15 @@ class Builds:
     def __call__(self, sample: Sample, *, no_cache: bool = False, **options) -> ImageInfo:
         plan = sample.plan(secrets=self.secrets, **options)
         docker = DockerBuilder(
-            self.engine, self.command, tags=[parse_tag(self.tag)], secrets=self.secrets,
-            no_cache=no_cache, on_event=lambda _: None,
+            self.engine, self.command, tags=[parse_tag(self.tag)],
+            secrets=read_secrets(self.secrets), no_cache=no_cache, on_event=lambda _: None,
         )  # fmt: skip
         return self._keep(docker.build(plan, sample.blobs.path).id)
 
     def folder(self, context: Path, **options) -> ImageInfo:
         """Build a folder's Dockerfile."""
         options.setdefault("tags", [self.tag])
-        names = self.command.build(context, secrets=self.secrets, **options)
+        names = self.command.build(context, secrets=read_secrets(self.secrets), **options)
         return self._keep(next(name for name in names if self.engine.inspect(name)))
 
     def lines(self, folder: Path, *lines: str, **options) -> ImageInfo:

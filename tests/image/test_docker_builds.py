@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from mfimage.errors import BuildError, EngineError
-from mfimage.image.build_secrets import Secret, parse_secret
+from mfimage.image.build_secrets import Secret, parse_secret, read_secrets
 from mfimage.image.builder import BuildEvent
 from mfimage.image.docker.builder import DockerBuilder
 from mfimage.image.docker.command import DockerCommand
@@ -166,7 +166,7 @@ def test_nothing_runs_twice(build: Builds, tmp_path: Path) -> None:
 
 def by_docker(build: Builds, sample: Sample, **options) -> DockerBuilder:
     return DockerBuilder(
-        build.engine, build.command, tags=(), secrets=build.secrets, no_cache=False,
+        build.engine, build.command, tags=(), secrets=read_secrets(build.secrets), no_cache=False,
         on_event=options.pop("on_event", lambda _: None), **options,
     )  # fmt: skip
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from mfimage.errors import BuildError, EngineError, OptionError
-from mfimage.image.build_secrets import parse_secret
 from mfimage.image.docker.builder import DockerBuilder
 from mfimage.image.docker.command import DockerCommand
 from mfimage.image.image_info import ImageInfo
@@ -166,23 +165,35 @@ def test_what_needs_buildx_is_refused_by_name(docker):
         command.build(docker.context, cache_to=cache)
 
 
-def test_no_argument_carries_a_secret(docker, tmp_path, monkeypatch):
-    docker.install(build="say('hunter2-of-a-file and hunter2-of-a-variable')\nsys.exit(1)")
-    monkeypatch.setenv("TOKEN", "hunter2-of-a-variable")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a,b").write_text("hunter2-of-a-file")
-    secrets = [
-        parse_secret("id=netrc,src=a"),
-        parse_secret("id=UV_TOKEN,env=TOKEN"),
-    ]
-    object.__setattr__(secrets[0], "source", Path("a,b"))
-    with pytest.raises(BuildError, match=r"\*\*\* and \*\*\*"):
+def test_no_argument_carries_a_secret(docker):
+    """Small ones go by the environment; large ones, as CA bundles, by private files."""
+    docker.install(
+        build="""
+say(f"it is {os.environ['MFIMAGE_SECRET_0']} and {os.environ['MFIMAGE_SECRET_1']}")
+for each in sys.argv:
+    if "src=" in each:
+        path = pathlib.Path(each.partition("src=")[2])
+        state = [oct(p.stat().st_mode & 0o777) for p in (path, path.parent)]
+        (here / "file.json").write_text(json.dumps([*state, len(path.read_bytes())]))
+sys.exit(1)
+"""
+    )
+    secrets = {
+        "netrc": b"password hunter2-of-a-file",
+        "UV_TOKEN": b"hunter2-of-a-variable",
+        "ca": b"x" * 300_000,
+        "pip.conf": b"hunter2\0",
+    }
+    with pytest.raises(BuildError, match=r"^it is \*\*\* and \*\*\*$"):
         DockerCommand.find().build(docker.context, secrets=secrets)
-    arguments, _, _ = docker.called()
+    arguments, environment, _ = docker.called()
     assert "hunter2" not in " ".join(arguments)
-    # CSV, and a path that holds wherever the command runs.
-    assert f'--secret=id=netrc,"src={tmp_path}/a,b"' in arguments
-    assert "--secret=id=UV_TOKEN,env=TOKEN" in arguments
+    assert "--secret=id=netrc,env=MFIMAGE_SECRET_0" in arguments
+    assert environment["MFIMAGE_SECRET_1"] == "hunter2-of-a-variable"
+    assert json.loads((docker.folder / "file.json").read_text()) == ["0o600", "0o700", 8]
+    files = [Path(each.partition("src=")[2]) for each in arguments if "src=" in each]
+    assert len(files) == 2
+    assert not any(path.exists() for path in files), "they are gone"
 
 
 # How it ends
@@ -209,7 +220,7 @@ def test_an_engine_that_is_killed_is_one_clear_error(docker, tmp_path):
     docker.install(build=f"say('#1 [1/1] RUN sleep')\nsay({said!r})\nsys.exit(1)")
     sample = make_sample(tmp_path / "blobs")
     builder = DockerBuilder(
-        Gone(), DockerCommand.find(), tags=(), secrets=(), no_cache=False,
+        Gone(), DockerCommand.find(), tags=(), secrets={}, no_cache=False,
         on_event=lambda _: None,
     )  # fmt: skip
     with pytest.raises(EngineError) as raised:
@@ -225,7 +236,7 @@ def test_the_context_is_named_by_the_images_repositories(docker, tmp_path):
     found = []
     for tags in (["a/x:1"], ["a/x:2"], ["a/y:1"], [], []):
         builder = DockerBuilder(
-            Known(), DockerCommand.find(), tags=[parse_tag(tag) for tag in tags], secrets=(),
+            Known(), DockerCommand.find(), tags=[parse_tag(tag) for tag in tags], secrets={},
             no_cache=False, on_event=lambda _: None,
         )  # fmt: skip
         builder.build(sample.plan(), sample.blobs.path)

@@ -193,7 +193,7 @@ def test_a_distribution_with_a_secret_stops_the_build(
 def open_docker(engine: Engine, secrets: tuple[Secret, ...], **options) -> DockerBuilder:
     options = {"tags": (), **options}
     return DockerBuilder(
-        engine, DockerCommand.find(), secrets=secrets, no_cache=False,
+        engine, DockerCommand.find(), secrets=read_secrets(secrets), no_cache=False,
         on_event=lambda _: None, **options,
     )  # fmt: skip
 

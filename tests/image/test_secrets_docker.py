@@ -16,7 +16,7 @@ import docker
 import pytest
 
 from mfimage.errors import BuildError
-from mfimage.image.build_secrets import Secret, parse_secret
+from mfimage.image.build_secrets import Secret, parse_secret, read_secrets
 from mfimage.image.docker.builder import DockerBuilder
 from mfimage.image.docker.command import DockerCommand
 from mfimage.image.docker.engine import Engine
@@ -104,7 +104,7 @@ def build(engine: Engine, sample: Sample, secrets: list[Secret], **options) -> I
         secrets = [*secrets, parse_secret(f"id=ca,src={bundle}")]
     plan = sample.plan(secrets=tuple(secrets), **options)
     builder = DockerBuilder(
-        engine, DockerCommand.find(), tags=(), secrets=secrets, no_cache=True,
+        engine, DockerCommand.find(), tags=(), secrets=read_secrets(secrets), no_cache=True,
         on_event=lambda _: None,
     )  # fmt: skip
     image = builder.build(plan, sample.blobs.path).id

@@ -6,12 +6,11 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mfimage.errors import BuildError, EngineError, OptionError
 from mfimage.image.base_image import BaseImage
-from mfimage.image.build_secrets import Secret
 from mfimage.image.builder import DOCKER, BuildEvent, BuiltImage, BuiltLayer, OnEvent
 from mfimage.image.context import write_context
 from mfimage.image.docker.command import DockerCommand, ended_by_signals
@@ -41,7 +40,7 @@ class DockerBuilder:
         What builds them.
     tags : sequence of Reference
         What to call images.
-    secrets : sequence of Secret
+    secrets : mapping of str to bytes
         Credentials for the dependency step.
     no_cache : bool
         Run every step anew.
@@ -61,7 +60,7 @@ class DockerBuilder:
         command: DockerCommand,
         *,
         tags: Sequence[Reference],
-        secrets: Sequence[Secret],
+        secrets: Mapping[str, bytes],
         no_cache: bool,
         on_event: OnEvent,
         cache_from: Sequence[Reference | BuildxCache] = (),

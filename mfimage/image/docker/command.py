@@ -14,13 +14,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from mfimage.errors import BuildError, EngineError, OptionError
-from mfimage.image.build_secrets import Secret, read_secrets
 from mfimage.image.builder import OnEvent
 from mfimage.image.docker.progress import BuildProgress
 from mfimage.image.options import BuildxCache
@@ -32,6 +31,8 @@ _NEEDS_BUILDX = 23
 _RAW_JSON = (0, 14)
 _INTERRUPT_TIMEOUT = 10.0
 _LONGEST_STEP_NAME = 300
+# Linux takes 128 KiB with the name.
+_LARGEST_VARIABLE = 100_000
 _INSTEAD = (
     "or use --builder oci, which needs no Docker: it pushes to registries and writes oci:DIR, "
     "oci-archive:FILE and docker-archive:FILE, but installs no Debian packages"
@@ -110,7 +111,7 @@ class DockerCommand:
         *,
         tags: Sequence[str] = (),
         platform: str | None = None,
-        secrets: Sequence[Secret] = (),
+        secrets: Mapping[str, bytes] | None = None,
         no_cache: bool = False,
         cache_from: Sequence[Reference | BuildxCache] = (),
         cache_to: Reference | BuildxCache | None = None,
@@ -127,8 +128,9 @@ class DockerCommand:
             What to tag the image with.
         platform : str, optional
             As ``linux/arm64``; the engine's own by default.
-        secrets : sequence of Secret
-            For ``RUN --mount=type=secret,id=...``. The command reads them where they are.
+        secrets : mapping of str to bytes
+            By id, for ``RUN --mount=type=secret,id=...``. The command gets them as environment
+            variables, and those that are too large for that as private files.
         no_cache : bool
             Run every step anew.
         cache_from, cache_to : Reference or BuildxCache
@@ -145,12 +147,15 @@ class DockerCommand:
         Raises
         ------
         OptionError
-            If it cannot be done without buildx, or a secret cannot be read.
+            If it cannot be done without buildx.
         BuildError
             If a step fails: names the step, ends with the last lines of its log.
         """
         self._check_caches(cache_from, cache_to)
-        progress = BuildProgress(Redactor(read_secrets(secrets).values()))
+        secrets = secrets or {}
+        progress = BuildProgress(Redactor(secrets.values()))
+        # Attestations hold times: with them, equal images would have other digests each time.
+        environment = {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **os.environ, "DOCKER_BUILDKIT": "1"}
         with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
             ids, metadata = Path(folder, "id"), Path(folder, "metadata.json")
             arguments = [f"--iidfile={ids}"]
@@ -162,7 +167,7 @@ class DockerCommand:
                 arguments.append(f"--metadata-file={metadata}")
             arguments += [f"--tag={tag}" for tag in tags]
             arguments += [f"--platform={platform}"] if platform else []
-            arguments += [f"--secret={_described(secret)}" for secret in secrets]
+            arguments += _hand_over(secrets, environment, Path(folder))
             arguments += ["--no-cache"] if no_cache else []
             arguments += [f"--cache-from={cache}" for cache in cache_from]
             if isinstance(cache_to, BuildxCache):
@@ -174,7 +179,7 @@ class DockerCommand:
             where = [str(context)] if self.buildx else [context.name]
             cwd = None if self.buildx else context.parent
             command = [self.path, *arguments, "--", *where]
-            status = _run(command, cwd, progress, on_event)
+            status = _run(command, environment, cwd, progress, on_event)
             if status:
                 raise _build_error(progress, status)
             return tuple(_built(ids, metadata))
@@ -200,21 +205,34 @@ def _output(*command: str) -> str:
     return done.stdout
 
 
-def _described(secret: Secret) -> str:
-    """Write where a secret is, as ``--secret`` takes it: a line of CSV."""
-    path = secret.source
-    source = f"env={secret.variable}" if path is None else f"src={path.absolute()}"
-    text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow([f"id={secret.id}", source])
-    return text.getvalue()
+def _hand_over(
+    secrets: Mapping[str, bytes], environment: dict[str, str], folder: Path
+) -> Iterator[str]:
+    """Put secrets where the command finds them; yield the arguments that name the places."""
+    for number, (name, value) in enumerate(secrets.items()):
+        if len(value) <= _LARGEST_VARIABLE and b"\0" not in value:
+            variable = f"MFIMAGE_SECRET_{number}"
+            environment[variable] = os.fsdecode(value)
+            source = f"env={variable}"
+        else:
+            path = folder / f"secret-{number}"
+            path.touch(mode=0o600)
+            path.write_bytes(value)
+            source = f"src={path}"
+        # A line of CSV.
+        text = io.StringIO()
+        csv.writer(text, lineterminator="").writerow([f"id={name}", source])
+        yield f"--secret={text.getvalue()}"
 
 
 def _run(
-    command: Sequence[str], cwd: Path | None, progress: BuildProgress, on_event: OnEvent
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    cwd: Path | None,
+    progress: BuildProgress,
+    on_event: OnEvent,
 ) -> int:
     """Run a build to its end; return the exit status."""
-    # Attestations hold times: with them, equal images would have other digests each time.
-    environment = {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **os.environ, "DOCKER_BUILDKIT": "1"}
     with subprocess.Popen(
         command,
         cwd=cwd,
