@@ -24,6 +24,8 @@ from mfimage.image.builder import BuildEvent
 from mfimage.image.docker.builder import DockerBuilder
 from mfimage.image.docker.command import DockerCommand
 from mfimage.image.docker.engine import Engine
+from mfimage.image.dockerfile import quote
+from mfimage.image.reference import parse_tag
 from tests.image.builds import Builds, builder, small_lock
 from tests.image.sample import Sample, make_sample
 from tests.support import docker as support
@@ -166,7 +168,7 @@ def test_nothing_runs_twice(build: Builds, tmp_path: Path) -> None:
 
 def by_docker(build: Builds, sample: Sample, **options) -> DockerBuilder:
     return DockerBuilder(
-        build.engine, build.command, tags=(), secrets=read_secrets(build.secrets), no_cache=False,
+        build.engine, build.command, tags=options.pop("tags", ()), secrets=read_secrets(build.secrets), no_cache=False,
         on_event=options.pop("on_event", lambda _: None), **options,
     )  # fmt: skip
 
@@ -222,7 +224,7 @@ def test_builds_of_one_name_may_run_at_once(build: Builds, tmp_path: Path) -> No
         (context / "word").write_text(word)
         lines = ("FROM python:3.11-slim", "COPY word /word", "RUN sleep 0.5")
         with Engine.connect() as own:
-            image = build.lines(context, *lines).id
+            image = build.lines(context, *lines, tags=[f"{build.tag}-{word}"]).id
             built[word] = own.run_capture(image, ["cat", "/word"])
 
     threads = [threading.Thread(target=one, args=(word,)) for word in ("one", "two", "six")]
@@ -302,6 +304,21 @@ def test_a_private_base_is_pulled_with_the_users_own_credentials(
     with pytest.raises(BuildError, match="401") as raised:
         build.lines(tmp_path / "stranger", f"FROM {tag}", "LABEL c=d", no_cache=True)
     assert "docker login" in str(raised.value.hint)
+
+
+def test_an_image_of_another_digest_is_found_by_its_tag(
+    build: Builds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless another build has taken the tag."""
+    sample = make_sample(tmp_path / "blobs")
+    lines = [f"LABEL {name}={quote(value)}" for name, value in sample.plan().labels.items()]
+    image = build.lines(tmp_path / "context", "FROM python:3.11-slim", *lines)
+    monkeypatch.setattr(DockerCommand, "build", lambda *_, **__: ("sha256:" + "0" * 64,))
+    docker = by_docker(build, sample, tags=[parse_tag(build.tag)])
+    assert docker.build(sample.plan(), sample.blobs.path).id == image.id
+    sample.code = {"predict.py": b"another = 1\n"}
+    with pytest.raises(EngineError, match="does not have sha256:000"):
+        docker.build(sample.plan(), sample.blobs.path)
 
 
 def test_an_image_that_is_loaded_elsewhere_is_missed_by_name(

@@ -122,7 +122,7 @@ class DockerBuilder:
                 if not self._engine.alive():  # an engine that goes away cancels its builds
                     raise engine_gone(_DOING) from None
                 raise
-        info = self._find([*names, *map(str, self._tags)])
+        info = self._find(names, plan)
         base = self._engine.inspect(str(plan.base.pinned)) or self._engine.inspect(
             str(plan.base.reference)
         )
@@ -140,10 +140,15 @@ class DockerBuilder:
         names = ",".join(tag.name for tag in self._tags) or f"{plan.function},{plan.target.name}"
         return f"mfimage-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
 
-    def _find(self, names: Sequence[str]) -> ImageInfo:
+    def _find(self, names: Sequence[str], plan: ImagePlan) -> ImageInfo:
         """Return the image that was built; engines know it by different digests."""
         for name in names:
             if (info := self._engine.inspect(name)) is not None:
+                return info
+        for tag in self._tags:
+            info = self._engine.inspect(str(tag))
+            # Another build may have taken the tag meanwhile.
+            if info is not None and plan.labels.items() <= info.labels.items():
                 return info
         raise EngineError(
             f"{_DOING}: the Docker engine does not have {names[0]} afterwards",
