@@ -168,7 +168,8 @@ def test_nothing_runs_twice(build: Builds, tmp_path: Path) -> None:
 
 def by_docker(build: Builds, sample: Sample, **options) -> DockerBuilder:
     return DockerBuilder(
-        build.engine, build.command, tags=options.pop("tags", ()), secrets=read_secrets(build.secrets), no_cache=False,
+        build.engine, build.command, tags=options.pop("tags", ()),
+        secrets=read_secrets(build.secrets), no_cache=False,
         on_event=options.pop("on_event", lambda _: None), **options,
     )  # fmt: skip
 
