@@ -20,12 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mfimage.backends.environments import environment_python
 from mfimage.backends.local import LocalBackend
-from mfimage.backends.process import ProcessBackend, ProcessOptions
+from mfimage.backends.process.backend import ProcessBackend, ProcessOptions
+from mfimage.backends.process.environments import environment_python
 from mfimage.function import json_values
 from mfimage.package.store import Package
-from mfimage.runtime.frames import CALL
+from mfimage.runtime.worker.frames import CALL
 from tests.backends.process_support import Packages
 
 MOST_OVER_US, MOST_COPIES, LEAST_RATE, MOST_FIRST_S = 100, 2, 100_000, 1.5
@@ -52,7 +52,7 @@ def predict(data: list[float], params: FunctionParameters) -> int:
 START = """
 import sys, time
 began = time.perf_counter()
-from mfimage.backends.process import ProcessBackend
+from mfimage.backends.process.backend import ProcessBackend
 from mfimage.package.store import open_package
 predict = ProcessBackend(open_package(sys.argv[1]))
 predict([5.1, 3.5, 1.4, 0.2])

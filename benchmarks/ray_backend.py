@@ -21,9 +21,9 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.process_backend import least, verdict
-from mfimage.backends.process import ProcessBackend
-from mfimage.backends.ray import RayBackend
-from mfimage.backends.ray_options import RayOptions
+from mfimage.backends.process.backend import ProcessBackend
+from mfimage.backends.ray.backend import RayBackend
+from mfimage.backends.ray.options import RayOptions
 from mfimage.package.store import Package
 from tests.backends.process_support import Packages
 

@@ -12,22 +12,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mfimage.capture.artifacts import copy_artifacts
 from mfimage.capture.avro import given_schemas, needed_modules
-from mfimage.capture.code import Code, archive, capture_code, staged
-from mfimage.capture.code_package import packaged_commit
-from mfimage.capture.conda_manifest import Resolution
-from mfimage.capture.environment import Environment, describe_environment
+from mfimage.capture.code.archive import Code, archive, capture_code, staged
+from mfimage.capture.code.code_package import packaged_commit
+from mfimage.capture.code.locate import IMPORTING, locate, require_decorated
+from mfimage.capture.environment.choose import Environment, describe_environment
+from mfimage.capture.environment.conda import Resolution
+from mfimage.capture.environment.resolution import FIELD, find_resolution
 from mfimage.capture.examples import record_examples
-from mfimage.capture.lock import IndexOptions
-from mfimage.capture.parameters import Needs, checked_values, needs_of, parameter_schema
-from mfimage.capture.pathspec import find_task
-from mfimage.capture.pickles import StoredBytes
-from mfimage.capture.resolution import FIELD, find_resolution
-from mfimage.capture.roots import default_root
-from mfimage.capture.running import is_running, running_task
-from mfimage.capture.source import IMPORTING, locate, require_decorated
-from mfimage.capture.task import TaskInfo, describe_task
+from mfimage.capture.lock.solve import IndexOptions
+from mfimage.capture.task.artifacts import (
+    Needs,
+    checked_values,
+    copy_artifacts,
+    needs_of,
+    parameter_schema,
+)
+from mfimage.capture.task.pathspec import find_task
+from mfimage.capture.task.pickles import StoredBytes
+from mfimage.capture.task.roots import default_root
+from mfimage.capture.task.running import is_running, running_task
+from mfimage.capture.task.task import TaskInfo, describe_task
 from mfimage.errors import CaptureError, OptionError, TaskError
 from mfimage.function.decorator import DecoratedFunction
 from mfimage.package.spec import NAME, ArtifactRef, EnvironmentSpec, FunctionSpec, Lineage

@@ -9,24 +9,24 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mfimage.build_report import Clock, Image, check_size
 from mfimage.errors import OptionError
-from mfimage.image.attach import attach_sboms
-from mfimage.image.base_image import BaseImage, default_base
-from mfimage.image.build_secrets import CA, Secret, read_secrets
 from mfimage.image.builder import DOCKER, Builder, BuiltImage, OnEvent
 from mfimage.image.builders import open_builder
-from mfimage.image.location import Location
-from mfimage.image.options import BuildOptions
-from mfimage.image.plan import ImagePlan, make_plan
-from mfimage.image.scanning import scan_image
+from mfimage.image.plan.base import BaseImage, default_base
+from mfimage.image.plan.lock import target_lock
+from mfimage.image.plan.options import BuildOptions
+from mfimage.image.plan.plan import ImagePlan, make_plan
+from mfimage.image.registry.location import Location
+from mfimage.image.report import Clock, Image, check_size
+from mfimage.image.sbom.attach import attach_sboms
+from mfimage.image.secrets.build import CA, Secret, read_secrets
+from mfimage.image.secrets.scanning import scan_image
 from mfimage.package.store import Package, open_package
-from mfimage.target_lock import target_lock
 
 if TYPE_CHECKING:
     from mfimage.image.checks.report import Report
-    from mfimage.image.layer_files import BlobPath
-    from mfimage.image.planned import PlannedImage
+    from mfimage.image.plan.layers import BlobPath
+    from mfimage.image.plan.preview import PlannedImage
 
 Say = Callable[[str], None]
 # Where tools keep the path of the certificates that this machine trusts.
@@ -146,7 +146,7 @@ def plan_build(
     MfimageError
         As `build` does for what it can know before.
     """
-    from mfimage.image.planned import explain, image_before
+    from mfimage.image.plan.preview import explain, image_before
 
     options = _trusting_host(options)
     package = open_package(reference)
@@ -202,7 +202,7 @@ def render(reference: str, options: BuildOptions, folder: Path) -> Path:
     MfimageError
         Naming what is wrong with the package, the options or the folder.
     """
-    from mfimage.image.context import write_context
+    from mfimage.image.docker.render import write_context
 
     options = _trusting_host(options)
     package = open_package(reference)

@@ -78,7 +78,7 @@ class JsonFunction:
         root: str | os.PathLike[str] | None = None,
     ) -> None:
         with _whole():
-            from mfimage.capture.needed import require_needed
+            from mfimage.capture.environment.needed import require_needed
 
             require_needed()
             from mfimage.bind import BindOptions, bind
@@ -202,7 +202,7 @@ class JsonFunction:
         StorageError
             When a root cannot be read or written; calling it again goes on where it stopped.
         """
-        from mfimage.copying import copy_package
+        from mfimage.copy import copy_package
 
         return copy_package(self.reference, url)
 
@@ -237,7 +237,7 @@ def _whole() -> Iterator[None]:
                 "functions cannot be bound or loaded here: only mfimage's runtime is installed",
                 hint="do it where the whole of mfimage is installed: pip install mfimage",
             ) from None
-        from mfimage.capture.needed import require_needed
+        from mfimage.capture.environment.needed import require_needed
 
         require_needed(error.name or "")
         raise
@@ -249,7 +249,7 @@ def _reopen(reference: str, choice: Mapping[str, Any]) -> JsonFunction:
     try:
         function._open(reference)
     except ReferenceNotFound as error:
-        from mfimage.capture.roots import find_moved
+        from mfimage.capture.task.roots import find_moved
 
         function._open(find_moved(reference, error))
     function._choice = choice
@@ -276,7 +276,7 @@ def function_from_json(
     workers, timeout : optional
         For ``process``: how many there are, one by default; how many seconds a record may take.
     **cluster
-        For ``ray``: see ``mfimage.backends.ray_options.RayOptions``.
+        For ``ray``: see ``mfimage.backends.ray.options.RayOptions``.
 
     Raises
     ------

@@ -55,8 +55,8 @@ _LOAD_ONE = """
 import json, sys
 from pathlib import Path
 from mfimage.package.store import open_package
-from mfimage.package.unpack import unpack
-from mfimage.runtime.loader import load_folder
+from mfimage.package.archive import unpack
+from mfimage.runtime.loading.loader import load_folder
 package = open_package(sys.argv[1])
 unpack(package.spec, package.store, Path.cwd())
 print(json.dumps(load_folder(Path.cwd())({"x": 2})))

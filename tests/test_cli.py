@@ -73,7 +73,7 @@ def test_every_failure_has_its_exit_code(monkeypatch, failure, code, said):
     def fail(what: str, platform: str | None) -> None:
         raise failure
 
-    monkeypatch.setattr("mfimage.inspection.inspect", fail)
+    monkeypatch.setattr("mfimage.inspect.inspect", fail)
     result = CliRunner().invoke(main, ["inspect", "x"])
     assert result.exit_code == code
     assert result.stderr.startswith(said)

@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from mfimage.build_report import parse_size
 from mfimage.cli import main
-from mfimage.errors import OptionError
 from mfimage.package.store import PackageStore
 from tests.image.sample import LOCK, Sample, make_sample
 from tests.image.tiny import write_base
@@ -138,23 +136,3 @@ def test_an_image_that_is_nowhere(name: str) -> None:
     result = run("inspect", name, code=1)
     assert "neither a reference nor an image that the Docker engine has" in result.stderr
     assert "/nowhere/docker.sock" in result.stderr, "it says that there is no engine"
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("1", 1),
-        ("500MB", 500_000_000),
-        ("1.5 GiB", 3 << 29),
-        ("2g", 2 * 10**9),
-        ("10k", 10_000),
-    ],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "-1", "many", "1XB", "1 2"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(OptionError, match="max-size"):
-        parse_size(text)

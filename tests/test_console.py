@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from mfimage.console import (
+from mfimage.cli.console import (
     CopyBar,
     FileBar,
     PlainStory,
@@ -15,9 +15,9 @@ from mfimage.console import (
     copy_story,
     file_story,
 )
-from mfimage.copying import CopyEvent
-from mfimage.file_runs import FileProgress
+from mfimage.copy import CopyEvent
 from mfimage.image.builder import BuildEvent
+from mfimage.run import FileProgress
 
 EVENTS = [
     BuildEvent(kind="started", step="[internal] load .dockerignore"),

@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 from mfimage.cli import main
-from mfimage.copying import CopyEvent, copy_package
+from mfimage.copy import CopyEvent, copy_package
 from mfimage.errors import OptionError, PackageError, ReferenceNotFound, StorageError
 from mfimage.load import function_from_json
 from mfimage.package.spec import ArtifactRef
@@ -196,7 +196,7 @@ def test_memory_does_not_grow_with_an_artifact(tmp_path: Path) -> None:
     """Half a gigabyte, a hole in a file at the source."""
     reference = huge(tmp_path / "a", 512 << 20)
     code = (
-        "import sys; from mfimage.copying import copy_package\n"
+        "import sys; from mfimage.copy import copy_package\n"
         f"copy_package(*sys.argv[1:]); print({PEAK})"
     )
     peak = python(["-c", code, reference, str(tmp_path / "b")], folder=tmp_path).stdout

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mfimage.capture.pylock import Package, WheelFile, write_pylock
-from mfimage.capture.target import Target
-from mfimage.environment_report import report_environment
+from mfimage.capture.lock.platform import Target
+from mfimage.capture.lock.pylock import Package, WheelFile, write_pylock
+from mfimage.environment import report_environment
 from mfimage.errors import ReferenceNotFound
 from mfimage.package.spec import EnvironmentSpec
 from mfimage.package.store import PackageStore

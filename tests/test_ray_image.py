@@ -11,11 +11,11 @@ from click.testing import CliRunner
 
 from mfimage.cli import main
 from mfimage.errors import EngineError, OptionError
-from mfimage.image.context_file import ContextFile
 from mfimage.image.docker.engine import Engine
-from mfimage.image.image_info import ImageInfo
-from mfimage.image.reference import parse_reference
-from mfimage.ray_image import Known, ray_image
+from mfimage.image.find.info import ImageInfo
+from mfimage.image.plan.files import ContextFile
+from mfimage.image.registry.reference import parse_reference
+from mfimage.manifests.kuberay.image import Known, ray_image
 from tests.support.docker import ensure_engine
 
 FUNCTION = "sha256:" + "0123456789abcdef" * 4

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mfimage.backends.base import Backend
-from mfimage.backends.ray_options import ray_options, refuse_unknown
+from mfimage.backends.ray.options import ray_options, refuse_unknown
 from mfimage.backends.satisfies import difference
 from mfimage.errors import LockError, OptionError
 from mfimage.package.store import Package
@@ -60,10 +60,10 @@ def open_backend(
 
         return LocalBackend(package)
     if chosen == RAY:
-        from mfimage.backends.ray import RayBackend
+        from mfimage.backends.ray.backend import RayBackend
 
         return RayBackend(package, ray_options(cluster or {}))
-    from mfimage.backends.process import ProcessBackend, ProcessOptions
+    from mfimage.backends.process.backend import ProcessBackend, ProcessOptions
 
     options = ProcessOptions(workers=1 if workers is None else workers, timeout=timeout)
     return ProcessBackend(package, options)

@@ -12,7 +12,7 @@ from typing import Any
 
 from mfimage.backends.code_cache import code_folder
 from mfimage.package.store import Package
-from mfimage.runtime.loader import LiveFunction, load_function
+from mfimage.runtime.loading.loader import LiveFunction, load_function
 
 
 class LocalBackend:

@@ -7,8 +7,8 @@ import sys
 
 from packaging.version import InvalidVersion, Version
 
-from mfimage.capture.pylock import Package as Locked
-from mfimage.capture.pylock import read_lock
+from mfimage.capture.lock.pylock import Package as Locked
+from mfimage.capture.lock.pylock import read_lock
 from mfimage.package.store import Package
 
 

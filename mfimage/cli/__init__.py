@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from mfimage import __version__
-from mfimage.arguments import bind_options, build_options
+from mfimage.cli.arguments import bind_options, build_options
 from mfimage.cli.ci import diff, plan, show_plan, write_files
 from mfimage.cli.copy import copy
 from mfimage.cli.flags import bind_flags, build_flags, builder_flags, pipeline_flags
@@ -81,8 +81,8 @@ def bind(function: str, task: str, **given: Any) -> None:
 
 def _bind(function: str, task: str, given: dict[str, Any]) -> str:
     from mfimage.bind import bind as bind_function
-    from mfimage.capture.named import find_function
-    from mfimage.console import say
+    from mfimage.capture.code.named import find_function
+    from mfimage.cli.console import say
     from mfimage.package.store import open_package
 
     options = bind_options(given)
@@ -128,11 +128,11 @@ def build(
 ) -> None:
     """Build an image from a REFERENCE, or from FUNCTION (file.py:name) and --task; print it."""
     from mfimage.build import build as build_image
-    from mfimage.build_report import parse_size
-    from mfimage.console import say, story
+    from mfimage.cli.console import say, story
+    from mfimage.sizes import parse_size
 
     options = build_options(given)
-    most = parse_size(max_size) if max_size else None
+    most = parse_size(max_size, field="max-size") if max_size else None
     reference = _reference(function, task, given)
     if dry_run:
         show_plan(reference, options, push=push, as_json=as_json)
@@ -178,7 +178,7 @@ def render(reference: str, output: str, **given: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def inspect(what: str, platform: str | None, as_json: bool) -> None:
     """Show what a function package or an image is: the engine's, a registry's, or in oci:DIR."""
-    from mfimage.inspection import inspect as inspect_it
+    from mfimage.inspect import inspect as inspect_it
 
     found = inspect_it(what, platform=platform)
     if as_json:
@@ -196,7 +196,7 @@ def inspect(what: str, platform: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def env(reference: str, diff: bool, as_json: bool) -> None:
     """Show the environment of a function: what is in it, from where, and why."""
-    from mfimage.environment_report import report_environment
+    from mfimage.environment import report_environment
 
     found = report_environment(reference, diff=diff)
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.to_text())

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mfimage.arguments import build_options
+from mfimage.cli.arguments import build_options
 from mfimage.cli.flags import build_flags, builder_flags
 
 if TYPE_CHECKING:
-    from mfimage.image.options import BuildOptions
+    from mfimage.image.plan.options import BuildOptions
 
 # Apart from 1, by which every command says that it failed.
 DIFFERENT = 3
@@ -33,7 +33,7 @@ def plan(reference: str, as_json: bool, **given: Any) -> None:
 def show_plan(reference: str, options: BuildOptions, *, push: bool, as_json: bool) -> None:
     """Print what a build would make."""
     from mfimage.build import plan_build
-    from mfimage.console import say
+    from mfimage.cli.console import say
 
     found = plan_build(reference, options, push=push, say=say)
     if as_json:
@@ -44,7 +44,7 @@ def show_plan(reference: str, options: BuildOptions, *, push: bool, as_json: boo
 
 def write_files(found: Mapping[str, Any], iidfile: str | None, metadata_file: str | None) -> None:
     """Write what was built into the files that were asked for."""
-    from mfimage.build_report import write_id, write_metadata
+    from mfimage.image.report import write_id, write_metadata
 
     if iidfile:
         write_id(Path(iidfile), found)
@@ -64,7 +64,7 @@ def diff(before: str, after: str, platform: str | None, exit_code: bool, as_json
     Each is the engine's, a registry's (nothing is pulled), or in oci:DIR, oci-archive:FILE or
     docker-archive:FILE.
     """
-    from mfimage.inspection import compare
+    from mfimage.inspect import compare
 
     found = compare(before, after, platform=platform)
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.to_text())

@@ -18,8 +18,8 @@ import click
 )  # fmt: skip
 def copy(reference: str, url: str, jobs: int) -> None:
     """Copy a function package to another root, a folder or a URL; print its reference there."""
-    from mfimage.console import copy_story
-    from mfimage.copying import copy_package
+    from mfimage.cli.console import copy_story
+    from mfimage.copy import copy_package
 
     try:
         with copy_story() as on_progress:
@@ -36,7 +36,7 @@ def _leave(code: int) -> None:
 
     All has been said by now, and nothing half-written looks whole.
     """
-    from mfimage.copying import THREADS
+    from mfimage.copy import THREADS
 
     if any(thread.name.startswith(THREADS) for thread in threading.enumerate()):
         sys.stdout.flush()

@@ -10,8 +10,8 @@ import click
 from mfimage.cli.flags import options
 
 if TYPE_CHECKING:
-    from mfimage.kuberay.options import ClusterOptions
-    from mfimage.kuberay.parts import RayImage
+    from mfimage.manifests.kuberay.options import ClusterOptions
+    from mfimage.manifests.kuberay.parts import RayImage
 
 _image_flags = options(
     click.option("--ray-version", metavar="VERSION", help="Of an image that cannot be read here."),
@@ -87,7 +87,7 @@ def kuberay() -> None:
 @_cluster_flags
 def raycluster(image: str, **given: Any) -> None:
     """Write a RayCluster: nodes that carry the function and wait for work."""
-    from mfimage.kuberay.manifest import raycluster as write
+    from mfimage.manifests.kuberay.manifest import raycluster as write
 
     click.echo(write(*_parts(image, given)), nl=False)
 
@@ -110,8 +110,8 @@ def raycluster(image: str, **given: Any) -> None:
 @click.option("--deadline", type=int, metavar="SECONDS", help="Until the job is given up.")
 def rayjob(image: str, **given: Any) -> None:
     """Write a RayJob: a cluster, a batch on it, and the end of both."""
-    from mfimage.kuberay.manifest import rayjob as write
-    from mfimage.kuberay.work import JobOptions
+    from mfimage.manifests.kuberay.manifest import rayjob as write
+    from mfimage.manifests.kuberay.work import JobOptions
 
     job = JobOptions(**{each.name: given[each.name] for each in fields(JobOptions)})
     click.echo(write(*_parts(image, given), job), nl=False)
@@ -128,8 +128,8 @@ def rayjob(image: str, **given: Any) -> None:
 @click.option("--serve-gpus", type=float, metavar="N", help="GPUs for a copy; 1 where there are.")
 def rayservice(image: str, **given: Any) -> None:
     """Write a RayService: a cluster that answers POST /FUNCTION."""
-    from mfimage.kuberay.manifest import rayservice as write
-    from mfimage.kuberay.work import ServiceOptions
+    from mfimage.manifests.kuberay.manifest import rayservice as write
+    from mfimage.manifests.kuberay.work import ServiceOptions
 
     service = ServiceOptions(
         **{each.name: given[f"serve_{each.name}"] for each in fields(ServiceOptions)}
@@ -138,9 +138,9 @@ def rayservice(image: str, **given: Any) -> None:
 
 
 def _parts(image: str, given: dict[str, Any]) -> tuple[RayImage, ClusterOptions]:
-    from mfimage.console import say
-    from mfimage.kuberay.arguments import cluster_options
-    from mfimage.ray_image import Known, read_ray_image
+    from mfimage.cli.console import say
+    from mfimage.manifests.kuberay.arguments import cluster_options
+    from mfimage.manifests.kuberay.image import Known, read_ray_image
 
     # First what costs nothing to find wrong.
     cluster = cluster_options(given)

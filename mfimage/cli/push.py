@@ -10,9 +10,9 @@ import click
 @click.argument("tags", nargs=-1, required=True, metavar="REGISTRY/NAME[:TAG]...")
 def push(image: str, tags: tuple[str, ...]) -> None:
     """Push an image of the Docker engine, of a folder or a file; print repository@digest."""
-    from mfimage.console import say, story
-    from mfimage.image.reference import parse_tag
-    from mfimage.pushing import push as push_image
+    from mfimage.cli.console import say, story
+    from mfimage.image.registry.reference import parse_tag
+    from mfimage.push import push as push_image
 
     parsed = [parse_tag(tag) for tag in tags]
     with story() as on_event:

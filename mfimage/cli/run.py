@@ -59,7 +59,7 @@ def call(
     if (backend, workers, timeout) == (None, None, None):
         given = [f"--{name.replace('_', '-')}={value}" for name, value in files.items() if value]
         _runtime(reference, "call", *given)
-    from mfimage.file_runs import Files, call_files
+    from mfimage.run import Files, call_files
 
     call_files(
         _loader(reference, backend, workers, timeout), Files(**files), ahead=max(workers or 1, 1)
@@ -92,8 +92,8 @@ def map_(
 
     Results come in order. The output is there when it is whole.
     """
-    from mfimage.console import file_story
-    from mfimage.file_runs import Failing, Files, map_files
+    from mfimage.cli.console import file_story
+    from mfimage.run import Failing, Files, map_files
 
     with file_story(bar=files["output"] != "-" or not sys.stdout.isatty()) as story:
         done = map_files(
@@ -123,8 +123,8 @@ def _loader(
 
 def _runtime(reference: str, *command: str) -> NoReturn:
     """Run the image's own entrypoint on a package, in this process."""
+    from mfimage.package.archive import unpack
     from mfimage.package.store import open_package
-    from mfimage.package.unpack import unpack
     from mfimage.runtime.__main__ import main as run
 
     package = open_package(reference)

@@ -30,10 +30,10 @@ def test(
     image: str, *, timeout: float, rtol: float | None, atol: float | None, as_json: bool
 ) -> None:
     """Run IMAGE, call it, and compare it with what was recorded; exit code 1 if a check fails."""
-    from mfimage.console import say
+    from mfimage.cli.console import say
     from mfimage.image.checks.run import check_image
     from mfimage.image.checks.server import CheckOptions
-    from mfimage.runtime.records import Tolerance
+    from mfimage.runtime.records.run import Tolerance
 
     given = {"relative": rtol, "absolute": atol}
     tolerance = Tolerance(**{name: value for name, value in given.items() if value is not None})
@@ -47,7 +47,7 @@ def test(
 
 def tell_fault(check: Check) -> None:
     """Show all of what a failed check has to say: the table has the first line."""
-    from mfimage.console import say
+    from mfimage.cli.console import say
 
     if check.status == "failed":
         say(f"{check.name}: {check.detail}")
@@ -65,9 +65,9 @@ def verify(image: str, *, reference: str, as_json: bool, **given: Any) -> None:
     The lock, the base and the target are those that the image names; what it does not say, as
     --env, is to be given as it was. Exit code 1 if anything differs.
     """
-    from mfimage.arguments import build_options
-    from mfimage.console import say
-    from mfimage.verification import verify as verify_image
+    from mfimage.cli.arguments import build_options
+    from mfimage.cli.console import say
+    from mfimage.verify import verify as verify_image
 
     found = verify_image(image, reference, build_options(given), say=say)
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.to_text())

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from mfimage.image.base_image import BaseImage
-from mfimage.image.image_info import ImageInfo
-from mfimage.image.location import Location
-from mfimage.image.plan import ImagePlan
-from mfimage.image.reference import Reference
+from mfimage.image.find.info import ImageInfo
+from mfimage.image.plan.base import BaseImage
+from mfimage.image.plan.plan import ImagePlan
+from mfimage.image.registry.location import Location
+from mfimage.image.registry.reference import Reference
 
 if TYPE_CHECKING:
-    from mfimage.image.layer_files import BlobPath
+    from mfimage.image.plan.layers import BlobPath
 
 DOCKER, OCI, AUTO = "docker", "oci", "auto"
 Kind = Literal["started", "log", "progress", "cached", "done", "failed"]

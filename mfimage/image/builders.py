@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from mfimage.errors import EngineError, OptionError
 from mfimage.image.builder import AUTO, DOCKER, OCI, Builder, OnEvent
-from mfimage.image.location import LOCATIONS, Location
-from mfimage.image.options import BuildOptions, BuildxCache
-from mfimage.image.reference import Reference
+from mfimage.image.plan.options import BuildOptions, BuildxCache
+from mfimage.image.registry.location import LOCATIONS, Location
+from mfimage.image.registry.reference import Reference
 
 if TYPE_CHECKING:
     from mfimage.image.docker.command import DockerCommand

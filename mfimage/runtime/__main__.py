@@ -58,7 +58,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             _add_tolerance(sub)
         # What these import, only they need.
         if verb is batch and "batch" in arguments[:1]:
-            from mfimage.runtime.batch_command import add_arguments
+            from mfimage.runtime.batch.command import add_arguments
 
             add_arguments(sub)
     return parser
@@ -90,17 +90,17 @@ def serve(options: argparse.Namespace) -> int:
 
     settings = Settings.from_environ()
     if os.environ.get(TARGET_VARIABLE) == "ray":
-        from mfimage.runtime.ray_preflight import import_serve
+        from mfimage.runtime.ray.preflight import import_serve
 
         import_serve()
-        from mfimage.runtime.ray_serve import run
+        from mfimage.runtime.ray.serve import run
 
         return run(_folder(options), settings)
     if settings.workers > 1:
-        from mfimage.runtime.supervisor import supervise
+        from mfimage.runtime.serving.supervisor import supervise
 
         return supervise(_folder(options), settings)
-    from mfimage.runtime.serving import serve as serve_until_told
+    from mfimage.runtime.serving.process import serve as serve_until_told
 
     return serve_until_told(_folder(options), settings)
 
@@ -111,34 +111,37 @@ def call(options: argparse.Namespace) -> int:
     The first record that fails ends it with exit code 1; on stdout, results before it are
     written. A file of results is there when it is whole.
     """
-    from mfimage.runtime import records, whole_files
-    from mfimage.runtime.loader import load_folder
-    from mfimage.runtime.record_files import open_sink, open_source
-    from mfimage.runtime.record_formats import choose_format
+    from mfimage.runtime.loading.loader import load_folder
+    from mfimage.runtime.records import run, streams
+    from mfimage.runtime.records.files import open_sink, open_source
+    from mfimage.runtime.records.formats import choose_format
 
-    whole_files.refuse_same(input=options.input, output=options.output)
-    with whole_files.ended_by_sigterm(), whole_files.results(options.output) as out:
+    streams.refuse_same(input=options.input, output=options.output)
+    with streams.ended_by_sigterm(), streams.results(options.output) as out:
         fn = load_folder(_folder(options))  # which may register formats
         form = choose_format(options.output, options.output_format, option="output_format")
         with (
             open_source(options.input, options.format, fn) as source,
             open_sink(out, form, fn) as sink,
         ):
-            records.call(fn, source.payloads(), sink, unit=source.unit)
+            outcomes = run.invoke_each(fn, source.payloads())
+            run.stop_at_failure(
+                outcomes, sink.append_json, sink.flush, name=fn.name, unit=source.unit
+            )
     return 0
 
 
 def check(options: argparse.Namespace) -> int:
     """Load the function, run its recorded examples again; exit code 1 if a result differs."""
-    from mfimage.runtime import records, whole_files
-    from mfimage.runtime.loader import load_folder
+    from mfimage.runtime.loading.loader import load_folder
+    from mfimage.runtime.records import run, streams
 
-    with whole_files.results(whole_files.STREAM) as out:
+    with streams.results(streams.STREAM) as out:
         fn = load_folder(_folder(options))
         given = {"relative": options.rtol, "absolute": options.atol}
-        tolerance = records.Tolerance(**{k: v for k, v in given.items() if v is not None})
-        differences = list(records.replay(fn, tolerance))
-        out.write(records.report(fn, differences))
+        tolerance = run.Tolerance(**{k: v for k, v in given.items() if v is not None})
+        differences = list(run.replay(fn, tolerance))
+        out.write(run.report(fn, differences))
     for difference in differences:
         sys.stderr.write(f"{difference}\n")
     return 1 if differences else 0
@@ -150,7 +153,7 @@ def batch(options: argparse.Namespace) -> int:
     A job that is started again does what is left. Exit code 3: done, but some records have no
     result; errors.jsonl says which and why.
     """
-    from mfimage.runtime.batch_command import run
+    from mfimage.runtime.batch.command import run
 
     return run(_folder(options), options)
 

@@ -33,12 +33,15 @@ RUNTIME_FILES = (
     "mfimage/__init__.py",
     "mfimage/errors.py",
     "mfimage/load.py",
+    "mfimage/masking.py",
+    "mfimage/sizes.py",
     "mfimage/py.typed",
-    "mfimage/function/*.py",
+    "mfimage/function/**/*.py",
     "mfimage/package/__init__.py",
-    "mfimage/package/parse.py",
+    "mfimage/package/storage/__init__.py",
+    "mfimage/package/storage/objects.py",
     "mfimage/package/spec.py",
-    "mfimage/runtime/*.py",
+    "mfimage/runtime/**/*.py",
     "metaflow_extensions/mfimage/toplevel/*.py",
 )
 

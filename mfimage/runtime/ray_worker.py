@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mfimage.runtime.layout import function_folder
-from mfimage.runtime.loader import LiveFunction, load_folder
-from mfimage.runtime.worker import answer
+from mfimage.runtime.loading.loader import LiveFunction, load_folder
+from mfimage.runtime.worker.process import answer
 
 
 class FunctionActor:
@@ -93,9 +93,9 @@ def build(args: Mapping[str, Any]) -> Any:
     BackendError
         When the image was built without Ray Serve.
     """
-    from mfimage.runtime.ray_preflight import import_serve
+    from mfimage.runtime.ray.preflight import import_serve
 
     import_serve()
-    from mfimage.runtime.ray_serve import build
+    from mfimage.runtime.ray.serve import build
 
     return build(args)

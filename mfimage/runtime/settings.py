@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mfimage.errors import OptionError
 from mfimage.runtime.layout import FUNCTION, FUNCTION_VARIABLE
+from mfimage.sizes import parse_size
 
-_SIZE = re.compile(r"(\d+)\s*(|[KMG]i?B?|B)", re.IGNORECASE)
-_UNITS = {"": 1, "B": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 _LEVELS = ("debug", "info", "warning", "error")
 _YES = ("1", "true", "yes", "on")
 _NO = ("0", "false", "no", "off")
@@ -111,13 +110,6 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _size(text: str) -> int:
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise ValueError
-    return int(match[1]) * _UNITS[match[2][:1].upper()]
-
-
 def _flag(text: str) -> bool:
     if text.lower() not in _YES + _NO:
         raise ValueError
@@ -186,7 +178,7 @@ VARIABLES: tuple[Variable, ...] = (
         field="max_body",
         default="16MiB",
         meaning="The largest request body; a larger one gets 413.",
-        parse=_size,
+        parse=partial(parse_size, field="MFIMAGE_MAX_BODY"),
         wanted="a size, as 16777216 or 16MiB",
     ),
     Variable(

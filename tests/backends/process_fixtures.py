@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mfimage.backends.process import ProcessBackend, ProcessOptions
+from mfimage.backends.process.backend import ProcessBackend, ProcessOptions
 from tests.backends.process_support import Packages
 
 

@@ -18,10 +18,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mfimage.backends.environments import this_platform
-from mfimage.capture.pylock import Package as Locked
-from mfimage.capture.pylock import WheelFile, write_pylock
-from mfimage.capture.target import Target
+from mfimage.backends.process.environments import this_platform
+from mfimage.capture.lock.platform import Target
+from mfimage.capture.lock.pylock import Package as Locked
+from mfimage.capture.lock.pylock import WheelFile, write_pylock
 from mfimage.package.spec import ArtifactRef, EnvironmentSpec, FunctionSpec, Lineage
 from mfimage.package.store import Package, PackageStore, open_package
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mfimage.backends.ray import RayBackend
-from mfimage.backends.ray_options import RayOptions
+from mfimage.backends.ray.backend import RayBackend
+from mfimage.backends.ray.options import RayOptions
 from mfimage.package.store import Package
 from tests.backends.process_support import Packages
 from tests.support import ray as clusters
@@ -46,7 +46,7 @@ def run_ray(
     ray_cluster: Any, ray_packages: Packages, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Start]:
     """Start a backend on a function's source, or on a package; all are closed in the end."""
-    monkeypatch.setattr("mfimage.backends.ray_cluster._LAST_LINES_SECONDS", 0)  # nobody reads them
+    monkeypatch.setattr("mfimage.backends.ray.cluster._LAST_LINES_SECONDS", 0)  # nobody reads them
     started: list[RayBackend] = []
 
     def start(source: str | Package, *, batch: bool = False, **options: Any) -> RayBackend:

@@ -14,12 +14,12 @@ import pytest
 
 from mfimage.errors import OutputError, RecordError
 from mfimage.function.avro import AvroSerializer
+from mfimage.package.archive import unpack
 from mfimage.package.store import open_package
-from mfimage.package.unpack import unpack
-from mfimage.runtime import records
-from mfimage.runtime.loader import load_function
-from mfimage.runtime.record_files import open_sink
-from mfimage.runtime.record_formats import choose_format
+from mfimage.runtime.loading.loader import load_function
+from mfimage.runtime.records import run
+from mfimage.runtime.records.files import open_sink
+from mfimage.runtime.records.formats import choose_format
 from tests.backends.calls import CALLS, Call, Way, check
 from tests.runtime.servers import Server, running, until
 
@@ -187,14 +187,14 @@ def test_by_lines(call: Call, bound_calls: Mapping[str, str], tmp_path: Path) ->
     try:
         if not call.error:
             with open_sink(out, choose_format("-"), fn) as sink:
-                records.call(fn, lines, sink)
+                run.call(fn, lines, sink)
             check(call, lambda _name, _record: json.loads(out.getvalue()))
             return
         with (
             pytest.raises(RecordError) as caught,
             open_sink(out, choose_format("-"), fn) as sink,
         ):
-            records.call(fn, lines, sink)
+            run.call(fn, lines, sink)
         assert out.getvalue() == b""
         assert type(caught.value.__cause__).__name__ == call.error
     finally:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mfimage.capture.environment import Environment, describe_environment
-from mfimage.capture.imports import Imports, find_imports
-from mfimage.capture.pickles import StoredBytes
+from mfimage.capture.code.imports import Imports, find_imports
+from mfimage.capture.environment.choose import Environment, describe_environment
+from mfimage.capture.task.pickles import StoredBytes
 from tests.capture.wheelhouse import Interpreter
 
 

@@ -21,18 +21,18 @@ import pytest
 from uv import find_uv_bin
 
 import mfimage
-from mfimage.image.build_secrets import parse_secret, read_secrets
 from mfimage.image.docker.builder import DockerBuilder
 from mfimage.image.docker.command import DockerCommand
 from mfimage.image.docker.engine import Engine
-from mfimage.image.image_info import ImageInfo
-from mfimage.image.location import Location
+from mfimage.image.find.info import ImageInfo
 from mfimage.image.oci.base import read_image
 from mfimage.image.oci.builder import OciBuilder
 from mfimage.image.oci.config import recompose
 from mfimage.image.oci.outputs import write_images
-from mfimage.image.plan import RUNTIME_FILES
-from mfimage.image.reference import parse_tag
+from mfimage.image.plan.plan import RUNTIME_FILES
+from mfimage.image.registry.location import Location
+from mfimage.image.registry.reference import parse_tag
+from mfimage.image.secrets.build import parse_secret, read_secrets
 from tests.image.sample import Sample, make_sample
 from tests.support.docker import ensure_base_image, host_ca_bundle
 
@@ -132,7 +132,7 @@ def frozen_runtime() -> Iterator[None]:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
         frozen = types.SimpleNamespace(__file__=f"{folder}/mfimage/__init__.py")
-        patch.setattr("mfimage.image.layer_files.mfimage", frozen)
+        patch.setattr("mfimage.image.plan.layers.mfimage", frozen)
         yield
 
 

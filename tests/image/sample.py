@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mfimage.image.base_image import BaseImage, default_base
-from mfimage.image.context import context_files
-from mfimage.image.options import BuildOptions
-from mfimage.image.plan import ImagePlan, make_plan
-from mfimage.image.reference import parse_reference
+from mfimage.image.docker.render import context_files
+from mfimage.image.plan.base import BaseImage, default_base
+from mfimage.image.plan.options import BuildOptions
+from mfimage.image.plan.plan import ImagePlan, make_plan
+from mfimage.image.registry.reference import parse_reference
 from mfimage.package.spec import (
     ArtifactRef,
     BlobRef,

@@ -11,9 +11,9 @@ from mfimage.errors import EngineError, OptionError
 from mfimage.image.builders import open_builder
 from mfimage.image.docker.command import DockerCommand
 from mfimage.image.docker.engine import Engine, connect
-from mfimage.image.location import Location
-from mfimage.image.options import BuildOptions, parse_cache
-from mfimage.image.settings import make_options
+from mfimage.image.plan.options import BuildOptions, parse_cache
+from mfimage.image.plan.settings import make_options
+from mfimage.image.registry.location import Location
 
 OUT = Location(kind="oci", path=Path("out"))
 

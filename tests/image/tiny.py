@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mfimage.image.builder import BuiltImage
-from mfimage.image.location import Location
 from mfimage.image.oci.builder import OciBuilder
-from mfimage.image.options import BuildOptions
-from mfimage.image.plan import ImagePlan, make_plan
-from mfimage.image.scanning import scan_image
+from mfimage.image.plan.options import BuildOptions
+from mfimage.image.plan.plan import ImagePlan, make_plan
+from mfimage.image.registry.location import Location
+from mfimage.image.secrets.scanning import scan_image
 from tests.image.sample import Sample
 
 _OCI = "application/vnd.oci.image."

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mfimage.runtime.batch import BatchOptions, Job, Summary
-from mfimage.runtime.batch_parts import Part, PartDone, PartOptions, PartRunner
-from mfimage.runtime.loader import LiveFunction
+from mfimage.runtime.batch.job import BatchOptions, Job, Summary
+from mfimage.runtime.batch.parts import Part, PartDone, PartOptions, PartRunner
+from mfimage.runtime.loading.loader import LiveFunction
 
 
 class InProcess:

@@ -9,13 +9,13 @@ from typing import Any
 
 import httpx
 
-from mfimage.runtime.front import Front
-from mfimage.runtime.loader import LiveFunction
-from mfimage.runtime.logs import AccessLog, Out
-from mfimage.runtime.metrics import Board, Metrics
-from mfimage.runtime.negotiation import Speech
-from mfimage.runtime.openapi import build_pages
-from mfimage.runtime.serving import dispatcher_for
+from mfimage.runtime.loading.loader import LiveFunction
+from mfimage.runtime.serving.app import Front
+from mfimage.runtime.serving.content import Speech
+from mfimage.runtime.serving.logs import AccessLog, Out
+from mfimage.runtime.serving.metrics import Board, Metrics
+from mfimage.runtime.serving.openapi import build_pages
+from mfimage.runtime.serving.process import dispatcher_for
 from mfimage.runtime.settings import Settings
 
 

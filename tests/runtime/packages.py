@@ -23,7 +23,7 @@ from mfimage.package.spec import (
     Lineage,
     sha256_digest,
 )
-from mfimage.runtime.loader import LiveFunction
+from mfimage.runtime.loading.loader import LiveFunction
 
 NOTHING = BlobRef(digest=sha256_digest(b""), size=0)
 HEADER = """

@@ -116,9 +116,7 @@ def test_bad_variables_are_errors(folder: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("MFIMAGE_MAX_BODY", "much")
     done = run(folder, "serve")
     assert done.returncode == 1
-    assert "error: MFIMAGE_MAX_BODY: expected a size, as 16777216 or 16MiB, got 'much'" in (
-        done.stderr
-    )
+    assert "error: MFIMAGE_MAX_BODY: 'much' is not a size" in done.stderr
 
 
 def test_in_a_process_of_somebody_else_results_go_to_its_stdout(
@@ -132,8 +130,9 @@ def test_in_a_process_of_somebody_else_results_go_to_its_stdout(
 
 def test_the_shim_brings_no_tool_of_a_build_along() -> None:
     script = (
-        "import sys, mfimage.runtime.__main__, mfimage.runtime.serving, mfimage.runtime.openapi,"
-        " mfimage.runtime.supervisor, mfimage.runtime.loader, mfimage.runtime.records\n"
+        "import sys, mfimage.runtime.__main__, mfimage.runtime.serving.process\n"
+        "import mfimage.runtime.serving.openapi, mfimage.runtime.serving.supervisor\n"
+        "import mfimage.runtime.loading.loader, mfimage.runtime.records.run\n"
         "print(*{'docker', 'jinja2', 'metaflow', 'rich', 'uv', 'boto3'} & set(sys.modules))"
     )
     done = subprocess.run(

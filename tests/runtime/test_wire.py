@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from mfimage.errors import Fault, OutputError, SchemaError
-from mfimage.runtime import wire
+from mfimage.runtime.serving import codecs
 from tests.runtime.forms import LITERAL, Literals
 from tests.runtime.fronts import served
 from tests.runtime.packages import live
-from tests.runtime.test_front import BAD, FAILING, FUNCTIONS, GOOD, fn_of, problem
+from tests.runtime.serving.test_front import BAD, FAILING, FUNCTIONS, GOOD, fn_of, problem
 
 JSON = "application/json"
 IN = {"Content-Type": LITERAL}
@@ -73,7 +73,7 @@ def form(monkeypatch: pytest.MonkeyPatch) -> Watched:
 
 
 def know(monkeypatch: pytest.MonkeyPatch, *known: Any) -> None:
-    monkeypatch.setattr(wire, "serializers", lambda: {each.name: each for each in known})
+    monkeypatch.setattr(codecs, "serializers", lambda: {each.name: each for each in known})
 
 
 def literal(response: Any) -> Any:

@@ -9,10 +9,10 @@ from tempfile import TemporaryDirectory
 
 from mfimage.errors import CheckError, OptionError
 from mfimage.image.builder import DOCKER, Builder, BuiltImage
-from mfimage.image.checks.places import machine_platform
 from mfimage.image.checks.report import Report
 from mfimage.image.checks.run import check_image
-from mfimage.image.location import OCI, Location
+from mfimage.image.find.run import machine_platform
+from mfimage.image.registry.location import OCI, Location
 
 
 def check_built(

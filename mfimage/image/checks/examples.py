@@ -9,7 +9,7 @@ from mfimage.image.checks.client import ask
 from mfimage.image.checks.report import Failed, Skipped
 from mfimage.image.checks.runner import Address
 from mfimage.package.spec import FunctionSpec
-from mfimage.runtime.records import Difference, Tolerance, differences
+from mfimage.runtime.records.run import Difference, Tolerance, differences
 
 NO_EXAMPLES = "none were recorded; bind the function with --example RECORD to have some"
 

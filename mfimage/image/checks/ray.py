@@ -15,7 +15,7 @@ from mfimage.image.checks.restrictions import RESTRICTIONS, check_restrictions
 from mfimage.image.checks.runner import Container, Launch, Runner, wait_for_end
 from mfimage.image.checks.server import CheckOptions, http_checks
 from mfimage.package.spec import FunctionSpec
-from mfimage.runtime.records import Tolerance
+from mfimage.runtime.records.run import Tolerance
 
 # KubeRay starts Ray by bash, and old ones probe by wget.
 PROGRAMS = ("bash", "python", "ray", "wget")

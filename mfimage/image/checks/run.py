@@ -12,8 +12,8 @@ from mfimage.image.checks.report import Check, Recorder, Report
 from mfimage.image.checks.runner import Runner, open_image
 from mfimage.image.checks.server import CheckOptions, check_server
 from mfimage.image.docker.engine import connect
-from mfimage.image.labels import TARGET
-from mfimage.image.location import parse_location
+from mfimage.image.plan.labels import TARGET
+from mfimage.image.registry.location import parse_location
 from mfimage.package.spec import FunctionSpec
 
 _DEFAULTS = CheckOptions()

@@ -14,13 +14,13 @@ import docker
 import docker.errors
 
 from mfimage.errors import EngineError
-from mfimage.image.checks.places import image_at
 from mfimage.image.checks.report import Failed
 from mfimage.image.docker.engine import Engine, engine_errors
-from mfimage.image.image_info import ImageInfo
-from mfimage.image.location import Location
+from mfimage.image.find.info import ImageInfo
+from mfimage.image.find.run import image_at
 from mfimage.image.oci.outputs import docker_archive
-from mfimage.image.redaction import Redactor
+from mfimage.image.registry.location import Location
+from mfimage.masking import mask_urls
 
 Address = tuple[str, int]
 # Marks the containers that a process which was killed could not remove.
@@ -143,7 +143,6 @@ class Container:
         self._api = api
         self._id = identity
         self._port = port
-        self._redact = Redactor([])
 
     def addresses(self) -> Sequence[Address]:
         """Return where its port may be reached, likeliest first."""
@@ -167,7 +166,7 @@ class Container:
         """Return the last lines of stdout and stderr, or all of them."""
         with engine_errors("reading the log of a container"):
             text = self._api.logs(self._id, tail="all" if lines is None else lines)
-        return self._redact(text.decode(errors="replace"))
+        return mask_urls(text.decode(errors="replace"))
 
     def execute(self, command: Sequence[str]) -> str:
         """Run a command in it; return what it prints."""

@@ -15,7 +15,7 @@ from mfimage.image.checks.report import Recorder
 from mfimage.image.checks.restrictions import RESTRICTIONS, check_restrictions
 from mfimage.image.checks.runner import Address, Container, Launch, Runner
 from mfimage.package.spec import FunctionSpec
-from mfimage.runtime.records import Tolerance
+from mfimage.runtime.records.run import Tolerance
 from mfimage.runtime.settings import Settings
 
 READY_PATH = "/readyz"

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mfimage.errors import BuildError, EngineError, OptionError
-from mfimage.image.base_image import BaseImage
 from mfimage.image.builder import DOCKER, BuildEvent, BuiltImage, BuiltLayer, OnEvent
-from mfimage.image.context import write_context
 from mfimage.image.docker.command import DockerCommand, ended_by_signals
 from mfimage.image.docker.engine import Engine, engine_gone
-from mfimage.image.image_info import HistoryEntry, ImageInfo
-from mfimage.image.layer_files import BlobPath, artifact_folder
-from mfimage.image.location import Location
-from mfimage.image.options import BuildxCache
-from mfimage.image.plan import ImagePlan
-from mfimage.image.reference import Reference
-from mfimage.package.cache import cache_folder
+from mfimage.image.docker.render import write_context
+from mfimage.image.find.info import HistoryEntry, ImageInfo
+from mfimage.image.plan.base import BaseImage
+from mfimage.image.plan.layers import BlobPath, artifact_folder
+from mfimage.image.plan.options import BuildxCache
+from mfimage.image.plan.plan import ImagePlan
+from mfimage.image.registry.location import Location
+from mfimage.image.registry.reference import Reference
+from mfimage.package.storage.cache import cache_folder, remember
 from mfimage.runtime.layout import VENV
 
 _DOING = "building the image"
@@ -210,7 +209,7 @@ class DockerBuilder:
             return known.read_text()
         except OSError:
             version = self._engine.python_version(info.id)
-        _remember(known, version)
+        remember(known, version.encode())
         return version
 
 
@@ -221,17 +220,6 @@ def _digest_of(info: ImageInfo, reference: Reference) -> str | None:
         if name == reference.name or name in reference.canonical:
             return digest
     return None
-
-
-def _remember(path: Path, text: str) -> None:
-    """Keep what takes time to find out again; a cache that cannot be written is no fault."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-        fresh.write_text(text)
-        fresh.replace(path)
-    except OSError:
-        return
 
 
 def _layers(

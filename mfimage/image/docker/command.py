@@ -22,9 +22,9 @@ from types import FrameType
 from mfimage.errors import BuildError, EngineError, OptionError
 from mfimage.image.builder import OnEvent
 from mfimage.image.docker.progress import BuildProgress
-from mfimage.image.options import BuildxCache
-from mfimage.image.redaction import Redactor
-from mfimage.image.reference import Reference
+from mfimage.image.plan.options import BuildxCache
+from mfimage.image.registry.reference import Reference
+from mfimage.masking import Masker
 
 # The client from which on only buildx builds by BuildKit, and the buildx that writes JSON.
 _NEEDS_BUILDX = 23
@@ -153,7 +153,7 @@ class DockerCommand:
         """
         self._check_caches(cache_from, cache_to)
         secrets = secrets or {}
-        progress = BuildProgress(Redactor(secrets.values()))
+        progress = BuildProgress(Masker(secrets.values()))
         # Attestations hold times: with them, equal images would have other digests each time.
         environment = {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **os.environ, "DOCKER_BUILDKIT": "1"}
         with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:

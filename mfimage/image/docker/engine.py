@@ -19,8 +19,8 @@ from docker.utils import parse_repository_tag
 
 from mfimage.errors import EngineError, RegistryError
 from mfimage.image.builder import BuildEvent, OnEvent
-from mfimage.image.image_info import ImageInfo
-from mfimage.image.redaction import Redactor
+from mfimage.image.find.info import ImageInfo
+from mfimage.masking import mask_urls
 
 # Together below three seconds: connecting and responding may each take this long over TCP.
 _LOCAL_TIMEOUT, _REMOTE_TIMEOUT = 2.5, 1.3
@@ -343,8 +343,7 @@ def _probe(host: str) -> None:
 
 def _diagnose(error: Exception, host: str) -> EngineError:
     cause = _innermost(error)
-    redact = Redactor([])
-    host = redact(host)
+    host = mask_urls(host)
     if isinstance(cause, FileNotFoundError):
         return EngineError(f"no Docker engine: there is no socket at {host}", hint=_START)
     if isinstance(cause, PermissionError):
@@ -358,7 +357,7 @@ def _diagnose(error: Exception, host: str) -> EngineError:
     if isinstance(cause, (TimeoutError, urllib3.exceptions.TimeoutError)):
         return EngineError(f"the Docker engine at {host} does not respond", hint=_RESTART)
     return EngineError(
-        f"cannot reach the Docker engine at {host}: {redact(str(cause))}", hint=_START
+        f"cannot reach the Docker engine at {host}: {mask_urls(str(cause))}", hint=_START
     )
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mfimage.errors import RegistryError
-from mfimage.image.location import Location
+from mfimage.image.oci.cache import LayerCache
 from mfimage.image.oci.compression import GZIP
 from mfimage.image.oci.images import StoredImage, StoredLayer, layer_descriptor, pick
-from mfimage.image.oci.layer_cache import LayerCache
-from mfimage.image.oci.stores import open_location
-from mfimage.image.reference import DEFAULT_TAG, Reference
+from mfimage.image.oci.layout import open_location
 from mfimage.image.registry.client import RegistryClient, open_registry, repository_of
-from mfimage.package.blob_cache import BlobCache, Held
+from mfimage.image.registry.location import Location
+from mfimage.image.registry.reference import DEFAULT_TAG, Reference
 from mfimage.package.spec import BlobRef
+from mfimage.package.storage.blobs import BlobCache, Held
 
 
 @contextlib.contextmanager

@@ -8,28 +8,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mfimage.errors import OptionError
-from mfimage.image.base_image import BaseImage
 from mfimage.image.builder import OCI, BuildEvent, BuiltImage, BuiltLayer, OnEvent
-from mfimage.image.image_info import ImageInfo
-from mfimage.image.location import Location
+from mfimage.image.find.info import ImageInfo
+from mfimage.image.find.seen import info_of
 from mfimage.image.oci.base import Images
 from mfimage.image.oci.base_python import BasePython, environment_of, find_python
+from mfimage.image.oci.cache import LayerCache
 from mfimage.image.oci.compression import decompressed
 from mfimage.image.oci.config import Composed, NewLayer, compose
 from mfimage.image.oci.images import StoredImage
 from mfimage.image.oci.known import Known, content_tag, find_known, image_key
-from mfimage.image.oci.layer_cache import LayerCache
 from mfimage.image.oci.layers import PlannedLayer, image_epoch, planned_layers
 from mfimage.image.oci.outputs import docker_archive, write_images
 from mfimage.image.oci.pushing import Push, by_repository
 from mfimage.image.oci.shared_cache import SharedCache
-from mfimage.image.plan import ImagePlan
-from mfimage.image.reference import Reference
+from mfimage.image.plan.base import BaseImage
+from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.client import RegistryClient
-from mfimage.image.seen_image import info_of
+from mfimage.image.registry.location import Location
+from mfimage.image.registry.reference import Reference
 
 if TYPE_CHECKING:
-    from mfimage.image.layer_files import BlobPath
+    from mfimage.image.plan.layers import BlobPath
 
 _CHUNK = 1 << 20
 

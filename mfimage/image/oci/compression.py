@@ -1,16 +1,36 @@
-"""Compressing layers: one pass hashes what goes in and what comes out.
-
-Equal content gives equal bytes: no time and no name stand in the header, and the compressor gets
-blocks of one size, whatever pieces the content comes in.
-"""
+"""Versions of distributions that decide what a layer is."""
 
 from __future__ import annotations
 
 import hashlib
+import sys
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from mfimage.errors import OptionError
-from mfimage.image.oci.versions import installed_version
+
+
+def installed_version(name: str) -> str | None:
+    """Return the version of an installed distribution, None if it is not there.
+
+    A folder's name has it as a rule; importing ``importlib.metadata`` takes longer than a small
+    layer.
+    """
+    for entry in sys.path:
+        for found in Path(entry or ".").glob(f"{name}-*.dist-info"):
+            return found.name.removesuffix(".dist-info").partition("-")[2]
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+# Compressing layers: one pass hashes what goes in and what comes out.
+#
+# Equal content gives equal bytes: no time and no name stand in the header, and the compressor gets
+# blocks of one size, whatever pieces the content comes in.
 
 GZIP, ZSTD = "gzip", "zstd"
 # What goes to the compressor at once: its output depends on that.

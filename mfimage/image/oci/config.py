@@ -10,7 +10,7 @@ from typing import Any
 
 from mfimage.image.oci.base_python import environment_of
 from mfimage.image.oci.images import CONFIG, StoredImage, StoredLayer, encode
-from mfimage.image.plan import ImagePlan
+from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.descriptors import INDEX, MANIFEST, Descriptor
 from mfimage.package.spec import sha256_digest
 from mfimage.runtime.layout import PROGRAMS, VENV

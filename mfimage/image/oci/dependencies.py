@@ -1,9 +1,4 @@
-"""The locked distributions, laid out on this machine as they stand in the image.
-
-uv does it, for the image's platform and Python whatever this machine's are: wheels only, held
-against the lock's hashes. What it writes for this machine is written anew for the image: the first
-line of console scripts, and their hashes in ``RECORD``.
-"""
+"""Compiled Python files for an image, equal whichever machine made them."""
 
 from __future__ import annotations
 
@@ -11,24 +6,257 @@ import base64
 import csv
 import hashlib
 import io
+import json
 import os
 import re
 import stat
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from configparser import Error as ConfigError
+from configparser import RawConfigParser
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from mfimage.errors import BuildError
-from mfimage.image.context_file import ContextFile
-from mfimage.image.layer_files import BlobPath
-from mfimage.image.oci.layer_cache import UNFINISHED, sweep
+from mfimage.capture.lock.platform import Target
+from mfimage.capture.lock.uv import UvFailure, run_uv
+from mfimage.errors import BuildError, LockError
+from mfimage.image.oci.cache import UNFINISHED, sweep
+from mfimage.image.oci.compression import installed_version
 from mfimage.image.oci.tar import Link, Member
-from mfimage.image.oci.versions import installed_version
-from mfimage.image.plan import ImagePlan
-from mfimage.package.cache import cache_folder
+from mfimage.image.plan.files import ContextFile
+from mfimage.image.plan.layers import BlobPath
+from mfimage.image.plan.plan import ImagePlan
+from mfimage.image.secrets.build import CA, NETRC, PIP_CONF
+from mfimage.masking import Masker
+from mfimage.package.storage.cache import cache_folder
 from mfimage.runtime.layout import VENV
+
+_SCRIPT = Path(__file__).with_name("_compile.py")
+_TESTS = ("test", "tests")
+
+
+def find_python(minor: str) -> str:
+    """Return an interpreter of this minor version on this machine.
+
+    Raises
+    ------
+    BuildError
+        When there is none: another one's compiled files would be of no use.
+    """
+    if minor == f"{sys.version_info.major}.{sys.version_info.minor}":
+        return sys.executable
+    from mfimage.capture.lock.uv import UvFailure, run_uv
+
+    environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never"}
+    try:
+        return run_uv(["python", "find", "--no-project", minor], Path.cwd(), environment).strip()
+    except (UvFailure, LockError):
+        raise BuildError(
+            f"compile: there is no Python {minor} on this machine to compile for the image",
+            hint=f"uv python install {minor}, or leave --compile out",
+        ) from None
+
+
+def compiled_files(members: Sequence[Member], minor: str, work: Path) -> list[Member]:
+    """Compile the Python files among these, but for tests.
+
+    Parameters
+    ----------
+    members : sequence of Member
+        What is laid out.
+    minor : str
+        The image's Python.
+    work : Path
+        A private folder.
+    """
+    tag = f"cpython-{minor.replace('.', '')}"
+    out = work / "compiled"
+    jobs, files = [], []
+    for member in members:
+        path = PurePosixPath(member.path)
+        wanted = isinstance(member, ContextFile) and path.suffix == ".py" and "lib" in path.parts
+        if not wanted or not set(_TESTS).isdisjoint(path.parts[:-1]):
+            continue
+        name = str(path.parent / "__pycache__" / f"{path.stem}.{tag}.pyc")
+        jobs.append(json.dumps([str(member.content), f"/{path}", str(out / name)]))  # type: ignore[union-attr]
+        files.append((name, out / name))
+    _run(find_python(minor), jobs)
+    return [ContextFile(path=name, content=path) for name, path in files if path.exists()]
+
+
+def _run(python: str, jobs: Sequence[str]) -> None:
+    count = max(os.cpu_count() or 1, 1)
+    # Each file is compiled by itself, so it does not matter by which process.
+    running = []
+    for number in range(count):
+        process = subprocess.Popen(
+            [python, "-I", "-S", str(_SCRIPT)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={"PYTHONHASHSEED": "0", "PATH": os.environ.get("PATH", "")},
+        )
+        running.append((process, "\n".join(jobs[number::count]).encode()))
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(count) as pool:
+        errors = list(pool.map(lambda pair: pair[0].communicate(pair[1])[1], running))
+    for (process, _), error in zip(running, errors, strict=True):
+        if process.returncode:
+            last = error.decode(errors="replace").strip().rpartition("\n")[2]
+            raise BuildError(f"compile: {python} failed: {last}")
+
+
+# uv on this machine, with the build's credentials and for the image's platform.
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+# Settings of the user's that would give other files, or none.
+_IGNORED = (
+    "UV_COMPILE_BYTECODE",
+    "UV_NO_BINARY",
+    "UV_NO_BINARY_PACKAGE",
+    "UV_NO_VERIFY_HASHES",
+    "UV_SYSTEM_PYTHON",
+    "UV_TARGET",
+    "UV_PREFIX",
+)
+
+
+def install(
+    plan: ImagePlan,
+    wheels: Mapping[str, Path],
+    tree: Path,
+    work: Path,
+    *,
+    secrets: Mapping[str, bytes],
+) -> None:
+    """Install a plan's lock below ``tree``, as below an environment's folder.
+
+    Parameters
+    ----------
+    plan : ImagePlan
+        What to install, for which platform and Python.
+    wheels : mapping of str to Path
+        By path in the lock: wheels that travel with the function.
+    tree : Path
+        Where to; empty.
+    work : Path
+        A private folder.
+    secrets : mapping of str to bytes
+        Credentials, which go to uv alone.
+
+    Raises
+    ------
+    LockError
+        When a distribution has no wheel.
+    BuildError
+        When uv fails; its message without credentials.
+    """
+    _refuse_sources(plan)
+    lock = work / "lock"
+    for name, path in {"pylock.toml": None, **wheels}.items():
+        target = lock / name
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path is None:
+            target.write_bytes(plan.dependencies.lock)
+        else:
+            target.symlink_to(path)
+    platform = Target(python=plan.python, platform=plan.platform)
+    arguments = [
+        *("pip", "install", "--quiet", "--prefix", str(tree), "--python", sys.executable),
+        *("--python-version", plan.python, "--python-platform", platform.uv_platform),
+        *("--require-hashes", "--no-build", "--no-deps", "--no-compile-bytecode"),
+        *("--requirement", str(lock / "pylock.toml")),
+    ]
+    try:
+        with _handed_over(secrets) as (variables, descriptors):
+            environment = {**_uv_environment(plan), **variables}
+            run_uv(arguments, lock, environment, pass_fds=descriptors)
+    except UvFailure as failure:
+        reason = Masker(secrets.values())(" ".join(str(failure).split()))
+        raise BuildError(
+            f"the dependencies cannot be installed: {reason}",
+            hint="what wants a password gets it by --secret; a proxy's certificate by "
+            "--secret id=ca,src=FILE",
+        ) from None
+
+
+def _refuse_sources(plan: ImagePlan) -> None:
+    for package in tomllib.loads(plan.dependencies.lock.decode()).get("packages", ()):
+        if not package.get("wheels"):
+            raise LockError(
+                f"{package['name']} {package.get('version', '')} has no wheel in the lock, and "
+                "nothing is built from source",
+                hint="bind the function again: then its wheel is built once, and travels with it; "
+                "or add what builds it in a base image, and use --builder docker",
+            )
+
+
+def _uv_environment(plan: ImagePlan) -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if name not in _IGNORED}
+    environment |= {
+        "UV_NO_INSTALLER_METADATA": "1",
+        "UV_PREVIEW_FEATURES": "pylock",
+        "UV_PYTHON_DOWNLOADS": "never",
+        "UV_LINK_MODE": environment.get("UV_LINK_MODE", "hardlink"),
+    }
+    if plan.index_url:
+        environment["UV_DEFAULT_INDEX"] = plan.index_url
+        environment.pop("UV_INDEX_URL", None)
+    if plan.extra_index_urls:
+        environment["UV_INDEX"] = " ".join(plan.extra_index_urls)
+    return environment
+
+
+@contextmanager
+def _handed_over(secrets: Mapping[str, bytes]) -> Iterator[tuple[dict[str, str], list[int]]]:
+    """Yield the variables by which uv gets secrets, and open files that it needs for that.
+
+    The files have no name: nobody else can open them, and a kill leaves none behind.
+    """
+    variables: dict[str, str] = {}
+    with ExitStack() as stack:
+        descriptors = []
+        for name, value in secrets.items():
+            if name in (CA, NETRC):
+                file = stack.enter_context(tempfile.TemporaryFile())
+                file.write(value)
+                file.seek(0)
+                descriptors.append(file.fileno())
+                variable = "SSL_CERT_FILE" if name == CA else "NETRC"
+                variables[variable] = f"/dev/fd/{file.fileno()}"
+            elif name == PIP_CONF:
+                variables.update(_pip_indexes(value))
+            else:
+                variables[name] = value.decode().strip("\n")
+        yield variables, descriptors
+
+
+def _pip_indexes(value: bytes) -> Iterator[tuple[str, str]]:
+    parser = RawConfigParser()
+    try:
+        parser.read_string(value.decode())
+    except (ConfigError, UnicodeDecodeError):
+        raise BuildError(
+            "secret pip.conf: it cannot be read", hint="as pip: [global], then index-url = ..."
+        ) from None
+    found: Any = parser["global"] if parser.has_section("global") else {}
+    for key, variable in (("index-url", "UV_DEFAULT_INDEX"), ("extra-index-url", "UV_INDEX")):
+        if urls := found.get(key, found.get(key.replace("-", "_"))):
+            yield variable, " ".join(urls.split())
+
+
+# The locked distributions, laid out on this machine as they stand in the image.
+#
+# uv does it, for the image's platform and Python whatever this machine's are: wheels only, held
+# against the lock's hashes. What it writes for this machine is written anew for the image: the
+# first line of console scripts, and their hashes in ``RECORD``.
 
 _ROOT = VENV.lstrip("/")
 _HOST = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -43,7 +271,7 @@ def installer_version() -> str:
     """Return the version of uv: what it writes belongs to what decides a layer."""
     if found := installed_version("uv"):
         return found
-    from mfimage.capture.uv import run_uv
+    from mfimage.capture.lock.uv import run_uv
 
     return run_uv(["--version"], Path.cwd(), os.environ).strip()
 
@@ -77,8 +305,6 @@ def laid_out(
     BuildError
         When something cannot be installed; without credentials.
     """
-    from mfimage.image.oci.installing import install
-
     folder = cache_folder() / "layers"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     sweep(folder)
@@ -92,8 +318,6 @@ def laid_out(
         install(plan, wheels, tree, Path(text), secrets=secrets)
         members = [*_files(tree, plan), *_environment(plan, python)]
         if compiled:
-            from mfimage.image.oci.bytecode import compiled_files
-
             members += compiled_files(members, plan.python, Path(text))
         yield members
 

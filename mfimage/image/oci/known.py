@@ -11,7 +11,7 @@ from typing import Any
 from mfimage.image.builder import BuiltImage, BuiltLayer
 from mfimage.image.oci.images import StoredImage, encode, platform_of
 from mfimage.image.oci.layers import PlannedLayer
-from mfimage.image.plan import ImagePlan
+from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.client import RegistryClient
 from mfimage.image.registry.descriptors import Descriptor
 from mfimage.package.spec import sha256_digest

@@ -11,9 +11,9 @@ from typing import BinaryIO
 from mfimage.image.builder import BuildEvent
 from mfimage.image.oci.config import Composed, compose_index
 from mfimage.image.oci.images import StoredLayer
-from mfimage.image.reference import Reference
 from mfimage.image.registry.client import RegistryClient, repository_of
 from mfimage.image.registry.descriptors import INDEX
+from mfimage.image.registry.reference import Reference
 from mfimage.package.spec import sha256_digest
 
 _PARALLEL = 6

@@ -13,13 +13,13 @@ from functools import partial
 
 from mfimage.errors import RegistryError
 from mfimage.image.oci.base import Images
+from mfimage.image.oci.cache import LayerCache
 from mfimage.image.oci.images import StoredLayer, encode, layer_descriptor
-from mfimage.image.oci.layer_cache import LayerCache
 from mfimage.image.oci.layers import PlannedLayer
-from mfimage.image.oci.stores import stored
-from mfimage.image.reference import DEFAULT_TAG, Reference
+from mfimage.image.oci.layout import stored
 from mfimage.image.registry.client import repository_of
 from mfimage.image.registry.descriptors import MANIFEST
+from mfimage.image.registry.reference import DEFAULT_TAG, Reference
 from mfimage.package.spec import BlobRef, sha256_digest
 
 ARTIFACT_TYPE = "application/vnd.mfimage.layers.v1"

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from mfimage.image.context_file import ContextFile
-from mfimage.image.layer_files import verified
+from mfimage.image.plan.files import ContextFile
+from mfimage.image.plan.layers import verified
 
 _BLOCK = tarfile.BLOCKSIZE
 

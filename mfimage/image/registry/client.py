@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mfimage.errors import RegistryError
-from mfimage.image.reference import DEFAULT_NAMESPACE, DEFAULT_REGISTRY, Reference
 from mfimage.image.registry.auth import Credentials, stored_credentials
 from mfimage.image.registry.descriptors import ANY_MANIFEST, INDEX, Descriptor
 from mfimage.image.registry.http import Answer, Dropped, Http, check
-from mfimage.image.registry.uploads import Upload
+from mfimage.image.registry.reference import DEFAULT_NAMESPACE, DEFAULT_REGISTRY, Reference
+from mfimage.image.registry.upload import Upload
 
 _CHUNK = 1 << 20
 _MOST_MANIFEST = 4 << 20

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mfimage.image.location import Location
+from mfimage.image.registry.location import Location
 
 _OCI = "application/vnd.oci.image."
 OFFICIAL = ("PATH=/usr/local/bin:/usr/bin:/bin", "PYTHON_VERSION=3.11.7", "LANG=C.UTF-8")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mfimage.image.builder import BuiltImage
-from mfimage.image.location import Location
 from mfimage.image.oci.builder import OciBuilder
 from mfimage.image.oci.compression import decompressed
-from mfimage.image.plan import ImagePlan
+from mfimage.image.plan.plan import ImagePlan
+from mfimage.image.registry.location import Location
 from tests.image.sample import Sample
 
 

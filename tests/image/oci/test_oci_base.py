@@ -7,9 +7,9 @@ import json
 import pytest
 
 from mfimage.errors import BuildError, OptionError
-from mfimage.image.location import Location
 from mfimage.image.oci.base import read_image
 from mfimage.image.oci.base_python import BasePython, find_python
+from mfimage.image.registry.location import Location
 from tests.image.oci.bases import FILES, layout
 from tests.image.oci.building import build, oci_builder, plan_on
 from tests.image.sample import make_sample

@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from mfimage.errors import BuildError, LockError
-from mfimage.image.location import Location
 from mfimage.image.oci import _compile, dependencies
-from mfimage.image.oci.bytecode import find_python
+from mfimage.image.oci.dependencies import find_python
+from mfimage.image.registry.location import Location
 from tests.image.oci.bases import layout
 from tests.image.oci.building import Written, build, oci_builder, plan_on
 from tests.image.sample import Sample, make_sample
@@ -169,13 +169,13 @@ def test_compiled_files_do_not_depend_on_the_process():
 def test_this_machines_python_does_not_matter(sample, base, tmp_path, monkeypatch):
     before = environment(sample, base, tmp_path)
     # As uv would lay it out where another minor runs it.
-    install = sys.modules["mfimage.image.oci.installing"].install
+    install = sys.modules["mfimage.image.oci.dependencies"].install
 
     def elsewhere(plan, wheels, tree, work, *, secrets):
         install(plan, wheels, tree, work, secrets=secrets)
         (tree / "lib/python3.11").rename(tree / "lib/python3.9")
 
-    monkeypatch.setattr("mfimage.image.oci.installing.install", elsewhere)
+    monkeypatch.setattr("mfimage.image.oci.dependencies.install", elsewhere)
     monkeypatch.setattr(dependencies, "_HOST", "python3.9")
     with oci_builder(fresh=True) as builder:
         image = builder.build(plan_on(builder, sample, base), sample.blobs.path)

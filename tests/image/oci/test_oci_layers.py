@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from mfimage.errors import BuildError, OptionError, PackageError
-from mfimage.image.context_file import ContextFile
-from mfimage.image.location import Location
+from mfimage.image.oci.cache import LayerCache
 from mfimage.image.oci.compression import Compressing, decompressed
-from mfimage.image.oci.layer_cache import LayerCache
 from mfimage.image.oci.tar import Folder, Link, layer_tar
+from mfimage.image.plan.files import ContextFile
+from mfimage.image.registry.location import Location
 from tests.image.oci.bases import layout
 from tests.image.oci.building import Written, build, oci_builder, plan_on
 from tests.image.sample import make_sample
@@ -197,10 +197,10 @@ def test_an_artifact_streams(tmp_path):
     code = f"""
 import dataclasses, re
 from pathlib import Path
-from mfimage.image.base_image import BaseImage
-from mfimage.image.location import Location
-from mfimage.image.options import BuildOptions
-from mfimage.image.plan import make_plan
+from mfimage.image.plan.base import BaseImage
+from mfimage.image.registry.location import Location
+from mfimage.image.plan.options import BuildOptions
+from mfimage.image.plan.plan import make_plan
 from mfimage.package.spec import ArtifactRef
 from tests.image.oci.building import oci_builder
 from tests.image.sample import make_sample

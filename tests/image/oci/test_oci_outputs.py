@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from mfimage.errors import BuildError
-from mfimage.image.location import Location
 from mfimage.image.oci import outputs
 from mfimage.image.oci.base import read_image
-from mfimage.image.reference import parse_tag
+from mfimage.image.registry.location import Location
+from mfimage.image.registry.reference import parse_tag
 from tests.image.oci.bases import FILES, layout
 from tests.image.oci.building import Written, build, names, oci_builder, plan_on
 from tests.image.sample import make_sample

@@ -12,11 +12,11 @@ import pytest
 
 from mfimage.errors import RegistryError
 from mfimage.image.builder import BuiltImage
-from mfimage.image.location import Location
 from mfimage.image.oci.builder import OciBuilder
-from mfimage.image.reference import parse_reference, parse_tag
 from mfimage.image.registry import http
-from mfimage.pushing import push as push_image
+from mfimage.image.registry.location import Location
+from mfimage.image.registry.reference import parse_reference, parse_tag
+from mfimage.push import push as push_image
 from tests.image.oci.bases import FILES, layout
 from tests.image.oci.building import build, oci_builder, plan_on
 from tests.image.sample import Sample, make_sample

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from mfimage.image.options import BuildOptions
+from mfimage.image.plan.lock import _asked, _beside, _write
+from mfimage.image.plan.options import BuildOptions
 from mfimage.package.store import PackageStore, open_package
-from mfimage.target_lock import _asked, _beside, _write
 from tests.image.oci.bases import layout
 from tests.image.oci.building import Written
 from tests.image.oci.test_oci_dependencies import locked, wheel

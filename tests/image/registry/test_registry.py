@@ -15,7 +15,7 @@ from typing import BinaryIO
 import pytest
 
 from mfimage.errors import RegistryError
-from mfimage.image.registry import http, trust, uploads
+from mfimage.image.registry import http, upload
 from mfimage.image.registry.auth import Credentials, stored_credentials
 from mfimage.image.registry.client import RegistryClient
 from mfimage.image.registry.descriptors import MANIFEST
@@ -113,7 +113,7 @@ def test_where_it_cannot_be_mounted_it_is_sent(client):
 
 
 def test_chunks(client, monkeypatch):
-    monkeypatch.setattr(uploads, "CHUNK", 1 << 20)
+    monkeypatch.setattr(upload, "CHUNK", 1 << 20)
     seen: list[int] = []
     push(client, "team/chunks", (5 << 20) + 3, on_progress=seen.append)
     assert seen == sorted(seen)
@@ -144,7 +144,7 @@ def test_an_empty_blob(client):
     ids=lambda fault: f"{fault.kind}-{fault.method}",
 )
 def test_an_upload_survives(shaky, proxy, monkeypatch, fault):
-    monkeypatch.setattr(uploads, "CHUNK", 1 << 20)
+    monkeypatch.setattr(upload, "CHUNK", 1 << 20)
     data, digest, open_it = content(6 << 20)
     proxy.faults.append(fault)
     shaky.push_blob("team/shaky", digest, len(data), open_it)
@@ -216,7 +216,7 @@ def test_tls_of_a_private_ca(tls):
 def test_tls_that_is_not_trusted(tls, monkeypatch, tmp_path):
     monkeypatch.setattr(http, "_FIRST_PAUSE", 0.01)
     # Docker itself was told to trust it.
-    monkeypatch.setattr(trust, "_DOCKER", tmp_path)
+    monkeypatch.setattr(http, "_DOCKER", tmp_path)
     with pytest.raises(RegistryError, match="cannot be trusted") as caught:
         RegistryClient(tls.address).has_blob("team/tls", "sha256:" + "0" * 64)
     assert "SSL_CERT_FILE" in caught.value.hint

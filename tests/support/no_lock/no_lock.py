@@ -1,4 +1,4 @@
-"""Stands in for ``mfimage.capture.environment``: it describes an environment, and locks nothing."""
+"""A stand-in for ``mfimage.capture.environment.choose`` that locks nothing."""
 
 import sys
 from types import SimpleNamespace

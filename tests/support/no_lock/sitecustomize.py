@@ -10,7 +10,7 @@ _FAKE = Path(__file__).with_name("no_lock.py")
 class _Finder:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name == "mfimage.capture.environment":
+        if name == "mfimage.capture.environment.choose":
             return importlib.util.spec_from_file_location(name, _FAKE)
         return None
 

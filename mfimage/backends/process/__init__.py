@@ -1,0 +1,1 @@
+"""The function in processes of its own, in its locked environment."""

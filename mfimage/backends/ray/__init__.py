@@ -1,0 +1,1 @@
+"""The function in actors of a Ray cluster."""

@@ -1,0 +1,141 @@
+"""The actor that Ray runs on a node; it needs nothing there but Ray.
+
+Its class goes to the node by value, so this module imports mfimage only where its source has been
+put: the node's own if it is the same, else the caller's, from the archive that comes along.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+Luggage = tuple[Any, "dict[str, Any] | None"]
+# What stands before a payload: the frame's kind, and how many records the function gets at a time,
+# or how many microseconds it took. (A struct.Struct cannot go to a node.)
+HEAD = "<BI"
+HEAD_SIZE = struct.calcsize(HEAD)
+
+
+class FunctionHost:
+    """One function in one process of a node.
+
+    Parameters
+    ----------
+    name : str
+        The function's.
+    config : bytes
+        What to load, as JSON; see ``ray_node``.
+    digest : str
+        Of mfimage's source.
+    """
+
+    def __init__(self, name: str, config: bytes, digest: str) -> None:
+        # What the function prints is no result: it goes where its logs go.
+        os.dup2(2, 1)
+        sys.stdout = sys.stderr
+        self._name = name
+        self._config = config
+        self._digest = digest
+        self._node: Any = None
+
+    def __repr__(self) -> str:
+        # What Ray puts before each line that the function prints.
+        return self._name
+
+    def load(self, luggage: Luggage) -> bytes:
+        """Load the function; return JSON that tells how that went.
+
+        Parameters
+        ----------
+        luggage : tuple
+            References to the archive of mfimage's source, and to the package's blobs by their
+            hexadecimal digest, or None. They are fetched where they are not there yet.
+        """
+        archive, blobs = luggage
+        if self._node is None:
+            find_source(self._digest, archive)
+            from mfimage.backends.ray.node import RayNode
+
+            self._node = RayNode(self._config)
+        return bytes(self._node.load(blobs))
+
+    def answer(self, *pieces: bytes) -> bytes:
+        """Return the answer to a request, which may come in pieces."""
+        request = b"".join(pieces) if len(pieces) > 1 else pieces[0]
+        kind, size = struct.unpack_from(HEAD, request)
+        found, micros, answer = self._node.answer(kind, request[HEAD_SIZE:], size)
+        return struct.pack(HEAD, found, micros) + bytes(answer)
+
+    def value(self, record: Any, is_json: bool, luggage: Luggage) -> Any:
+        """Return the result for one record, which is JSON or a value, as a value."""
+        # Ray may ask a process for it that it has started again and that has loaded nothing.
+        if self._node is None or not self._node.is_loaded:
+            self.load(luggage)
+        return self._node.value(record, is_json=is_json)
+
+
+def find_source(digest: str, archive: Any) -> None:
+    """Make mfimage importable: as it is here if that is the same, else from the archive."""
+    if "mfimage" in sys.modules:
+        return
+    from importlib.machinery import PathFinder
+
+    spec = PathFinder.find_spec("mfimage")
+    if spec is not None and spec.origin and source_digest(Path(spec.origin).parents[1]) == digest:
+        return
+    import ray
+
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = Path(os.environ.get("MFIMAGE_CACHE") or Path(base) / "mfimage")
+    folder = cache / "ray" / "source" / digest
+    if not folder.is_dir() or source_digest(folder) != digest:
+        _unpack(ray.get(archive), folder, digest)
+    sys.path.insert(0, str(folder))
+
+
+def _unpack(data: bytes, folder: Path, digest: str) -> None:
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Its own place for each process; the first to be ready gives it its name.
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        fresh = Path(temporary, "fresh")
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for name in archive.namelist():
+                if name.startswith("/") or ".." in name.split("/"):
+                    raise ValueError(f"mfimage's source has a file {name!r}")
+                (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+                (fresh / name).write_bytes(archive.read(name))
+        if source_digest(fresh) != digest:
+            raise ValueError("mfimage's source is not what its digest says")
+        if folder.is_dir() and source_digest(folder) != digest:  # cleaned by half
+            folder.rename(Path(temporary, "old"))
+        try:
+            fresh.rename(folder)
+        except OSError:
+            if source_digest(folder) != digest:
+                raise
+
+
+def source_files(root: Path) -> dict[str, bytes]:
+    """Return mfimage's own files below a folder, by name."""
+    found = [*root.glob("mfimage/**/*.py"), *root.glob("metaflow_extensions/mfimage/**/*.py")]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(found)}
+
+
+def source_digest(root: Path) -> str:
+    """Return the digest of mfimage's own files below a folder."""
+    return digest_of(source_files(root))
+
+
+def digest_of(files: dict[str, bytes]) -> str:
+    """Return the digest of files."""
+    hasher = hashlib.sha256()
+    for name, content in files.items():
+        hasher.update(f"{name}\0{len(content)}\0".encode() + content)
+    return hasher.hexdigest()

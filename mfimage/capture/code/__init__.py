@@ -1,0 +1,1 @@
+"""A function's code: where it is defined, which files it needs, what they import."""

@@ -1,0 +1,294 @@
+"""Runs in a fresh interpreter: imports a module, and tells what its project's files import.
+
+Only the standard library, and run as a script: the interpreter may have no mfimage.
+``_probe.py REQUEST ANSWER`` reads and writes JSON; :mod:`mfimage.capture.code.traced` starts it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":  # a script's own folder would hide the standard library's modules
+    _HERE = __file__.rpartition("/")[0]
+    sys.path[:] = [entry for entry in sys.path if entry != _HERE]
+
+import builtins
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+# Installed packages, and what is shipped apart from the function's code.
+_NOT_LOCAL = {"site-packages", "dist-packages", "mfimage", "metaflow_extensions"}
+_SUFFIXES = (".py", ".so", ".pyd")
+
+
+class Tracer:
+    """Notes which modules a project's files import while they run.
+
+    What libraries import for themselves is none of the function's business: their requirements
+    say it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.seen: dict[tuple[str, str, int], None] = {}
+        self._root = root
+        self._local: dict[str, bool] = {}
+        self._import = builtins.__import__
+        self._import_module = importlib.import_module
+
+    def __enter__(self) -> Tracer:
+        builtins.__import__ = self._traced_import
+        importlib.import_module = self._traced_import_module
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        builtins.__import__ = self._import
+        importlib.import_module = self._import_module
+
+    def is_local(self, file: str | None) -> bool:
+        """Tell whether a file is the project's; an environment inside its folder is not."""
+        if not file:
+            return False
+        if file not in self._local:
+            path = Path(os.path.realpath(file))
+            inside = self._root in path.parents
+            parts = path.relative_to(self._root).parts if inside else ()
+            self._local[file] = inside and _NOT_LOCAL.isdisjoint(parts)
+        return self._local[file]
+
+    def _traced_import(
+        self,
+        name: str,
+        globals: Mapping[str, Any] | None = None,
+        locals: Mapping[str, Any] | None = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> ModuleType:
+        module = self._import(name, globals, locals, fromlist or (), level)
+        caller = sys._getframe(1)
+        space = caller.f_globals
+        if self.is_local(space.get("__file__")):
+            if level:
+                package = space.get("__package__") or space["__name__"].rpartition(".")[0]
+                name = importlib.util.resolve_name("." * level + name, package)
+            submodules = [f"{name}.{item}" for item in fromlist or ()]
+            found = [submodule for submodule in submodules if submodule in sys.modules]
+            for each in found or [name]:
+                self._note(each, caller.f_lineno, space["__file__"])
+        return module
+
+    def _traced_import_module(self, name: str, package: str | None = None) -> ModuleType:
+        module = self._import_module(name, package)
+        caller = sys._getframe(1)
+        if self.is_local(caller.f_globals.get("__file__")):
+            self._note(module.__name__, caller.f_lineno, caller.f_globals["__file__"])
+        return module
+
+    def _note(self, module: str, line: int, file: str) -> None:
+        self.seen[module, os.path.realpath(file), line] = None
+
+
+def import_function(tracer: Tracer, module: str) -> dict[str, Any] | None:
+    """Import a module under the tracer; return what went wrong."""
+    try:
+        with tracer:
+            importlib.import_module(module)
+    except BaseException as error:  # noqa: BLE001  (a script may exit, or raise anything)
+        return _describe(tracer, error)
+    return None
+
+
+def _describe(tracer: Tracer, error: BaseException) -> dict[str, Any]:
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [(frame.filename, frame.lineno) for frame in frames]
+    if isinstance(error, SyntaxError):
+        places.append((error.filename or "", error.lineno))
+    local = [place for place in places if tracer.is_local(place[0])]
+    return {
+        "type": type(error).__name__,
+        "text": str(error),
+        "missing": error.name if isinstance(error, ModuleNotFoundError) else None,
+        "import": isinstance(error, ImportError),
+        "exit": isinstance(error, SystemExit),
+        "place": local[-1] if local else None,
+    }
+
+
+def loaded_modules(tracer: Tracer) -> dict[str, Path]:
+    """Return the project's modules that are imported now, and their files."""
+    modules = list(sys.modules.items())
+    files = {name: getattr(module, "__file__", None) for name, module in modules}
+    return {name: Path(file) for name, file in files.items() if file and tracer.is_local(file)}
+
+
+def find_origins(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return where modules lie; one that is not loaded is looked up by its first name."""
+    return {name: _origin(name) for name in names if _top(name) not in _STANDARD}
+
+
+_STANDARD = sys.stdlib_module_names | {"__main__"}
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _origin(name: str) -> list[str]:
+    for each in (name, _top(name)):
+        module = sys.modules.get(each)
+        if module is not None:
+            file = getattr(module, "__file__", None)
+            return [file] if file else [str(path) for path in getattr(module, "__path__", ())]
+    try:
+        spec = importlib.util.find_spec(_top(name))
+    except (ImportError, ValueError):
+        return []
+    if spec is None:
+        return []
+    places = [str(path) for path in spec.submodule_search_locations or ()]
+    return [spec.origin] if spec.origin and spec.has_location else places
+
+
+def list_distributions() -> list[dict[str, Any]]:
+    """Return the installed distributions; of those with one name, the first on the path."""
+    found: dict[str, dict[str, Any]] = _packaged_metaflow()
+    for distribution in importlib.metadata.distributions():
+        modern = distribution.read_text("METADATA")
+        header = _header(modern or distribution.read_text("PKG-INFO") or "")
+        name = (header.get("name") or [""])[0]
+        if name and name.lower() not in found:
+            found[name.lower()] = {
+                "name": name,
+                "version": (header.get("version") or [""])[0],
+                "requires": header.get("requires-dist", [])
+                if modern
+                else list(distribution.requires or ()),
+                "location": str(distribution.locate_file("")),
+                "direct_url": distribution.read_text("direct_url.json"),
+                "installer": (distribution.read_text("INSTALLER") or "").strip(),
+                "legacy": modern is None,
+                "modules": _modules(distribution.read_text),
+            }
+    _keep_shared(list(found.values()))
+    return list(found.values())
+
+
+def _packaged_metaflow() -> dict[str, dict[str, Any]]:
+    """Return the Metaflow that a code package brought here; Python takes it for no distribution."""
+    for entry in map(Path, sys.path):
+        info = entry.parent / ".mf_meta" / "INFO"
+        if entry.name == ".mf_code" and info.is_file():
+            version = json.loads(info.read_text())["metaflow_version"]
+            return {
+                "metaflow": {
+                    "name": "metaflow",
+                    "version": version.partition("+")[0].partition("-")[0],
+                    "requires": ["requests", "boto3"],
+                    "location": str(entry),
+                    "direct_url": None,
+                    "installer": "",
+                    "legacy": False,
+                    "modules": {"metaflow": []},
+                }
+            }
+    return {}
+
+
+def _header(text: str) -> dict[str, list[str]]:
+    # The e-mail parser takes a millisecond for each.
+    found: dict[str, list[str]] = {}
+    last: list[str] = []
+    for line in text.splitlines():
+        if not line:
+            break
+        if line[0] in " \t" and last:
+            last[-1] += " " + line.strip()
+            continue
+        key, _, value = line.partition(":")
+        last = found.setdefault(key.lower(), [])
+        last.append(value.strip())
+    return found
+
+
+def _modules(read_text: Callable[[str], str | None]) -> dict[str, list[str]]:
+    """Return first names of modules -> the files below them."""
+    found: dict[str, list[str]] = {}
+    for name in (read_text("top_level.txt") or "").split():
+        found[name] = []
+    for line in (read_text("RECORD") or "").splitlines():
+        path = line.split(",", 1)[0].strip('"')
+        if path.endswith(_SUFFIXES) and not path.startswith(("..", "/")):
+            found.setdefault(_top(path.partition("/")[0]), []).append(path)
+    return found
+
+
+def _keep_shared(distributions: list[dict[str, Any]]) -> None:
+    """Drop the files of names that one distribution has alone: nothing is to be decided there."""
+    owners: dict[str, int] = {}
+    for distribution in distributions:
+        for name in distribution["modules"]:
+            owners[name] = owners.get(name, 0) + 1
+    for distribution in distributions:
+        modules = distribution["modules"]
+        for name in modules:
+            modules[name] = modules[name] if owners[name] > 1 else []
+
+
+def main() -> None:
+    """Answer one request."""
+    request = json.loads(Path(sys.argv[1]).read_text())
+    reading = _sibling("_reading")
+    root = Path(os.path.realpath(request["root"]))
+    sys.path[:] = [str(root), *sys.path, *request["path"]]
+    tracer = Tracer(root)
+    answer: dict[str, Any] = {"python": ".".join(map(str, sys.version_info[:3])), "error": None}
+    answer["standard"] = sorted(_STANDARD)
+    module = request["module"]
+    if module and request["run"]:
+        answer["error"] = import_function(tracer, module)
+    if answer["error"] is None:
+        loaded = loaded_modules(tracer)
+        start = [module, *loaded] if module else []
+        project = reading.walk_project(root, start, loaded)
+        foreign = [each for each in project.imports if not each.means]
+        called = _called(reading, root, project, request)
+        answer["read"] = [
+            [each.module, str(each.file), each.line, each.optional, each in called]
+            for each in foreign
+        ]
+        answer["traced"] = list(tracer.seen)
+        answer["files"] = [str(file) for file in project.files]
+        names = {each.module for each in foreign} | {name for name, _, _ in tracer.seen}
+        answer["origins"] = find_origins(sorted(names | {*request["names"], *start}))
+        answer["distributions"] = list_distributions()
+    Path(sys.argv[2]).write_text(json.dumps(answer))
+
+
+def _called(reading: Any, root: Path, project: Any, request: Mapping[str, Any]) -> set[Any]:
+    """Return the imports that run when the function is called."""
+    names = reading.prefixes(request["module"])
+    start = [file for file in (reading.find_local(root, name) for name in names) if file]
+    return set(_sibling("_reaching").reached_imports(project, start, request["functions"]))
+
+
+def _sibling(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # what a NamedTuple is pickled and printed by
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main()
+    sys.stdout.flush()
+    os._exit(0)  # no finalizers, no threads to wait for: the answer is written

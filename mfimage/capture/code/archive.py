@@ -1,0 +1,216 @@
+"""Which source files go along, and the reproducible archive that carries them."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import os
+import stat
+import tarfile
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mfimage.capture.code.by_value import capture_value
+from mfimage.capture.code.locate import Source
+from mfimage.errors import CaptureError
+from mfimage.function.decorator import DecoratedFunction
+from mfimage.package.archive import extract
+
+MAX_FILES = 20_000
+MAX_SIZE = 256 << 20
+_NEVER = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
+# A virtual environment, a conda environment, a cache (ours, too).
+_MARKS = ("pyvenv.cfg", "conda-meta", "CACHEDIR.TAG")
+_SECRETS = (".env", ".pem", ".key", ".p12", ".pfx")
+_NO_DATA = (".pyc", ".pyo")
+_TOO_MUCH = "bind from a folder that holds the project alone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    """A function's code, ready to be archived.
+
+    Attributes
+    ----------
+    entrypoint : str
+        ``module:function`` inside the archive.
+    root : Path or None
+        The project's folder.
+    files : mapping of str to Path
+        Path inside the archive -> file on this machine, sorted.
+    generated : mapping of str to bytes
+        Files that stand on no disk: a function captured by value.
+    """
+
+    entrypoint: str
+    root: Path | None
+    files: Mapping[str, Path]
+    generated: Mapping[str, bytes]
+
+    @property
+    def module(self) -> str:
+        """The entry module."""
+        return self.entrypoint.partition(":")[0]
+
+    @property
+    def names(self) -> list[str]:
+        """Every path inside the archive, sorted."""
+        return sorted({*self.files, *self.generated})
+
+    def module_of(self, script: str) -> str | None:
+        """Return the module that a script is inside the archive; None when it is not there.
+
+        Parameters
+        ----------
+        script : str
+            Its file name, as ``train.py``.
+        """
+        found = [name for name in self.files if name.rpartition("/")[2] == script]
+        shortest = min(found, key=lambda name: (name.count("/"), name), default=None)
+        return shortest.removesuffix(".py").replace("/", ".") if shortest else None
+
+
+def capture_code(function: DecoratedFunction, source: Source, *, script: str = "") -> Code:
+    """Choose the files that a function needs.
+
+    From the project's folder, what Metaflow's own packaging takes (by suffix, nothing hidden),
+    and the data files of the function's own package. Never virtual environments, ``.env`` files,
+    keys, or the datastore. A function captured by value takes the folder along only when it
+    refers to something there.
+
+    Parameters
+    ----------
+    function : DecoratedFunction
+        The function.
+    source : Source
+        Where it is defined.
+    script : str
+        File name of the flow that ran the task: its classes may be in artifacts.
+
+    Raises
+    ------
+    CaptureError
+        When it cannot be captured, or the folder holds too much.
+    """
+    generated: Mapping[str, bytes] = {}
+    entrypoint, root = f"{source.module}:{source.name}", source.root
+    if source.by_value:
+        value = capture_value(function)
+        generated, entrypoint = value.files, value.entrypoint
+        root = root if root and _refers_to(root, value.modules, script) else None
+    files = _project_files(root, source.module.partition(".")[0]) if root else {}
+    return Code(entrypoint=entrypoint, root=source.root, files=files, generated=generated)
+
+
+def _refers_to(root: Path, modules: Collection[str], script: str) -> bool:
+    tops = {name.partition(".")[0] for name in modules}
+    if script and (root / script).is_file():
+        return True
+    return any((root / f"{top}.py").is_file() or (root / top).is_dir() for top in tops)
+
+
+def _project_files(root: Path, package: str) -> dict[str, Path]:
+    suffixes = _suffixes()
+    own = root / package if (root / package / "__init__.py").is_file() else None
+    files: dict[str, Path] = {}
+    size = 0
+    for path in _walk(root, frozenset()):
+        in_package = own is not None and own in path.parents
+        if not _is_taken(path.name, suffixes, in_package):
+            continue
+        files[path.relative_to(root).as_posix()] = path
+        size += path.stat().st_size
+        if len(files) > MAX_FILES:
+            raise CaptureError(f"{root} holds more than {MAX_FILES} files of code", hint=_TOO_MUCH)
+    if size > MAX_SIZE:
+        largest = max(files, key=lambda name: files[name].stat().st_size)
+        raise CaptureError(
+            f"{root} holds {size >> 20} MiB of code and package data "
+            f"(at most {MAX_SIZE >> 20}); the largest file is {largest}",
+            hint=_TOO_MUCH,
+        )
+    return dict(sorted(files.items()))
+
+
+def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """Yield the files below a folder; links are followed, but not round in circles."""
+    real = folder.resolve()
+    if real in above:
+        return
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except PermissionError:
+        return  # not ours, and not needed: what the function imports is imported before it is bound
+    for entry in entries:
+        path = folder / entry.name
+        if entry.is_dir():
+            if _is_walked(path):
+                yield from _walk(path, above | {real})
+        elif entry.is_file():
+            yield path
+
+
+def _is_walked(folder: Path) -> bool:
+    name = folder.name
+    if name.startswith(".") or name in _NEVER or name.endswith((".egg-info", ".dist-info")):
+        return False
+    return not any((folder / mark).exists() for mark in _MARKS)
+
+
+def _is_taken(name: str, suffixes: tuple[str, ...], in_package: bool) -> bool:
+    lower = name.lower()
+    if lower.startswith(".") or lower.endswith(_SECRETS):
+        return False
+    return lower.endswith(suffixes) or (in_package and not lower.endswith(_NO_DATA))
+
+
+def _suffixes() -> tuple[str, ...]:
+    from metaflow.metaflow_config import DEFAULT_PACKAGE_SUFFIXES
+
+    given = (suffix.strip().lower() for suffix in DEFAULT_PACKAGE_SUFFIXES.split(","))
+    return tuple(suffix for suffix in given if suffix)
+
+
+def archive(code: Code) -> bytes:
+    """Return ``code.tar.gz``: the same files give the same bytes.
+
+    Raises
+    ------
+    CaptureError
+        When a file cannot be read.
+    """
+    buffer = io.BytesIO()
+    with (
+        gzip.GzipFile(fileobj=buffer, mode="wb", filename="", mtime=0, compresslevel=6) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for name in code.names:
+            data, mode = _content(code, name)
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(data), mode
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _content(code: Code, name: str) -> tuple[bytes, int]:
+    if name in code.generated:
+        return code.generated[name], 0o644
+    path = code.files[name]
+    try:
+        executable = path.stat().st_mode & stat.S_IXUSR
+        return path.read_bytes(), 0o755 if executable else 0o644
+    except OSError as error:
+        raise CaptureError(f"cannot read {path}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def staged(archived: bytes) -> Iterator[Path]:
+    """Yield a folder that holds just the archived files, as they will be imported."""
+    with tempfile.TemporaryDirectory(prefix="mfimage-") as text:
+        folder = Path(text).resolve() / "code"
+        extract(archived, folder, where="the captured code")
+        yield folder

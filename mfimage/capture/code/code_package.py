@@ -1,0 +1,93 @@
+"""A task's code package: what Metaflow uploaded for steps that run elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mfimage.capture.task.task import TaskInfo, describe_task
+from mfimage.errors import PackageError, TaskError
+from mfimage.package.archive import extract
+
+_FIELD = "code-package"
+# Metaflow itself and its extensions, in today's code packages and in those before 2.16.
+_NOT_THE_USERS = (".mf_code/", ".mf_install", "metaflow/", "metaflow_extensions/")
+_META = ".mf_meta"
+
+
+def read_code_package(task: TaskInfo) -> bytes | None:
+    """Return a task's code package, verified; None when it has none.
+
+    Raises
+    ------
+    TaskError
+        When the datastore has lost it.
+    PackageError
+        When its content is not what its name says.
+    """
+    about = task.metadata.get(_FIELD)
+    if not about:
+        return None
+    return task.store.read_file(str(json.loads(about)["sha"]), "the code package")
+
+
+def with_code_package(task: Any) -> TaskInfo:
+    """Return a task of the same run that has a code package: itself, or any; it is the same.
+
+    Parameters
+    ----------
+    task : metaflow.Task
+        A task of the run.
+
+    Raises
+    ------
+    TaskError
+        When no task of the run has one.
+    """
+    run = task.parent.parent
+    for each in (task, *(step.task for step in run)):
+        if each is not None and _FIELD in each.metadata_dict:
+            return describe_task(each)
+    raise TaskError(
+        f"run {run.pathspec} has no code package: no step of it ran elsewhere",
+        hint="bind where the function's file is; a run with "
+        "METAFLOW_FEAT_ALWAYS_UPLOAD_CODE_PACKAGE=true has a code package",
+    )
+
+
+@contextlib.contextmanager
+def unpacked_code(task: TaskInfo) -> Iterator[Path]:
+    """Yield a private folder that holds the user's files of a task's code package.
+
+    Raises
+    ------
+    TaskError
+        When it has none, or the datastore has lost it.
+    PackageError
+        When it is damaged, or what is in it would land elsewhere.
+    """
+    data = read_code_package(task)
+    if data is None:
+        raise TaskError(f"task {task.pathspec} has no code package")
+    with tempfile.TemporaryDirectory(prefix="mfimage-") as text:
+        folder = Path(text).resolve() / "code"
+        where = f"the code package of {task.pathspec}"
+        extract(data, folder, where=where, without=_NOT_THE_USERS)
+        yield folder
+
+
+def packaged_commit(folder: Path) -> str | None:
+    """Return the git commit of an unpacked code package's files, when Metaflow noted it."""
+    file = folder / _META / "INFO"
+    if not file.is_file():
+        return None
+    try:
+        found: Mapping[str, Any] = json.loads(file.read_bytes())
+    except ValueError:
+        raise PackageError(f"{file}: no JSON", hint="run the flow again") from None
+    commit = found.get("commit_sha")
+    return str(commit) if commit else None

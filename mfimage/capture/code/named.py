@@ -1,0 +1,124 @@
+"""``file.py:function`` or ``module:function`` -> the function, from here or from a code package."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from mfimage.capture.code._reading import find_local
+from mfimage.capture.code.code_package import unpacked_code, with_code_package
+from mfimage.capture.code.locate import is_file, load_decorated
+from mfimage.capture.task.pathspec import find_task
+from mfimage.capture.task.task import TaskInfo
+from mfimage.errors import CaptureError, TaskError
+from mfimage.function.decorator import DecoratedFunction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """A function that was named by text.
+
+    Attributes
+    ----------
+    function : DecoratedFunction
+        The function.
+    package : str or None
+        The task whose code package it is from; None when it is from this machine.
+    """
+
+    function: DecoratedFunction
+    package: str | None
+
+
+@contextlib.contextmanager
+def find_function(
+    text: str, *, task: str, namespace: str | None = None, code: str | None = None
+) -> Iterator[Named]:
+    """Yield the function that a text names; it can be bound until the block is left.
+
+    Parameters
+    ----------
+    text : str
+        ``file.py:function`` or ``package.module:function``.
+    task : str
+        What it will be bound to, ``Flow[/run[/step[/task]]]``.
+    namespace : str, optional
+        Metaflow's namespace to look in.
+    code : {"here", "task"}, optional
+        Where its file is: on this machine, or in the code package of the task's run. By default
+        here, unless there is no such file or module here.
+
+    Raises
+    ------
+    CaptureError
+        When there is no such function.
+    TaskError
+        When there is no such task, or it has no code package.
+    """
+    if code == "here" or (code is None and _is_here(text)):
+        yield Named(function=load_decorated(text), package=None)
+        return
+    packaged = _packaged(text, task, namespace, code)
+    with unpacked_code(packaged) as folder, _forgotten(folder):
+        found = _load_from(folder, text, packaged.pathspec)
+        yield Named(function=found, package=packaged.pathspec)
+
+
+def _packaged(text: str, task: str, namespace: str | None, code: str | None) -> TaskInfo:
+    found = find_task(task, namespace=namespace)
+    try:
+        return with_code_package(found)
+    except TaskError as error:
+        if code is not None:
+            raise
+        place = text.rpartition(":")[0]
+        raise TaskError(f"there is no {place} here, and {error.message}", hint=error.hint) from None
+
+
+def _is_here(text: str) -> bool:
+    place = text.rpartition(":")[0]
+    if not place:
+        return True  # it names nothing; who loads it says so
+    if is_file(place):
+        return Path(place).is_file()
+    top = place.partition(".")[0]
+    return find_local(Path.cwd(), top) is not None or importlib.util.find_spec(top) is not None
+
+
+def _load_from(folder: Path, text: str, package: str) -> DecoratedFunction:
+    place, _, name = text.rpartition(":")
+    if is_file(place):
+        # Metaflow packages the folder of the flow's file; the text may name folders above it.
+        parts = [part for part in PurePath(place).parts if part not in ("/", "..")]
+        ways = [folder.joinpath(*parts[i:]) for i in range(len(parts))]
+        found = next((way for way in ways if way.is_file()), None)
+        if found is None:
+            raise CaptureError(
+                f"no file {place!r} here, and none in the code package of {package}",
+                hint=f"it has: {', '.join(_names(folder)) or 'none of the flow'}",
+            )
+        return load_decorated(f"{found}:{name}")
+    return load_decorated(text, folder=folder)
+
+
+def _names(folder: Path) -> list[str]:
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
+    return sorted(files, key=lambda name: (name.count("/"), name))[:10]
+
+
+@contextlib.contextmanager
+def _forgotten(folder: Path) -> Iterator[None]:
+    """Forget in the end what was imported from a folder: it is about to go."""
+    path = list(sys.path)
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if file and folder in Path(file).parents:
+                del sys.modules[name]

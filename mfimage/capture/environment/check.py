@@ -1,0 +1,97 @@
+"""What code and artifacts import, and a declared environment lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from mfimage.capture.code.imports import Asked, Imports, module_names
+from mfimage.capture.environment.installed import Installed
+from mfimage.capture.lock.pylock import Package
+from mfimage.capture.lock.settle import Lock
+from mfimage.capture.lock.wheel_contents import holds_module, wheel_files
+from mfimage.errors import LockError
+
+_READS_AT_ONCE = 8
+
+
+def check_imports(
+    imports: Imports, lock: Lock, *, where: str, remedy: str, environment: Mapping[str, str]
+) -> None:
+    """Refuse a lock without a distribution that the function imports.
+
+    Only when that is sure: an import that may fail, or that nothing shows to be reached, asks for
+    nothing, and a locked distribution whose content cannot be told may have any module.
+
+    Parameters
+    ----------
+    imports : Imports
+        What code and artifacts ask for.
+    lock : Lock
+        What there will be.
+    where : str
+        What declares it, for the message.
+    remedy : str
+        Where to add what is missing.
+    environment : mapping of str to str
+        Variables of uv, which may have credentials for indexes.
+
+    Raises
+    ------
+    LockError
+        Naming the modules, who imports them, and what to add.
+    """
+    missing = _missing(imports, lock, environment)
+    if not missing:
+        return
+    asks = ", ".join(f"{each.module} ({each.reason})" for each in missing)
+    names = dict.fromkeys(_provider(each, imports.installed) for each in missing)
+    raise LockError(
+        f"{where} lacks what the function imports: {asks}",
+        hint=f"add {', '.join(names)} to {remedy}",
+    )
+
+
+def _missing(imports: Imports, lock: Lock, environment: Mapping[str, str]) -> list[Asked]:
+    packages = {package.name: package for package in lock.packages}
+    first: dict[str, Asked] = {}
+    for asked in imports.asked:
+        if asked.certain and not asked.optional:
+            first.setdefault(asked.module, asked)
+    suspects = [
+        asked for asked in first.values() if not _is_locked(asked, packages, imports.installed)
+    ]
+    if not suspects:
+        return []
+    unknown = [each for each in packages.values() if not _is_known(each, imports.installed)]
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        contents = list(
+            pool.map(lambda package: wheel_files(package, lock.wheels, environment), unknown)
+        )
+    return [asked for asked in suspects if not _may_hold(contents, asked.module)]
+
+
+def _is_locked(asked: Asked, packages: Mapping[str, Package], installed: Installed) -> bool:
+    owners = installed.owners(asked.module, asked.origins)
+    if any(owner.name in packages for owner in owners):
+        return True
+    # A folder that several distributions fill is nobody's.
+    if not owners and installed.is_namespace(asked.module):
+        return True
+    return not module_names(asked.module).isdisjoint(packages)
+
+
+def _is_known(package: Package, installed: Installed) -> bool:
+    """Tell whether the interpreter has the very distribution, and so knows its modules."""
+    return package.name in installed and installed[package.name].version == package.version
+
+
+def _may_hold(contents: Iterable[Sequence[str] | None], module: str) -> bool:
+    return any(files is None or holds_module(files, module) for files in contents)
+
+
+def _provider(asked: Asked, installed: Installed) -> str:
+    owners = installed.owners(asked.module, asked.origins)
+    if owners:
+        return " or ".join(owner.name for owner in owners)
+    return f"what provides {asked.module.partition('.')[0]}"

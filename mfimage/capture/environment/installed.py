@@ -1,0 +1,262 @@
+"""Installed distributions: which one a module belongs to, and what each of them requires."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from packaging.markers import UndefinedEnvironmentName
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from mfimage.capture.code._reading import prefixes
+from mfimage.capture.lock.platform import Target
+from mfimage.capture.lock.uv import NEVER_LOCKED
+from mfimage.errors import LockError
+
+SITES = frozenset({"site-packages", "dist-packages"})
+_SUFFIXES = (".py", ".so", ".pyd")
+_PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """One installed distribution, as its metadata says.
+
+    Attributes
+    ----------
+    name : str
+        Canonical name.
+    version : str
+        Exact version.
+    requires : tuple of str
+        Its requirements, with their markers.
+    modules : mapping of str to tuple of str
+        First names of the modules in it -> their files, for names that others have, too.
+    location : str
+        The folder that its modules lie in.
+    direct_url : mapping or None
+        Where it was installed from, unless that was an index (PEP 610).
+    installer : str
+        The program that installed it.
+    legacy : bool
+        Whether it is an ``egg-info``, which a source folder may hold.
+    """
+
+    name: str
+    version: str
+    requires: tuple[str, ...] = ()
+    modules: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    location: str = ""
+    direct_url: Mapping[str, Any] | None = None
+    installer: str = ""
+    legacy: bool = False
+
+    @cached_property
+    def source(self) -> Path | None:
+        """The folder that it was installed from, editable or not."""
+        if self.direct_url and "dir_info" in self.direct_url:
+            return _path_of(self.direct_url["url"])
+        folder = Path(self.location)
+        if self.legacy and any((folder / name).is_file() for name in _PROJECT_FILES):
+            return folder
+        return None
+
+    def requirement(self) -> str:
+        """Return the requirement that asks for just this distribution.
+
+        Raises
+        ------
+        LockError
+            When it came from a place that is gone.
+        """
+        url = self.direct_url["url"] if self.direct_url else ""
+        path = self.source or _path_of(url)
+        if path is not None and path.exists():
+            return f"{self.name} @ {path.resolve().as_uri()}"
+        if path is not None and self.installer != "conda":
+            raise LockError(
+                f"{self.name} {self.version} was installed from {path}, which is gone",
+                hint=f"install {self.name} again, from a folder or an index",
+            )
+        # Conda records the folder of the machine that built its package; its versions are PyPI's.
+        if path is not None or not self.direct_url:
+            return f"{self.name}=={self.version}"
+        part = self.direct_url.get("subdirectory")
+        end = f"#subdirectory={part}" if part else ""
+        vcs = self.direct_url.get("vcs_info")
+        if vcs:
+            return f"{self.name} @ {vcs['vcs']}+{url}@{vcs['commit_id']}{end}"
+        return f"{self.name} @ {url}{end}"
+
+
+def _path_of(url: str) -> Path | None:
+    parts = urlsplit(url)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+
+class Installed:
+    """The distributions of one interpreter.
+
+    Parameters
+    ----------
+    distributions : iterable of Distribution
+        Of those with one name, the first counts.
+    """
+
+    def __init__(self, distributions: Iterable[Distribution]) -> None:
+        self._by_name: dict[str, Distribution] = {}
+        self._by_module: dict[str, list[Distribution]] = {}
+        for each in distributions:
+            if self._by_name.setdefault(each.name, each) is each:
+                for module in each.modules:
+                    self._by_module.setdefault(module, []).append(each)
+
+    def __getitem__(self, name: str) -> Distribution:
+        return self._by_name[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def owners(self, module: str, origins: Sequence[str]) -> list[Distribution]:
+        """Return the distributions that a module belongs to.
+
+        Several only when several hold the same file (``cv2``). None when it is unknown, or no
+        more than a name space that others fill.
+
+        Parameters
+        ----------
+        module : str
+            Dotted name; its last part may be something inside a module.
+        origins : sequence of str
+            The file or folders that an import of it, or of its first name, finds.
+        """
+        editable = self._by_source(origins) if len(origins) == 1 else []
+        candidates = self._by_module.get(module.partition(".")[0], [])
+        if editable or len(candidates) == 1:
+            return editable or candidates
+        for name in reversed(prefixes(module)):
+            found = [each for each in candidates if _holds(each, name)]
+            if found:
+                return found
+        return self._by_place(origins)
+
+    def is_namespace(self, module: str) -> bool:
+        """Tell whether a name is no more than a folder that several distributions fill."""
+        first, path = module.partition(".")[0], module.replace(".", "/") + "/"
+        candidates = self._by_module.get(first, [])
+        return any(name.startswith(path) for each in candidates for name in each.modules[first])
+
+    def _by_source(self, origins: Sequence[str]) -> list[Distribution]:
+        """Find the distribution that was installed from the folder where a module lies."""
+        found = [each for each in self._by_name.values() if each.source is not None]
+        return [
+            each
+            for each in found
+            if each.source is not None
+            and any(_is_inside(Path(origin), each.source) for origin in origins)
+        ][:1]
+
+    def _by_place(self, origins: Sequence[str]) -> list[Distribution]:
+        """Find the distribution that has a module under another name (``distutils``)."""
+        # A folder is a name space: who has one part of it does not have the others.
+        files = [PurePath(origin) for origin in origins if origin.endswith(_SUFFIXES)]
+        for origin in files:
+            for each in self._by_name.values():
+                if each.location and origin.is_relative_to(each.location):
+                    first = origin.relative_to(each.location).parts[:1]
+                    if first and first[0].partition(".")[0] in each.modules:
+                        return [each]
+        return self._by_source(origins)
+
+    def close(self, start: Mapping[str, str], target: Target) -> dict[str, str]:
+        """Follow requirements.
+
+        What is required and not installed is not in the result: that is for the solver, which
+        knows the versions.
+
+        Parameters
+        ----------
+        start : mapping of str to str
+            Names of distributions to start from -> why they are needed.
+        target : Target
+            What markers are evaluated for.
+
+        Returns
+        -------
+        dict of str to str
+            Every installed distribution that is needed -> why.
+        """
+        reasons = dict(start)
+        done: set[tuple[str, str]] = set()
+        queue = deque((name, "") for name in start)
+        while queue:
+            name, extra = queue.popleft()
+            if (name, extra) in done or name not in self:
+                continue
+            done.add((name, extra))
+            for required in _requirements(self[name], extra, target):
+                other = canonicalize_name(required.name)
+                if other in NEVER_LOCKED or other not in self:
+                    continue
+                reasons.setdefault(other, f"required by {name}")
+                queue.extend((other, wanted) for wanted in ("", *sorted(required.extras)))
+        return reasons
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Tell whether a path is inside a source folder, and not of an environment in it."""
+    path, folder = path.resolve(), folder.resolve()
+    return path.is_relative_to(folder) and SITES.isdisjoint(path.relative_to(folder).parts)
+
+
+def _holds(distribution: Distribution, module: str) -> bool:
+    """Tell whether one of a distribution's files is this module, or its package."""
+    path = module.replace(".", "/")
+    names = distribution.modules[module.partition(".")[0]]
+    return any(
+        name.startswith(path)
+        and (name[len(path) :].startswith("/__init__.") or _is_suffix(name[len(path) :]))
+        for name in names
+    )
+
+
+def _is_suffix(rest: str) -> bool:
+    # As in fast.cpython-311-x86_64-linux-gnu.so.
+    return rest.startswith(".") and "/" not in rest and rest.endswith(_SUFFIXES)
+
+
+def _requirements(distribution: Distribution, extra: str, target: Target) -> list[Requirement]:
+    found = []
+    for text in distribution.requires:
+        try:
+            requirement = Requirement(text)
+            marker = requirement.marker
+            if marker is None or marker.evaluate({**target.markers, "extra": extra}):
+                found.append(requirement)
+        except (InvalidRequirement, UndefinedEnvironmentName):
+            continue  # what packaging cannot read uv, which reads the metadata again, may
+    return found
+
+
+def parse_distributions(plain: Iterable[Mapping[str, Any]]) -> Installed:
+    """Return what the probe listed."""
+    return Installed(
+        Distribution(
+            name=canonicalize_name(each["name"]),
+            version=each["version"],
+            requires=tuple(each["requires"]),
+            modules=each["modules"],
+            location=each["location"],
+            direct_url=json.loads(each["direct_url"]) if each["direct_url"] else None,
+            installer=each["installer"],
+            legacy=each["legacy"],
+        )
+        for each in plain
+    )

@@ -1,0 +1,1 @@
+"""Exact versions and hashes for a platform, solved and read by uv."""

@@ -1,0 +1,92 @@
+"""Which modules are in a wheel, without getting all of it: a zip file's list stands at its end."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import urllib.request
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mfimage.capture.code._reading import prefixes
+from mfimage.capture.lock.indexes import authorization
+from mfimage.capture.lock.pylock import Package
+
+# Enough for nearly all, and for the largest.
+_TAILS = (1 << 18, 1 << 22)
+_TIMEOUT = 20
+
+
+def wheel_files(
+    package: Package, local: Mapping[str, Path], environment: Mapping[str, str]
+) -> list[str] | None:
+    """Return the files of a locked package; None when they cannot be told.
+
+    Parameters
+    ----------
+    package : Package
+        The first of its wheels is read.
+    local : mapping of str to Path
+        Wheels that are on this machine, by file name.
+    environment : mapping of str to str
+        Variables of uv, which may have credentials for the index.
+    """
+    file = package.files[0]
+    try:
+        if file.name in local:
+            names = zipfile.ZipFile(local[file.name]).namelist()
+        else:
+            names = _remote_files(file.url or "", environment)
+    except (OSError, ValueError, zipfile.BadZipFile, http.client.HTTPException):
+        return None
+    return [_installed(name) for name in names]
+
+
+def _remote_files(url: str, environment: Mapping[str, str]) -> list[str]:
+    for size in _TAILS:
+        try:
+            return zipfile.ZipFile(io.BytesIO(_tail(url, size, environment))).namelist()
+        except (ValueError, zipfile.BadZipFile):
+            if size == _TAILS[-1]:
+                raise
+    return []
+
+
+def _tail(url: str, size: int, environment: Mapping[str, str]) -> bytes:
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise ValueError(f"{url} is on no server")
+    request = urllib.request.Request(url, headers={"Range": f"bytes=-{size}"})  # noqa: S310
+    login = authorization(url, environment)
+    if login:
+        # Not for whom the index redirects to.
+        request.add_unredirected_header("Authorization", login)
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310
+        length = int(answer.headers.get("Content-Length", size + 1))
+        if length > size:
+            raise OSError("the server does not know ranges")
+        return bytes(answer.read())
+
+
+def _installed(name: str) -> str:
+    """Return where a file of a wheel is installed, below ``site-packages``."""
+    first, _, rest = name.partition("/")
+    kind, _, inner = rest.partition("/")
+    return inner if first.endswith(".data") and kind in ("purelib", "platlib") else name
+
+
+def holds_module(files: Iterable[str], module: str) -> bool:
+    """Tell whether one of the files is a module, or the package that it is in.
+
+    Parameters
+    ----------
+    files : iterable of str
+        Paths below ``site-packages``.
+    module : str
+        Dotted name; its last part may be something inside a module.
+    """
+    paths = [name.replace(".", "/") for name in prefixes(module)]
+    # A package or module has all that is below it; a mere folder may be filled by others, too.
+    starts = [f"{path}{end}" for path in paths for end in ("/__init__.", ".")]
+    return any(file.startswith((*starts, f"{paths[-1]}/")) for file in files)

@@ -1,0 +1,118 @@
+"""Wheels that are given by their URLs, made a lock: each as it is, with its hash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+
+from mfimage.capture.lock import pylock
+from mfimage.capture.lock.indexes import IndexOptions, without_credentials
+from mfimage.capture.lock.platform import Target
+from mfimage.capture.lock.uv import Unsolved, compile_pylock
+from mfimage.errors import LockError
+
+Packages = Sequence[Mapping[str, Any]]
+_ASKED_AT_ONCE = 4
+
+
+class Wheel(NamedTuple):
+    """A wheel by its URL."""
+
+    name: str
+    version: str
+    url: str
+
+    @property
+    def pin(self) -> str:
+        """The requirement for its version."""
+        return f"{self.name}=={self.version}"
+
+
+def parse_wheels(urls: Iterable[str]) -> tuple[list[Wheel], list[str]]:
+    """Return the wheels among URLs, and the other URLs."""
+    wheels, others = [], []
+    for url in urls:
+        file = unquote(urlsplit(url).path).rpartition("/")[2]
+        try:
+            name, version, _, _ = parse_wheel_filename(file)
+        except InvalidWheelFilename:
+            others.append(url)
+        else:
+            wheels.append(Wheel(name, str(version), url))
+    return wheels, others
+
+
+def lock_urls(
+    urls: Sequence[str], target: Target, *, index: IndexOptions, directory: Path
+) -> dict[str, Any]:
+    """Return the plain form of a lock that has just these wheels.
+
+    The hash of a wheel is what its index says of this very URL; one that no index lists is
+    fetched once (uv keeps it) and hashed.
+
+    Parameters
+    ----------
+    urls : sequence of str
+        Of wheels, and of sources that wheels are built from.
+    target : Target
+        What they have to fit.
+    index, directory
+        As in ``lock_requirements``.
+
+    Raises
+    ------
+    LockError
+        When a wheel does not fit, or is not to be had.
+    """
+    wheels, others = parse_wheels(urls)
+    for wheel in wheels:
+        file = pylock.file_name({"url": wheel.url})
+        if not target.fits(file):
+            raise LockError(f"{wheel.name} {wheel.version} is {file}, which does not fit {target}")
+
+    def solve(lines: Iterable[str]) -> Packages:
+        text = compile_pylock(
+            "\n".join(lines), target=target, directory=directory, index=index, alone=True
+        )
+        return list(pylock.parse_pylock(text, where="uv's lock").get("packages", ()))
+
+    listed = dict(_tables(_look_up([wheel.pin for wheel in wheels], solve)))
+    found = {wheel: listed.get(_plain(wheel.url)) for wheel in wheels}
+    known = [_package(wheel, table) for wheel, table in found.items() if table]
+    rest = [f"{wheel.name} @ {wheel.url}" for wheel, table in found.items() if not table]
+    lines = [*rest, *others]
+    return {"packages": [*known, *(solve(lines) if lines else ())]}
+
+
+def _look_up(pins: Sequence[str], solve: Callable[[Iterable[str]], Packages]) -> Packages:
+    """Return what the indexes have of packages; nothing of one that they do not have."""
+    try:
+        return solve(pins)
+    except Unsolved:
+        if len(pins) < 2:
+            return []
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+        return [
+            each for found in pool.map(lambda pin: _look_up([pin], solve), pins) for each in found
+        ]
+
+
+def _tables(packages: Packages) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the wheels that an index lists: URL and table."""
+    for package in packages:
+        for table in package.get("wheels", ()):
+            if table.get("url") and table.get("hashes", {}).get("sha256"):
+                yield _plain(table["url"]), table
+
+
+def _package(wheel: Wheel, table: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": wheel.name, "version": wheel.version, "wheels": [table]}
+
+
+def _plain(url: str) -> str:
+    return unquote(without_credentials(url).partition("#")[0])

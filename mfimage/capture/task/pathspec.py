@@ -1,0 +1,156 @@
+"""``Flow[/run[/step[/task]]]`` -> a Metaflow task, looked up through Metaflow's client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mfimage.capture.task.task import succeeded
+from mfimage.errors import TaskError
+
+_EVERYWHERE = "look everywhere with --namespace ''"
+
+
+def find_task(text: str, *, namespace: str | None = None, wanted: Iterable[str] = ()) -> Any:
+    """Return the Metaflow task that ``Flow[/run[/step[/task]]]`` means.
+
+    Parameters
+    ----------
+    text : str
+        A missing run is the latest successful one, a missing step ``end``, a missing task the
+        only one.
+    namespace : str, optional
+        Metaflow's namespace to look in; ``""`` is the global one.
+    wanted : iterable of str
+        Artifacts that the task should have; the error names the steps that have them.
+
+    Raises
+    ------
+    TaskError
+        When there is no such task, or it is not the only one.
+    """
+    parts = text.strip("/").split("/")
+    if not 1 <= len(parts) <= 4 or not all(parts):
+        raise TaskError(
+            f"task {text!r} is no pathspec", hint="write Flow, Flow/run, Flow/run/step or all four"
+        )
+    with _looking_in(namespace):
+        run = _find_run(parts)
+        step = _find_step(run, parts, list(wanted))
+        return _find_task(step, parts)
+
+
+@contextmanager
+def _looking_in(namespace: str | None) -> Iterator[None]:
+    import metaflow
+
+    before = _namespace(namespace)
+    try:
+        if namespace is not None:
+            metaflow.namespace(namespace or None)
+        yield
+    finally:
+        metaflow.namespace(before)
+
+
+def _namespace(wanted: str | None) -> str | None:
+    """Return the current namespace, to be set again afterwards."""
+    import metaflow
+    from metaflow.exception import MetaflowUnknownUser
+
+    try:
+        return metaflow.get_namespace()
+    except MetaflowUnknownUser:
+        # Root, in a container or on a build machine, is nobody to Metaflow.
+        if wanted is None:
+            raise TaskError(
+                "Metaflow cannot tell who you are, so it has no namespace to look in",
+                hint=f"set METAFLOW_USER, or {_EVERYWHERE}",
+            ) from None
+        return None
+
+
+def _find_run(parts: list[str]) -> Any:
+    import metaflow
+    from metaflow.exception import MetaflowNamespaceMismatch, MetaflowNotFound
+
+    pathspec = "/".join(parts[:2])
+    namespace = metaflow.get_namespace()
+    try:
+        if len(parts) > 1:
+            return metaflow.Run(pathspec)
+        found = next(filter(_run_succeeded, metaflow.Flow(parts[0])), None)
+    except MetaflowNamespaceMismatch:
+        raise TaskError(
+            f"{pathspec} is not in the namespace {namespace!r}",
+            hint=f"name the one it is in with --namespace, or {_EVERYWHERE}",
+        ) from None
+    except MetaflowNotFound:
+        raise TaskError(
+            f"no {'run' if len(parts) > 1 else 'flow'} {pathspec!r} in {metaflow.get_metadata()}",
+            hint="run the flow first, or check METAFLOW_PROFILE and the folder you are in",
+        ) from None
+    if found is None:
+        raise TaskError(
+            f"flow {parts[0]!r} has no successful run in the namespace {namespace!r}",
+            hint=f"finish a run, or {_EVERYWHERE}",
+        )
+    return found
+
+
+def _run_succeeded(run: Any) -> bool:
+    # Run.successful would unpickle.
+    end = run.end_task
+    return end is not None and succeeded(end)
+
+
+def _find_step(run: Any, parts: list[str], wanted: list[str]) -> Any:
+    steps = {step.id: step for step in run}
+    end = None if len(parts) > 2 else run.end_task
+    name = parts[2] if len(parts) > 2 else end.parent.id if end else "end"
+    if name not in steps:
+        raise TaskError(
+            f"run {run.pathspec} has no step {name!r}",
+            hint=f"it has: {', '.join(sorted(steps)) or 'none yet'}",
+        )
+    if len(parts) < 3:
+        _check_artifacts(steps, name, wanted)
+    return steps[name]
+
+
+def _check_artifacts(steps: dict[str, Any], name: str, wanted: list[str]) -> None:
+    """Say which steps have the artifacts when the one that nobody chose has not."""
+    missing = [item for item in wanted if not _has(steps[name], item)]
+    if not missing:
+        return
+    having = sorted(other for other in steps if all(_has(steps[other], item) for item in wanted))
+    hint = "no step of this run has all that the function needs"
+    if having:
+        example = steps[having[0]].pathspec
+        hint = f"these steps have all it needs: {', '.join(having)}; name one, as {example}"
+    raise TaskError(f"{steps[name].pathspec} has no artifact {missing[0]!r}", hint=hint)
+
+
+def _has(step: Any, name: str) -> bool:
+    return any(name in (artifact.id for artifact in task) for task in step)
+
+
+def _find_task(step: Any, parts: list[str]) -> Any:
+    tasks = {task.id: task for task in step}
+    shown = ", ".join(list(tasks)[:10])
+    if len(parts) == 4:
+        if parts[3] not in tasks:
+            raise TaskError(
+                f"step {step.pathspec} has no task {parts[3]!r}",
+                hint=f"it has: {shown or 'none yet'}",
+            )
+        return tasks[parts[3]]
+    if len(tasks) != 1:
+        raise TaskError(
+            f"step {step.pathspec} has {len(tasks)} tasks",
+            hint=f"name one of them, as {step.pathspec}/{next(iter(tasks))} (there are: {shown})"
+            if tasks
+            else "run it first",
+        )
+    return next(iter(tasks.values()))

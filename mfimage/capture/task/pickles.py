@@ -1,0 +1,343 @@
+"""Which classes and functions a pickle names, read by opcode; nothing of it is ever run."""
+
+from __future__ import annotations
+
+import _compat_pickle
+import gzip
+import pickle
+import pickletools
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from mfimage.errors import CaptureError
+
+_PICKLE = re.compile(r"(gzip\+)?pickle-v\d+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredBytes:
+    """An artifact's stored bytes.
+
+    Attributes
+    ----------
+    encoding : str
+        As in ``ArtifactRef``: ``gzip+pickle-v4``. Only pickles name modules.
+    open : callable
+        Opens them for reading, from the start, each time it is called.
+    """
+
+    encoding: str
+    open: Callable[[], BinaryIO]
+
+
+def named_modules(name: str, artifact: StoredBytes) -> set[str]:
+    """Return the modules that unpickling an artifact would import.
+
+    Raises
+    ------
+    CaptureError
+        When it is damaged, or the names in it are not to be had without running it.
+    """
+    return {module for module, _ in named_globals(name, artifact)}
+
+
+def named_globals(name: str, artifact: StoredBytes) -> set[tuple[str, str]]:
+    """Return what unpickling an artifact would look up, as (module, qualified name)."""
+    if not _PICKLE.fullmatch(artifact.encoding):
+        return set()
+    wanted: set[int] | None = None
+    try:
+        while True:
+            with artifact.open() as stored:
+                reader = PickleReader(_plain(stored, artifact.encoding), wanted)
+                reader.read()
+            if not reader.missing:
+                return reader.found
+            # The first reading knew those names that the second, which remembers less, misses.
+            if wanted is not None and reader.missing <= wanted:
+                raise Unreadable("a name is not a string of the pickle")
+            wanted = (wanted or set()) | reader.missing
+    except (Unreadable, OSError, EOFError, zlib.error, ValueError) as error:
+        raise CaptureError(
+            f"artifact {name!r} is not a readable pickle: {error}",
+            hint="run the flow again, or leave the artifact out with artifacts=[...]",
+        ) from None
+
+
+def _plain(stored: BinaryIO, encoding: str) -> Callable[[int], bytes]:
+    if encoding.startswith("gzip+"):
+        return gzip.GzipFile(fileobj=stored).read
+    return stored.read
+
+
+# Reads a pickle by opcode, for the names in it; nothing of it is ever run.
+
+_CHUNK = 1 << 20
+_LONGEST_NAME = 1024
+# How many strings are remembered in the first reading; a pickle of more is read twice.
+_MEMO_LIMIT = 1 << 18
+
+
+class Unreadable(Exception):
+    """The bytes are no pickle, or one that has to be run to be understood."""
+
+
+# Per opcode: a size to skip, or one of these.
+_LINE, _LINES, _SIZED, _STRING, _NAMED = -1, -2, -3, -4, -5
+_LENGTHS = {
+    pickletools.TAKEN_FROM_ARGUMENT1: "<B",
+    pickletools.TAKEN_FROM_ARGUMENT4: "<i",
+    pickletools.TAKEN_FROM_ARGUMENT4U: "<I",
+    pickletools.TAKEN_FROM_ARGUMENT8U: "<Q",
+}
+_TEXT = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINSTRING", "BINSTRING"}
+_SPECIAL = {"PROTO", "FRAME", "STOP", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET"}
+_SPECIAL |= {"LONG_BINGET", "STACK_GLOBAL", "UNICODE", "EXT1", "EXT2", "EXT4", "GLOBAL", "INST"}
+
+
+def _kind(opcode: pickletools.OpcodeInfo) -> int:
+    if opcode.name in _SPECIAL:
+        return _NAMED
+    if opcode.arg is None:
+        return 0
+    if opcode.arg.n >= 0:
+        return opcode.arg.n
+    if opcode.arg.n == pickletools.UP_TO_NEWLINE:
+        return _LINE
+    return _STRING if opcode.name in _TEXT else _SIZED
+
+
+_OPCODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
+_UNKNOWN = -6
+_KINDS = [_kind(_OPCODES[code]) if code in _OPCODES else _UNKNOWN for code in range(256)]
+_SHORT_TEXT, _MEMOIZE, _BINGET = pickle.SHORT_BINUNICODE[0], pickle.MEMOIZE[0], pickle.BINGET[0]
+_LONGEST_STEP = 2 + 255
+
+
+class PickleReader:
+    """One pass over a pickle, holding a chunk of it and the strings that may be names.
+
+    Parameters
+    ----------
+    read : callable
+        Returns up to so many next bytes.
+    wanted : set of int or None
+        Which entries of the memo to remember; None for as many as there is room for.
+
+    Attributes
+    ----------
+    found : set of (str, str)
+        What unpickling would look up: module and qualified name.
+    missing : set of int
+        Entries of the memo that are names and were not remembered: read again with these.
+    """
+
+    def __init__(self, read: Callable[[int], bytes], wanted: set[int] | None) -> None:
+        self.found: set[tuple[str, str]] = set()
+        self.missing: set[int] = set()
+        self._read = read
+        self._wanted = wanted
+        self._data, self._position, self._before = b"", 0, 0
+        self._protocol = 0
+        self._memo: dict[int, bytes] = {}
+        self._memoized = 0
+        # The last two things pushed, while they are strings (or numbers of memo entries).
+        self._last: bytes | int | None = None
+        self._older: bytes | int | None = None
+
+    def read(self) -> None:
+        """Read up to STOP."""
+        while True:
+            self._run()
+            kind = _KINDS[code := self._byte()]
+            if kind == _UNKNOWN:
+                raise Unreadable(f"unknown opcode {code:#04x} at byte {self._offset - 1}")
+            if kind >= 0:
+                self._last = None
+                self._skip(kind)
+            elif kind != _NAMED:
+                self._variable(code, kind)
+            elif code == _STOP:
+                return
+            else:
+                _METHODS[code](self)
+
+    def _run(self) -> None:
+        """Read the opcodes that big pickles are full of, as far as the chunk reaches.
+
+        Each of them has its branch in ``read``, too; this is for lists of a million records.
+        """
+        data, position, memo = self._data, self._position, self._memo
+        older, last, memoized = self._older, self._last, self._memoized
+        end = len(data) - _LONGEST_STEP
+        while position < end:
+            code = data[position]
+            if (size := _KINDS[code]) >= 0:
+                position += 1 + size
+                last = None
+            elif code == _SHORT_TEXT:
+                older, start = last, position + 2
+                position = start + data[position + 1]
+                last = data[start:position]
+            elif code == _MEMOIZE and (last is None or self._wanted is None):
+                position += 1
+                if last.__class__ is bytes and len(memo) < _MEMO_LIMIT:
+                    memo[memoized] = last
+                memoized += 1
+            elif code == _BINGET:
+                older, last = last, memo.get(data[position + 1], data[position + 1])
+                position += 2
+            else:
+                break
+        self._position, self._memoized = position, memoized
+        self._older, self._last = older, last
+
+    @property
+    def _offset(self) -> int:
+        return self._before + self._position
+
+    def _variable(self, code: int, kind: int) -> None:
+        if kind == _LINE:
+            self._line()
+            self._last = None
+            return
+        argument = _OPCODES[code].arg
+        assert argument is not None
+        layout = _LENGTHS[argument.n]
+        length = self._byte() if layout == "<B" else self._number(layout)
+        if length < 0:
+            raise Unreadable(f"negative length at byte {self._offset}")
+        if kind == _STRING and length <= _LONGEST_NAME:
+            self._push(self._take(length))
+        else:
+            self._skip(length)
+            self._last = None
+
+    # What follows is one method for each opcode that has to do with names.
+
+    def _op_proto(self) -> None:
+        self._protocol = self._number("<B")
+
+    def _op_frame(self) -> None:
+        self._skip(8)
+
+    def _op_memoize(self) -> None:
+        self._remember(self._memoized)
+
+    def _op_put(self) -> None:
+        self._remember(int(self._line()))
+
+    def _op_binput(self) -> None:
+        self._remember(self._byte())
+
+    def _op_long_binput(self) -> None:
+        self._remember(self._number("<I"))
+
+    def _op_get(self) -> None:
+        self._recall(int(self._line()))
+
+    def _op_binget(self) -> None:
+        self._recall(self._byte())
+
+    def _op_long_binget(self) -> None:
+        self._recall(self._number("<I"))
+
+    def _op_unicode(self) -> None:
+        self._push(self._line().decode("raw-unicode-escape").encode("utf-8", "surrogatepass"))
+
+    def _op_global(self) -> None:
+        self._note(self._line(), self._line())
+
+    _op_inst = _op_global
+
+    def _op_stack_global(self) -> None:
+        pair = self._older, self._last
+        if any(value is None for value in pair):
+            raise Unreadable(f"a name at byte {self._offset} is computed, not written")
+        numbers = {value for value in pair if isinstance(value, int)}
+        self.missing |= numbers
+        module, name = pair
+        self._last = None
+        if isinstance(module, bytes) and isinstance(name, bytes):
+            self._note(module, name)
+
+    def _op_ext1(self) -> None:
+        raise Unreadable(f"an extension code at byte {self._offset} stands for a name")
+
+    _op_ext2 = _op_ext4 = _op_ext1
+
+    def _note(self, raw_module: bytes, raw_name: bytes) -> None:
+        module, name = raw_module.decode(), raw_name.decode()
+        if self._protocol < 3:  # written by, or for, Python 2: as the unpickler does
+            both = _compat_pickle.NAME_MAPPING.get((module, name))
+            module, name = both or (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
+        self.found.add((module, name))
+        self._last = None
+
+    def _push(self, value: bytes | int | None) -> None:
+        self._older, self._last = self._last, value
+
+    def _remember(self, index: int) -> None:
+        self._memoized += 1
+        if not isinstance(self._last, bytes):
+            self._memo.pop(index, None)
+        elif len(self._memo) < _MEMO_LIMIT if self._wanted is None else index in self._wanted:
+            self._memo[index] = self._last
+
+    def _recall(self, index: int) -> None:
+        self._push(self._memo.get(index, index))
+
+    def _byte(self) -> int:
+        if self._position >= len(self._data):
+            self._fill()
+        self._position += 1
+        return self._data[self._position - 1]
+
+    def _fill(self) -> None:
+        self._before += len(self._data)
+        self._data, self._position = self._read(_CHUNK), 0
+        if not self._data:
+            raise Unreadable(f"it ends at byte {self._before}, before its end")
+
+    def _take(self, count: int) -> bytes:
+        taken = self._data[self._position : self._position + count]
+        self._position += len(taken)
+        while len(taken) < count:
+            self._fill()
+            self._position = min(count - len(taken), len(self._data))
+            taken += self._data[: self._position]
+        return taken
+
+    def _skip(self, count: int) -> None:
+        while count > (left := len(self._data) - self._position):
+            count -= left
+            self._position += left
+            self._fill()
+        self._position += count
+
+    def _number(self, layout: str) -> int:
+        number: int = struct.unpack(layout, self._take(struct.calcsize(layout)))[0]
+        return number
+
+    def _line(self) -> bytes:
+        """Return the rest of the line; of a long one, its start."""
+        line = b""
+        while (end := self._data.find(b"\n", self._position)) < 0:
+            line = (line + self._data[self._position :])[:_LONGEST_NAME]
+            self._position = len(self._data)
+            self._fill()
+        line += self._data[self._position : end]
+        self._position = end + 1
+        return line[:_LONGEST_NAME]
+
+
+_STOP = ord(".")
+_METHODS: dict[int, Callable[[PickleReader], None]] = {
+    code: getattr(PickleReader, f"_op_{opcode.name.lower()}")
+    for code, opcode in _OPCODES.items()
+    if opcode.name in _SPECIAL and opcode.name != "STOP"
+}

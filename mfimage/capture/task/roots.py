@@ -1,0 +1,63 @@
+"""Where function packages are kept when nobody says where."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from mfimage.capture.task.datastore import local_roots
+from mfimage.errors import ReferenceNotFound
+from mfimage.package.store import open_package
+
+ROOT_VARIABLE = "MFIMAGE_FUNCTIONS_ROOT"
+
+
+def default_root(kind: str, datastore: str) -> str:
+    """Return ``MFIMAGE_FUNCTIONS_ROOT``, else the place beside a datastore.
+
+    Beside a local ``.metaflow`` that is ``.mfimage``; beside ``s3://bucket/metaflow``,
+    ``s3://bucket/mfimage``.
+
+    Parameters
+    ----------
+    kind, datastore : str
+        Type and root of the datastore that has the task's artifacts.
+    """
+    return os.environ.get(ROOT_VARIABLE) or _beside(kind, datastore)
+
+
+def _beside(kind: str, datastore: str) -> str:
+    whole = datastore.rstrip("/")
+    if kind == "local":
+        return f"{whole.rpartition('/')[0]}/.mfimage"
+    # Metaflow names an Azure container without a scheme.
+    scheme, separator, path = (whole if "://" in whole else f"{kind}://{whole}").partition("://")
+    # Nothing is beside a whole bucket.
+    parent = path.rpartition("/")[0] or path
+    return f"{scheme}{separator}{parent}/mfimage"
+
+
+def find_moved(reference: str, error: ReferenceNotFound) -> str:
+    """Return where a package is whose root was moved: below a root that is known here.
+
+    The digest in its name says its content, wherever it lies.
+
+    Raises
+    ------
+    ReferenceNotFound
+        As ``error``, when none has it.
+    """
+    path = "/".join(reference.split("/")[-4:])
+    for root in _known_roots():
+        with contextlib.suppress(ReferenceNotFound):
+            return open_package(f"{root}/{path}").reference
+    hint = f"set {ROOT_VARIABLE} if its root was moved; {error.hint}"
+    raise ReferenceNotFound(error.message, hint=hint) from None
+
+
+def _known_roots() -> Iterator[str]:
+    if chosen := os.environ.get(ROOT_VARIABLE):
+        yield chosen
+    for found in local_roots():
+        yield _beside("local", found)

@@ -1,0 +1,191 @@
+"""The environment of a function package: what is in it, where that came from, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
+
+from mfimage.capture.lock.pylock import Package as Locked
+from mfimage.capture.lock.pylock import read_lock
+from mfimage.package.spec import EnvironmentSpec
+from mfimage.package.store import open_package
+
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+_NOT_RECORDED = "not recorded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributionReport:
+    """One distribution of an environment.
+
+    Attributes
+    ----------
+    name, version : str
+        What is locked.
+    origin : str
+        ``wheel in the package``, or ``index`` with the path of the index's URL.
+    files : tuple of str
+        Names of the wheels that fit.
+    why : str
+        What asked for it, as ``imported by predict.py:3``.
+    here : str or None
+        The version in the running interpreter, if it was compared and has one.
+    """
+
+    name: str
+    version: str
+    origin: str
+    files: tuple[str, ...]
+    why: str
+    here: str | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the running interpreter has just this version."""
+        try:
+            return self.here is not None and Version(self.here) == Version(self.version)
+        except InvalidVersion:
+            return self.here == self.version
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentReport:
+    """The environment of a function package.
+
+    Attributes
+    ----------
+    function : str
+        The function's name.
+    python, platform, source : str
+        As in ``EnvironmentSpec``.
+    lock : str
+        The lock's digest.
+    system_packages : tuple of str
+        Debian packages.
+    distributions : tuple of DistributionReport
+        By name.
+    differences : tuple of str or None
+        How the running interpreter differs, a line each; None when it was not compared.
+    """
+
+    function: str
+    python: str
+    platform: str
+    source: str
+    lock: str
+    system_packages: tuple[str, ...]
+    distributions: tuple[DistributionReport, ...]
+    differences: tuple[str, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return dataclasses.asdict(self)
+
+    def to_text(self) -> str:
+        """Return it as lines for people."""
+        if self.differences is not None:
+            return "\n".join(self.differences or ("the running interpreter has all of it",))
+        head = {
+            "function": self.function,
+            "python": self.python,
+            "platform": self.platform,
+            "source": self.source,
+            "lock": self.lock,
+            "system packages": ", ".join(self.system_packages),
+        }
+        rows = [(each.name, each.version, each.origin, each.why) for each in self.distributions]
+        about = [(name, value) for name, value in head.items() if value]
+        return "\n".join([*_columns(about), "", *_columns(rows)])
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def report_environment(reference: str, *, diff: bool = False) -> EnvironmentReport:
+    """Describe the environment of a function package.
+
+    Parameters
+    ----------
+    reference : str
+        The function package.
+    diff : bool
+        Compare it with the running interpreter.
+
+    Raises
+    ------
+    MfimageError
+        When the package is missing or damaged.
+    """
+    package = open_package(reference)
+    spec = package.spec.environment
+    installed = _installed() if diff else {}
+    distributions = tuple(
+        _distribution(each, spec, installed) for each in read_lock(package.read(spec.lock))
+    )
+    return EnvironmentReport(
+        function=package.spec.name,
+        python=spec.python,
+        platform=spec.platform,
+        source=spec.source,
+        lock=spec.lock.digest,
+        system_packages=tuple(spec.system_packages),
+        distributions=distributions,
+        differences=_differences(spec, distributions) if diff else None,
+    )
+
+
+def _distribution(
+    locked: Locked, spec: EnvironmentSpec, installed: Mapping[str, str]
+) -> DistributionReport:
+    return DistributionReport(
+        name=locked.name,
+        version=locked.version,
+        origin=_origin(locked),
+        files=tuple(file.name for file in locked.files),
+        why=spec.reasons.get(locked.name, _NOT_RECORDED),
+        here=installed.get(locked.name),
+    )
+
+
+def _origin(locked: Locked) -> str:
+    if locked.is_local:
+        return "wheel in the package"
+    return f"index {urlsplit(locked.index or '').path.strip('/')}".strip()
+
+
+def _installed() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for each in importlib.metadata.distributions():
+        name = each.metadata["Name"]
+        if name:
+            found.setdefault(canonicalize_name(name), each.version)
+    return found
+
+
+def _differences(
+    spec: EnvironmentSpec, distributions: tuple[DistributionReport, ...]
+) -> tuple[str, ...]:
+    python = platform.python_version()
+    system = platform.system().lower()
+    machine = platform.machine().lower()
+    running = f"{system}/{_MACHINES.get(machine, machine)}"
+    found = []
+    if ".".join(python.split(".")[:2]) != spec.python_minor:
+        found.append(f"Python {spec.python_minor} is locked, and this is {python}")
+    if running != spec.platform:
+        found.append(f"{spec.platform} is locked for, and this is {running}")
+    for each in distributions:
+        if not each.is_here:
+            here = f"{each.here} is" if each.here else "none is"
+            found.append(f"{each.name} {each.version} is locked, and {here} installed here")
+    return tuple(found)

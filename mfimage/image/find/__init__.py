@@ -1,0 +1,1 @@
+"""Where an image is, and what it says of itself."""

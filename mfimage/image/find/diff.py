@@ -1,0 +1,144 @@
+"""What changed between two images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mfimage.image.find.contents import SECTIONS, Contents, Item
+
+ADDED, REMOVED, CHANGED = "added", "removed", "changed"
+_SIGNS = {ADDED: "+", REMOVED: "-", CHANGED: "~"}
+_LONGEST = 72
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One difference.
+
+    Attributes
+    ----------
+    section, name : str
+        As ``distributions`` and ``numpy``.
+    before, after : str or None
+        As versions; None where it is not there.
+    """
+
+    section: str
+    name: str
+    before: str | None
+    after: str | None
+
+    @property
+    def kind(self) -> str:
+        """``added``, ``removed`` or ``changed``."""
+        if self.before is None:
+            return ADDED
+        return REMOVED if self.after is None else CHANGED
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "change": self.kind, "name": self.name, "before": self.before, "after": self.after
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        """As ``~ numpy 1.26.4 -> 2.1.0``."""
+        texts = [_short(text) for text in (self.before, self.after) if text is not None]
+        return f"{_SIGNS[self.kind]} {self.name} {' -> '.join(texts)}".rstrip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDiff:
+    """All differences.
+
+    Attributes
+    ----------
+    before, after : str
+        The images' names.
+    changes : tuple of Change
+        In the order of `SECTIONS`.
+    unknown : tuple of str
+        Sections that one of them, or both, say nothing of.
+    """
+
+    before: str
+    after: str
+    changes: tuple[Change, ...]
+    unknown: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.changes)
+
+    def of(self, *sections: str) -> tuple[Change, ...]:
+        """Return the differences in some sections."""
+        return tuple(change for change in self.changes if change.section in sections)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form: every section, the unknown ones as null."""
+        found: dict[str, Any] = {
+            name: None if name in self.unknown else [c.to_dict() for c in self.of(name)]
+            for name in SECTIONS
+        }
+        return {"before": self.before, "after": self.after, "same": not self, "changes": found}
+
+    def to_text(self) -> str:
+        """Return a paragraph for each section that differs."""
+        lines: list[str] = []
+        for name in SECTIONS:
+            if found := self.of(name):
+                lines += [name, *(f"  {change}" for change in found)]
+        if not lines:
+            lines.append("no differences")
+        if self.unknown:
+            lines.append(f"not compared, since not both images tell: {self._unknown()}")
+        return "\n".join(lines)
+
+    def _unknown(self) -> str:
+        return ", ".join(self.unknown)
+
+
+def diff(before: Contents, after: Contents, *, names: tuple[str, str]) -> ImageDiff:
+    """Compare two images.
+
+    Parameters
+    ----------
+    before, after : Contents
+        What they are made of.
+    names : tuple of str
+        What they are called.
+    """
+    changes: list[Change] = []
+    unknown = []
+    for section in SECTIONS:
+        one, other = before.sections[section], after.sections[section]
+        if one is None or other is None:
+            unknown.append(section)
+            continue
+        changes += _changes(section, one, other)
+    return ImageDiff(
+        before=names[0], after=names[1], changes=tuple(changes), unknown=tuple(unknown)
+    )
+
+
+def _changes(section: str, one: Mapping[str, Item], other: Mapping[str, Item]) -> Iterator[Change]:
+    for name in sorted({*one, *other}):
+        before, after = one.get(name), other.get(name)
+        if before != after:
+            same = before and after and before.text == after.text
+            texts = [_text(item, marked=bool(same)) for item in (before, after)]
+            yield Change(section=section, name=name, before=texts[0], after=texts[1])
+
+
+def _text(item: Item | None, *, marked: bool) -> str | None:
+    if item is None:
+        return None
+    return f"{item.text} ({item.mark})" if marked else item.text
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    if line.startswith("sha256:"):
+        return line[:19]
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."

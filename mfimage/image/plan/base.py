@@ -1,0 +1,78 @@
+"""The image to build on, and whether it fits the function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mfimage.errors import OptionError
+from mfimage.image.plan.options import parse_platform
+from mfimage.image.registry.location import Location
+from mfimage.image.registry.reference import Reference, parse_reference
+from mfimage.package.spec import FunctionSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseImage:
+    """The image to build on, as an engine or registry knows it.
+
+    Attributes
+    ----------
+    reference : Reference or Location
+        Its name, or where it lies.
+    python : str
+        Version of its Python, as ``3.11`` or ``3.11.7``.
+    digest : str or None
+        Its digest: from a registry or a layout.
+    platform : str or None
+        As ``linux/amd64``, where known.
+    env, labels : mapping of str to str
+        Its variables and labels, where known.
+    """
+
+    reference: Reference | Location
+    python: str
+    digest: str | None = None
+    platform: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def known_digest(self) -> str | None:
+        """Its digest, if there is a way to know it."""
+        return self.reference.digest or self.digest
+
+    @property
+    def pinned(self) -> Reference | Location:
+        """The reference with its digest, where one is known."""
+        if isinstance(self.reference, Location) or self.known_digest is None:
+            return self.reference
+        return self.reference.with_digest(self.known_digest)
+
+
+def default_base(spec: FunctionSpec) -> Reference:
+    """Return the base image for a function's Python, when none is asked for."""
+    return parse_reference(f"python:{spec.environment.python_minor}-slim")
+
+
+def check_base(spec: FunctionSpec, base: BaseImage, platform: str) -> None:
+    """Refuse a base whose Python or platform is not the image's.
+
+    Raises
+    ------
+    OptionError
+        Naming both.
+    """
+    wanted = spec.environment.python_minor
+    found = ".".join(base.python.split(".")[:2])
+    if found != wanted:
+        raise OptionError(
+            f"base-image: {base.reference} has Python {found}, "
+            f"but {spec.name} was bound with Python {wanted}",
+            hint=f"use a base with Python {wanted}, as --base-image {default_base(spec)}",
+        )
+    if base.platform and parse_platform(base.platform, field="base-image") != platform:
+        raise OptionError(
+            f"base-image: {base.reference} is for {base.platform}, the image for {platform}",
+            hint=f"pull it for that platform: docker pull --platform {platform} {base.reference}",
+        )

@@ -1,0 +1,62 @@
+"""A file for an image or a build's context: content by bytes or by path, mode, digest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mfimage.files import EPOCH, sha256_hex
+
+CHUNK = 1 << 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextFile:
+    """One regular file of a build context.
+
+    Attributes
+    ----------
+    path : str
+        Where in the context, with ``/``.
+    content : bytes or Path
+        What is in it, or the file that holds that.
+    mode : int
+        Permission bits.
+    digest : str, optional
+        The content's SHA-256 in hex, if it is known already; computed otherwise. What is written
+        is verified against it.
+    """
+
+    path: str
+    content: bytes | Path
+    mode: int = 0o644
+    digest: str | None = None
+
+    def chunks(self) -> Iterator[bytes]:
+        """Read the content."""
+        if isinstance(self.content, bytes):
+            for start in range(0, len(self.content), CHUNK):
+                yield self.content[start : start + CHUNK]
+            return
+        with self.content.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+
+    def size(self) -> int:
+        """Return the content's length in bytes."""
+        if isinstance(self.content, bytes):
+            return len(self.content)
+        return self.content.stat().st_size
+
+    def mtime_ns(self) -> int:
+        """Return the time to give the file in a build context, in nanoseconds.
+
+        BuildKit takes a file for unchanged if its name, mode, size and time are. But equal inputs
+        must give equal images, so the second is fixed. Image layers hold whole seconds only, which
+        leaves the nanoseconds free to stand for the content.
+        """
+        digest = self.digest
+        if digest is None:
+            digest = sha256_hex(self.chunks())
+        return EPOCH * 10**9 + int(digest[-16:], 16) % 10**9

@@ -1,0 +1,120 @@
+"""What an image says of itself: read by ``mfimage inspect``, registries and people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mfimage import __version__
+from mfimage.errors import OptionError
+from mfimage.image.plan.options import LABEL_PREFIX, LONGEST_VALUE, check_text
+from mfimage.package.spec import FunctionSpec
+
+TARGET = f"{LABEL_PREFIX}target"
+FUNCTION_NAME = f"{LABEL_PREFIX}function.name"
+FUNCTION_DIGEST = f"{LABEL_PREFIX}function.digest"
+# Of images for Ray only: versions to the patch, and Ray's extras as "default,serve".
+RAY_VERSION = f"{LABEL_PREFIX}ray-version"
+RAY_PARTS = f"{LABEL_PREFIX}ray-parts"
+PYTHON_VERSION = f"{LABEL_PREFIX}python-version"
+
+_OCI = "org.opencontainers.image."
+_LONGEST_DESCRIPTION = 1000
+
+
+def image_labels(
+    spec: FunctionSpec,
+    *,
+    target: str,
+    lock: str,
+    base: str,
+    base_digest: str | None,
+    python: str,
+    ray: str | None = None,
+    parts: Sequence[str] = (),
+) -> dict[str, str]:
+    """Return the labels of a function's image, sorted by name.
+
+    There is none with a time: equal inputs shall give equal images.
+
+    Parameters
+    ----------
+    spec : FunctionSpec
+        The function.
+    target : str
+        The target's name.
+    lock : str
+        Digest of the lock that is installed: the function's and the target's needs together.
+    base : str
+        Full name of the base image.
+    base_digest : str or None
+        Its digest, where known.
+    python : str
+        The base's Python: the nodes of a Ray cluster must have the same.
+    ray : str, optional
+        The version of Ray that is installed, if the target has one.
+    parts : sequence of str
+        What of Ray goes along beside its core.
+    """
+    labels = {
+        f"{_OCI}title": spec.name,
+        f"{_OCI}description": _paragraph(spec.description),
+        f"{_OCI}version": spec.digest.removeprefix("sha256:")[:12],
+        f"{_OCI}revision": spec.lineage.git_commit or "",
+        f"{_OCI}base.name": base,
+        f"{_OCI}base.digest": base_digest or "",
+        f"{LABEL_PREFIX}version": __version__,
+        TARGET: target,
+        FUNCTION_NAME: spec.name,
+        FUNCTION_DIGEST: spec.digest,
+        f"{LABEL_PREFIX}task": spec.task,
+        f"{LABEL_PREFIX}python": spec.environment.python_minor,
+        PYTHON_VERSION: python if ray else "",
+        RAY_VERSION: ray or "",
+        RAY_PARTS: ",".join(["default", *sorted(parts)]) if ray else "",
+        f"{LABEL_PREFIX}lock.digest": lock,
+        f"{LABEL_PREFIX}artifacts": _json(
+            {name: ref.digest for name, ref in spec.artifacts.items()}
+        ),
+        f"{LABEL_PREFIX}schema.input": _json(spec.input_schema),
+        f"{LABEL_PREFIX}schema.output": _json(spec.output_schema),
+        f"{LABEL_PREFIX}schema.parameters": _json(spec.parameter_schema),
+    }
+    return {name: value for name, value in sorted(labels.items()) if value and _fits(value)}
+
+
+def _paragraph(text: str) -> str:
+    """Return the first paragraph of a docstring on one line."""
+    first = text.strip().partition("\n\n")[0]
+    words = " ".join(first.split())
+    if len(words) > _LONGEST_DESCRIPTION:
+        words = words[: _LONGEST_DESCRIPTION - 1] + "…"
+    return "".join(char for char in words if char.isprintable())
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    # ASCII: what a label's line could not hold is escaped.
+    return json.dumps(value, sort_keys=True, separators=(",", ":")) if value else ""
+
+
+def _fits(value: str) -> bool:
+    # The whole is in the image's function.json; a label that nobody can list helps nobody.
+    return len(value.encode()) <= LONGEST_VALUE
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Refuse labels that would show a password.
+
+    Raises
+    ------
+    OptionError
+        Naming the label and where its text comes from.
+    """
+    for name, value in labels.items():
+        try:
+            check_text(f"label {name}", value)
+        except OptionError as error:
+            raise OptionError(
+                error.message, hint="take it out of the function's docstring or hints"
+            ) from None

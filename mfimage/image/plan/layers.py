@@ -1,0 +1,160 @@
+"""The files of each layer as they stand in an image, whatever builder takes them.
+
+The same plan gives the same bytes: names sorted, modes 0644 and 0755.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+import mfimage
+from mfimage.image.plan.files import ContextFile
+from mfimage.image.plan.plan import ArtifactLayer, ImagePlan
+from mfimage.image.sbom.document import make_sbom
+from mfimage.package.archive import members
+from mfimage.package.spec import BlobRef
+from mfimage.package.store import damaged
+from mfimage.runtime.layout import (
+    BLOBS,
+    CODE,
+    FUNCTION,
+    FUNCTION_JSON,
+    LOCK,
+    PROGRAMS,
+    RUNTIME,
+    SBOM,
+    VENV,
+)
+
+BlobPath = Callable[[BlobRef], Path]
+"""Where a blob's bytes are on this machine."""
+
+
+def layer_files(plan: ImagePlan, blob_path: BlobPath) -> dict[str, list[ContextFile]]:
+    """List the files of each layer above the dependencies, lowest first.
+
+    Returns
+    -------
+    dict of str to list of ContextFile
+        By the layer's name; paths are those in the image, without the ``/`` before them.
+    """
+    layers: dict[str, list[ContextFile]] = {}
+    for layer in plan.artifacts:
+        layers[artifact_folder(layer)] = artifact_files(layer, blob_path)
+    layers["runtime"] = runtime_files(plan)
+    layers["code"] = code_files(plan, blob_path)
+    return layers
+
+
+def artifact_files(layer: ArtifactLayer, blob_path: BlobPath) -> list[ContextFile]:
+    """List an artifact layer's files."""
+    return [blob_file(inside(FUNCTION, BLOBS, blob.hex), blob, blob_path) for blob in layer.blobs]
+
+
+def inside(*parts: str) -> str:
+    """Return a path in an image without the ``/`` before it."""
+    return str(PurePosixPath(*parts)).lstrip("/")
+
+
+def blob_file(path: str, blob: BlobRef, blob_path: BlobPath) -> ContextFile:
+    """Return a file that holds a blob; it is verified when it is read."""
+    return ContextFile(path=path, content=blob_path(blob), digest=blob.hex)
+
+
+def runtime_files(plan: ImagePlan) -> list[ContextFile]:
+    """List the files of mfimage itself."""
+    # The extension stands beside the package, installed or not.
+    root = Path(mfimage.__file__).parent.parent
+    found = {path for pattern in plan.runtime for path in root.glob(pattern) if path.is_file()}
+    files = [
+        ContextFile(
+            path=inside(RUNTIME, path.relative_to(root).as_posix()), content=path.read_bytes()
+        )
+        for path in sorted(found)
+    ]
+    return files + [
+        ContextFile(path=inside(PROGRAMS, name), content=_program(module), mode=0o755)
+        for name, module in sorted(plan.programs.items())
+    ]
+
+
+def _program(module: str) -> bytes:
+    # Without site-packages: it starts in half the time, and probes call it every few seconds.
+    return (
+        f"#!{VENV}/bin/python -IS\nimport sys\nsys.path.append({RUNTIME!r})\n"
+        f"from {module} import main\nsys.exit(main(sys.argv[1:]))\n"
+    ).encode()
+
+
+def code_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
+    """List the function's code, what describes it, the lock that was installed, and the SBOM.
+
+    Raises
+    ------
+    PackageError
+        If the code's archive is damaged, or would write outside its folder.
+    """
+    for known, files in _made:
+        if known is plan:
+            return list(files)
+    made = _code_files(plan, blob_path)
+    _made.append((plan, made))
+    return list(made)
+
+
+# Several ask for a plan's, and the SBOM takes time.
+_made: deque[tuple[ImagePlan, list[ContextFile]]] = deque(maxlen=4)
+
+
+def _code_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
+    blob = plan.code.archive
+    path = blob_path(blob)
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != blob.hex:
+        raise damaged(str(path))
+    files = [
+        ContextFile(path=inside(FUNCTION, FUNCTION_JSON), content=plan.code.function_json),
+        ContextFile(path=inside(FUNCTION, LOCK), content=plan.dependencies.lock),
+    ]
+    for name, content, mode in members(data, where=f"the code of {plan.function}"):
+        files.append(ContextFile(path=inside(FUNCTION, CODE, name), content=content, mode=mode))
+    sbom = make_sbom(plan, files, runtime_files(plan))
+    return [*files, ContextFile(path=inside(FUNCTION, SBOM), content=sbom)]
+
+
+def sbom_file(files: Iterable[ContextFile]) -> bytes:
+    """Return the SBOM among an image's code files."""
+    path = inside(FUNCTION, SBOM)
+    return next(b"".join(file.chunks()) for file in files if file.path == path)
+
+
+def artifact_folder(layer: ArtifactLayer) -> str:
+    """Return the name of an artifact layer's folder in the context."""
+    # Further blobs, if any, are never equal to another layer's: the first one names it.
+    return f"artifact-{layer.blobs[0].hex[:16]}"
+
+
+def verified(file: ContextFile) -> Iterator[bytes]:
+    """Yield a file's content; it raises before the end if that is not what its digest says.
+
+    Raises
+    ------
+    PackageError
+        When it is damaged.
+    """
+    if file.digest is None:
+        yield from file.chunks()
+        return
+    hasher = hashlib.sha256()
+    held = b""
+    for chunk in file.chunks():
+        if held:
+            yield held
+        hasher.update(chunk)
+        held = chunk
+    if hasher.hexdigest() != file.digest:
+        raise damaged(str(file.content) if isinstance(file.content, Path) else file.path)
+    yield held

@@ -1,0 +1,144 @@
+"""What a function package or an image says of itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mfimage.package.spec import FunctionSpec
+from mfimage.package.store import FILE_NAME, open_package
+
+if TYPE_CHECKING:
+    from mfimage.image.find.contents import Contents
+    from mfimage.image.find.diff import ImageDiff
+
+_PREFIX = "io.mfimage."
+
+
+def inspect(what: str, *, platform: str | None = None) -> dict[str, Any]:
+    """Describe a function package, or an image: the engine's, a registry's, a folder's or file's.
+
+    Parameters
+    ----------
+    what : str
+        A reference, or an image's name or ID, ``oci:DIR``, ``oci-archive:FILE`` or
+        ``docker-archive:FILE``. An image of a registry is not pulled: a few kilobytes are read.
+    platform : str, optional
+        Which image of an index; this machine's by default.
+
+    Raises
+    ------
+    ReferenceNotFound
+        When it is neither.
+    """
+    if what.endswith(FILE_NAME) or "://" in what or Path(what).is_dir():
+        package = open_package(what)
+        return {"reference": package.reference, **_package(package.spec)}
+    return _image(what, platform)
+
+
+def _package(spec: FunctionSpec) -> dict[str, Any]:
+    environment = spec.environment
+    return {
+        "name": spec.name,
+        "digest": spec.digest,
+        "task": spec.task,
+        "description": spec.description.partition("\n")[0],
+        "entrypoint": spec.entrypoint,
+        "batch": spec.batch,
+        "python": environment.python,
+        "platform": environment.platform,
+        "environment": f"{environment.source}, lock {environment.lock.digest}",
+        "wheels": sorted(environment.wheels),
+        "artifacts": {name: f"{ref.type}, {ref.size} B" for name, ref in spec.artifacts.items()},
+        "parameters": dict(spec.parameters),
+        "input": dict(spec.input_schema),
+        "output": dict(spec.output_schema),
+        "examples": len(spec.examples),
+        "bound": f"{spec.lineage.created} by {spec.lineage.user}",
+        "git commit": spec.lineage.git_commit or "unknown",
+    }
+
+
+def _image(name: str, platform: str | None) -> dict[str, Any]:
+    from mfimage.image.find.contents import contents_of
+    from mfimage.image.find.places import see_image
+
+    image = see_image(name, platform=platform)
+    info = image.info
+    ours = {
+        k.removeprefix(_PREFIX): _plain(v) for k, v in info.labels.items() if k.startswith(_PREFIX)
+    }
+    found = {
+        "image": info.id or image.digest or name,
+        "from": image.place,
+        "tags": list(info.repo_tags),
+        "digests": list(info.repo_digests),
+        "digest": image.digest,
+        "index": image.index,
+        "platforms": list(image.platforms),
+        "size": f"{info.size / 1e6:.1f} MB",
+        "platform": info.platform,
+        "created": info.created,
+        "user": info.user or "root",
+        **ours,
+        "lineage": _lineage(contents_of(info, image.sbom)),
+        "sbom": _summary(image.sbom),
+        "layers": [layer.to_dict() for layer in image.layers],
+        "labels": {k: v for k, v in info.labels.items() if not k.startswith(_PREFIX)},
+    }
+    return {name: value for name, value in found.items() if value not in (None, [], {})}
+
+
+def _lineage(contents: Contents) -> dict[str, str]:
+    """Return where the function comes from: flow, run, step, task, user, commit."""
+    from mfimage.image.find.contents import LINEAGE
+
+    known = contents.sections["function"] or {}
+    return {name: known[name].text for name in LINEAGE if name in known}
+
+
+def _summary(sbom: bytes | None) -> dict[str, Any] | None:
+    """Return what an SBOM lists, and what it is called."""
+    from mfimage.image.find.contents import components, parse_sbom
+
+    if sbom is None:
+        return None
+    document = parse_sbom(sbom)
+    kinds = {"distribution": "distributions", "debian": "system packages", "code": "code files"}
+    counts = {text: len(list(components(document, kind))) for kind, text in kinds.items()}
+    format_ = f"{document['bomFormat']} {document['specVersion']}"
+    return {"format": format_, "serial number": document.get("serialNumber"), **counts}
+
+
+def compare(before: str, after: str, *, platform: str | None = None) -> ImageDiff:
+    """Tell what changed between two images, wherever they stand; neither is pulled.
+
+    Parameters
+    ----------
+    before, after : str
+        Names, IDs, ``oci:DIR``, ``oci-archive:FILE`` or ``docker-archive:FILE``.
+    platform : str, optional
+        Which of an index; this machine's by default.
+
+    Raises
+    ------
+    ReferenceNotFound
+        When there is no such image.
+    """
+    from mfimage.image.find.contents import contents_of
+    from mfimage.image.find.diff import diff
+    from mfimage.image.find.places import see_image
+
+    one, other = (see_image(name, platform=platform) for name in (before, after))
+    return diff(
+        contents_of(one.info, one.sbom), contents_of(other.info, other.sbom), names=(before, after)
+    )
+
+
+def _plain(text: str) -> Any:
+    try:
+        return json.loads(text) if text[:1] in "{[" else text
+    except ValueError:
+        return text

@@ -1,0 +1,1 @@
+"""Manifests for the platforms that run images."""

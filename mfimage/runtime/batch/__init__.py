@@ -1,0 +1,1 @@
+"""Batch jobs: a function over files of records, in parts."""

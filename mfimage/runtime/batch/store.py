@@ -1,0 +1,96 @@
+"""The files of a batch job: on this machine, or in s3://, gs:// and azure:// buckets."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from mfimage.errors import OptionError
+from mfimage.package.storage.objects import ObjectInfo, Objects
+
+_REMOTE = re.compile(r"(s3|s3a|gs|az|azure|abfs|abfss)://([^/]+)(/.*)?")
+_WILD = re.compile(r"[*?\[]")
+
+
+def locate(url: str) -> tuple[Objects, str]:
+    """Return where a URL or path is: the store and the key.
+
+    Raises
+    ------
+    OptionError
+        When the scheme is not known, or the URL has a password in it.
+    """
+    remote = _REMOTE.fullmatch(url)
+    if remote:
+        scheme, bucket, path = remote.groups()
+        if "@" in bucket and ":" in bucket.partition("@")[0]:
+            raise OptionError(
+                f"a {scheme}:// URL has a password in it",
+                hint="give credentials by the store's own variables",
+            )
+        return Objects(f"{scheme}://{bucket}/"), (path or "/")[1:]
+    if "://" in url and not url.startswith("file://"):
+        raise OptionError(
+            f"{url}: there are no files at {url.partition('://')[0]}://",
+            hint="use a path, s3://, gs:// or azure://",
+        )
+    path = os.path.abspath(url.removeprefix("file://"))  # noqa: PTH100  (links stay)
+    return Objects("/"), path[1:]
+
+
+def find_inputs(url: str, suffixes: tuple[str, ...]) -> list[ObjectInfo]:
+    """Return the files that a URL names: a file, those below a folder, or those of a pattern.
+
+    Parameters
+    ----------
+    url : str
+        ``*``, ``?``, ``[a-z]`` and ``[!a-z]`` stand for anything but ``/``, ``**`` for folders
+        too.
+    suffixes : tuple of str
+        Of the files to take from a folder; what starts with ``_`` or ``.`` is passed over.
+
+    Raises
+    ------
+    OptionError
+        When there is none.
+    """
+    store, key = locate(url)
+    wild = _WILD.search(key)
+    if wild and store.stat(key) is None:  # there may be a file that is called so
+        pattern = _pattern(store.url(key))
+        folder = key[: wild.start()].rpartition("/")[0]
+        found = [file for file in store.list(folder) if pattern.fullmatch(file.url)]
+    elif key and not url.endswith("/") and (single := store.stat(key)) is not None:
+        found = [single]
+    else:
+        below = store.url(key.rstrip("/"))
+        found = [
+            file
+            for file in store.list(key)
+            if file.url.endswith(suffixes) and not _hidden(file.url.removeprefix(below))
+        ]
+    if not found:
+        raise OptionError(
+            f"input: there are no files at {url}",
+            hint=f"name a file, a pattern, or a folder with files in {' or '.join(suffixes)}",
+        )
+    return found
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith(("_", ".")) for part in path.split("/") if part)
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]/]+\])", text)
+    return re.compile("".join(map(_piece, parts)))
+
+
+def _piece(part: str) -> str:
+    wild = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    if part in wild:
+        return wild[part]
+    if part.startswith("[") and part.endswith("]"):
+        inner = part[1:-1].replace("\\", r"\\")
+        return f"(?!/)[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]"
+    return re.escape(part)

@@ -1,0 +1,1 @@
+"""Calling a function from an event loop: the queue, threads, coroutines."""

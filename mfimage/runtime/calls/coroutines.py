@@ -1,0 +1,147 @@
+"""An event loop in a thread, for ``async def`` functions that anybody may call."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any
+
+from mfimage.runtime.calls.queue import Job, Mailbox, Outcome, Runnable
+
+
+class LoopThread:
+    """Runs coroutines on a loop of its own, so that none blocks a caller's loop."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            _cancel_all(self._loop)
+            self._loop.close()
+
+    def is_alive(self) -> bool:
+        """Tell whether its thread runs; after a fork it does not."""
+        return self._thread.is_alive()
+
+    def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+        """Start a coroutine; its future belongs to ``concurrent.futures``."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def close(self) -> None:
+        """Cancel what still runs and end the thread."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+
+
+def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+
+
+# Calling an ``async def`` function: many at once, on a loop that is not the server's.
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """Return a new event loop, of the fastest kind that is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+class CoroutineDispatcher:
+    """Runs jobs as tasks on a loop in a thread of its own.
+
+    Parameters
+    ----------
+    limit : int or None
+        The most calls at once; None for any number.
+    """
+
+    def __init__(
+        self, fn: Runnable, *, loop: asyncio.AbstractEventLoop, limit: int | None = None
+    ) -> None:
+        self._fn = fn
+        self._mailbox = Mailbox(loop)
+        self._inbox: deque[Job] = deque()
+        self._woken = False
+        self._limit = asyncio.Semaphore(limit) if limit else contextlib.nullcontext()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._own = new_loop()
+        self._thread = threading.Thread(
+            target=self._own.run_forever, name="mfimage-calls", daemon=True
+        )
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Take a job."""
+        self._inbox.append(job)
+        if not self._woken:
+            self._woken = True
+            self._own.call_soon_threadsafe(self._start)
+
+    def abandon(self, job: Job) -> None:
+        """Cancel the call of a job that nobody waits for."""
+        self._own.call_soon_threadsafe(self._cancel, job)
+
+    def stalled(self) -> float:
+        """Return 0: a job is taken as soon as it comes."""
+        return 0.0
+
+    def close(self) -> bool:
+        """Cancel what runs and end the loop; return whether nothing runs any more."""
+        ended = asyncio.run_coroutine_threadsafe(self._cancel_all(), self._own)
+        try:
+            idle = ended.result(0.5)
+        except concurrent.futures.TimeoutError:
+            return False
+        self._own.call_soon_threadsafe(self._own.stop)
+        self._thread.join()
+        self._own.close()
+        return idle
+
+    async def _cancel_all(self) -> bool:
+        tasks = [task for task in self._tasks if not task.done()]
+        for task in tasks:
+            task.cancel()
+        return not tasks or not (await asyncio.wait(tasks, timeout=0.3))[1]
+
+    def _start(self) -> None:
+        self._woken = False
+        while self._inbox:
+            job = self._inbox.popleft()
+            if not job.future.done():
+                job.task = self._own.create_task(self._call(job))
+                self._tasks.add(job.task)
+                job.task.add_done_callback(self._tasks.discard)
+
+    def _cancel(self, job: Job) -> None:
+        if job.task is not None:
+            job.task.cancel()
+
+    async def _call(self, job: Job) -> None:
+        outcome: Outcome
+        way = job.crossing or self._fn
+        try:
+            async with self._limit:
+                record = way.parse(job.payload)
+                outcome = way.dump(await self._fn.ainvoke(record))
+        except BaseException as error:  # noqa: BLE001  (whatever it is, it is the answer)
+            outcome = error
+        self._mailbox.put(job, outcome)
+        self._mailbox.wake()

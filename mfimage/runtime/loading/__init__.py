@@ -1,0 +1,1 @@
+"""Package folder -> live function."""

@@ -1,0 +1,379 @@
+"""A function package -> a live function."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gzip
+import hashlib
+import io
+import operator
+import pickle
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mfimage.errors import Fault, OutputError, PackageError, ParameterError
+from mfimage.function.decorator import DecoratedFunction
+from mfimage.function.json_values import plain
+from mfimage.function.many import Many
+from mfimage.function.parameters import FunctionParameters, lazy_parameters
+from mfimage.function.schema import RESULT
+from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec, parse_spec
+from mfimage.runtime.calls.coroutines import LoopThread
+from mfimage.runtime.loading.modules import CodeSpace
+
+if TYPE_CHECKING:
+    from mfimage.runtime.serving.codecs import Wire
+
+
+ReadBlob = Callable[[BlobRef], bytes]
+
+
+class LiveFunction:
+    """A function with its parameters, ready to run in this process.
+
+    Every way of running a function comes through here, so that all give the same value or the
+    same error: JSON bytes in (``parse``), a call (``invoke``), JSON bytes out (``dump``).
+
+    Attributes
+    ----------
+    spec : FunctionSpec
+        What the package says.
+    params : FunctionParameters
+        Lazy; artifacts are verified and loaded when the function first reads them.
+    data : str
+        Name of the function's first parameter: what paths in input errors start with.
+    """
+
+    def __init__(
+        self, spec: FunctionSpec, function: DecoratedFunction, params: FunctionParameters
+    ) -> None:
+        self.spec = spec
+        self.params = params
+        self.batch = function.signature.batch
+        self.is_async = function.signature.is_async
+        self._fn = function.__wrapped__
+        self._takes_params = function.signature.takes_params
+        self._schema = function.signature.schema
+        self._loop: LoopThread | None = None
+        self._lock = threading.Lock()
+        self.data = self._schema.data
+        self.parse = self._schema.parse
+        self.accept_json = self._schema.accept_json
+        self.dump = self._schema.dump
+
+    @functools.cached_property
+    def many(self) -> Many:
+        """How many records at once come in and go out."""
+        return Many(self._schema)
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return self.spec.name
+
+    @property
+    def digest(self) -> str:
+        """The package's digest."""
+        return self.spec.digest
+
+    @property
+    def description(self) -> str:
+        """The docstring."""
+        return self.spec.description
+
+    @property
+    def input_schema(self) -> Mapping[str, Any]:
+        """JSON Schema of one record."""
+        return self.spec.input_schema
+
+    @property
+    def output_schema(self) -> Mapping[str, Any]:
+        """JSON Schema of one result."""
+        return self.spec.output_schema
+
+    def speaks(self) -> Mapping[str, Wire]:
+        """Return the forms beside JSON that records and results have, by media type."""
+        from mfimage.runtime.serving.codecs import wires_of
+
+        return wires_of(self.spec, data=self.data)
+
+    def __call__(self, record: Any) -> Any:
+        """Return the JSON value of the function's result for one record.
+
+        Raises
+        ------
+        InputError, OutputError
+            When the record or the result does not fit the hints.
+        """
+        schema = self._schema
+        return schema.result(self.invoke(schema.accept(record)))
+
+    async def acall(self, record: Any) -> Any:
+        """Do what calling does, for an ``async def`` function, on the caller's loop."""
+        schema = self._schema
+        return schema.result(await self.ainvoke(schema.accept(record)))
+
+    def invoke(self, record: Any) -> Any:
+        """Run the function on one parsed record; exceptions of its own pass through."""
+        if self.batch:
+            return self._invoke_batch([record])[0]
+        if self.is_async:
+            return self._loop_thread().submit(self.ainvoke(record)).result()
+        return self._run(record)
+
+    async def ainvoke(self, record: Any) -> Any:
+        """Run an ``async def`` function on one parsed record, on the running loop."""
+        if self.batch:
+            return _checked(await self._run([record]), 1)[0]
+        return await self._run(record)
+
+    def invoke_many(self, records: Sequence[Any]) -> list[Any]:
+        """Run the function on parsed records; a place holds the exception it gave.
+
+        A batch function is called once. When that call raises, each record is tried alone, so
+        that one bad record fails alone.
+        """
+        if self.batch and len(records) > 1:
+            try:
+                return self._invoke_batch(list(records))
+            except OutputError as error:
+                return [error] * len(records)
+            except Exception:  # noqa: BLE001, S110  (found again below, by record)
+                pass
+        return [_try(self.invoke, record) for record in records]
+
+    def results(self, records: Sequence[Any]) -> list[Any]:
+        """Do what calling does for many records; a place holds the exception it gave."""
+        schema = self._schema
+        places: list[Any] = [_try(schema.accept, record) for record in records]
+        good = [index for index, place in enumerate(places) if not isinstance(place, Exception)]
+        outputs = self.invoke_many([places[index] for index in good])
+        for index, output in zip(good, outputs, strict=True):
+            failed = isinstance(output, Exception)
+            places[index] = output if failed else _try(schema.result, output)
+        return places
+
+    def _invoke_batch(self, records: list[Any]) -> list[Any]:
+        if self.is_async:
+            results = self._loop_thread().submit(self._run(records)).result()
+        else:
+            results = self._run(records)
+        return _checked(results, len(records))
+
+    def _run(self, data: Any) -> Any:
+        return self._fn(data, self.params) if self._takes_params else self._fn(data)
+
+    def _loop_thread(self) -> LoopThread:
+        with self._lock:
+            # A forked process has the object, not its thread.
+            if self._loop is None or not self._loop.is_alive():
+                self._loop = LoopThread(f"mfimage-{self.name}")
+            return self._loop
+
+    def close(self) -> None:
+        """Release what the function holds in this process."""
+        with self._lock:
+            if self._loop is not None:
+                self._loop.close()
+                self._loop = None
+
+
+def _try(call: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return call(value)
+    except Exception as error:  # noqa: BLE001  (it takes the result's place)
+        return error
+
+
+def _checked(results: Any, count: int) -> list[Any]:
+    """Return a batch function's results as a list of ``count``."""
+    if hasattr(results, "tolist"):
+        results = plain(results)
+    if not isinstance(results, list | tuple):
+        message = f"expected a list of {count}, got {type(results).__name__}"
+        raise OutputError([Fault(path=RESULT, message=message)])
+    if len(results) != count:
+        message = f"expected {count} results for {count} records, got {len(results)}"
+        raise OutputError([Fault(path=RESULT, message=message)])
+    return list(results)
+
+
+def load_function(
+    spec: FunctionSpec, *, code: Path, read_blob: ReadBlob, dedicated: bool
+) -> LiveFunction:
+    """Import a package's function and give it its parameters.
+
+    Parameters
+    ----------
+    spec : FunctionSpec
+        What to load.
+    code : Path
+        Folder that holds the extracted, verified code archive.
+    read_blob : callable
+        Returns a blob's verified bytes.
+    dedicated : bool
+        Whether this process belongs to this function alone; see ``CodeSpace``.
+
+    Raises
+    ------
+    PackageError
+        When the code has no such function.
+    """
+    space = CodeSpace(code, key=spec.code.hex[:16], dedicated=dedicated, main=spec.script)
+    function = _find(spec, space)
+    loaders = {
+        name: functools.partial(_load, name, ref, read_blob, space)
+        for name, ref in spec.artifacts.items()
+    }
+    # A copy: what a function does to a value given at bind time is not done to the package.
+    values = copy.deepcopy(dict(spec.parameters))
+    return LiveFunction(
+        spec, function, lazy_parameters(function.signature.params_type, loaders, values)
+    )
+
+
+def _load(name: str, ref: ArtifactRef, read_blob: ReadBlob, space: CodeSpace) -> Any:
+    return load_artifact(name, ref, read_blob(ref), space)
+
+
+def _find(spec: FunctionSpec, space: CodeSpace) -> DecoratedFunction:
+    module_name, _, attribute = spec.entrypoint.partition(":")
+    try:
+        found = getattr(space.import_module(module_name), attribute, None)
+    except ModuleNotFoundError as error:
+        raise PackageError(
+            f"{spec.name}: importing {module_name} needs the module "
+            f"{space.public(error.name)!r}, which is not installed here",
+            hint="run it where its environment is: the image, or a matching virtual environment",
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise PackageError(
+            f"{spec.name}: importing {module_name} failed: {type(error).__name__}: {error}",
+            hint="it must be importable on its own: correct it, and bind the function again",
+        ) from error
+    if not isinstance(found, DecoratedFunction):
+        raise PackageError(
+            f"{spec.entrypoint} is no decorated function in the package's code",
+            hint="bind the function again",
+        )
+    return found
+
+
+def load_folder(folder: Path) -> LiveFunction:
+    """Load the function whose package was unpacked into ``folder``, as in an image.
+
+    The folder holds ``function.json``, ``code/`` and ``blobs/sha256/``. The process belongs to
+    the function: its code goes on ``sys.path``.
+
+    Raises
+    ------
+    PackageError
+        When something is missing or damaged.
+    """
+    path = folder / "function.json"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PackageError(f"{path}: {error.strerror}") from None
+    spec = parse_spec(data, where=str(path))
+    blobs = folder / "blobs" / "sha256"
+    read_blob = functools.partial(read_verified, blobs)
+    return load_function(spec, code=folder / "code", read_blob=read_blob, dedicated=True)
+
+
+def read_verified(blobs: Path, ref: BlobRef) -> bytes:
+    """Return a blob of a folder of blobs; ``PackageError`` when it is missing or damaged."""
+    path = blobs / ref.hex
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PackageError(f"{path}: {error.strerror}") from None
+    if hashlib.sha256(data).hexdigest() != ref.hex:
+        raise PackageError(f"{path}: its content does not have the digest that its name says")
+    return data
+
+
+# Verified artifact bytes -> the object, as Metaflow would load it.
+
+_GZIP = "gzip+"
+
+
+class _Unpickler(pickle.Unpickler):
+    """Finds the classes of the function's own code where this process keeps them."""
+
+    def __init__(self, data: bytes, code: CodeSpace) -> None:
+        super().__init__(io.BytesIO(data))
+        self._code = code
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        if not self._code.owns(module_name):
+            return super().find_class(module_name, global_name)
+        return operator.attrgetter(global_name)(self._code.import_module(module_name))
+
+
+def load_artifact(name: str, ref: ArtifactRef, data: bytes, code: CodeSpace) -> Any:
+    """Return the object that ``data`` holds.
+
+    Parameters
+    ----------
+    name : str
+        The artifact's name, for errors.
+    ref : ArtifactRef
+        Says how it is encoded.
+    data : bytes
+        The stored bytes, already verified.
+    code : CodeSpace
+        Where classes of the project are imported from.
+
+    Raises
+    ------
+    ParameterError
+        When a class it names is missing, or nothing here reads its encoding.
+    """
+    try:
+        return _decode(ref, data, code)
+    except Exception as error:
+        message = f"parameter {name!r} ({ref.type})"
+        if isinstance(error, ModuleNotFoundError):
+            message += f" needs the module {code.public(error.name)!r}, which is not installed here"
+            hint = "run it where its environment is: the image, or a matching virtual environment"
+        elif isinstance(error, ParameterError):
+            message, hint = f"{message}: {error.message}", error.hint or ""
+        else:
+            message += f" cannot be loaded: {type(error).__name__}: {error}"
+            hint = "is it loaded with the versions, and the code, that it was saved with?"
+        raise ParameterError(message, hint=hint or None) from error
+
+
+def _decode(ref: ArtifactRef, data: bytes, code: CodeSpace) -> Any:
+    encoding = ref.encoding
+    if encoding.startswith(_GZIP):
+        data, encoding = gzip.decompress(data), encoding.removeprefix(_GZIP)
+    if encoding.startswith("pickle"):
+        return _Unpickler(data, code).load()
+    return _by_metaflow(ref, encoding, data)
+
+
+def _by_metaflow(ref: ArtifactRef, encoding: str, data: bytes) -> Any:
+    """Load what a Metaflow serializer other than pickle wrote."""
+    try:
+        from metaflow.datastore.artifacts.serializer import (
+            SerializationFormat,
+            SerializationMetadata,
+            SerializerStore,
+        )
+    except ImportError:
+        raise ParameterError(
+            f"encoding {encoding!r} needs Metaflow's serializers, which are not installed here"
+        ) from None
+    metadata = SerializationMetadata(ref.type, ref.size, encoding, dict(ref.info))
+    for serializer in SerializerStore.get_ordered_serializers():
+        if serializer.can_deserialize(metadata):
+            return serializer.deserialize([data], metadata, format=SerializationFormat.STORAGE)
+    raise ParameterError(
+        f"no serializer reads encoding {encoding!r}",
+        hint=f"install the Metaflow extension that wrote it ({ref.info.get('source', 'unknown')})",
+    )

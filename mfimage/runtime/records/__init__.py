@@ -1,0 +1,1 @@
+"""Files of records: formats, reading, writing, running a function over them."""

@@ -1,0 +1,185 @@
+"""Runs a function over records without a server, and replays its recorded examples."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from mfimage.errors import MfimageError, RecordError, ValueFault
+
+if TYPE_CHECKING:
+    from mfimage.runtime.loading.loader import LiveFunction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far floating-point numbers may be apart: another processor rounds differently.
+
+    Attributes
+    ----------
+    relative : float
+        Of the larger of the two.
+    absolute : float
+        However small they are.
+    """
+
+    relative: float = 1e-6
+    absolute: float = 1e-9
+
+    def allows(self, expected: float, found: float) -> bool:
+        """Tell whether one will do for the other."""
+        return math.isclose(expected, found, rel_tol=self.relative, abs_tol=self.absolute)
+
+
+DEFAULT_TOLERANCE = Tolerance()
+
+
+def write_results(
+    outcomes: Iterable[tuple[int, Any]], append: Callable[[Any], object]
+) -> Iterator[tuple[int, BaseException | None]]:
+    """Append each result to a file; yield the record's number and why it has no result, if so.
+
+    The one loop over records: of ``call`` and ``map``, in an image, and of a batch job's parts.
+
+    Parameters
+    ----------
+    outcomes : iterable of (int, object)
+        The number of each record, and its result or the exception in its place.
+    append : callable
+        Appends a result; ``ValueFault`` where the file's format cannot hold it.
+    """
+    for number, outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            yield number, outcome
+            continue
+        try:
+            append(outcome)
+        except ValueFault as error:
+            yield number, error
+        else:
+            yield number, None
+
+
+def stop_at_failure(
+    outcomes: Iterable[tuple[int, Any]],
+    append: Callable[[Any], object],
+    flush: Callable[[], None],
+    *,
+    name: str,
+    unit: str,
+) -> None:
+    """Write the result of each record at once; stop at the first record that fails.
+
+    Raises
+    ------
+    RecordError
+        For that record; the results before it are written.
+    """
+    for number, error in write_results(outcomes, append):
+        if error is not None:
+            raise failed(name, f"{unit} {number}", error) from error
+        flush()
+
+
+def invoke_each(
+    fn: LiveFunction, payloads: Iterable[tuple[int, bytes]]
+) -> Iterator[tuple[int, bytes | BaseException]]:
+    """Yield the outcome of each record, called one by one in this process."""
+    for number, payload in payloads:
+        try:
+            yield number, fn.dump(fn.invoke(fn.parse(payload)))
+        except Exception as error:  # noqa: BLE001  (it takes the result's place)
+            yield number, error
+
+
+def failed(name: str, place: str, error: BaseException) -> RecordError:
+    """Return the error that says which record of the function ``name`` failed, and why."""
+    if isinstance(error, MfimageError):
+        return RecordError(f"{place}: {error}", hint=error.hint)
+    return RecordError(f"{place}: {name} failed: {type(error).__name__}: {error}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Where a result is not what was recorded.
+
+    Attributes
+    ----------
+    example : int
+        Which example, from 0.
+    path : str
+        Where in the result, as ``result.prediction``.
+    message : str
+        What was expected and what came.
+    """
+
+    example: int
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"example {self.example}: {self.path}: {self.message}"
+
+
+def replay(fn: LiveFunction, tolerance: Tolerance = DEFAULT_TOLERANCE) -> Iterator[Difference]:
+    """Run every recorded example and yield where results differ."""
+    for index, example in enumerate(fn.spec.examples):
+        try:
+            payload = json.dumps(example.input).encode()
+            result = json.loads(fn.dump(fn.invoke(fn.parse(payload))))
+        except Exception as error:  # noqa: BLE001  (a difference like any other)
+            message = f"failed: {type(error).__name__}: {error}"
+            yield Difference(example=index, path="result", message=message)
+            continue
+        for path, message in differences(example.output, result, tolerance):
+            yield Difference(example=index, path=path, message=message)
+
+
+def differences(
+    expected: Any,
+    found: Any,
+    tolerance: Tolerance = DEFAULT_TOLERANCE,
+    *,
+    path: str = "result",
+) -> Iterator[tuple[str, str]]:
+    """Yield the path and a message for each place where two JSON values differ."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key in {**expected, **found}:
+            where = f"{path}[{json.dumps(key, ensure_ascii=False)}]"
+            if key not in found:
+                yield where, "missing"
+            elif key not in expected:
+                yield where, "not recorded"
+            else:
+                yield from differences(expected[key], found[key], tolerance, path=where)
+    elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        for index, pair in enumerate(zip(expected, found, strict=True)):
+            yield from differences(*pair, tolerance, path=f"{path}[{index}]")
+    elif not _same(expected, found, tolerance):
+        yield path, f"expected {_shown(expected)}, got {_shown(found)}"
+
+
+def _same(expected: Any, found: Any, tolerance: Tolerance) -> bool:
+    numbers = (int, float)
+    if type(expected) in numbers and type(found) in numbers and float in (
+        type(expected), type(found),
+    ):  # fmt: skip
+        return tolerance.allows(expected, found)
+    return type(expected) is type(found) and bool(expected == found)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def report(fn: LiveFunction, found: Iterable[Difference]) -> bytes:
+    """Return the outcome of a replay as one line of JSON."""
+    differing = [vars(difference) for difference in found]
+    summary = {"name": fn.name, "digest": fn.digest, "examples": len(fn.spec.examples)}
+    return orjson.dumps({**summary, "differences": differing}) + b"\n"

@@ -1,0 +1,125 @@
+"""Errors as HTTP answers: RFC 9457 problem documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from mfimage.errors import Fault, InputError, OutputError
+from mfimage.runtime.calls.queue import Expired, Stopping
+
+MEDIA_TYPE = "application/problem+json"
+
+# The reason phrases of RFC 9110; Python's own changed between versions.
+TITLES = {
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    406: "Not Acceptable",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    422: "Unprocessable Content",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+}
+
+PROBLEM_SCHEMA = {
+    "type": "object",
+    "title": "Problem",
+    "description": "A problem document (RFC 9457).",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "description": "Each place that does not fit.",
+            "items": {
+                "type": "object",
+                "required": ["path", "message"],
+                "properties": {"path": {"type": "string"}, "message": {"type": "string"}},
+            },
+        },
+        "request_id": {"type": "string"},
+    },
+}
+
+
+class Problem(Exception):
+    """An answer that is an error.
+
+    Attributes
+    ----------
+    status : int
+        The HTTP status.
+    detail : str
+        What was wrong with this request.
+    faults : sequence of Fault
+        The places in the body that do not fit.
+    headers : list of (name, value)
+        What goes into the answer beside the body.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        faults: Sequence[Fault] = (),
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.faults = faults
+        self.headers = list(headers)
+
+    def document(self, request_id: str | None = None) -> dict[str, Any]:
+        """Return the members of the problem document."""
+        document: dict[str, Any] = {
+            "type": "about:blank",
+            "title": TITLES.get(self.status, "Error"),
+            "status": self.status,
+            "detail": self.detail,
+        }
+        if self.faults:
+            document["errors"] = [
+                {"path": fault.path, "message": fault.message} for fault in self.faults
+            ]
+        if request_id is not None:
+            document["request_id"] = request_id
+        return document
+
+    def body(self, request_id: str | None = None) -> bytes:
+        """Return the document as JSON bytes."""
+        # Surrogates of a hostile client's text have no UTF-8 form.
+        try:
+            return orjson.dumps(self.document(request_id))
+        except TypeError:
+            plain = Problem(self.status, "the request has text that is not valid Unicode")
+            return orjson.dumps(plain.document(request_id))
+
+
+def problem_of(error: BaseException) -> Problem:
+    """Return the problem that an error of the function, or around it, is for the client."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, InputError):
+        return Problem(422, error.message, faults=error.faults)
+    if isinstance(error, OutputError):
+        return Problem(500, "the function's result does not fit", faults=error.faults)
+    if isinstance(error, Expired):
+        return Problem(504, f"no answer within {error.seconds:g} s")
+    if isinstance(error, Stopping):
+        return unavailable("the server is shutting down")
+    return Problem(500, "the function failed; the log has the reason under this request's id")
+
+
+def unavailable(detail: str) -> Problem:
+    """Return a 503 that asks to come back."""
+    return Problem(503, detail, headers=[(b"retry-after", b"1")])

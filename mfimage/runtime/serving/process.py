@@ -1,0 +1,242 @@
+"""One server process, from its first moment to its last.
+
+The socket is open and ``/healthz`` answers before the function is loaded, in a thread. SIGTERM
+makes the server not ready at once; what is in flight is answered; then the process ends with 0.
+A second signal ends it there and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from mfimage.errors import MfimageError, OptionError
+from mfimage.package.spec import FunctionSpec, parse_spec
+from mfimage.runtime.calls.coroutines import CoroutineDispatcher, new_loop
+from mfimage.runtime.calls.queue import Dispatcher
+from mfimage.runtime.calls.threads import DEFAULT_THREADS, ThreadDispatcher, ThreadOptions
+from mfimage.runtime.layout import FUNCTION_JSON
+from mfimage.runtime.serving import logs
+from mfimage.runtime.serving.app import Front
+from mfimage.runtime.serving.content import Speech
+from mfimage.runtime.serving.metrics import Board, Metrics
+from mfimage.runtime.serving.server import Server, open_socket
+from mfimage.runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from mfimage.runtime.loading.loader import LiveFunction
+
+FAILED = 1
+# Threads that compute in Python give the server's loop a turn this often: the default, 5 ms,
+# is too long when an answer takes several turns.
+_SWITCH = 0.001
+
+log = logging.getLogger("mfimage.serving")
+
+
+class Process:
+    """One process that serves one function.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the function's package lies.
+    settings : Settings
+        How to behave.
+    board : Board
+        Where to count; shared by all workers.
+    index : int
+        Which worker this is.
+    patient : bool
+        Whether to open the socket only when the function is loaded, because others serve it
+        meanwhile.
+    """
+
+    def __init__(
+        self, folder: Path, settings: Settings, *, board: Board, index: int = 0,
+        patient: bool = False,
+    ) -> None:  # fmt: skip
+        self._folder = folder
+        self._settings = settings
+        self._out = logs.configure(settings.log_level)
+        self._code = 0
+        self._fn: LiveFunction | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._loop = new_loop()
+        self._loaded = asyncio.Event()
+        self._told = False
+        spec = read_spec(folder)
+        metrics = Metrics(board, index)
+        access = logs.AccessLog(self._out, self._loop.call_later) if settings.access_log else None
+        self._front = Front(
+            spec=spec, settings=settings, metrics=metrics, access=access, loop=self._loop
+        )
+        self._access = access
+        self._metrics = metrics
+        self._server = Server(self._front, settings, self._loaded if patient else None)
+
+    def run(self, sock: socket.socket, *, lifeline: int | None = None) -> int:
+        """Serve until a signal; return the exit code.
+
+        Parameters
+        ----------
+        sock : socket.socket
+            Bound.
+        lifeline : int, optional
+            A file descriptor that becomes readable when the parent has died.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        sys.setswitchinterval(_SWITCH)
+        if lifeline is not None:
+            self._loop.add_reader(lifeline, self._orphaned, lifeline)
+        threading.Thread(target=self._load, name="mfimage-load", daemon=True).start()
+        self._loop.run_until_complete(self._server.serve(sockets=[sock]))
+        return self._end()
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self._told:
+            self._leave(128 + number)
+        self._told = True
+        self._call(self._server.stop, number)
+
+    def _orphaned(self, lifeline: int) -> None:
+        self._loop.remove_reader(lifeline)
+        self._server.stop()
+
+    def _load(self) -> None:
+        """Load the function, then the documentation; in a thread."""
+        started = time.monotonic()
+        # What is loaded stays: looking for garbage in it makes loading longer, and later, about
+        # once a second under load, made every request wait 70 ms, with scikit-learn imported.
+        gc.disable()
+        try:
+            fn = load_whole(self._folder)
+            wires = fn.speaks()
+            self._call(self._start, fn, Speech.of(fn, wires), time.monotonic() - started)
+            from mfimage.runtime.serving.openapi import build_pages
+
+            self._call(self._front.show, build_pages(fn.spec, self._metrics.board, wires))
+            gc.collect()
+            gc.freeze()
+            gc.enable()
+        except BaseException as error:  # noqa: BLE001  (whatever it is, nothing can be served)
+            self._call(self._fail, error)
+
+    def _call(self, callback: Callable[..., None], *args: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(callback, *args)
+
+    def _start(self, fn: LiveFunction, speech: Speech, seconds: float) -> None:
+        self._fn = fn
+        self._dispatcher = dispatcher_for(
+            fn, self._settings, loop=self._loop, on_batch=self._metrics.count_batch
+        )
+        self._front.start(self._dispatcher, speech)
+        self._loaded.set()
+        extra = {"function": fn.name, "digest": fn.digest, "seconds": round(seconds, 3)}
+        log.info("ready: POST /%s", fn.name, extra=extra)
+
+    def _fail(self, error: BaseException) -> None:
+        name = self._front.spec.name
+        if isinstance(error, MfimageError):
+            log.error("%s cannot be loaded: %s", name, error, extra={"hint": error.hint})
+        else:
+            log.error("%s cannot be loaded", name, exc_info=error)
+        self._code = FAILED
+        self._server.abort()
+
+    def _end(self) -> int:
+        if self._server.cut:
+            log.error("ended with %d requests unanswered", self._server.cut)
+            self._code = FAILED
+        idle = self._dispatcher is not None and self._dispatcher.close()
+        if not idle:
+            # A thread still loads or computes; waiting for it, or ending Python under it, may
+            # take for ever or crash.
+            self._leave(self._code)
+        if self._fn is not None:
+            self._fn.close()
+        self._loop.close()
+        self._flush()
+        return self._code
+
+    def _flush(self) -> None:
+        if self._access is not None:
+            self._access.flush()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+
+    def _leave(self, code: int) -> NoReturn:
+        log.info("exit %d", code)
+        self._flush()
+        os._exit(code)
+
+
+def dispatcher_for(
+    fn: LiveFunction,
+    settings: Settings,
+    *,
+    loop: asyncio.AbstractEventLoop,
+    on_batch: Callable[[int], None],
+) -> Dispatcher:
+    """Return what calls a function as its kind and the settings say."""
+    if fn.is_async and not fn.batch:
+        return CoroutineDispatcher(fn, loop=loop, limit=settings.threads)
+    options = ThreadOptions(
+        limit=settings.threads or (1 if fn.batch else DEFAULT_THREADS),
+        max_batch=settings.max_batch,
+        batch_wait=settings.batch_wait,
+    )
+    return ThreadDispatcher(fn, loop=loop, options=options, on_batch=on_batch)
+
+
+def read_spec(folder: Path) -> FunctionSpec:
+    """Read ``function.json``, which says what is served before it is loaded."""
+    path = folder / FUNCTION_JSON
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise OptionError(
+            f"{path}: {error.strerror}", hint="MFIMAGE_FUNCTION names the package's folder"
+        ) from None
+    return parse_spec(data, where=str(path))
+
+
+def load_whole(folder: Path) -> LiveFunction:
+    """Load a function and all that it will read, so that "ready" means it."""
+    from mfimage.runtime.loading.loader import load_folder
+
+    fn = load_folder(folder)
+    required = fn.spec.parameter_schema.get("required", ())
+    for name in fn.params:
+        try:
+            fn.params[name]
+        except Exception:
+            if name in required:
+                raise
+            log.warning("%s: artifact %r cannot be loaded", fn.name, name, exc_info=True)
+    return fn
+
+
+def serve(folder: Path, settings: Settings) -> int:
+    """Serve the function whose package lies in ``folder``; return the exit code.
+
+    Raises
+    ------
+    MfimageError
+        When the package cannot be read or the address cannot be had.
+    """
+    process = Process(folder, settings, board=Board())
+    return process.run(open_socket(settings))

@@ -1,0 +1,204 @@
+"""uvicorn's server, with this project's way to begin and to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator
+
+import uvicorn
+
+from mfimage.errors import OptionError
+from mfimage.runtime.serving.app import Front
+from mfimage.runtime.settings import Settings
+
+_BACKLOG = 2048
+_POLL = 0.02
+# Longer than a packet takes.
+_ON_THEIR_WAY = 0.1
+_SO_ATTACH_FILTER = 26
+
+log = logging.getLogger("mfimage.serving")
+
+
+class Server(uvicorn.Server):
+    """A server whose last moments lose nothing.
+
+    Parameters
+    ----------
+    front : Front
+        What it serves.
+    settings : Settings
+        How to behave.
+    gate : asyncio.Event or None
+        When to open the socket; None for at once.
+
+    Attributes
+    ----------
+    cut : int
+        How many requests the end of the grace period cut off.
+    """
+
+    def __init__(self, front: Front, settings: Settings, gate: asyncio.Event | None) -> None:
+        super().__init__(_config(front, settings))
+        self._front = front
+        self._settings = settings
+        self._gate = gate
+        self._stopping = asyncio.Event()
+        self._linger = 0.0
+        self.cut = 0
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone: ``Process`` handles them."""
+        yield
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Begin to end; someone at a keyboard need not wait for load balancers."""
+        if not self.should_exit:
+            self._linger = self._settings.drain if number == signal.SIGTERM else 0.0
+            self.abort()
+
+    def abort(self) -> None:
+        """End without serving new connections."""
+        self.should_exit = True
+        self._front.drain()
+        self._stopping.set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the sockets, once the gate is open."""
+        if self._gate is not None:
+            waits = [asyncio.ensure_future(e.wait()) for e in (self._gate, self._stopping)]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+        if not self.should_exit:
+            await super().startup(sockets=sockets)
+            for sock in sockets or ():
+                address, port = sock.getsockname()[:2]
+                log.info("listening on %s:%d", address, port, extra={"port": port})
+
+    async def main_loop(self) -> None:
+        """Tick until it is time to end, and not a moment longer."""
+        counter = 0
+        while not await self.on_tick(counter):
+            counter += 1
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), 0.1)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve a moment longer, close the doors, let everybody finish."""
+        deadline = time.monotonic() + self._settings.grace
+        log.info("shutting down", extra={"in_flight": len(self.server_state.tasks)})
+        linger = min(self._linger, self._settings.grace)
+        await asyncio.sleep(linger)
+        if linger:
+            for sock in sockets or ():
+                _drop_newcomers(sock)
+            await asyncio.sleep(_ON_THEIR_WAY)
+        for server in self.servers:
+            server.close()
+        for sock in sockets or ():
+            sock.close()
+        await self._finish(deadline, patience=_ON_THEIR_WAY if linger else 0.0)
+        if self.server_state.tasks:
+            self.cut = len(self.server_state.tasks)
+            if self._front.inflight is not None:
+                self._front.inflight.stop()
+            await self._finish(time.monotonic() + 1.0)
+
+    async def _finish(self, deadline: float, *, patience: float = 0.0) -> None:
+        """Close idle connections now, busy ones after their answer."""
+        patient_until = time.monotonic() + patience
+        while True:
+            patient = time.monotonic() < patient_until
+            for connection in list(self.server_state.connections):
+                # The first request of a connection may still be on its way.
+                if not (patient and connection.cycle is None):  # type: ignore[union-attr]
+                    connection.shutdown()
+            if not (patient or self.server_state.tasks) or time.monotonic() > deadline:
+                return
+            await asyncio.sleep(_POLL)
+
+
+def _drop_newcomers(sock: socket.socket) -> None:
+    """Let a listening socket ignore requests for new connections, while it is still there.
+
+    Closing it resets the connections that wait to be accepted: without this, the tests that send
+    SIGTERM under load lose requests in every run. So the socket first gets a packet filter that
+    drops what has the SYN flag: whoever is connected is served, whoever comes later tries again
+    and finds the port closed.
+    """
+    if sys.platform != "linux":
+        return
+    # Load the flags' byte of the TCP header; if SYN: drop, else: keep.
+    program = b"".join(
+        struct.pack("HBBI", *step)
+        for step in (
+            (0x30, 0, 0, 13),
+            (0x45, 0, 1, 0x02),
+            (0x06, 0, 0, 0),
+            (0x06, 0, 0, 0xFFFFFFFF),
+        )
+    )
+    buffer = ctypes.create_string_buffer(program, len(program))
+    head = struct.pack("HP", len(program) // 8, ctypes.addressof(buffer))
+    with contextlib.suppress(OSError):  # some sandboxes have no packet filters
+        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, head)
+
+
+def _config(front: Front, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        front,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=settings.keep_alive,
+    )
+
+
+def open_socket(settings: Settings, *, shared: bool = False) -> socket.socket:
+    """Bind the server's address.
+
+    Parameters
+    ----------
+    settings : Settings
+        Which address.
+    shared : bool
+        Whether several sockets may have it; the kernel then spreads connections over them.
+
+    Raises
+    ------
+    OptionError
+        When it cannot be had.
+    """
+    host, port = settings.host, settings.port
+    sock = None
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        sock = socket.socket(found[0][0], socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(found[0][4])
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        raise OptionError(
+            f"cannot listen on {host}:{port}: {error.strerror}",
+            hint="set PORT or MFIMAGE_HOST to an address that is free",
+        ) from None
+    sock.set_inheritable(False)
+    return sock

@@ -1,0 +1,202 @@
+"""Several server processes for one function, and a parent that keeps them alive.
+
+The parent loads nothing. It forks the workers, which share the port (the kernel spreads
+connections over them) and the counters, reaps whatever dies, replaces workers, and passes on the
+signal to end. As PID 1 it reaps orphans, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from mfimage.errors import OptionError
+from mfimage.runtime.layout import MULTIPROCESS_VARIABLE
+from mfimage.runtime.serving import logs
+from mfimage.runtime.serving.metrics import Board
+from mfimage.runtime.serving.process import FAILED, Process, read_spec
+from mfimage.runtime.serving.server import open_socket
+from mfimage.runtime.settings import Settings
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+# What a worker may need beyond the grace period to say that it did not make it.
+_SLACK = 3.0
+_LONGEST_PAUSE = 30.0
+_HEALTHY_AFTER = 10.0
+
+log = logging.getLogger("mfimage.supervisor")
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Worker:
+    """A place for a worker: who has it now, and when the next may try."""
+
+    index: int
+    pid: int = 0
+    born: float = 0.0
+    pause: float = 0.0
+    due: float = 0.0
+
+
+class Supervisor:
+    """The parent of all workers."""
+
+    def __init__(self, folder: Path, settings: Settings, counts: Path) -> None:
+        self._folder = folder
+        self._counts = counts
+        # Holds the port, and finds it when it is 0; only the workers' own sockets listen.
+        self._place = open_socket(settings, shared=True)
+        port = self._place.getsockname()[1]
+        self._settings = dataclasses.replace(settings, port=port)
+        self._board = Board(settings.workers)
+        self._workers = [_Worker(index=index) for index in range(settings.workers)]
+        self._lifeline, self._held = os.pipe()
+        self._ever_ready = False
+        self._code = 0
+
+    def run(self) -> int:
+        """Keep the workers alive until a signal; return the exit code."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        for worker in self._workers:
+            self._fork(worker)
+        while not self._code:
+            number = self._wait(1.0)
+            if number in (signal.SIGTERM, signal.SIGINT):
+                return self._end(number)
+            self._ever_ready = self._ever_ready or self._someone_is_ready()
+            self._reap()
+            self._replace()
+        self._end(signal.SIGINT)
+        return self._code
+
+    def _wait(self, seconds: float) -> int:
+        found = signal.sigtimedwait(_SIGNALS, seconds)
+        return found.si_signo if found else 0
+
+    def _someone_is_ready(self) -> bool:
+        return any(self._board.is_ready(worker.index) for worker in self._workers if worker.pid)
+
+    def _fork(self, worker: _Worker) -> None:
+        # While others serve, a worker that is still loading would only answer 503.
+        patient = self._someone_is_ready() or (not self._ever_ready and worker.index > 0)
+        sys.stdout.flush()
+        worker.born = time.monotonic()
+        worker.pid = os.fork()
+        if not worker.pid:
+            self._become(worker, patient=patient)
+
+    def _become(self, worker: _Worker, *, patient: bool) -> None:
+        """Be a worker, in the child; never return."""
+        code = FAILED
+        try:
+            # Away from the terminal's signals: the parent passes one on, and a second forces.
+            os.setpgid(0, 0)
+            os.close(self._held)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: os._exit(0))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            process = Process(
+                self._folder, self._settings, board=self._board, index=worker.index, patient=patient
+            )
+            sock = open_socket(self._settings, shared=True)
+            self._place.close()
+            code = process.run(sock, lifeline=self._lifeline)
+        except BaseException:
+            log.exception("worker %d failed", worker.index)
+        finally:
+            os._exit(code)
+
+    def _reap(self) -> None:
+        for pid, status in _dead():
+            worker = next((worker for worker in self._workers if worker.pid == pid), None)
+            if worker is None:
+                continue
+            code = os.waitstatus_to_exitcode(status)
+            log.error("worker %d ended with %d", worker.index, code, extra={"pid": pid})
+            self._board.vacate(worker.index)
+            _forget(self._counts, pid)
+            worker.pid = 0
+            now = time.monotonic()
+            healthy = now - worker.born > _HEALTHY_AFTER
+            worker.pause = 0.0 if healthy else min(worker.pause * 2 + 0.5, _LONGEST_PAUSE)
+            worker.due = now + worker.pause
+            if not self._ever_ready:
+                log.error("no worker could load the function")
+                self._code = FAILED
+
+    def _replace(self) -> None:
+        for worker in self._workers:
+            if not worker.pid and not self._code and time.monotonic() >= worker.due:
+                self._fork(worker)
+
+    def _end(self, number: int) -> int:
+        """Let every worker finish; return the exit code."""
+        self._tell(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+        deadline = time.monotonic() + self._settings.grace + _SLACK
+        code = 0
+        while any(worker.pid for worker in self._workers):
+            again = self._wait(max(0.0, min(1.0, deadline - time.monotonic())))
+            for pid, status in _dead():
+                for worker in self._workers:
+                    if worker.pid == pid:
+                        worker.pid = 0
+                        code = code or os.waitstatus_to_exitcode(status)
+            if again in (signal.SIGTERM, signal.SIGINT) or time.monotonic() > deadline:
+                self._tell(signal.SIGKILL)
+                return 128 + (again or signal.SIGKILL)
+        return FAILED if code else 0
+
+    def _tell(self, number: int) -> None:
+        for worker in self._workers:
+            if worker.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.pid, number)
+
+
+def _dead() -> list[tuple[int, int]]:
+    """Reap every child that has ended, whoever's it was."""
+    found = []
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                break
+            found.append((pid, status))
+    return found
+
+
+def _forget(counts: Path, pid: int) -> None:
+    """Drop what the function's code counted only for as long as its process lives."""
+    for path in counts.glob(f"gauge_live*_{pid}.db"):
+        path.unlink(missing_ok=True)
+
+
+def supervise(folder: Path, settings: Settings) -> int:
+    """Serve with several processes; return the exit code.
+
+    Raises
+    ------
+    MfimageError
+        When the package cannot be read or the address cannot be had.
+    """
+    if sys.platform != "linux":
+        raise OptionError(
+            f"MFIMAGE_WORKERS: {settings.workers} processes share a port on Linux only",
+            hint="set MFIMAGE_WORKERS=1 here",
+        )
+    logs.configure(settings.log_level)
+    read_spec(folder)
+    counts = Path(tempfile.mkdtemp(prefix="mfimage-metrics-"))
+    os.environ[MULTIPROCESS_VARIABLE] = str(counts)
+    try:
+        return Supervisor(folder, settings, counts).run()
+    finally:
+        shutil.rmtree(counts, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""A process that runs a function for another process."""
