@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mfimage.errors import EngineError, OptionError
 from mfimage.image.builder import AUTO, DOCKER, Builder, OnEvent
-from mfimage.image.plan.options import BuildOptions
+from mfimage.image.plan.options import BuildOptions, BuildxCache
 from mfimage.image.registry.location import LOCATIONS, Location
+from mfimage.image.registry.reference import Reference
 
 
 def open_builder(
@@ -39,21 +40,22 @@ def open_builder(
     Raises
     ------
     EngineError
-        If the docker builder is needed, and no engine answers.
+        If the docker builder is needed, and there is no engine or no ``docker`` command.
     OptionError
         If the image would go nowhere, or the builder cannot do what is asked.
     """
-    packages = ", ".join(dict.fromkeys((*system_packages, *options.apt)))
-    if options.builder == DOCKER or (options.builder == AUTO and packages):
-        if options.builder == AUTO:
-            say(f"builder: docker, since system packages need a running container: {packages}")
-        return _docker_builder(options, packages, secrets, on_event)
+    why = _needs_docker(options, system_packages) if options.builder == AUTO else ""
+    if why:
+        say(f"builder: docker, since {why}")
+    if why or options.builder == DOCKER:
+        return _docker_builder(options, why, secrets, on_event)
     from mfimage.image.oci.builder import OciBuilder
 
     builder = OciBuilder(
         compression=options.compression, compiled=options.compile, fresh=options.no_cache,
         pull=options.pull, secrets=secrets, on_event=on_event, say=say,
-        cache_from=options.cache_from, cache_to=options.cache_to,
+        cache_from=[_layers(cache, "cache-from") for cache in options.cache_from],
+        cache_to=_layers(options.cache_to, "cache-to") if options.cache_to else None,
     )  # fmt: skip
     if not (push or isinstance(options.output, Location)):
         try:
@@ -68,32 +70,50 @@ def open_builder(
 
 
 def _docker_builder(
-    options: BuildOptions, packages: str, secrets: Mapping[str, bytes], on_event: OnEvent
+    options: BuildOptions, why: str, secrets: Mapping[str, bytes], on_event: OnEvent
 ) -> Builder:
     if wanted := _needs_oci(options):
-        if options.builder == DOCKER:
-            raise OptionError(f"builder: docker does not do {wanted}", hint="use --builder oci")
-        raise OptionError(
-            f"system packages ({packages}) need the docker builder, which does not do {wanted}",
-            hint="build into the engine and push or `docker save` the image",
-        )
-    from mfimage.image.docker_builder import DockerBuilder
-    from mfimage.image.engine import Engine
+        if why:
+            raise OptionError(
+                f"builder: {why}, and docker does not do {wanted}",
+                hint="build into the engine, and push or `docker save` the image",
+            )
+        raise OptionError(f"builder: docker does not do {wanted}", hint="use --builder oci")
+    from mfimage.image.docker.builder import DockerBuilder
+    from mfimage.image.docker.command import DockerCommand
+    from mfimage.image.docker.engine import Engine
 
     try:
+        command = DockerCommand.find()
         engine = Engine.connect()
     except EngineError as error:
-        if options.builder == DOCKER:
+        if not why:
             raise
-        raise EngineError(
-            f"system packages ({packages}) need the docker builder: {error.message}",
-            hint=error.hint,
-        ) from None
+        raise EngineError(f"builder: {why}, but {error.message}", hint=error.hint) from None
     return DockerBuilder(
-        engine, tags=options.tags, secrets=secrets, no_cache=options.no_cache,
+        engine, command, tags=options.tags, secrets=secrets, no_cache=options.no_cache,
         pull=options.pull, on_event=on_event,
         cache_from=options.cache_from, cache_to=options.cache_to,
     )  # fmt: skip
+
+
+def _layers(cache: Reference | BuildxCache, field: str) -> Reference:
+    """Return a cache of layers in a registry, the only kind that the oci builder has."""
+    if isinstance(cache, BuildxCache):
+        raise OptionError(
+            f"{field}: {cache} is a cache of buildx, which the oci builder cannot use",
+            hint="name one in a registry: NAME[:TAG], or use --builder docker",
+        )
+    return cache
+
+
+def _needs_docker(options: BuildOptions, system_packages: Sequence[str]) -> str:
+    """Return why only docker can build this; empty if oci can."""
+    if packages := dict.fromkeys((*system_packages, *options.apt)):
+        return f"system packages need a running container: {', '.join(packages)}"
+    caches = (*options.cache_from, options.cache_to)
+    found = next((cache for cache in caches if isinstance(cache, BuildxCache)), None)
+    return f"{found} is a cache of buildx" if found else ""
 
 
 def _needs_oci(options: BuildOptions) -> str:

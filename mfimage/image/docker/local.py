@@ -63,7 +63,7 @@ def connect() -> ImageEngine:
         with contextlib.suppress(EngineError):
             engine.ping()
             return engine
-    from mfimage.image.engine import Engine
+    from mfimage.image.docker.engine import Engine
 
     return Engine.connect()
 

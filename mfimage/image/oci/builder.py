@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 from mfimage.errors import EngineError, OptionError
 from mfimage.files import chunks_of
-from mfimage.image.builder import OCI, BuiltImage, BuiltLayer, OnEvent
+from mfimage.image.builder import OCI, BuildEvent, BuiltImage, BuiltLayer, OnEvent
 from mfimage.image.docker.local import ImageEngine, connect
-from mfimage.image.engine_events import BuildEvent
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.find.seen import info_of
 from mfimage.image.oci.base import BasePython, Images, environment_of, find_python
@@ -37,7 +36,6 @@ from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.client import RegistryClient
 from mfimage.image.registry.location import Location
 from mfimage.image.registry.reference import DEFAULT_REGISTRY, DEFAULT_TAG, Reference
-from mfimage.image.secrets.scanning import ScanMemory
 
 if TYPE_CHECKING:
     from mfimage.image.plan.layers import BlobPath
@@ -84,11 +82,7 @@ class OciBuilder:
         self._layers = LayerCache(compression, fresh=fresh)
         self._images = Images(self._layers)
         self._cache_to = cache_to
-        # The machine that exported a layer has scanned it.
-        self._shared = SharedCache(
-            self._layers, self._images, sources=cache_from,
-            on_import=ScanMemory(secrets).remember,
-        )  # fmt: skip
+        self._shared = SharedCache(self._layers, self._images, sources=cache_from)
         self._compiled = compiled
         self._pull = pull
         self._secrets = secrets
@@ -185,6 +179,7 @@ class OciBuilder:
                 BuiltLayer(
                     name=planned.name, diff_id=layer.diff_id, digest=layer.digest,
                     size=layer.size, cached=layer.cached, reason=planned.reason,
+                    shared=layer.shared,
                 )
             )  # fmt: skip
         composed = compose(plan, base, new, epoch=self._epoch)

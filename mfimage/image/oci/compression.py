@@ -32,7 +32,6 @@ def installed_version(name: str) -> str | None:
 
 
 GZIP, ZSTD = "gzip", "zstd"
-COMPRESSIONS = (GZIP, ZSTD)
 _BLOCK = 1 << 20
 # Higher levels take twice the time to save 2 % of a scikit-learn environment.
 _GZIP_LEVEL = 1

@@ -36,7 +36,8 @@ class StoredLayer:
     diff_id: str
     open: Callable[[], BinaryIO]  # the compressed tar, fetched if needed
     source: tuple[str, str] | None = None  # registry and repository that have it
-    cached: bool = False  # whether it was found in the cache
+    cached: bool = False  # whether it was found in a cache
+    shared: bool = False  # whether that is a cache in a registry
 
     @property
     def digest(self) -> str:

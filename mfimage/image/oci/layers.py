@@ -151,10 +151,7 @@ def _identity(file: Member) -> str:
 
 
 class SharedCache:
-    """Layers in this machine's cache, and in caches in registries (``sources``, in this order).
-
-    ``on_import`` is called with the diff ID of each layer taken from a registry.
-    """
+    """Layers in this machine's cache, and in caches in registries (``sources``, in this order)."""
 
     def __init__(
         self,
@@ -162,12 +159,10 @@ class SharedCache:
         images: Images,
         *,
         sources: Sequence[Reference],
-        on_import: Callable[[str], None],
     ) -> None:
         self._local = local
         self._images = images
         self._sources = sources
-        self._on_import = on_import
         self._imported: Mapping[str, StoredLayer] | None = None
         self._used: dict[str, StoredLayer] = {}
 
@@ -175,8 +170,8 @@ class SharedCache:
         """Return a layer from this machine's cache or a registry's; else make it."""
         key = self._local.key(planned.inputs)
         layer = self._local.find(planned.inputs)
-        if layer is None and not self._local.fresh and (layer := self._others().get(key)):
-            self._on_import(layer.diff_id)
+        if layer is None and not self._local.fresh:
+            layer = self._others().get(key)
         layer = layer or self._local.layer(planned.inputs, planned.chunks)
         self._used[key] = layer
         return layer
@@ -211,6 +206,7 @@ class SharedCache:
                 open=partial(self._images.open_blob, client, repository, ref),
                 source=(client.host, repository),
                 cached=True,
+                shared=True,
             )
         return found
 

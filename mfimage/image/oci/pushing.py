@@ -14,8 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from mfimage.image.builder import BuiltImage, BuiltLayer
-from mfimage.image.engine_events import BuildEvent
+from mfimage.image.builder import BuildEvent, BuiltImage, BuiltLayer
 from mfimage.image.oci.config import Composed, compose_index
 from mfimage.image.oci.images import StoredImage, StoredLayer, encode, platform_of
 from mfimage.image.oci.layers import PlannedLayer

@@ -14,8 +14,8 @@ import pytest
 
 from mfimage.errors import EngineError
 from mfimage.image.docker import local
+from mfimage.image.docker.engine import Engine
 from mfimage.image.docker.local import LocalEngine, connect
-from mfimage.image.engine import Engine
 
 IMAGE = {
     "Id": "sha256:1", "Os": "linux", "Architecture": "amd64", "RootFS": {"Layers": ["sha256:2"]},
