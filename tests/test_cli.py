@@ -65,7 +65,7 @@ def test_wrong_usage_exits_with_2():
     ("failure", "code", "said"),
     [
         (BuildError("step 3 failed", hint="do this"), 1, "error: step 3 failed\nhint: do this\n"),
-        (RuntimeError("odd"), 1, "error: RuntimeError: odd\nhint: mfimage did not expect this"),
+        (RuntimeError("odd"), 1, "error: RuntimeError: odd\nhint: this is a bug"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
@@ -82,13 +82,13 @@ def test_every_failure_has_its_exit_code(monkeypatch, failure, code, said):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["bind", "a.py:f", "--task", "F", "--param", "x"], "--param: expected NAME=VALUE"),
-        (["bind", "a.py:f", "--task", "F", "--param", "x=y"], "--param x: 'y' is no JSON"),
-        (["bind", "a.py:f", "--task", "F", "--example", "{"], "--example: '{' is no JSON"),
+        (["bind", "a.py:f", "--task", "F", "--param", "x"], "--param: expected NAME=JSON"),
+        (["bind", "a.py:f", "--task", "F", "--param", "x=y"], "--param x: 'y' is not JSON"),
+        (["bind", "a.py:f", "--task", "F", "--example", "{"], "--example: '{' is not JSON"),
         (["bind", "a.py:f", "--task", "F", "--example", "@no"], "--example: cannot read no"),
-        (["build", "x", "--target", "fastapy"], "target: there is no target 'fastapy'"),
+        (["build", "x", "--target", "fastapy"], "target: unknown target 'fastapy'"),
         (["build", "x", "--env", "A"], "env: 'A' has no value"),
-        (["build", "x", "--platform", "amiga"], "platform: 'amiga' is no platform"),
+        (["build", "x", "--platform", "amiga"], "platform: images cannot be built for 'amiga'"),
         (["build", "x", "--push"], "push: the image has no name"),
     ],
 )

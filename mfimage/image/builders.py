@@ -87,7 +87,7 @@ def _engine(options: BuildOptions) -> tuple[Engine | None, str]:
 
 
 def _wants_oci(options: BuildOptions) -> str:
-    if options.output is not None:
+    if isinstance(options.output, Location):
         return f"--output {options.output}"
     if isinstance(options.base_image, Location):
         return f"a base in {options.base_image}"
@@ -100,7 +100,7 @@ def _wants_oci(options: BuildOptions) -> str:
 
 def _check_goal(options: BuildOptions, push: bool) -> None:
     """Refuse a build whose image nobody would ever see: without a goal it goes into the engine."""
-    if push or options.output:
+    if push or isinstance(options.output, Location):
         return
     from mfimage.image.engine import Engine
 

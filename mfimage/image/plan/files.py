@@ -1,4 +1,4 @@
-"""A file for an image or a build's context: content by bytes or by path, mode, digest."""
+"""A file of an image or of a build context: its content as bytes or path, mode, digest."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ class ContextFile:
     Attributes
     ----------
     path : str
-        Where in the context, with ``/``.
+        Its path in the context or image, with ``/``.
     content : bytes or Path
-        What is in it, or the file that holds that.
+        Its content, or a file with the same.
     mode : int
         Permission bits.
     digest : str, optional
-        The content's SHA-256 in hex, if it is known already; computed otherwise. What is sent is
-        held against it.
+        The content's SHA-256 in hex, if known; what is written is verified against it.
     """
 
     path: str
@@ -44,7 +43,7 @@ class ContextFile:
                 yield chunk
 
     def size(self) -> int:
-        """Return the content's length in bytes."""
+        """Return the size of the content in bytes."""
         if isinstance(self.content, bytes):
             return len(self.content)
         return self.content.stat().st_size

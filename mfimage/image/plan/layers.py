@@ -1,4 +1,4 @@
-"""The files of each layer as they stand in an image, whatever builder takes them.
+"""The files of each layer, the same for every builder.
 
 The same plan gives the same bytes: names sorted, modes 0644 and 0755.
 """
@@ -30,7 +30,7 @@ from mfimage.runtime.layout import (
 )
 
 BlobPath = Callable[[BlobRef], Path]
-"""Where a blob's bytes are on this machine."""
+"""Returns the file on this machine that holds a blob."""
 
 
 def layer_files(plan: ImagePlan, blob_path: BlobPath) -> dict[str, list[ContextFile]]:
@@ -60,13 +60,13 @@ def inside(*parts: str) -> str:
 
 
 def blob_file(path: str, blob: BlobRef, blob_path: BlobPath) -> ContextFile:
-    """Return a file that holds a blob; it is verified when it is read."""
+    """Return a file with a blob's content, which is verified when it is read."""
     return ContextFile(path=path, content=blob_path(blob), digest=blob.hex)
 
 
 def runtime_files(plan: ImagePlan) -> list[ContextFile]:
-    """List the files of mfimage itself."""
-    # The extension stands beside the package, installed or not.
+    """List mfimage's own files."""
+    # The extension is beside the package, installed or not.
     root = Path(mfimage.__file__).parent.parent
     found = {path for pattern in plan.runtime for path in root.glob(pattern) if path.is_file()}
     files = [
@@ -82,7 +82,7 @@ def runtime_files(plan: ImagePlan) -> list[ContextFile]:
 
 
 def _program(module: str) -> bytes:
-    # Without site-packages: it starts in half the time, and probes call it every few seconds.
+    # Without site-packages it starts in half the time; probes call it every few seconds.
     return (
         f"#!{VENV}/bin/python -IS\nimport sys\nsys.path.append({RUNTIME!r})\n"
         f"from {module} import main\nsys.exit(main(sys.argv[1:]))\n"
@@ -90,7 +90,7 @@ def _program(module: str) -> bytes:
 
 
 def code_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
-    """List the function's code, what describes it, the lock that was installed, and the SBOM.
+    """List the function's code and description, the lock that is installed, and the SBOM.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def code_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
     return list(made)
 
 
-# Several ask for a plan's, and the SBOM takes time.
+# A build asks several times for the same plan's, and making the SBOM takes time.
 _made: deque[tuple[ImagePlan, list[ContextFile]]] = deque(maxlen=4)
 
 
@@ -133,17 +133,17 @@ def sbom_file(files: Iterable[ContextFile]) -> bytes:
 
 def artifact_folder(layer: ArtifactLayer) -> str:
     """Return the name of an artifact layer's folder in the context."""
-    # Further blobs, if any, are never equal to another layer's: the first one names it.
+    # No two layers share a blob, so the first one is enough.
     return f"artifact-{layer.blobs[0].hex[:16]}"
 
 
 def verified(file: ContextFile) -> Iterator[bytes]:
-    """Yield a file's content; it raises before the end if that is not what its digest says.
+    """Yield a file's content; raise before the end if it does not match its digest.
 
     Raises
     ------
     PackageError
-        When it is damaged.
+        If it is damaged.
     """
     if file.digest is None:
         yield from file.chunks()

@@ -14,8 +14,9 @@ from mfimage.image.find.diff import REMOVED, Change, diff
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.find.places import see_image
 from mfimage.image.plan.layers import code_files, runtime_files, sbom_file
-from mfimage.image.plan.options import LABEL_PREFIX, BuildOptions
+from mfimage.image.plan.options import ENGINE, LABEL_PREFIX, BuildOptions
 from mfimage.image.plan.plan import ImagePlan
+from mfimage.image.registry.location import Location
 
 if TYPE_CHECKING:
     from mfimage.image.find.seen import SeenImage
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 NEW, SAME, CHANGED = "new", "same", "changed"
 _LOCK = f"{LABEL_PREFIX}lock.digest"
-_MOST_TOLD = 8
+_MOST_REASONS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class PlannedPart:
         ``base``, ``system``, ``dependencies``, ``artifact:<names>``, ``runtime``, ``code``,
         ``configuration``.
     holds : str
-        What is in it, for people.
+        Its content, for people.
     size : int or None
         Bytes before compression, where known.
     change : str
@@ -59,9 +60,9 @@ class PlannedImage:
     Attributes
     ----------
     plan : ImagePlan
-        What it would be.
+        Its plan.
     before : str or None
-        The image that it is compared with.
+        The image that it is compared with, if any.
     parts : tuple of PlannedPart
         Layers, lowest first, and the configuration.
     """
@@ -87,30 +88,30 @@ class PlannedImage:
     def to_text(self) -> str:
         """Return a line for each part, and one for each reason."""
         plan = self.plan
-        against = f"compared with {self.before}" if self.before else "there is none before it"
+        against = f"compared with {self.before}" if self.before else "no image to compare with"
         lines = [f"{plan.function} for {plan.target.name}, {plan.platform}; {against}"]
         width = max(len(part.name) for part in self.parts)
         for part in self.parts:
             size = f", {part.size / 1e6:.1f} MB" if part.size is not None else ""
             lines.append(f"{part.change:<8} {part.name:<{width}}  {part.holds}{size}")
-            told = part.reasons[:_MOST_TOLD]
-            lines += [f"{'':<8} {'':<{width}}    {reason}" for reason in told]
-            if (more := len(part.reasons) - len(told)) > 0:
-                lines.append(f"{'':<8} {'':<{width}}    and {more} more")
+            reasons = list(part.reasons[:_MOST_REASONS])
+            if (more := len(part.reasons) - len(reasons)) > 0:
+                reasons.append(f"and {more} more")
+            lines += [f"{'':<8} {'':<{width}}    {reason}" for reason in reasons]
         return "\n".join(lines)
 
 
 def explain(plan: ImagePlan, blob_path: BlobPath, before: SeenImage | None) -> PlannedImage:
-    """Tell what would be built, and why.
+    """Describe what would be built, and why.
 
     Parameters
     ----------
     plan : ImagePlan
         What to build.
     blob_path : callable
-        Returns where the function's code is.
+        Returns the file of a blob.
     before : SeenImage, optional
-        The image that would be replaced; one that mfimage did not build counts as none.
+        The image that would be replaced; ignored if mfimage did not build it.
     """
     if before is not None and f"{LABEL_PREFIX}version" not in before.info.labels:
         before = None
@@ -138,20 +139,21 @@ def image_before(options: BuildOptions, platform: str, builder: str) -> SeenImag
     Parameters
     ----------
     options : BuildOptions
-        What was asked.
+        What was asked for.
     platform : str
-        Of the image.
+        The image's.
     builder : str
-        The oci builder does not look into an engine that it does not write to.
+        The oci builder reads from an engine only if it writes to it.
     """
-    if options.output is not None and not options.output.path.exists():
+    output = options.output if isinstance(options.output, Location) else None
+    if output is not None and not output.path.exists():
         return None
-    names = [str(place) for place in (options.output, *options.tags) if place]
-    engine = builder == DOCKER or options.output_engine
+    names = [str(place) for place in (output, *options.tags) if place]
+    engine = builder == DOCKER or options.output == ENGINE
     try:
         return see_image(names[0], platform=platform, engine=engine) if names else None
     except ReferenceNotFound:
-        return None  # there is none yet
+        return None
 
 
 def _info(plan: ImagePlan) -> ImageInfo:
@@ -170,14 +172,14 @@ def _info(plan: ImagePlan) -> ImageInfo:
 
 
 def _without_path(env: Mapping[str, str]) -> dict[str, str]:
-    """Leave out what is made of the base's own."""
+    """Leave out what is made from the base's own."""
     return {name: value for name, value in env.items() if name != "PATH"}
 
 
 def _parts(
     plan: ImagePlan, after: Contents, sizes: Mapping[str, int]
 ) -> Iterator[tuple[PlannedPart, tuple[str, ...]]]:
-    """Yield each part as if it were new, and the sections of the contents that it makes."""
+    """Yield each part as if it were new, and the sections of `Contents` that depend on it."""
     yield _new("base", str(plan.base.pinned), None), ("base", "python")
     if plan.system_packages:
         yield _new("system", ", ".join(plan.system_packages), None), ("system",)
@@ -220,12 +222,12 @@ def _reasons(
         return [str(change) for change in found if change.name in names]
     reasons = [str(change) for change in found]
     if part.name == "dependencies" and before.info.labels.get(_LOCK) != plan.dependencies.digest:
-        return reasons or ["the lock differs, in other things than what is installed"]
+        return reasons or ["the lock differs, but not in what it installs"]
     return reasons if part.name != "dependencies" else []
 
 
 def _removed(parts: Sequence[PlannedPart], changes: Iterable[Change]) -> Iterator[PlannedPart]:
-    """Yield what has no layer any more."""
+    """Yield what no longer has a layer."""
     held = {part.name for part in parts}
     for change in changes:
         gone = change.kind == REMOVED and change.section in ("artifacts", "system")
@@ -235,7 +237,7 @@ def _removed(parts: Sequence[PlannedPart], changes: Iterable[Change]) -> Iterato
 
 
 def _with_code(parts: Sequence[PlannedPart]) -> Iterator[PlannedPart]:
-    """Let the code's layer change with all others: it holds the lock and the SBOM."""
+    """Mark the code's layer as changed if any other is: it contains the lock and the SBOM."""
     others = [p.name for p in parts if p.change != SAME and p.name not in ("code", "configuration")]
     for part in parts:
         if part.name == "code" and part.change == SAME and others:

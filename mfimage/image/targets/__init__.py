@@ -1,1 +1,32 @@
-"""The interfaces that an image can have."""
+"""The interfaces that an image can have; to add one, write its module and list its class here.
+
+`find_target` is the way in. The first in the table is the default.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from mfimage.errors import OptionError
+from mfimage.image.targets.fastapi import FastapiTarget
+from mfimage.image.targets.ray import RayTarget
+from mfimage.image.targets.target import Target
+
+TARGETS: Mapping[str, type[Target]] = {each.name: each for each in (FastapiTarget, RayTarget)}
+DEFAULT_TARGET = next(iter(TARGETS))
+
+
+def find_target(name: str) -> type[Target]:
+    """Return a target by name.
+
+    Raises
+    ------
+    OptionError
+        If the name is unknown.
+    """
+    if target := TARGETS.get(name):
+        return target
+    close = difflib.get_close_matches(name, TARGETS, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(TARGETS)}"
+    raise OptionError(f"target: unknown target {name!r}", hint=hint)

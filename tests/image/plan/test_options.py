@@ -173,18 +173,18 @@ def test_a_secret_given_twice():
 
 def test_what_is_locked_for_ray():
     options = BuildOptions(target="ray", ray_version="2.60.0", parts=("serve", "data"))
-    assert "ray[default,data,serve]==2.60.0" in options.requirements
-    assert "ray[default]>=2.53" in BuildOptions(target="ray").requirements
+    assert "ray[default,data,serve]==2.60.0" in options.image_target.requirements
+    assert "ray[default]>=2.53" in BuildOptions(target="ray").image_target.requirements
 
 
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
-        ({"ray_version": "2.60.0"}, "ray-version: an image for fastapi has no Ray", "--target ray"),
-        ({"parts": ("serve",)}, "with: an image for fastapi has no Ray", "--target ray"),
-        ({"target": "ray", "parts": ("tune",)}, "with: 'tune' is no part of Ray", "data, serve"),
-        ({"target": "ray", "ray_version": "2.9.0"}, "'2.9.0' is no version of Ray", "2.53.0"),
-        ({"target": "ray", "ray_version": "newest"}, "'newest' is no version of Ray", "2.53.0"),
+        ({"ray_version": "2.60.0"}, "ray-version: an image for fastapi", "--target ray"),
+        ({"parts": ("serve",)}, "with: an image for fastapi", "--target ray"),
+        ({"target": "ray", "parts": ("tune",)}, "with: 'tune' is not a part of Ray", "data, serve"),
+        ({"target": "ray", "ray_version": "2.9.0"}, "'2.9.0' is not a version of Ray", "2.53.0"),
+        ({"target": "ray", "ray_version": "newest"}, "'newest' is not a version of Ray", "2.53.0"),
     ],
 )
 def test_what_no_image_can_have_of_ray(options, message, hint):
