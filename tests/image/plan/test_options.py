@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
+
 import pytest
 
+from mfimage.cli import main
 from mfimage.errors import OptionError
-from mfimage.image.plan.options import BuildOptions, refuse_credentials
+from mfimage.image.plan.options import OPTIONS, BuildOptions, refuse_credentials
 from mfimage.image.secrets.build import parse_secret
 
 
@@ -192,3 +197,47 @@ def test_what_no_image_can_have_of_ray(options, message, hint):
         BuildOptions(**options)
     assert message in caught.value.message
     assert hint in caught.value.hint
+
+
+DOCS = Path(__file__).parents[3] / "docs" / "image.md"
+START, END = "<!-- options: made from mfimage/image/plan/options.py -->\n", "<!-- /options -->"
+
+
+def table() -> str:
+    rows = ["| flag | `[tool.mfimage]` | |", "|---|---|---|"]
+    for option in OPTIONS:
+        takes = option.metavar or "|".join(option.choices)
+        flags = [*option.flags[:-1], f"{option.flags[-1]} {takes}".strip()]
+        cells = (
+            ", ".join(f"`{flag}`" for flag in flags).replace("|", "\\|"),
+            f"`{option.key}`" if option.key else "",
+            option.help.replace("python:<minor>-slim", "`python:<minor>-slim`"),
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def test_the_table_in_the_docs_is_made_from_the_list():
+    """Write it anew with MFIMAGE_WRITE_GOLDEN=1."""
+    before, _, rest = DOCS.read_text().partition(START)
+    found, _, after = rest.partition(END)
+    if os.environ.get("MFIMAGE_WRITE_GOLDEN"):
+        DOCS.write_text(f"{before}{START}{table()}{END}{after}")
+        return
+    assert found == table()
+
+
+@pytest.mark.parametrize("command", ["build", "plan", "render", "verify"])
+def test_each_command_has_its_options(command):
+    flags = {name: param for param in main.commands[command].params for name in param.opts}
+    for option in OPTIONS:
+        taken = option.flags[-1].partition("/")[0] in flags
+        if option.name != "output":  # render's is another
+            assert taken == (command in option.commands), option.name
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_help_is_a_sentence(option):
+    """What an option does, not a fragment."""
+    assert re.match(r"[A-Z].*\.( \[default: \w+\])?$", option.help), option.help
+    assert option.help.split()[0] not in ("Of", "For", "By", "The")
