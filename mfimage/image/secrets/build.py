@@ -1,6 +1,6 @@
-"""Credentials for the dependency step: mounted for that step, never written into an image.
+"""Credentials for the steps that install: mounted for those steps, never written into an image.
 
-A secret is named by what it is, and the Dockerfile knows what to do with it:
+A secret's id says what it is, and so how the steps use it:
 
 =====================  =====================================================================
 ``ca``                 a bundle of CA certificates (PEM) that replaces the base image's own
@@ -25,8 +25,9 @@ CA, NETRC, PIP_CONF = "ca", "netrc", "pip.conf"
 _FILES = (CA, NETRC, PIP_CONF)
 _ALIASES = {"pip": PIP_CONF, ".netrc": NETRC}
 _VARIABLE = re.compile(r"(?:UV|PIP)_[A-Z0-9_]+")
-_LARGEST = 500 * 1024  # BuildKit refuses more
-_USAGE = "write it as docker does: id=netrc,src=PATH or id=UV_INDEX_NAME_PASSWORD,env=VARIABLE"
+# BuildKit refuses more.
+_LARGEST = 500 * 1024
+_USAGE = "write it as for docker: id=netrc,src=PATH or id=UV_INDEX_NAME_PASSWORD,env=VARIABLE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class Secret:
             raise _unknown(self.id)
         if (self.source is None) == (self.variable is None):
             raise OptionError(
-                f"secret {self.id}: expected either a file or a variable to read it from",
+                f"secret {self.id}: expected either a file or a variable to read",
                 hint=_USAGE,
             )
 
@@ -62,44 +63,41 @@ class Secret:
         Raises
         ------
         OptionError
-            If the file or variable is not there, or holds more than an engine takes.
+            If the file or variable does not exist, or is too large for an engine.
         """
-        data = self._read_file(self.source) if self.source else self._read_variable()
+        try:
+            data = (
+                self.source.read_bytes()
+                if self.source
+                else os.environ[self.variable or ""].encode()
+            )
+        except OSError as error:
+            raise OptionError(
+                f"secret {self.id}: cannot read {self.source}: {error.strerror}",
+                hint="check the path after src=",
+            ) from None
+        except KeyError:
+            raise OptionError(
+                f"secret {self.id}: the environment variable {self.variable} is not set",
+                hint=f"export {self.variable}, or name another one: id={self.id},env=VARIABLE",
+            ) from None
         if len(data) > _LARGEST:
             raise OptionError(
-                f"secret {self.id}: {len(data)} bytes, an engine takes {_LARGEST}",
+                f"secret {self.id}: {len(data)} bytes are more than the {_LARGEST} allowed",
                 hint="give only the certificates or hosts that the build needs",
             )
         return data
 
-    def _read_file(self, path: Path) -> bytes:
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise OptionError(
-                f"secret {self.id}: cannot read {path}: {error.strerror}",
-                hint="check the path after src=",
-            ) from None
-
-    def _read_variable(self) -> bytes:
-        value = os.environ.get(self.variable or "")
-        if value is None:
-            raise OptionError(
-                f"secret {self.id}: the environment variable {self.variable} is not set",
-                hint=f"export {self.variable}, or name another one: id={self.id},env=VARIABLE",
-            )
-        return value.encode()
-
 
 def parse_secret(text: str, *, folder: Path | None = None) -> Secret:
-    """Parse ``id=ID[,src=PATH][,env=VARIABLE]``, docker's own way to write it.
+    """Parse ``id=ID[,src=PATH][,env=VARIABLE]``, as docker writes it.
 
     Parameters
     ----------
     text : str
-        An ``id`` alone, if it is a variable's name, is read from the variable of that name.
+        An ``id`` alone that is a variable's name is read from that variable.
     folder : Path, optional
-        What a relative path is relative to; the working directory by default.
+        Where relative paths start; by default in the working directory.
 
     Raises
     ------
@@ -111,7 +109,7 @@ def parse_secret(text: str, *, folder: Path | None = None) -> Secret:
         key, equals, value = part.partition("=")
         key = {"source": "src"}.get(key.strip(), key.strip())
         if not equals or not value or key not in ("id", "src", "env", "type"):
-            raise OptionError(f"secret: {part!r} in {text!r} is not understood", hint=_USAGE)
+            raise OptionError(f"secret: {part!r} in {text!r} is not known", hint=_USAGE)
         given[key] = value
     if "id" not in given:
         raise OptionError(f"secret: {text!r} has no id", hint=_USAGE)
@@ -124,7 +122,7 @@ def parse_secret(text: str, *, folder: Path | None = None) -> Secret:
 
 
 def read_secrets(secrets: Iterable[Secret]) -> dict[str, bytes]:
-    """Read all of them, by id, as an engine's build wants them.
+    """Read secrets; return them by id.
 
     Raises
     ------
@@ -138,4 +136,4 @@ def _unknown(name: str) -> OptionError:
     close = difflib.get_close_matches(name, (*_FILES, *_ALIASES), n=1)
     known = f"known are {', '.join(_FILES)}, and variables of uv and pip (UV_..., PIP_...)"
     hint = f"did you mean {_ALIASES.get(close[0], close[0])!r}? {known}" if close else known
-    return OptionError(f"secret: there is no use for one with the id {name!r}", hint=hint)
+    return OptionError(f"secret: unknown id {name!r}", hint=hint)
