@@ -66,13 +66,12 @@ def build_flags(command: str) -> Callable[[Command], Command]:
 
 
 def _flag(option: Option) -> Callable[[Command], Command]:
-    if option.is_switch:
-        return click.option(*option.flags, option.name, is_flag=True, default=None,
-                            help=option.help)  # fmt: skip
+    names = (*option.flags, option.name)
+    if option.kind == "switch":
+        return click.option(*names, is_flag=True, default=None, help=option.help)
     return click.option(
-        *option.flags,
-        option.name,
-        multiple=option.is_list or option.is_table,
+        *names,
+        multiple=option.kind in ("list", "table"),
         type=click.Choice(option.choices) if option.choices else str,
         metavar=option.metavar,
         help=option.help,
@@ -80,26 +79,14 @@ def _flag(option: Option) -> Callable[[Command], Command]:
 
 
 def build_options(given: Mapping[str, Any]) -> BuildOptions:
-    """Return the build options that flags and the project's settings give.
-
-    Raises
-    ------
-    OptionError
-        Naming the option and the value.
-    """
+    """Return the build options that flags and the project's settings give."""
     from mfimage.image.plan.settings import make_options, read_settings
 
     return make_options(given, read_settings(Path.cwd()))
 
 
 def bind_options(given: Mapping[str, Any]) -> BindOptions:
-    """Return the bind options that flags give.
-
-    Raises
-    ------
-    OptionError
-        Naming the option and the value.
-    """
+    """Return the bind options that flags give."""
     from mfimage.bind import BindOptions
 
     parameters = {}

@@ -159,13 +159,7 @@ def _write(path: Path, text: str, field: str) -> None:
 
 
 def check_size(builder: Builder, image: BuiltImage, limit: int | None) -> None:
-    """Fail if an image has more bytes than allowed.
-
-    Raises
-    ------
-    BuildError
-        Naming its largest parts.
-    """
+    """Fail if an image has more bytes than allowed."""
     if limit is None or image.size <= limit:
         return
     layers = {layer.name: layer.size for layer in image.layers}

@@ -56,13 +56,7 @@ def default_base(spec: FunctionSpec) -> Reference:
 
 
 def check_base(spec: FunctionSpec, base: BaseImage, platform: str) -> None:
-    """Refuse a base with another Python or platform than the image's.
-
-    Raises
-    ------
-    OptionError
-        Naming both.
-    """
+    """Refuse a base with another Python or platform than the image's."""
     wanted = spec.environment.python_minor
     found = ".".join(base.python.split(".")[:2])
     if found != wanted:

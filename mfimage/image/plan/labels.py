@@ -94,13 +94,7 @@ def _json(value: Mapping[str, Any]) -> str:
 
 
 def check_labels(labels: Mapping[str, str]) -> None:
-    """Refuse labels that would show a password.
-
-    Raises
-    ------
-    OptionError
-        Naming the label and the source of its text.
-    """
+    """Refuse labels that would show a password."""
     for name, value in labels.items():
         try:
             check_text(f"label {name}", value)

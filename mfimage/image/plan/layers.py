@@ -90,13 +90,7 @@ def _program(module: str) -> bytes:
 
 
 def code_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
-    """List the function's code and description, the lock that is installed, and the SBOM.
-
-    Raises
-    ------
-    PackageError
-        If the code's archive is damaged, or would write outside its folder.
-    """
+    """List the function's code and description, the lock that is installed, and the SBOM."""
     for known, files in _made:
         if known is plan:
             return list(files)
@@ -138,13 +132,7 @@ def artifact_folder(layer: ArtifactLayer) -> str:
 
 
 def verified(file: ContextFile) -> Iterator[bytes]:
-    """Yield a file's content; raise before the end if it does not match its digest.
-
-    Raises
-    ------
-    PackageError
-        If it is damaged.
-    """
+    """Yield a file's content; raise before the end if it does not match its digest."""
     if file.digest is None:
         yield from file.chunks()
         return

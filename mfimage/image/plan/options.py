@@ -23,6 +23,7 @@ from mfimage.image.registry.location import LOCATIONS, Location, parse_location
 from mfimage.image.registry.reference import Reference, parse_reference, parse_tag
 from mfimage.image.secrets.build import Secret, parse_secret
 from mfimage.image.targets import DEFAULT_TARGET, TARGETS, find_target
+from mfimage.image.targets.ray import PARTS
 from mfimage.image.targets.target import Target
 from mfimage.masking import URL_PASSWORD
 
@@ -53,30 +54,18 @@ class Option:
 
     Attributes
     ----------
-    name : str
-        Field of `BuildOptions`.
-    default : object
-        Its type decides what is written: a switch, one text, several texts, or names and values.
-    help : str
-        What it does.
-    flags : tuple of str
-        On the command line.
+    name, default, help
+        The field of `BuildOptions`; the type of the default decides the `kind`.
+    flags, commands, metavar, choices
+        On the command line: its flags, the commands that take it, what to write, allowed values.
     key : str or None
         In ``[tool.mfimage]``; None if it cannot stand there.
-    commands : tuple of str
-        Commands that take it.
-    metavar : str or None
-        What to write after the flag.
-    choices : tuple of str
-        The values there are; any if empty.
     parse : callable
         Makes a value of one text.
     relative : bool
-        Whether the text may contain a path; in ``[tool.mfimage]`` it starts at the file's folder,
-        which `parse` then gets as ``folder``.
+        Whether the text may contain a path; `parse` then gets the ``folder`` where it starts.
     identity : callable, optional
-        If given, the command line adds to the project's values; it replaces those of equal
-        identity.
+        If given, flags add to the project's values, and replace those of equal identity.
     """
 
     name: str
@@ -97,32 +86,26 @@ class Option:
         return self.flags[-1].partition("/")[0].removeprefix("--")
 
     @property
-    def is_switch(self) -> bool:
-        """Whether it is true or false."""
-        return isinstance(self.default, bool)
-
-    @property
-    def is_list(self) -> bool:
-        """Whether it has any number of values."""
-        return isinstance(self.default, tuple)
-
-    @property
-    def is_table(self) -> bool:
-        """Whether it has names and values."""
-        return isinstance(self.default, dict)
+    def kind(self) -> Literal["switch", "list", "table", "text"]:
+        """What is written: true or false, several texts, names with texts, or one text."""
+        if isinstance(self.default, bool):
+            return "switch"
+        if isinstance(self.default, tuple):
+            return "list"
+        return "table" if isinstance(self.default, dict) else "text"
 
     def read(self, written: Any, *, folder: Path | None = None) -> Any:
-        """Return the value of what was written, texts or a switch."""
+        """Return the value of what was written."""
         parse = partial(self.parse, folder=folder) if self.relative else self.parse
-        if self.is_table:
+        if self.kind == "table":
             return written if isinstance(written, Mapping) else _assignments(written, self.title)
-        if self.is_list:
+        if self.kind == "list":
             return tuple(parse(text) for text in written)
-        return written if self.is_switch else parse(written)
+        return written if self.kind == "switch" else parse(written)
 
     def merge(self, project: Any, given: Any) -> Any:
-        """Return what a project's value and one from the command line are together."""
-        if self.is_table:
+        """Combine a project's value with the one that flags give."""
+        if self.kind == "table":
             return {**project, **given}
         if self.identity is None:
             return given
@@ -161,7 +144,7 @@ _BUILDS = ("build", "plan")
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What to build; each field says in its help what it is for.
+    """What to build; the help of each field says what it is for.
 
     Raises
     ------
@@ -246,7 +229,7 @@ class BuildOptions:
     )  # fmt: skip
     parts: tuple[str, ...] = option(
         (), "--with", key="with", metavar="PART",
-        help="Part of Ray to install besides its core: data or serve.",
+        help=f"Part of Ray to install besides its core: {' or '.join(PARTS)}.",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -262,7 +245,6 @@ class BuildOptions:
                     f"{each.title}: {value!r} is not known",
                     hint=f"one of: {', '.join(each.choices)}",
                 )
-        self._check_own()
         _ = self.image_target
         check_packages(self.apt, field="apt")
         for name, value in self.env.items():
@@ -279,23 +261,20 @@ class BuildOptions:
         if twice := [each for each in ids if ids.count(each) > 1]:
             raise OptionError(f"secret {twice[0]}: given twice", hint="leave one of them out")
 
-    def _check_own(self) -> None:
-        """Refuse options that only another target takes."""
-        own = {each.name for each in dataclasses.fields(find_target(self.target))}
-        for target in TARGETS.values():
-            for each in dataclasses.fields(target):
+    @property
+    def image_target(self) -> Target:
+        """The target, with the options that only it takes; the others' must not be given."""
+        found = find_target(self.target)
+        own = {each.name: getattr(self, each.name) for each in dataclasses.fields(found)}
+        for other in TARGETS.values():
+            for each in dataclasses.fields(other):
                 if each.name not in own and getattr(self, each.name) != each.default:
                     title = next(option.title for option in OPTIONS if option.name == each.name)
                     raise OptionError(
                         f"{title}: an image for {self.target} does not take it",
-                        hint=f"add --target {target.name}, or leave out --{title}",
+                        hint=f"add --target {other.name}, or leave out --{title}",
                     )
-
-    @property
-    def image_target(self) -> Target:
-        """The target, with the options that only it takes."""
-        found = find_target(self.target)
-        return found(**{each.name: getattr(self, each.name) for each in dataclasses.fields(found)})
+        return found(**own)
 
     @property
     def platforms(self) -> tuple[str, ...]:
@@ -324,13 +303,7 @@ OPTIONS: tuple[Option, ...] = tuple(map(_option, dataclasses.fields(BuildOptions
 
 
 def parse_platform(text: str, *, field: str = "platform") -> str:
-    """Return the platform by the name that locks and engines use.
-
-    Raises
-    ------
-    OptionError
-        If images cannot be built for it.
-    """
+    """Return the platform by the name that locks and engines use."""
     if platform := _PLATFORMS.get(text.lower()):
         return platform
     raise OptionError(
@@ -345,13 +318,7 @@ def split_index(text: str) -> tuple[str, str]:
 
 
 def check_packages(names: tuple[str, ...], *, field: str) -> None:
-    """Refuse what cannot be the name of a Debian package.
-
-    Raises
-    ------
-    OptionError
-        Naming it.
-    """
+    """Refuse what cannot be the name of a Debian package."""
     for name in names:
         if not _PACKAGE.fullmatch(name):
             raise OptionError(
@@ -362,13 +329,7 @@ def check_packages(names: tuple[str, ...], *, field: str) -> None:
 
 
 def check_text(field: str, value: str) -> None:
-    """Refuse what a Dockerfile cannot hold, and URLs with a password.
-
-    Raises
-    ------
-    OptionError
-        Naming the field, and the value unless it is a credential.
-    """
+    """Refuse what a Dockerfile cannot hold, and URLs with a password."""
     for char in value:
         if char != "\t" and unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp"):
             raise OptionError(
@@ -384,13 +345,7 @@ def check_text(field: str, value: str) -> None:
 
 
 def refuse_credentials(field: str, text: str) -> None:
-    """Refuse text that has a URL with a password in it; the error does not repeat it.
-
-    Raises
-    ------
-    OptionError
-        Naming the field and the URL's scheme.
-    """
+    """Refuse text that has a URL with a password in it; the error does not repeat it."""
     if found := URL_PASSWORD.search(text):
         scheme = found.group().partition("://")[0]
         raise OptionError(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from mfimage.errors import OptionError
-from mfimage.image.plan.options import OPTIONS, BuildOptions, Option
+from mfimage.image.plan.options import OPTIONS, BuildOptions
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -19,6 +19,15 @@ else:
 
 FILE_NAME = "pyproject.toml"
 TABLE = "tool.mfimage"
+_EXPECTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "switch": ("true or false", lambda value: isinstance(value, bool)),
+    "list": ("a list of strings", lambda value: isinstance(value, list) and _all_texts(value)),
+    "table": (
+        "a table of strings",
+        lambda value: isinstance(value, dict) and _all_texts(value.values()),
+    ),
+    "text": ("a string", lambda value: isinstance(value, str)),
+}
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -85,20 +94,12 @@ def _parse(table: Any, path: Path) -> dict[str, Any]:
             close = difflib.get_close_matches(key.replace("_", "-"), options, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(options)}"
             raise OptionError(f"{path}: {TABLE}.{key}: unknown option", hint=hint)
-        if expected := _unexpected(option, value):
+        expected, fits = _EXPECTED[option.kind]
+        if not fits(value):
             raise OptionError(f"{path}: {TABLE}.{key}: expected {expected}, got {value!r}")
         values[option.name] = option.read(value, folder=path.parent)
     return values
 
 
-def _unexpected(option: Option, value: Any) -> str:
-    """Return what is expected instead of a value; nothing if it is right."""
-    if option.is_switch:
-        return "" if isinstance(value, bool) else "true or false"
-    if option.is_table:
-        is_table = isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
-        return "" if is_table else "a table of strings"
-    if option.is_list:
-        is_list = isinstance(value, list) and all(isinstance(item, str) for item in value)
-        return "" if is_list else "a list of strings"
-    return "" if isinstance(value, str) else "a string"
+def _all_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)

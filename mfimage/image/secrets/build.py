@@ -58,13 +58,7 @@ class Secret:
             )
 
     def read(self) -> bytes:
-        """Return its bytes.
-
-        Raises
-        ------
-        OptionError
-            If the file or variable does not exist, or is too large for an engine.
-        """
+        """Return its bytes."""
         try:
             data = (
                 self.source.read_bytes()
@@ -122,13 +116,7 @@ def parse_secret(text: str, *, folder: Path | None = None) -> Secret:
 
 
 def read_secrets(secrets: Iterable[Secret]) -> dict[str, bytes]:
-    """Read secrets; return them by id.
-
-    Raises
-    ------
-    OptionError
-        If one cannot be read.
-    """
+    """Read secrets; return them by id."""
     return {secret.id: secret.read() for secret in secrets}
 
 

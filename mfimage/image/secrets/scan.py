@@ -101,13 +101,7 @@ class CredentialScan:
                     self._file(layer, path, iter(lambda c=content: c.read(_CHUNK), b""))  # type: ignore[misc]
 
     def check(self) -> None:
-        """Fail if something was found.
-
-        Raises
-        ------
-        BuildError
-            Naming each place and kind, and no value.
-        """
+        """Fail if something was found."""
         if not self._found:
             return
         lines = [f"  {finding}" for finding in list(self._found)[:_MOST_SHOWN]]

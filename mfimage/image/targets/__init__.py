@@ -18,13 +18,7 @@ DEFAULT_TARGET = next(iter(TARGETS))
 
 
 def find_target(name: str) -> type[Target]:
-    """Return a target by name.
-
-    Raises
-    ------
-    OptionError
-        If the name is unknown.
-    """
+    """Return a target by name."""
     if target := TARGETS.get(name):
         return target
     close = difflib.get_close_matches(name, TARGETS, n=1)

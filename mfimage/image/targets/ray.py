@@ -23,7 +23,7 @@ BATCH_REQUIREMENTS = ("obstore>=0.8",)
 OLDEST_RAY = "2.53"
 # Bare `ray` has no health endpoint: no probe would pass.
 _ALWAYS = "default"
-_PARTS = ("data", "serve")
+PARTS = ("data", "serve")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +53,10 @@ class RayTarget(Target):
 
     def __post_init__(self) -> None:
         for part in self.parts:
-            if part not in _PARTS:
+            if part not in PARTS:
                 raise OptionError(
                     f"with: {part!r} is not a part of Ray that mfimage installs",
-                    hint=f"one of: {', '.join(_PARTS)}",
+                    hint=f"one of: {', '.join(PARTS)}",
                 )
         if self.ray_version is not None and not _is_supported(self.ray_version):
             raise OptionError(
