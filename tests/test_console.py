@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from mfimage.cli.console import BuildStory, CopyStory, FileStory, copy_story, file_story
+from mfimage.cli.console import BuildStory, CopyStory, FileStory, show
 from mfimage.copy import CopyEvent
 from mfimage.image.engine_events import BuildEvent
 from mfimage.run import FileProgress
@@ -67,9 +67,10 @@ SUMMARY = "copied 2 blobs (4.0 MB); 1 blob (1.0 MB) there already"
 
 
 def test_a_copy_is_shown_in_plain_lines(capsys):
-    with copy_story() as story:
+    with show(CopyStory) as story:
         for event in COPIED:
             story(event)
+        story.summary()
     assert capsys.readouterr().err.splitlines() == [*COPY_LINES, SUMMARY]
 
 
@@ -84,8 +85,8 @@ def test_a_bar_shows_how_much_of_a_copy_is_done():
         done.append(progress.tasks[0].completed)
     assert done == [4_000_000, 5_000_000, 5_000_000, 5_000_000, 5_001_500]
     assert progress.tasks[0].total == 6_000_000
-    assert out.getvalue().splitlines() == COPY_LINES
-    assert bar.summary() == SUMMARY
+    bar.summary()
+    assert out.getvalue().splitlines() == [*COPY_LINES, SUMMARY]
 
 
 RUN = FileProgress(records=1200, failed=1, position=30, size=60, seconds=2.0)
@@ -93,7 +94,7 @@ RUN_LINE = "1200 records in 2.0 s (600/s), 1 failed"
 
 
 def test_a_run_over_a_file_is_shown_in_few_lines(capsys):
-    with file_story(bar=True) as story:
+    with show(FileStory) as story:
         story.progress(RUN)
         for number in range(20):
             story.failure(f"line {number}: x")

@@ -105,7 +105,7 @@ def build(
     FUNCTION is the reference of a function package; with --task, file.py:name or module:name.
     """
     from mfimage.build import build as build_image
-    from mfimage.cli.console import build_story, note
+    from mfimage.cli.console import BuildStory, note, show
     from mfimage.image.report import write_id, write_metadata
     from mfimage.sizes import parse_size
 
@@ -115,7 +115,7 @@ def build(
     if dry_run:
         _show_plan(reference, wanted, push=push, as_json=as_json)
         return
-    with build_story(verbose=verbose) as on_event:
+    with show(BuildStory, verbose=verbose) as on_event:
         image = build_image(
             reference, wanted, push=push, force=force, test=test, max_size=limit,
             on_event=on_event, note=note,

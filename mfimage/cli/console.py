@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mfimage.terminal import byte_bar, is_terminal, step_bars, text_bar
 
@@ -20,18 +21,10 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def _bars(make: Callable[[], Any], *, allowed: bool = True) -> Iterator[Any]:
-    """Yield a ``rich.progress.Progress`` if stderr is a terminal, else None."""
-    if not allowed or not is_terminal():
-        yield None
-        return
-    with make() as progress:
-        yield progress
-
-
 class _Story:
     """Writes lines to stderr, above the bars if there are any."""
+
+    bars: Callable[[], Any]
 
     def __init__(self, progress: Any = None) -> None:
         self._progress = progress
@@ -43,21 +36,23 @@ class _Story:
             self._progress.console.print(line, markup=False, highlight=False)
 
 
-@contextlib.contextmanager
-def build_story(*, verbose: bool = False) -> Iterator[BuildStory]:
-    """Yield what shows a build, a pull or a push.
+AnyStory = TypeVar("AnyStory", bound=_Story)
 
-    Parameters
-    ----------
-    verbose : bool
-        Show the steps' own output too.
-    """
-    with _bars(step_bars) as progress:
-        yield BuildStory(progress, verbose=verbose)
+
+@contextlib.contextmanager
+def show(kind: type[AnyStory], *, bars: bool = True, **options: Any) -> Iterator[AnyStory]:
+    """Yield a story, with bars if they are wanted and stderr is a terminal."""
+    if not bars or not is_terminal():
+        yield kind(**options)
+        return
+    with kind.bars() as progress:
+        yield kind(progress, **options)
 
 
 class BuildStory(_Story):
-    """A line for each step that ended, and a bar for each under way."""
+    """A line for each step that ended, and for its output if ``verbose``; a bar for the others."""
+
+    bars = staticmethod(step_bars)
 
     def __init__(self, progress: Any = None, *, verbose: bool = False) -> None:
         super().__init__(progress)
@@ -104,17 +99,10 @@ def _line(event: BuildEvent, *, verbose: bool) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def copy_story() -> Iterator[CopyStory]:
-    """Yield what shows a copy; if the block succeeds, it ends with a summary."""
-    with _bars(lambda: byte_bar("copying")) as progress:
-        story = CopyStory(progress)
-        yield story
-    note(story.summary())
-
-
 class CopyStory(_Story):
-    """A line for each blob that was copied, and a bar of all."""
+    """A line for each blob that was copied, a bar of all, and a summary."""
+
+    bars = staticmethod(partial(byte_bar, "copying"))
 
     def __init__(self, progress: Any = None) -> None:
         super().__init__(progress)
@@ -138,10 +126,10 @@ class CopyStory(_Story):
         self._done[event.blob] = max(event.current, self._done.get(event.blob, 0))
         self._progress.update(self._task, completed=sum(self._done.values()))
 
-    def summary(self) -> str:
-        """Return what was copied, and what was there already."""
+    def summary(self) -> None:
+        """Show what was copied, and what was there already."""
         copied, found = self._copied, self._found
-        return (
+        self._write(
             f"copied {_count(len(copied), 'blob')} ({_bytes(sum(copied))}); "
             f"{_count(len(found), 'blob')} ({_bytes(sum(found))}) there already"
         )
@@ -155,16 +143,10 @@ def _bytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
-@contextlib.contextmanager
-def file_story(*, bar: bool) -> Iterator[FileStory]:
-    """Yield what shows a run over a file, with a bar if ``bar`` allows one."""
-    with _bars(text_bar, allowed=bar) as progress:
-        yield FileStory(progress)
-
-
 class FileStory(_Story):
     """The first few records that fail, a bar, and a summary."""
 
+    bars = staticmethod(text_bar)
     limit = 10
 
     def __init__(self, progress: Any = None) -> None:

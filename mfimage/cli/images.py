@@ -160,12 +160,12 @@ def push(image: str, tags: tuple[str, ...]) -> None:
     IMAGE is in the engine, oci:DIR, oci-archive:FILE or docker-archive:FILE. Prints
     repository@digest of each tag.
     """
-    from mfimage.cli.console import build_story, note
+    from mfimage.cli.console import BuildStory, note, show
     from mfimage.image.registry.reference import parse_tag
     from mfimage.push import push as push_image
 
     parsed = [parse_tag(tag) for tag in tags]
-    with build_story() as on_event:
+    with show(BuildStory) as on_event:
         pushed = push_image(image, parsed, on_event=on_event, say=note)
     for digest in dict.fromkeys(pushed):
         click.echo(digest)
@@ -187,12 +187,13 @@ def copy(reference: str, url: str, jobs: int) -> None:  # fmt: skip
 
     URL is a folder or the URL of one. Prints the package's reference there.
     """
-    from mfimage.cli.console import copy_story
+    from mfimage.cli.console import CopyStory, show
     from mfimage.copy import copy_package
 
     try:
-        with copy_story() as on_progress:
-            copied = copy_package(reference, url, on_progress=on_progress, jobs=jobs)
+        with show(CopyStory) as story:
+            copied = copy_package(reference, url, on_progress=story, jobs=jobs)
+        story.summary()
     except BaseException as error:
         code = 130 if isinstance(error, KeyboardInterrupt) else 1
         click.get_current_context().find_root().call_on_close(lambda: _exit_at_once(code))

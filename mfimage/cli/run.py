@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -106,10 +105,11 @@ def map_(
     Records are sent in batches, results are written in order. The output appears when it is
     complete.
     """
-    from mfimage.cli.console import file_story
+    from mfimage.cli.console import FileStory, show
     from mfimage.run import Failing, Files, map_files
 
-    with file_story(bar=files["output"] != "-" or not sys.stdout.isatty()) as story:
+    bars = files["output"] != "-" or not sys.stdout.isatty()
+    with show(FileStory, bars=bars) as story:
         done = map_files(
             _loader(reference, backend, workers, timeout),
             Files(**files),
@@ -137,6 +137,8 @@ def _loader(
 
 def _runtime(reference: str, *command: str) -> NoReturn:
     """Run the image's own entrypoint on a package, in this process."""
+    import tempfile
+
     from mfimage.package.store import open_package
     from mfimage.package.unpack import unpack
     from mfimage.runtime.__main__ import main as run

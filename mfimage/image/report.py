@@ -30,20 +30,16 @@ class Image:
 
     Attributes
     ----------
-    builder : str
+    builder
         ``docker`` or ``oci``.
-    images : tuple of BuiltImage
-        One for each platform.
-    tags : tuple of str
-        Its names.
-    digests : tuple of str
-        ``repository@sha256:...`` of each tag that was pushed.
-    place : str or None
+    images, tests
+        One for each platform; and the results of tests that were asked for.
+    tags, digests
+        Its names; ``repository@sha256:...`` of each that was pushed.
+    place
         Where it is other than in a registry: ``oci:DIR``, or its name in the engine.
-    timings : mapping of str to float
+    timings
         Seconds by phase: plan, build, scan, test, write, push.
-    tests : tuple of Report
-        Results of the tests, if any were asked for.
     """
 
     builder: str

@@ -35,21 +35,7 @@ Note = Callable[[str], None]
 def target_lock(package: Package, options: BuildOptions, platform: str, note: Note) -> bytes:
     """Return the lock of an image for a platform: the stored one, else a new one.
 
-    Parameters
-    ----------
-    package : Package
-        The function.
-    options : BuildOptions
-        What was asked for; a new lock is made with its indexes.
-    platform : str
-        As ``linux/amd64``.
-    note : callable
-        Called with a line when the lock cannot be stored beside the package.
-
-    Raises
-    ------
-    MfimageError
-        If the requirements cannot be solved, or the stored lock is damaged.
+    ``note`` is called with a line if the lock cannot be stored beside the package.
     """
     asked = _asked(package, options, platform)
     kept = _beside(package, asked)

@@ -319,13 +319,12 @@ def split_index(text: str) -> tuple[str, str]:
 
 def check_packages(names: tuple[str, ...], *, field: str) -> None:
     """Refuse what cannot be the name of a Debian package."""
+    hint = (
+        "lower-case letters, digits, '+', '-' and '.', such as libgomp1, or with a version: "
+        "libgomp1=12.2.0-14"
+    )
     for name in names:
-        if not _PACKAGE.fullmatch(name):
-            raise OptionError(
-                f"{field}: {name!r} is not the name of a Debian package",
-                hint="lower-case letters, digits, '+', '-' and '.', such as libgomp1, "
-                "or with a version: libgomp1=12.2.0-14",
-            )
+        _check_name(field, name, _PACKAGE, hint)
 
 
 def check_text(field: str, value: str) -> None:
@@ -367,12 +366,13 @@ def _assignments(texts: Iterable[str], field: str) -> dict[str, str]:
     return pairs
 
 
+def _check_name(field: str, name: str, pattern: re.Pattern[str], hint: str) -> None:
+    if not pattern.fullmatch(name):
+        raise OptionError(f"{field}: {name!r} is not a valid name", hint=hint)
+
+
 def _check_variable(name: str) -> None:
-    if not _VARIABLE.fullmatch(name):
-        raise OptionError(
-            f"env: {name!r} cannot be the name of a variable",
-            hint="letters, digits and '_', not starting with a digit: NAME=value",
-        )
+    _check_name("env", name, _VARIABLE, "letters, digits and '_', not starting with a digit")
     if name in _RESERVED:
         raise OptionError(
             f"env: the image sets {name} itself, to find its programs",
@@ -381,11 +381,8 @@ def _check_variable(name: str) -> None:
 
 
 def _check_label(name: str) -> None:
-    if not _LABEL.fullmatch(name):
-        raise OptionError(
-            f"label: {name!r} cannot be the name of a label",
-            hint="letters, digits, '.', '-', '_' and '/', such as com.example.team=data",
-        )
+    hint = "letters, digits, '.', '-', '_' and '/', such as com.example.team"
+    _check_name("label", name, _LABEL, hint)
     if name.startswith(LABEL_PREFIX):
         raise OptionError(
             f"label: mfimage sets {name} itself",

@@ -52,17 +52,10 @@ _ENV = {
 
 @dataclass(frozen=True, kw_only=True)
 class DependencyLayer:
-    """The locked distributions, installed into `VENV`.
-
-    Attributes
-    ----------
-    lock : bytes
-        The ``pylock.toml``.
-    wheels : mapping of file name to BlobRef
-        Wheels that the lock names as ``wheels/<file name>``.
-    """
+    """The distributions of a ``pylock.toml``, installed into `VENV`."""
 
     lock: bytes
+    # By file name: wheels that the lock names as `wheels/<file name>`.
     wheels: Mapping[str, BlobRef]
 
     @property
@@ -73,33 +66,20 @@ class DependencyLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactLayer:
-    """One artifact, or several if there are more than `MOST_ARTIFACT_LAYERS`.
-
-    Attributes
-    ----------
-    names : tuple of str
-        The artifacts' names.
-    blobs : tuple of BlobRef
-        Their stored bytes; artifacts of equal content share one.
-    """
+    """One artifact, or several if there are more than `MOST_ARTIFACT_LAYERS`."""
 
     names: tuple[str, ...]
+    # Their stored bytes; artifacts of equal content share one.
     blobs: tuple[BlobRef, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodeLayer:
-    """The function's code and its description.
+    """The function's code and its description."""
 
-    Attributes
-    ----------
-    archive : BlobRef
-        ``code.tar.gz``, unpacked into the image.
-    function_json : bytes
-        The package's ``function.json`` without the time of binding.
-    """
-
+    # `code.tar.gz`, unpacked into the image.
     archive: BlobRef
+    # Without the time of binding.
     function_json: bytes
 
 
@@ -109,38 +89,20 @@ class ImagePlan:
 
     Attributes
     ----------
-    function, digest : str
+    function, digest
         The function's name and its package's digest.
-    target : Target
-        The interface.
-    version : str
-        Version of mfimage, whose files are the runtime layer.
-    base : BaseImage
-        Image to build on.
-    python : str
-        Python's minor version, as ``3.11``.
-    platform : str
-        As ``linux/amd64``.
-    system_packages : tuple of str
-        Debian packages, sorted.
-    dependencies, artifacts, code
-        The layers.
-    runtime : tuple of str
-        Patterns of mfimage's own files.
-    env, labels : mapping of str to str
-        In order; ``PATH`` is the base's with `VENV` before it.
-    user, workdir, stop_signal : str
-        As in the image's configuration.
-    entrypoint, cmd : tuple of str
-        In exec form.
-    ports : tuple of int
-        TCP ports.
-    programs : mapping of str to str
-        See `Target`.
-    secrets : tuple of str
-        Ids of secrets that the dependency step may be given.
-    index_url, extra_index_urls
-        Package indexes of the dependency step.
+    target, version
+        The interface, and the version of mfimage.
+    base, python, platform
+        The image to build on; Python's minor version; as ``linux/amd64``.
+    system_packages, dependencies, artifacts, code
+        The layers; Debian packages are sorted.
+    runtime, programs
+        The runtime layer: patterns of mfimage's own files, and commands as in `Target`.
+    env, labels, user, workdir, stop_signal, entrypoint, cmd, ports
+        As in the image's configuration; ``PATH`` is the base's with `VENV` before it.
+    secrets, index_url, extra_index_urls
+        For the steps that install: ids of secrets, and package indexes.
     """
 
     function: str
