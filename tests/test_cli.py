@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -54,6 +56,18 @@ def test_debug_shows_the_traceback(tmp_path):
     done = run("--debug", "inspect", "nowhere/functions/f/0/function.json", cwd=tmp_path)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+COMMANDS = [command for name, command in main.commands.items() if name != "kuberay"]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_help_says_what_an_option_does(command):
+    """In a sentence, not a fragment, as each command's own does."""
+    options = [each for each in command.params if isinstance(each, click.Option)]
+    for text in (command.help, *(each.help for each in options)):
+        assert re.match(r"[A-Z].*\.( \[default: \w+\])?$", text.strip(), re.DOTALL), text
+        assert text.split()[0] not in ("Of", "For", "By", "Until", "The", "In"), text
 
 
 def test_wrong_usage_exits_with_2():

@@ -40,7 +40,7 @@ bind_flags = options(
     ),
     click.option(
         "--environment", type=click.Path(dir_okay=False), metavar="FILE",
-        help="requirements, pylock.toml or uv.lock that describes the environment.",
+        help="File that describes the environment: requirements, pylock.toml or uv.lock.",
     ),
     click.option(
         "--example", "examples", multiple=True, metavar="JSON",

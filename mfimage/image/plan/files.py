@@ -49,7 +49,7 @@ class ContextFile:
         return self.content.stat().st_size
 
     def mtime_ns(self) -> int:
-        """Return the time to tell the engine, in nanoseconds: always the same second.
+        """Return the time for the engine, in nanoseconds: always the same second.
 
         The engine takes a file for unchanged if its name, mode, size and time are. But equal inputs
         must give equal images, so the time is fixed. Image layers hold whole seconds only, which
