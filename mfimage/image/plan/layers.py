@@ -104,11 +104,7 @@ _made: deque[tuple[ImagePlan, list[ContextFile]]] = deque(maxlen=4)
 
 
 def _code_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
-    blob = plan.code.archive
-    path = blob_path(blob)
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != blob.hex:
-        raise damaged(str(path))
+    data = b"".join(verified(blob_file("", plan.code.archive, blob_path)))
     files = [
         ContextFile(path=inside(FUNCTION, FUNCTION_JSON), content=plan.code.function_json),
         ContextFile(path=inside(FUNCTION, LOCK), content=plan.dependencies.lock),

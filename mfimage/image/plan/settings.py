@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mfimage.errors import OptionError
+from mfimage.errors import OptionError, suggest
 from mfimage.image.plan.options import OPTIONS, BuildOptions
 
 if sys.version_info >= (3, 11):
@@ -91,8 +90,7 @@ def _parse(table: Any, path: Path) -> dict[str, Any]:
     for key, value in table.items():
         option = options.get(key)
         if option is None:
-            close = difflib.get_close_matches(key.replace("_", "-"), options, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(options)}"
+            hint = suggest(key.replace("_", "-"), options)
             raise OptionError(f"{path}: {TABLE}.{key}: unknown option", hint=hint)
         expected, fits = _EXPECTED[option.kind]
         if not fits(value):

@@ -12,14 +12,13 @@ A secret's id says what it is, and so how the steps use it:
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mfimage.errors import OptionError
+from mfimage.errors import OptionError, suggest
 
 CA, NETRC, PIP_CONF = "ca", "netrc", "pip.conf"
 _FILES = (CA, NETRC, PIP_CONF)
@@ -50,21 +49,21 @@ class Secret:
 
     def __post_init__(self) -> None:
         if self.id not in _FILES and not _VARIABLE.fullmatch(self.id):
-            raise _unknown(self.id)
+            hint = suggest(self.id, (*_FILES, *_ALIASES))
+            raise OptionError(
+                f"secret: unknown id {self.id!r}",
+                hint=f"{hint}; variables of uv and pip (UV_..., PIP_...) too",
+            )
         if (self.source is None) == (self.variable is None):
             raise OptionError(
-                f"secret {self.id}: expected either a file or a variable to read",
-                hint=_USAGE,
+                f"secret {self.id}: expected either a file or a variable", hint=_USAGE
             )
 
     def read(self) -> bytes:
         """Return its bytes."""
         try:
-            data = (
-                self.source.read_bytes()
-                if self.source
-                else os.environ[self.variable or ""].encode()
-            )
+            variable = self.variable or ""
+            data = self.source.read_bytes() if self.source else os.environ[variable].encode()
         except OSError as error:
             raise OptionError(
                 f"secret {self.id}: cannot read {self.source}: {error.strerror}",
@@ -118,10 +117,3 @@ def parse_secret(text: str, *, folder: Path | None = None) -> Secret:
 def read_secrets(secrets: Iterable[Secret]) -> dict[str, bytes]:
     """Read secrets; return them by id."""
     return {secret.id: secret.read() for secret in secrets}
-
-
-def _unknown(name: str) -> OptionError:
-    close = difflib.get_close_matches(name, (*_FILES, *_ALIASES), n=1)
-    known = f"known are {', '.join(_FILES)}, and variables of uv and pip (UV_..., PIP_...)"
-    hint = f"did you mean {_ALIASES.get(close[0], close[0])!r}? {known}" if close else known
-    return OptionError(f"secret: unknown id {name!r}", hint=hint)

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
-from mfimage.errors import OptionError
+from mfimage.errors import OptionError, suggest
 from mfimage.image.targets.fastapi import FastapiTarget
 from mfimage.image.targets.ray import RayTarget
 from mfimage.image.targets.target import Target
@@ -21,6 +20,4 @@ def find_target(name: str) -> type[Target]:
     """Return a target by name."""
     if target := TARGETS.get(name):
         return target
-    close = difflib.get_close_matches(name, TARGETS, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(TARGETS)}"
-    raise OptionError(f"target: unknown target {name!r}", hint=hint)
+    raise OptionError(f"target: unknown target {name!r}", hint=suggest(name, TARGETS))
