@@ -139,11 +139,6 @@ def plan_build(
     """Describe what `build` would make for each platform, and why each layer would change.
 
     Nothing is built. It is compared with what the first tag names now, or ``--output`` holds.
-
-    Raises
-    ------
-    MfimageError
-        As `build` does, for what can be known before.
     """
     from mfimage.image.plan.preview import explain, image_before
 
@@ -164,13 +159,7 @@ def plan_build(
 
 
 def render(reference: str, options: BuildOptions, folder: Path) -> Path:
-    """Write the Dockerfile and its context; no engine is needed.
-
-    Raises
-    ------
-    MfimageError
-        Naming what is wrong with the package, the options or the folder.
-    """
+    """Write the Dockerfile and its context; no engine is needed."""
     from mfimage.image.docker.render import write_context
 
     options = _trusting_host(options)

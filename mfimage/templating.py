@@ -19,13 +19,7 @@ class Quoted(str):
 
 
 def environment(filters: Mapping[str, Callable[..., Quoted]]) -> jinja2.Environment:
-    """Return an environment for the templates that ship with mfimage.
-
-    Parameters
-    ----------
-    filters : mapping of str to callable
-        Each quotes a value for the language that is rendered.
-    """
+    """Return an environment for mfimage's templates; filters quote values for their language."""
     made = jinja2.Environment(  # noqa: S701  (not HTML: `finalize` enforces quoting)
         loader=jinja2.FunctionLoader(template_text),
         undefined=jinja2.StrictUndefined,

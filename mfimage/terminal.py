@@ -30,13 +30,7 @@ def byte_bar(text: str) -> Any:
 
 
 def text_bar(*, refresh: bool = True) -> Any:
-    """Return one whose description shows how much is done.
-
-    Parameters
-    ----------
-    refresh : bool
-        Whether a thread redraws it.
-    """
+    """Return one whose description shows how much is done; a thread redraws it if ``refresh``."""
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
     text = TextColumn("{task.description}", markup=False)

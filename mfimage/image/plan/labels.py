@@ -25,29 +25,15 @@ def image_labels(
     spec: FunctionSpec,
     *,
     target: str,
+    # The digest of the one that is installed.
     lock: str,
     base: str,
     base_digest: str | None,
     more: Mapping[str, str] = _NONE,
 ) -> dict[str, str]:
-    """Return the labels of a function's image, sorted by name.
+    """Return the labels of a function's image, sorted by name; ``more`` are the target's own.
 
     None contains a time: equal inputs give equal images.
-
-    Parameters
-    ----------
-    spec : FunctionSpec
-        The function.
-    target : str
-        The target's name.
-    lock : str
-        Digest of the lock that is installed.
-    base : str
-        Full name of the base image.
-    base_digest : str or None
-        Its digest, where known.
-    more : mapping of str to str
-        Labels of the target's own.
     """
     labels = {
         f"{_OCI}title": spec.name,

@@ -36,17 +36,13 @@ BlobPath = Callable[[BlobRef], Path]
 def layer_files(plan: ImagePlan, blob_path: BlobPath) -> dict[str, list[ContextFile]]:
     """List the files of each layer above the dependencies, lowest first.
 
-    Returns
-    -------
-    dict of str to list of ContextFile
-        By the layer's name; paths are those in the image, without the ``/`` before them.
+    Paths are those in the image, without the ``/`` before them.
     """
-    layers: dict[str, list[ContextFile]] = {}
-    for layer in plan.artifacts:
-        layers[artifact_folder(layer)] = artifact_files(layer, blob_path)
-    layers["runtime"] = runtime_files(plan)
-    layers["code"] = code_files(plan, blob_path)
-    return layers
+    return {
+        **{artifact_folder(each): artifact_files(each, blob_path) for each in plan.artifacts},
+        "runtime": runtime_files(plan),
+        "code": code_files(plan, blob_path),
+    }
 
 
 def artifact_files(layer: ArtifactLayer, blob_path: BlobPath) -> list[ContextFile]:

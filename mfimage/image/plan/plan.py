@@ -136,23 +136,8 @@ def make_plan(
 ) -> ImagePlan:
     """Decide what the image will be.
 
-    Parameters
-    ----------
-    spec : FunctionSpec
-        The function.
-    lock : bytes
-        ``pylock.toml`` of the function's environment and the target's requirements together.
-    base : BaseImage
-        Image to build on.
-    options : BuildOptions
-        What was asked for.
-
-    Raises
-    ------
-    OptionError
-        If the base does not fit the function, or something would show a password.
-    LockError
-        If a wheel in the package is for another platform.
+    ``lock`` is the ``pylock.toml`` of the function's environment and the target's requirements
+    together. A base or a wheel that does not fit is refused, and whatever would show a password.
     """
     target = options.image_target
     platform = options.platform or parse_platform(spec.environment.platform)

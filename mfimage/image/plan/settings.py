@@ -36,15 +36,10 @@ def make_options(given: Mapping[str, Any], settings: Mapping[str, Any] = _NONE) 
     Parameters
     ----------
     given : mapping
-        What was written, by option: a switch, a text, or several; what was not given may be
-        absent, None or empty. Other names are ignored.
+        What was written, by option. What was not given may be absent, None or empty; other names
+        are ignored.
     settings : mapping
         What `read_settings` returned. Flags take precedence.
-
-    Raises
-    ------
-    OptionError
-        Naming the option and the value.
     """
     values = dict(settings)
     for option in OPTIONS:
@@ -58,15 +53,7 @@ def make_options(given: Mapping[str, Any], settings: Mapping[str, Any] = _NONE) 
 def read_settings(start: Path) -> dict[str, Any]:
     """Read the nearest ``pyproject.toml`` with a ``[tool.mfimage]``, in ``start`` or above.
 
-    Returns
-    -------
-    dict
-        Values by option.
-
-    Raises
-    ------
-    OptionError
-        If the file is not TOML, a key is unknown, or its value is wrong.
+    Returns values by option. An unknown key is an error.
     """
     folder = start.absolute()
     for each in (folder, *folder.parents):

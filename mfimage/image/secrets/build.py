@@ -31,17 +31,7 @@ _USAGE = "write it as for docker: id=netrc,src=PATH or id=UV_INDEX_NAME_PASSWORD
 
 @dataclass(frozen=True, kw_only=True)
 class Secret:
-    """One credential: what it is, and where to read it.
-
-    Attributes
-    ----------
-    id : str
-        ``ca``, ``netrc``, ``pip.conf``, or the name of a variable of uv or pip.
-    source : Path, optional
-        The file that holds it.
-    variable : str, optional
-        The environment variable that holds it.
-    """
+    """One credential: what it is, and the file or environment variable to read it from."""
 
     id: str
     source: Path | None = None
@@ -85,17 +75,8 @@ class Secret:
 def parse_secret(text: str, *, folder: Path | None = None) -> Secret:
     """Parse ``id=ID[,src=PATH][,env=VARIABLE]``, as docker writes it.
 
-    Parameters
-    ----------
-    text : str
-        An ``id`` alone that is a variable's name is read from that variable.
-    folder : Path, optional
-        Where relative paths start; by default in the working directory.
-
-    Raises
-    ------
-    OptionError
-        If a key or the id is unknown, or something is missing.
+    An id alone that is a variable's name is read from that variable. Relative paths start in
+    ``folder``, by default the working directory.
     """
     given: dict[str, str] = {}
     for part in text.split(","):

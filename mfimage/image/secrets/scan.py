@@ -53,13 +53,7 @@ class _Needle:
 
 
 class CredentialScan:
-    """Collects credentials that are found; `check` then fails the build.
-
-    Parameters
-    ----------
-    secrets : mapping of str to bytes
-        The build's secrets, by id.
-    """
+    """Collects credentials that are found, given the build's secrets by id."""
 
     def __init__(self, secrets: Mapping[str, bytes]) -> None:
         found: dict[bytes, _Needle] = {}
