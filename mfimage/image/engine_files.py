@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
+from mfimage.files import EPOCH
 from mfimage.image.engine_grpc import DATA_LOSS, INTERNAL, INVALID_ARGUMENT, CallError, Metadata
 from mfimage.image.engine_wire import encode_bytes, encode_int, fields
-from mfimage.image.plan.files import MTIME, ContextFile
+from mfimage.image.plan.files import ContextFile
 
 _STAT, _REQUEST, _DATA, _FINISH, _ERROR = range(5)  # types of packets
 _DIRECTORY = 1 << 31  # Go's os.ModeDir
@@ -101,7 +102,7 @@ def _tree(files: Mapping[str, ContextFile]) -> list[tuple[str, ContextFile | Non
 
 def _stat(path: str, file: ContextFile | None) -> bytes:
     if file is None:
-        mode, size, mtime = _DIRECTORY | 0o755, 0, MTIME * 10**9
+        mode, size, mtime = _DIRECTORY | 0o755, 0, EPOCH * 10**9
     else:
         mode, size, mtime = file.mode, file.size(), file.mtime_ns()
     stat = encode_bytes(1, path.encode()) + encode_int(2, mode)

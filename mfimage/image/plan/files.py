@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mfimage.files import EPOCH, sha256_hex
+
 CHUNK = 1 << 18
-MTIME = 315_532_800  # 1980-01-01, the earliest time that every archive format can hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +55,5 @@ class ContextFile:
         must give equal images, so the time is fixed. Image layers hold whole seconds only, which
         leaves the nanoseconds free to stand for the content.
         """
-        digest = self.digest
-        if digest is None:
-            hasher = hashlib.sha256()
-            for chunk in self.chunks():
-                hasher.update(chunk)
-            digest = hasher.hexdigest()
-        return MTIME * 10**9 + int(digest[-16:], 16) % 10**9
+        digest = self.digest or sha256_hex(self.chunks())
+        return EPOCH * 10**9 + int(digest[-16:], 16) % 10**9

@@ -31,8 +31,6 @@ from mfimage.runtime.layout import CODE, FUNCTION, RUNTIME, RUNTIME_FILES, VENV
 if TYPE_CHECKING:
     from packaging.tags import Tag
 
-# The time of every file in an image: 1980-01-01, the earliest that zip archives can hold.
-EPOCH = 315_532_800
 # It exists and is writable by anyone, with a read-only root (--tmpfs /tmp) too.
 HOME = "/tmp"  # noqa: S108
 USER = "1000:0"
