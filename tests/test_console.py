@@ -9,7 +9,7 @@ from rich.progress import Progress, TextColumn
 
 from mfimage.cli.console import BuildStory, CopyStory, FileStory, show
 from mfimage.copy import CopyEvent
-from mfimage.image.engine_events import BuildEvent
+from mfimage.image.builder import BuildEvent
 from mfimage.run import FileProgress
 
 EVENTS = [

@@ -139,6 +139,44 @@ def _output(text: str) -> Location | Literal["docker"]:
     )
 
 
+# Keys of a cache's description that would show a credential on a command line.
+_CACHE_CREDENTIALS = ("token", "secret_access_key", "session_token", "account_key", "password")
+
+
+@dataclass(frozen=True)
+class BuildxCache:
+    """A cache as buildx describes it, as ``type=gha`` or ``type=local,src=FOLDER``."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_cache(text: str, *, field: str) -> Reference | BuildxCache:
+    """Parse a cache: a name in a registry, or buildx's ``type=...`` without a credential."""
+    if "=" not in text:
+        return parse_tag(text, field=field)
+    import csv
+
+    keys = [part.partition("=")[0].strip() for row in csv.reader([text]) for part in row]
+    if "type" not in keys:
+        raise OptionError(
+            f"{field}: {text!r} has no type",
+            hint="write NAME[:TAG], or as buildx does: type=registry,ref=NAME, type=gha, "
+            "type=local,src=FOLDER",
+        )
+    for key in keys:
+        if key in _CACHE_CREDENTIALS:
+            raise OptionError(
+                f"{field}: {key} is a credential, which every process of this machine could read",
+                hint="set the environment variable that buildx reads, such as "
+                "ACTIONS_RUNTIME_TOKEN or AWS_SECRET_ACCESS_KEY",
+            )
+    refuse_credentials(field, text)
+    return BuildxCache(text)
+
+
 _BUILDS = ("build", "plan")
 
 
@@ -200,15 +238,16 @@ class BuildOptions:
         False, "--compile/--no-compile", commands=(*_BUILDS, "verify"),
         help="Compile Python files in the oci builder; the docker builder always does.",
     )  # fmt: skip
-    cache_from: tuple[Reference, ...] = option(
-        (), key=None, commands=("build",), metavar="NAME[:TAG]",
-        parse=partial(parse_tag, field="cache-from"),
-        help="Registry cache to take layers of earlier builds from.",
+    cache_from: tuple[Reference | BuildxCache, ...] = option(
+        (), key=None, commands=("build",), metavar="CACHE",
+        parse=partial(parse_cache, field="cache-from"),
+        help="Cache to take layers from: a name in a registry, or as buildx describes it, such as "
+        "type=gha or type=local,src=FOLDER.",
     )  # fmt: skip
-    cache_to: Reference | None = option(
-        None, key=None, commands=("build",), metavar="NAME[:TAG]",
-        parse=partial(parse_tag, field="cache-to"),
-        help="Registry cache to write layers to, for --cache-from.",
+    cache_to: Reference | BuildxCache | None = option(
+        None, key=None, commands=("build",), metavar="CACHE",
+        parse=partial(parse_cache, field="cache-to"),
+        help="Cache to write layers to: a name in a registry, or as buildx describes it.",
     )  # fmt: skip
     secrets: tuple[Secret, ...] = option(
         (), "--secret", metavar="id=ID,src=FILE|env=VAR", parse=parse_secret, relative=True,
