@@ -20,7 +20,7 @@ from mfimage.image.registry.location import Location
 from mfimage.image.report import Image, Stopwatch, check_size
 from mfimage.image.sbom.attach import attach_sboms
 from mfimage.image.secrets.build import CA, Secret, read_secrets
-from mfimage.image.secrets.scanning import scan_image
+from mfimage.image.secrets.scan import scan_image
 from mfimage.package.store import Package, open_package
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from mfimage.errors import BuildError, OptionError
-from mfimage.image.secrets.scanning import Reader
+from mfimage.image.secrets.scan import Reader
 
 if TYPE_CHECKING:
     from mfimage.image.builder import Builder, BuiltImage

@@ -1,4 +1,4 @@
-"""Searches what was built for credentials: values of the build's secrets, URLs with a password.
+"""Searches an image for credentials before it leaves: secrets of the build, URLs with a password.
 
 Values are searched for in every added layer and in the configuration, in each form that a tool may
 have written. URLs with a password are searched for where a build or a user writes: the
@@ -13,16 +13,23 @@ import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 from mfimage.errors import BuildError
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.plan.files import ContextFile
+from mfimage.image.plan.layers import artifact_files, code_files, runtime_files
 from mfimage.image.secrets.build import CA, NETRC, PIP_CONF
 from mfimage.masking import CERTIFICATE, NAMED_SECRET, URL_PASSWORD
 from mfimage.runtime.layout import CODE, FUNCTION
 
+if TYPE_CHECKING:
+    from mfimage.image.builder import Builder, BuiltImage
+    from mfimage.image.plan.layers import BlobPath
+
+# Layers that are read back, because the build's secrets were used there.
+_READ_BACK = ("dependencies", "system")
 _CHUNK = 1 << 20
 _MOST_SHOWN = 10
 # Shorter values occur by chance in files of others: they are searched for in texts only.
@@ -39,6 +46,45 @@ _WRITTEN_HERE = re.compile(
     r"|etc/(?:apt/.*|pip\.conf|netrc|environment)|(?:root|home|tmp|run)/.*"
     r"|.*\.dist-info/(?:direct_url|uv_cache|uv_build)\.json|.*/(?:pyvenv\.cfg|pip\.conf|\.netrc)"
 )
+
+
+def scan_image(
+    builder: Builder, image: BuiltImage, blob_path: BlobPath, secrets: Mapping[str, bytes]
+) -> None:
+    """Fail if an image that was just built shows a credential.
+
+    Files that mfimage puts into layers are searched as they went in; other layers are read back
+    if there are secrets, unless they come from a shared cache.
+    """
+    scan, plan = CredentialScan(secrets), image.plan
+    scan.config(builder.info(image))
+    scan.files("code", code_files(plan, blob_path))
+    if scan.has_values:
+        scan.files("runtime", runtime_files(plan))
+        for layer in plan.artifacts:
+            scan.files(f"artifact:{','.join(layer.names)}", artifact_files(layer, blob_path))
+        for built in image.layers:
+            if built.name in _READ_BACK and not built.shared:
+                scan.tar(built.name, cast(BinaryIO, Reader(builder.layer(image, built.name))))
+    scan.check()
+
+
+class Reader:
+    """Reads from an iterator of bytes."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = b""
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes; fewer at the end only."""
+        parts, missing = [self._rest], size - len(self._rest)
+        while missing > 0 and (chunk := next(self._chunks, b"")):
+            parts.append(chunk)
+            missing -= len(chunk)
+        data = b"".join(parts)
+        self._rest = data[size:]
+        return data[:size]
 
 
 @dataclass(frozen=True)
