@@ -28,15 +28,7 @@ PARTS = ("data", "serve")
 
 @dataclass(frozen=True, kw_only=True)
 class RayTarget(Target):
-    """A node of a Ray cluster.
-
-    Attributes
-    ----------
-    ray_version : str or None
-        Version to install; by default the function's, else the newest that fits.
-    parts : tuple of str
-        Parts of Ray to install besides its core: ``data``, ``serve``.
-    """
+    """A node of a Ray cluster."""
 
     name = "ray"
     template = "ray.Dockerfile.j2"

@@ -18,19 +18,15 @@ class Target:
 
     Attributes
     ----------
-    name : str
-        As ``--target`` takes it.
-    template : str
-        Dockerfile template in ``mfimage.templates``.
-    check : str
+    name, template
+        As ``--target`` takes it; the Dockerfile template in ``mfimage.templates``.
+    check
         Function that `mfimage test` runs on such an image, as ``module:name``.
-    env : mapping of str to str
-        Additional environment variables.
-    ports : tuple of int
-        Ports that the image exposes.
-    programs : mapping of str to str
+    env, ports
+        Additional environment variables, and exposed ports.
+    programs
         Commands that mfimage adds at the end of ``PATH``: name to module with a ``main``.
-    label_names : tuple of str
+    label_names
         Names of what `labels` returns.
     """
 
