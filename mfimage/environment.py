@@ -13,8 +13,7 @@ from urllib.parse import urlsplit
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from mfimage.capture.lock.pylock import Package as Locked
-from mfimage.capture.lock.pylock import read_lock
+from mfimage.capture.lock.pylock import LockedPackage, read_lock
 from mfimage.package.spec import EnvironmentSpec
 from mfimage.package.store import open_package
 
@@ -145,7 +144,7 @@ def report_environment(reference: str, *, diff: bool = False) -> EnvironmentRepo
 
 
 def _distribution(
-    locked: Locked, spec: EnvironmentSpec, installed: Mapping[str, str]
+    locked: LockedPackage, spec: EnvironmentSpec, installed: Mapping[str, str]
 ) -> DistributionReport:
     return DistributionReport(
         name=locked.name,
@@ -157,7 +156,7 @@ def _distribution(
     )
 
 
-def _origin(locked: Locked) -> str:
+def _origin(locked: LockedPackage) -> str:
     if locked.is_local:
         return "wheel in the package"
     return f"index {urlsplit(locked.index or '').path.strip('/')}".strip()

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from mfimage.capture.code.imports import find_imports
-from mfimage.capture.lock.platform import Target
+from mfimage.capture.code.imports import Code, search_imports
+from mfimage.capture.lock.platform import Platform
 from mfimage.errors import LockError
 from tests.capture.projects import find, write
 from tests.capture.wheelhouse import Interpreter
 
-AMD64 = Target(python="3.11", platform="linux/amd64")
+AMD64 = Platform(python="3.11", name="linux/amd64")
 
 
 def test_the_closure_of_what_is_imported(interpreter: Interpreter, root: Path) -> None:
@@ -62,7 +62,7 @@ def test_the_closure_of_what_is_imported(interpreter: Interpreter, root: Path) -
         "numeric": "required by learn-kit",
         "speed": "required by learn-kit",
     }
-    elsewhere = found.installed.close(direct, Target(python="3.11", platform="linux/arm64"))
+    elsewhere = found.installed.close(direct, Platform(python="3.11", name="linux/arm64"))
     assert set(closed) - set(elsewhere) == {"speed", "cython-rt"}
 
 
@@ -85,14 +85,11 @@ def test_the_project_is_no_distribution(interpreter: Interpreter, root: Path, ru
             "unrelated.py": "import speed\n",
         },
     )
-    found = find_imports(
-        code_root=root,
-        files=files,
-        module="pkg.predict",
-        artifacts={},
-        run=run,
-        python_executable=interpreter.python,
+    code = Code(
+        root=root, files=files, module="pkg.predict", artifacts={}, python=interpreter.python
     )
+    with search_imports(code, run=run) as search:
+        found = search.result()
     assert found.distributions() == {
         "learn-kit": "imported by pkg/clean.py:1",
         "numeric": "imported by space/inner.py:1",
@@ -156,13 +153,9 @@ def test_folders_that_the_code_adds_to_the_path_are_the_projects(
             """,
         },
     )
-    found = find_imports(
-        code_root=root,
-        files=files,
-        module="predict",
-        artifacts={},
-        python_executable=interpreter.python,
-    )
+    code = Code(root=root, files=files, module="predict", artifacts={}, python=interpreter.python)
+    with search_imports(code) as search:
+        found = search.result()
     assert found.distributions() == {"learn-kit": "imported by lib/helpers2.py:1"}
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -16,9 +17,9 @@ import pytest
 
 from mfimage.capture.lock import uv
 from mfimage.capture.lock.indexes import IndexOptions, without_credentials
-from mfimage.capture.lock.platform import Target
+from mfimage.capture.lock.platform import Platform
 from mfimage.capture.lock.solve import Lock, lock_requirements
-from mfimage.capture.lock.uv import UvFailure, explain, scrub
+from mfimage.capture.lock.uv import UvFailure, run_uv
 from mfimage.errors import LockError
 from tests.capture.wheelhouse import Index, sdist, serve_index, wheel, write_source
 
@@ -28,7 +29,8 @@ WINDOWS = "cp311-cp311-win_amd64"
 
 
 def lock(*requirements: str, platform: str = "linux/amd64", **options: Any) -> Lock:
-    return lock_requirements(requirements, python="3.11.7", platform=platform, **options)
+    wanted = Platform(python="3.11.7", name=platform)
+    return lock_requirements(requirements, platform=wanted, **options)
 
 
 def versions(data: bytes) -> dict[str, str]:
@@ -49,10 +51,10 @@ def test_a_lock_has_what_fits_the_target_with_hashes_and_nothing_of_this_machine
         "environments = [\"platform_machine == 'x86_64' and sys_platform == 'linux'\"]\n"
         'requires-python = "==3.11.*"\n'
         'created-by = "mfimage"\n'
-        '\n[[packages]]\nname = "app"\nversion = "1.0"\nwheels = [\n'
+        f'\n[[packages]]\nname = "app"\nversion = "1.0"\nindex = "{index.url}"\nwheels = [\n'
         f'    {{ url = "{base}/files/app-1.0-py3-none-any.whl", '
         f'hashes = {{ sha256 = "{app}" }} }},\n]\n'
-        '\n[[packages]]\nname = "fast"\nversion = "1.0"\nwheels = [\n'
+        f'\n[[packages]]\nname = "fast"\nversion = "1.0"\nindex = "{index.url}"\nwheels = [\n'
         f'    {{ url = "{base}/files/fast-1.0-{X86}.whl", '
         f'hashes = {{ sha256 = "{digest}" }} }},\n]\n'
     )
@@ -71,7 +73,7 @@ def test_uv_installs_what_is_locked(index: Index, tmp_path: Path) -> None:
     for name, path in locked.wheels.items():
         shutil.copy(path, folder / "wheels" / name)
     command = [uv.find_uv(), "pip", "install", "-q", "--target", str(tmp_path / "to"), "--no-deps"]
-    command += ["--python-platform", Target(python="3.11", platform="linux/amd64").uv_platform]
+    command += ["--python-platform", Platform(python="3.11", name="linux/amd64").uv_platform]
     command += ["--python-version", "3.11", "-r", str(folder / "pylock.toml")]
     subprocess.run(command, check=True, capture_output=True)
     assert (tmp_path / "to" / "app.py").exists()
@@ -167,25 +169,23 @@ def test_a_conflict_names_both(index: Index) -> None:
     index.add(wheel("app", requires=["base>=2"]), wheel("base"), wheel("base", "2.0"))
     with pytest.raises(LockError) as caught:
         lock("app==1.0", "base==1.0")
-    # Which versions of app uv speaks of depends on its own version.
-    assert re.fullmatch(
-        r"the requirements have no common solution: "
-        r"(app==1\.0 depends|all versions of app depend) on base>=2, but base==1\.0 is required",
-        caught.value.message,
-    )
+    message = " ".join(caught.value.message.split())
+    # Which versions of app uv names depends on its own version.
+    assert re.search(r"(app==1\.0 depends|all versions of app depend) on base>=2", message)
+    assert "you require base==1.0" in message
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("requirement", ["nowhere", "app==9"])
 def test_what_is_on_no_index(index: Index, requirement: str) -> None:
     index.add(wheel("app"))
-    with pytest.raises(LockError, match=f"^{requirement} is on no package index"):
+    with pytest.raises(LockError, match=rf"(?s)No solution found.*{requirement}"):
         lock(requirement)
 
 
 def test_no_wheel_and_no_source_for_the_target(index: Index) -> None:
     index.add(wheel("app", tag=WINDOWS))
-    with pytest.raises(LockError, match=r"^app==1\.0 has no wheel for this platform"):
+    with pytest.raises(LockError, match=r"(?s)app==1\.0 has no wheels with a matching"):
         lock("app")
 
 
@@ -201,7 +201,7 @@ def test_an_unknown_platform(index: Index) -> None:
 
 def test_a_dead_index_is_named(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
-    with pytest.raises(LockError, match=r"index cannot be reached: .*refused") as caught:
+    with pytest.raises(LockError, match=r"(?s)127\.0\.0\.1:9/simple/app.*refused") as caught:
         lock("app", index=IndexOptions(index_url="http://me:hunter2hunter@127.0.0.1:9/simple"))
     assert "hunter2hunter" not in str(caught.value)
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")
@@ -225,7 +225,7 @@ def test_credentials_reach_the_index_and_nothing_else(
             lock("app", "gone", index=options)
         shown += [str(caught.value), str(caught.value.hint)]
         private.login = ("robot", "changed")
-        with pytest.raises(LockError, match="credentials") as caught:
+        with pytest.raises(LockError, match=r"Unauthorized|valid authentication") as caught:
             lock("app", "old==2", index=options)
         shown += [str(caught.value), str(caught.value.hint)]
         with pytest.raises(LockError) as caught:
@@ -234,24 +234,14 @@ def test_credentials_reach_the_index_and_nothing_else(
     assert not [text for text in shown if planted in text]
 
 
-def test_scrubbing() -> None:
+def test_secrets_are_masked_in_what_uv_says(tmp_path: Path) -> None:
     environment = {"UV_INDEX_MINE_PASSWORD": "p4ssword", "UV_INDEX": "https://u:q%40ueer@h/"}
     text = "p4ssword q@ueer q%40ueer https://a:b@host/x git+ssh://git@host/y"
-    assert scrub(text, environment) == "*** *** *** https://***@host/x git+ssh://***@host/y"
+    script = f"import sys; sys.exit({text!r})"
+    with pytest.raises(UvFailure) as caught:
+        run_uv(["pip", "install"], tmp_path, environment, prefix=[sys.executable, "-c", script])
+    assert "*** *** *** https://***@host/x git+ssh://***@host/y" in caught.value.message
     assert without_credentials("https://u:p@h:1/a?b#c") == "https://h:1/a?b#c"
-
-
-def test_older_words_of_uv_are_understood() -> None:
-    text = (
-        "  \u00d7 No solution found when resolving dependencies:\n"
-        "  \u2570\u2500\u25b6 Because app==1 depends on\n"
-        "      base>=2 and you require app==1, we can conclude that you require base>=2.\n"
-        "      And because you require base==1, we can conclude that your requirements\n"
-        "      are unsatisfiable.\n"
-    )
-    assert explain(UvFailure(text)).message.endswith(
-        "app==1 depends on base>=2, but base==1 is required"
-    )
 
 
 def test_a_wheel_is_repacked_with_its_content(index: Index, tmp_path: Path) -> None:

@@ -1,47 +1,86 @@
-"""Finds what Metaflow resolved for a task by ``@pypi`` or ``@conda``."""
+"""What Metaflow resolved for the task by ``@pypi`` or ``@conda``."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mfimage.capture.code.code_package import read_code_package
-from mfimage.capture.environment.conda import Resolution, read_manifest
+from mfimage.capture.environment.sources.base import Environment, Maker, Request
+from mfimage.capture.environment.sources.conda import (
+    PLATFORMS,
+    Resolution,
+    read_manifest,
+    require_wheels,
+)
+from mfimage.capture.lock.solve import Lock
+from mfimage.capture.lock.wheel_urls import lock_urls, parse_wheels
 from mfimage.capture.task.datastore import local_roots
 from mfimage.capture.task.task import TaskInfo
 from mfimage.errors import LockError, TaskError
 from mfimage.package.archive import members
 
 # The field of a task's metadata that says which environment it ran in.
-FIELD = "conda_env_prefix"
+_FIELD = "conda_env_prefix"
 
 
-def find_resolution(
-    task: TaskInfo, *, platform: str, graph: Mapping[str, Any] = {}
-) -> Resolution | None:
+def find(request: Request) -> Resolved | None:
+    """Find what was resolved for the task."""
+    resolution = request.resolution()
+    return Resolved(resolution=resolution) if resolution else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """A resolved environment."""
+
+    resolution: Resolution
+
+    def describe(self, request: Request) -> Environment:
+        """Lock its versions; ``@pypi``'s wheels as they are, where they fit the platform."""
+        kind = f"@{self.resolution.kind}"
+        maker = request.read(python=self.resolution.python)
+        lock = self._lock(maker, where=f"the step's {kind}")
+        maker.check(lock, f"the step's {kind}", remedy="it, and run the flow again")
+        return maker.environment(lock, self.resolution.kind, otherwise=f"resolved by {kind}")
+
+    def _lock(self, maker: Maker, *, where: str) -> Lock:
+        resolution, index, project = self.resolution, maker.request.index, maker.request.project
+        if resolution.kind == "conda":
+            packages = resolution.packages
+            return maker.lock_pins(
+                require_wheels(packages, maker.platform, index=index, directory=project)
+            )
+        if resolution.platform == PLATFORMS[maker.platform.name]:
+            parsed = lock_urls(resolution.urls, maker.platform, index=index, directory=project)
+            return maker.noted(maker.settle(parsed, base=project, where=where))
+        wheels, others = parse_wheels(resolution.urls)
+        return maker.lock_pins([*(wheel.pin for wheel in wheels), *others])
+
+
+def find_resolution(task: TaskInfo, *, platform: str) -> Resolution | None:
     """Return what was resolved for a task; None when it ran in no environment of its own.
 
-    It stands in the manifest inside the task's code package, else in the one that Metaflow keeps
-    beside a local datastore.
+    The manifest is in the task's code package, or beside a local datastore.
 
     Parameters
     ----------
     task : TaskInfo
         The task; its metadata has the environment's id.
     platform : str
-        What the environment is wanted for.
-    graph : mapping
-        The task's artifact ``_graph_info``, if it has one: which packages its step names.
+        What the environment is for.
 
     Raises
     ------
     LockError
-        When no manifest knows the environment.
+        When no manifest has the environment.
     """
-    prefix = task.metadata.get(FIELD)
+    prefix = task.metadata.get(_FIELD)
     if not prefix:
         return None
+    graph = task.store.constant("_graph_info") or {}
     ran_on, environment = (prefix.rstrip("/").split("/"))[-2:]
     for data in _manifests(task):
         found = read_manifest(
@@ -79,17 +118,17 @@ def _packaged(task: TaskInfo) -> Iterator[bytes]:
     try:
         data = read_code_package(task)
     except TaskError:
-        return  # it is gone; the manifest may also stand beside the datastore
+        return  # it is gone; the manifest may also be beside the datastore
     if data is None:
         return
-    # Where it stands inside has changed between versions of Metaflow.
+    # Its path in the package depends on the version of Metaflow.
     for name, content, _ in members(data, where=f"the code package of {task.pathspec}"):
         if PurePosixPath(name).name == _name():
             yield content
 
 
 def _requested(graph: Mapping[str, Any], step: str) -> Collection[str]:
-    """Return the packages that a step's decorators name, and its flow's."""
+    """Return the packages that the decorators of a step and of its flow name."""
     decorators = [
         *graph.get("steps", {}).get(step, {}).get("decorators", ()),
         *graph.get("decorators", ()),
