@@ -7,17 +7,17 @@ import inspect
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mfimage.capture.avro import needed_modules
+from mfimage.capture.avro import given_schemas, needed_modules
 from mfimage.capture.code.archive import CapturedCode, archive, capture_code, staged
 from mfimage.capture.code.code_package import packaged_commit
 from mfimage.capture.code.imports import Code
-from mfimage.capture.code.locate import IMPORTING, locate, require_decorated
+from mfimage.capture.code.interpreter import IMPORTING
+from mfimage.capture.code.locate import locate, require_decorated
 from mfimage.capture.environment.sources import Environment, Request, describe_environment
 from mfimage.capture.environment.sources.resolution import find_resolution
 from mfimage.capture.lock.indexes import IndexOptions
@@ -114,7 +114,8 @@ def bind(
     # Nothing was written up to here.
     store = PackageStore(options.root or default_root(info.store.kind, info.store.root))
     artifacts = copy_artifacts(info, chosen, store)
-    with staged(archived) as folder, ThreadPoolExecutor(1) as pool:
+    schemas = cache(partial(_schemas, function))
+    with staged(archived) as folder:
         stored = {
             name: StoredBytes(encoding=ref.encoding, open=partial(store.open_blob, ref))
             for name, ref in artifacts.items()
@@ -133,11 +134,9 @@ def bind(
             resolution=partial(find_resolution, info, platform=options.platform),
             platform=options.platform,
             index=options.index,
+            meanwhile=schemas,
         )
-        describing = pool.submit(describe_environment, request)
-        # While other processes import the function's module and solve its environment.
-        schemas = _schemas(function)
-        environment = describing.result()
+        environment = describe_environment(request)
     spec = FunctionSpec(
         name=name,
         kind=function.kind,
@@ -152,7 +151,7 @@ def bind(
         environment=_stored_environment(environment, store),
         artifacts=artifacts,
         lineage=_lineage(info, code),
-        **schemas,
+        **schemas(),
     )
     if options.examples:
         from mfimage.capture.examples import record_examples
@@ -162,8 +161,6 @@ def bind(
 
 
 def _schemas(function: DecoratedFunction) -> dict[str, Any]:
-    from mfimage.capture.avro import given_schemas
-
     schema = function.signature.schema
     input_schema, output_schema = schema.input_schema(), schema.output_schema()
     return {

@@ -1,4 +1,4 @@
-"""What an avro function's package has beside that of a json function."""
+"""What the package of an avro function has besides that of a json function."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from mfimage.errors import SchemaError
-from mfimage.function.avro_schema import derive_schema
 from mfimage.function.decorator import DecoratedFunction
 
 
 def given_schemas(
     function: DecoratedFunction, input_schema: Mapping[str, Any], output_schema: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Return the schemas that a function was given, by serializer.
+    """Return the schemas that a function was declared with, by serializer.
 
     Raises
     ------
     SchemaError
-        When an avro function has none for its records or results, and none can be made of its
+        When an avro function has none for its records or results, and none can be derived from its
         hints.
     """
     if function.kind != "avro":
         return {}
+    from mfimage.function.avro_schema import derive_schema
+
     given = dict(function.signature.schemas)
     name = function.__name__
     for label, root, schema in (
@@ -38,5 +39,5 @@ def given_schemas(
 
 
 def needed_modules(function: DecoratedFunction) -> dict[str, str]:
-    """Return what a function needs that its code does not import -> why."""
+    """Return the modules that a function needs and its code does not import -> why."""
     return {"fastavro": "reads and writes Avro"} if function.kind == "avro" else {}

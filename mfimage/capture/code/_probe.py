@@ -1,9 +1,9 @@
 """Runs in a fresh interpreter: imports a module, and reports what its project's files import.
 
 Standard library only, and run as a script: the interpreter may not have mfimage.
-:mod:`mfimage.capture.code.imports` starts it. A JSON request comes by stdin. What the files'
-source says goes to stdout; then the module is imported, if the request says so, and the rest goes
-to a file.
+:mod:`mfimage.capture.code.interpreter` starts it with the folder that holds mfimage, and modules
+to import ahead of the request. That comes by stdin, as JSON. What the files' source says goes to
+stdout; then the module is imported, if the request says so, and the rest goes to a file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import json
 import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -250,30 +251,57 @@ def _keep_shared(distributions: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Answer one request."""
-    sites = describe_distributions()  # while the request is being made
-    request = json.loads(sys.stdin.buffer.read())
+    channel = os.dup(1)
+    os.dup2(2, 1)  # whatever is imported may print
+    home, *ahead = sys.argv[1:]
+    sites = describe_distributions()
+    before = set(sys.modules)
+    sys.path.append(home)
+    for name in ahead:
+        importlib.import_module(name)
+    request_text = sys.stdin.buffer.read()
+    request = json.loads(request_text)
     reading = _sibling("_reading")
     root = Path(os.path.realpath(request["root"]))
-    sys.path[:] = [str(root), *sys.path, *request["path"]]
-    own, home = describe_distributions([str(root)]), describe_distributions(request["path"])
+    if _hides(reading, root, set(sys.modules) - before):
+        _start_again(request_text, request["answer"], channel)
+    sys.path.insert(0, str(root))
+    own, ours = describe_distributions([str(root)]), describe_distributions([home])
     found = {
         "python": ".".join(map(str, sys.version_info[:3])),
         "standard": sorted(_STANDARD),
-        "distributions": join_distributions(own, sites, home),
+        "distributions": join_distributions(own, sites, ours),
     }
     try:
         found |= _read(reading, request, Tracer(root))
     except SyntaxError:
         if not request["run"]:
             raise
-    sys.stdout.write(json.dumps(found))
-    sys.stdout.flush()
-    os.dup2(2, 1)  # the rest of stdout is the module's own
+    with os.fdopen(channel, "w") as stdout:
+        stdout.write(json.dumps(found))
     if request["run"]:
         tracer = Tracer(root)
         failure = import_function(tracer, request["module"])
         ran = {"error": failure} if failure else _read(reading, request, tracer)
         Path(request["answer"]).write_text(json.dumps(ran))
+
+
+def _hides(reading: Any, root: Path, imported: Iterable[str]) -> bool:
+    """Return whether the project has modules that would have been imported instead."""
+    names = {_top(name) for name in imported} - {"_reading"}
+    extensions = "metaflow_extensions"
+    return bool(names) and (
+        (root / extensions).is_dir() or any(map(partial(reading.find_local, root), names))
+    )
+
+
+def _start_again(request: bytes, answer: str, channel: int) -> None:
+    """Become a new interpreter, which imports nothing ahead, for the same request."""
+    file = Path(answer).with_suffix(".request")
+    file.write_bytes(request)
+    os.dup2(os.open(file, os.O_RDONLY), 0)
+    os.dup2(channel, 1)
+    os.execv(sys.executable, [sys.executable, __file__, sys.argv[1]])  # noqa: S606
 
 
 def _read(reading: Any, request: Mapping[str, Any], tracer: Tracer) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mfimage.capture.code.by_value import capture_value
 from mfimage.capture.code.locate import Location
 from mfimage.errors import CaptureError
 from mfimage.function.decorator import DecoratedFunction
@@ -100,6 +99,8 @@ def capture_code(
     generated: Mapping[str, bytes] = {}
     entrypoint, root = f"{location.module}:{location.name}", location.root
     if location.by_value:
+        from mfimage.capture.code.by_value import capture_value
+
         value = capture_value(function)
         generated, entrypoint = value.files, value.entrypoint
         root = root if root and _refers_to(root, value.modules, script) else None

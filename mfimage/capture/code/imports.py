@@ -6,24 +6,18 @@ module and watches. What it read is known early, so that a lock can be solved fo
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from packaging.utils import canonicalize_name
 
-import mfimage
 from mfimage.capture.code._reading import find_local, prefixes
-from mfimage.capture.code.locate import IMPORTING
+from mfimage.capture.code.interpreter import Interpreter, open_interpreter
 from mfimage.capture.environment.installed import SITES, Installed, parse_distributions
 from mfimage.capture.task.pickles import StoredBytes, named_modules
 from mfimage.errors import CaptureError, LockError
@@ -150,7 +144,7 @@ def search_imports(code: Code, *, run: bool = True) -> Iterator[Search]:
     """
     root = code.root.resolve()
     request = {"module": code.module, "functions": [*code.functions, _NEEDS], "run": run}
-    with _Interpreter.start(code.python) as interpreter:
+    with open_interpreter(code.python) as interpreter:
         interpreter.ask(root, request)
         yield Search(code, root, interpreter, run=run)
 
@@ -158,7 +152,7 @@ def search_imports(code: Code, *, run: bool = True) -> Iterator[Search]:
 class Search:
     """Imports that are being found; ``search_imports`` makes it."""
 
-    def __init__(self, code: Code, root: Path, interpreter: _Interpreter, *, run: bool) -> None:
+    def __init__(self, code: Code, root: Path, interpreter: Interpreter, *, run: bool) -> None:
         self._code, self._root, self._interpreter, self._run = code, root, interpreter, run
 
     def expected(self) -> Imports | None:
@@ -220,7 +214,7 @@ class Search:
         names = [module for module in wanted if not self._installed.owners(module, ())]
         origins: dict[str, list[str]] = {}
         if names:
-            with _Interpreter.start(self._code.python) as interpreter:
+            with open_interpreter(self._code.python) as interpreter:
                 interpreter.ask(self._root, {"names": names})
                 origins = interpreter.read()["origins"]
         return [
@@ -322,92 +316,3 @@ def _import_error(error: Mapping[str, Any], module: str, root: Path) -> Exceptio
         f"{error['type']}: {error['text']}",
         hint="the module must be importable by itself, as it is where the function runs",
     )
-
-
-# The fresh interpreter.
-
-_PROBE = Path(__file__).with_name("_probe.py")
-_TIMEOUT = 300
-_NOTHING: Mapping[str, Any] = {"module": "", "functions": [], "run": False, "names": []}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Interpreter:
-    """An interpreter that runs ``_probe.py``; it lists what is installed until it is asked."""
-
-    process: subprocess.Popen[bytes]
-    folder: Path
-
-    @classmethod
-    @contextmanager
-    def start(cls, python: str) -> Iterator[_Interpreter]:
-        """Start it; it is stopped when the block is left."""
-        with tempfile.TemporaryDirectory(prefix="mfimage-") as text:
-            folder = Path(text)
-            with (folder / "output").open("wb") as output:
-                try:
-                    process = subprocess.Popen(
-                        [python, str(_PROBE)],
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        stderr=output,
-                        env={**os.environ, IMPORTING: "1"},
-                        start_new_session=True,
-                    )
-                except OSError as error:
-                    raise CaptureError(f"cannot run {python}: {error.strerror}") from None
-            with process:
-                try:
-                    yield cls(process=process, folder=folder)
-                finally:
-                    if process.poll() is None:
-                        os.killpg(process.pid, signal.SIGKILL)
-
-    def ask(self, root: Path, request: Mapping[str, Any]) -> None:
-        """Send the request; what it leaves out is as in ``_NOTHING``."""
-        # The interpreter that binds has mfimage, maybe from a folder that only this process knows.
-        path = [str(Path(mfimage.__file__).parents[1])]
-        whole = {**_NOTHING, **request, "root": str(root), "path": path, "answer": str(self._ran)}
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # it died, which `read` reports
-            self.process.stdin.write(json.dumps(whole).encode())
-            self.process.stdin.close()
-
-    def read(self) -> dict[str, Any]:
-        """Return what the source says."""
-        assert self.process.stdout is not None
-        found = self.process.stdout.read()
-        return dict(json.loads(found)) if found else self._died("reading the project's source")
-
-    def ran(self, module: str) -> dict[str, Any]:
-        """Wait for the module's import; return what was seen.
-
-        Raises
-        ------
-        CaptureError
-            When it takes too long, or ends the process.
-        """
-        label = f"importing {module} in a fresh interpreter"
-        try:
-            self.process.wait(_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            raise CaptureError(
-                f"{label} took more than {_TIMEOUT} s",
-                hint="move slow work out of the module's top level",
-            ) from None
-        return (
-            dict(json.loads(self._ran.read_bytes())) if self._ran.is_file() else self._died(label)
-        )
-
-    @property
-    def _ran(self) -> Path:
-        return self.folder / "ran.json"
-
-    def _died(self, label: str) -> NoReturn:
-        code = self.process.wait()
-        output = (self.folder / "output").read_bytes()[-4000:].decode(errors="replace").strip()
-        died = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        raise CaptureError(
-            f"{label} ended without a result ({died})",
-            hint=f"it wrote:\n{output}" if output else "it wrote nothing",
-        )

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType
 
+from mfimage.capture.code.interpreter import IMPORTING
 from mfimage.errors import CaptureError, MfimageError
 from mfimage.function.decorator import DecoratedFunction
 
-# Set while mfimage imports a user's module, so that one that binds when it is imported does not
-# bind forever.
-IMPORTING = "MFIMAGE_IMPORTING"
 _SITES = {"site-packages", "dist-packages"}
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from mfimage.capture.task.task import TaskInfo, missing_artifact
 from mfimage.errors import CaptureError, InputError, OptionError
-from mfimage.function import json_values
 from mfimage.function.decorator import DecoratedFunction
 from mfimage.function.parameters import declared_parameters, missing_parameters
 from mfimage.package.spec import ArtifactRef
@@ -226,8 +225,13 @@ def checked_values(function: DecoratedFunction, values: Mapping[str, Any]) -> di
     kind = function.signature.params_type
     for name in values:
         _check_declared(kind.__name__, declared_parameters(kind), name, "parameters")
-    plain = json_values.dumps(dict(values), root="parameters", error=InputError)
-    return dict(json_values.loads(plain))
+    if not values:
+        return {}
+    # It takes pydantic: not for nothing.
+    from mfimage.function import json_values
+
+    data = json_values.dumps(dict(values), root="parameters", error=InputError)
+    return dict(json_values.loads(data))
 
 
 def parameter_schema(

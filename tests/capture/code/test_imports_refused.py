@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mfimage.capture.code import imports
+from mfimage.capture.code import interpreter as fresh
 from mfimage.errors import CaptureError, LockError, MfimageError
 from tests.capture.projects import find, write
 from tests.capture.wheelhouse import Interpreter
@@ -62,7 +62,7 @@ def test_an_imported_file_that_is_not_included(interpreter: Interpreter, root: P
 def test_a_module_that_hangs_is_ended_with_what_it_started(
     interpreter: Interpreter, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(imports, "_TIMEOUT", 0.7)
+    monkeypatch.setattr(fresh, "_TIMEOUT", 0.7)
     code = f"""
         import subprocess, sys, time
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])

@@ -76,7 +76,9 @@ def test_what_has_no_wheel_there_is_named(both: Index) -> None:
     assert caught.value.hint == "build for linux/amd64, or bind with versions that both have"
     # Also when another package requires it.
     del both.files[f"fast-1.0-{ARM}.whl"]
-    with pytest.raises(LockError, match=r"(?s)cannot be locked for linux/arm64.*fast==1\.0 has no wheels"):
+    with pytest.raises(
+        LockError, match=r"(?s)cannot be locked for linux/arm64.*fast==1\.0 has no wheels"
+    ):
         target_lock(lock("model==1.0", "fast==1.0").data, platform=ARM64)
 
 

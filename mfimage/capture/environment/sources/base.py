@@ -54,8 +54,8 @@ class Environment:
     system_packages: tuple[str, ...] = ()
 
 
-def _no_resolution() -> Resolution | None:
-    return None
+def _nothing() -> None:
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +77,17 @@ class Request:
         What to lock for.
     index : IndexOptions
         Package indexes to ask.
+    meanwhile : callable
+        Called when a source waits for other processes, if it does.
     """
 
     code: Code
     project: Path
     declared: Path | None = None
-    resolution: Callable[[], Resolution | None] = _no_resolution
+    resolution: Callable[[], Resolution | None] = _nothing
     platform: str = "linux/amd64"
     index: IndexOptions = OWN_CONFIGURATION
+    meanwhile: Callable[[], object] = _nothing
 
     def read(self, python: str = "") -> Maker:
         """Return a maker for what the code's source imports; ``python`` overrides the version."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -30,9 +31,12 @@ class Imported:
 
     def describe(self, request: Request) -> Environment:
         """Lock it; what the source code says is solved while the module is being imported."""
+        # Its first use is not safe in threads before Python 3.13; uv and pydantic use it.
+        sysconfig.get_config_vars()
         with request.running() as search, ThreadPoolExecutor(1) as pool:
             early, expected = _expected(request, search)
             solving = pool.submit(early.lock, expected) if early else None
+            request.meanwhile()
             maker = request.maker(search.result())
             lines = _requirements(maker)
             # Running the module rarely shows imports that its source does not.
