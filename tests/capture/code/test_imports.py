@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from mfimage.capture.code import interpreter as fresh
 from mfimage.capture.code.imports import Code, search_imports
+from mfimage.capture.code.interpreter import early_interpreter
 from mfimage.capture.lock.platform import Platform
 from mfimage.errors import LockError
 from tests.capture.projects import find, write
@@ -197,3 +199,29 @@ def test_artifacts_are_read_and_not_run(interpreter: Interpreter, root: Path) ->
 
     find(interpreter, root, artifacts={"model": pickle.dumps(Evil())})
     assert not (root / "ran").exists()
+
+
+@pytest.mark.parametrize("hides", [False, True])
+def test_what_is_imported_ahead_gives_way_to_the_project(
+    interpreter: Interpreter, root: Path, monkeypatch: pytest.MonkeyPatch, hides: bool
+) -> None:
+    """A search that begins early finds what another one finds, also when a file hides a module."""
+    monkeypatch.setattr(sys, "executable", interpreter.python)
+    files = {"metaflow.py": "x = 1\n"} if hides else {}
+    write(root.parent / "libs", {"metaflow.py": ""})
+    monkeypatch.setenv("PYTHONPATH", str(root.parent / "libs"))
+    code = "import learn\nfrom metaflow import x\n" if hides else "import learn\n"
+    with early_interpreter():
+        (early,) = fresh._waiting
+        process = early.process
+        found = find(interpreter, root, code, **{name[:-3]: text for name, text in files.items()})
+    assert not fresh._waiting
+    assert process.poll() == 0
+    assert list(found.distributions()) == ["learn-kit"]
+
+
+def test_an_early_interpreter_that_is_not_needed_is_stopped(interpreter: Interpreter) -> None:
+    with early_interpreter():
+        (early,) = fresh._waiting
+    assert early.process.poll() is not None
+    assert not fresh._waiting

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from mfimage.capture.lock import uv
 from mfimage.capture.lock.indexes import IndexOptions, without_credentials
+from mfimage.capture.lock.notes import Note, solve_notes
 from mfimage.capture.lock.platform import Platform
 from mfimage.capture.lock.solve import Lock, lock_requirements
 from mfimage.capture.lock.uv import UvFailure, run_uv
@@ -26,6 +28,9 @@ from tests.capture.wheelhouse import Index, sdist, serve_index, wheel, write_sou
 X86 = "cp311-cp311-manylinux_2_28_x86_64"
 ARM = "cp311-cp311-manylinux2014_aarch64"
 WINDOWS = "cp311-cp311-win_amd64"
+
+
+AMD64 = Platform(python="3.11", name="linux/amd64")
 
 
 def lock(*requirements: str, platform: str = "linux/amd64", **options: Any) -> Lock:
@@ -250,3 +255,34 @@ def test_a_wheel_is_repacked_with_its_content(index: Index, tmp_path: Path) -> N
         assert read.read("mine.py") == b"Y = 3\n"
         assert {member.date_time for member in read.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         assert read.namelist()[-1].endswith("RECORD")
+
+
+def test_one_solve_says_who_requires_what_and_where_it_is(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.add(wheel("app", requires=["base>=1", "speed[fast]", "nt; sys_platform == 'win32'"]))
+    index.add(wheel("base"), wheel("base", "2.0"), wheel("crt"), wheel("also", requires=["base"]))
+    index.add(wheel("speed", requires=["base", "crt; extra == 'fast'"], extras=["fast"]))
+    expected = solved_again(lock("app", "also"))
+    assert expected["base"].requirers == ("also", "app", "speed")
+    assert expected["crt"].index == index.url
+    monkeypatch.setattr(uv, "compile_notes", None)
+    assert lock("app", "also").notes == expected
+
+
+def test_a_log_that_does_not_say_enough_is_made_up_for(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.add(wheel("app", requires=["base"]), wheel("base"))
+    whole = lock("app").notes
+    monkeypatch.setattr(uv, "_LOGGED", "off")
+    assert lock("app").notes == whole
+    # With several indexes, the log does not say which one the package is from.
+    with serve_index() as other:
+        other.add(wheel("app"))
+        found = lock("app", index=IndexOptions(extra_index_urls=(other.url,)))
+        assert found.notes["app"].index == other.url
+
+
+def solved_again(locked: Lock) -> Mapping[str, Note]:
+    return solve_notes(locked.packages, AMD64, index=IndexOptions(), directory=Path.cwd())
