@@ -97,10 +97,10 @@ def test_how_the_running_interpreter_differs(tmp_path: Path, packages: list[Lock
     assert found.differences is not None
     named = [each for each in found.differences if " locked for" not in each]
     assert named == [
-        "mine 1.0 is locked, and none is installed here",
-        "plain 1.0 is locked, and none is installed here",
-        f"pytest 0.1 is locked, and {pytest_here} is installed here",
-        "torch 2.5.1+cpu is locked, and none is installed here",
+        "mine 1.0 is locked; it is not installed here",
+        "plain 1.0 is locked; it is not installed here",
+        f"pytest 0.1 is locked; {pytest_here} is installed here",
+        "torch 2.5.1+cpu is locked; it is not installed here",
     ]
     assert found.to_text() == "\n".join(found.differences)
 
@@ -113,8 +113,8 @@ def test_another_python_and_platform_differ(
     reference = package(tmp_path, packages[:1], minor="3.99")
     found = report_environment(reference, diff=True)
     assert found.differences == (
-        f"Python 3.99 is locked, and this is {platform.python_version()}",
-        "linux/amd64 is locked for, and this is darwin/arm64",
+        f"Python 3.99 is locked; this is {platform.python_version()}",
+        "it is locked for linux/amd64; this is darwin/arm64",
     )
 
 
@@ -125,7 +125,7 @@ def test_an_interpreter_that_has_all_of_it(
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     found = report_environment(package(tmp_path, packages[:1]), diff=True)
     assert found.differences == ()
-    assert found.to_text() == "the running interpreter has all of it"
+    assert found.to_text() == "the running interpreter has exactly this environment"
 
 
 def test_a_reference_that_leads_nowhere(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_what_is_declared_and_lacks_an_import(
     assert "numeric   1.0   index simple  required by learn" in shown.stdout
     assert index.url not in shown.stdout
     plain = json.loads(CliRunner().invoke(main, ["env", "--json", "--diff", reference]).stdout)
-    assert "learn 1.0 is locked, and none is installed here" in plain["differences"]
+    assert "learn 1.0 is locked; it is not installed here" in plain["differences"]
     assert os.fspath(function.parent) not in shown.stdout
 
 
