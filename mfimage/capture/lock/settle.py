@@ -5,7 +5,6 @@ What is on no index, or has no wheel there, is built from its source, to the sam
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -26,8 +25,9 @@ from mfimage.capture.lock.indexes import OWN_CONFIGURATION, IndexOptions, withou
 from mfimage.capture.lock.notes import Note
 from mfimage.capture.lock.platform import Platform
 from mfimage.capture.lock.pylock import LockedPackage, WheelFile, file_name
-from mfimage.capture.lock.uv import EPOCH, build_directory, build_requirement
+from mfimage.capture.lock.uv import build_directory, build_requirement
 from mfimage.errors import LockError
+from mfimage.files import EPOCH, chunks_of, sha256_hex
 
 _BUILDS_AT_ONCE = 2
 
@@ -164,7 +164,7 @@ class _Settler:
         wheel = _build_wheel(
             package, self.built, base=self.base, platform=self.platform, index=self.index
         )
-        file = WheelFile(name=wheel.name, sha256=_sha256_of(wheel))
+        file = WheelFile(name=wheel.name, sha256=_sha256_of_file(wheel))
         version = str(parse_wheel_filename(wheel.name)[1])
         return LockedPackage(name=name, version=version, files=(file,)), {wheel.name: wheel}
 
@@ -357,20 +357,16 @@ def _record_last(name: str) -> tuple[bool, str]:
     return name.endswith(".dist-info/RECORD"), name
 
 
-def _sha256_of(file: Path) -> str:
-    """Return the hex digest of a file."""
-    digest = hashlib.sha256()
+def _sha256_of_file(file: Path) -> str:
     with file.open("rb") as opened:
-        for chunk in iter(lambda: opened.read(1 << 20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return sha256_hex(chunks_of(opened))
 
 
 def _check_hash(name: str, file: Path, hashes: Iterable[str]) -> str:
     """Return a file's digest; it must be one of ``hashes``, if there are any."""
     if not file.is_file():
         raise LockError(f"{name} is locked as {file}, which does not exist")
-    found, expected = _sha256_of(file), list(hashes)
+    found, expected = _sha256_of_file(file), list(hashes)
     if expected and found not in expected:
         raise LockError(
             f"{file.name} of {name} is not the file that was locked: "

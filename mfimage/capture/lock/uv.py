@@ -18,12 +18,11 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from mfimage.capture.lock.indexes import OWN_CONFIGURATION, IndexOptions
 from mfimage.capture.lock.platform import Platform
 from mfimage.errors import LockError
+from mfimage.files import EPOCH
 from mfimage.masking import Masker, url_secrets
 
 # Never part of a lock: mfimage ships its own runtime.
 NEVER_LOCKED = ("mfimage",)
-# 1 January 1980, the earliest time that a zip file, and so a wheel, can hold.
-EPOCH = 315532800
 _TIMEOUT = 1800
 # Would keep the built wheel out of the cache, and refuse a git revision, which has no hash.
 _NOT_BUILDING = {"UV_NO_CACHE", "UV_REQUIRE_HASHES"}
