@@ -24,13 +24,6 @@ def record_examples(
 ) -> tuple[Example, ...]:
     """Call a function with each example; return the examples with their results.
 
-    Parameters
-    ----------
-    spec : FunctionSpec
-        A package whose blobs are in ``store``; it is not written yet.
-    inputs : sequence
-        Records: JSON values.
-
     Raises
     ------
     CaptureError

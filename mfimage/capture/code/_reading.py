@@ -116,15 +116,6 @@ def reached_imports(
 
     A definition counts as called when code that runs mentions its bare name: that finds too many
     rather than too few, but not a helper that only a flow's steps or a script's main part call.
-
-    Parameters
-    ----------
-    project : Project
-        The files and what they import.
-    start : iterable of Path
-        Files that are imported.
-    functions : sequence of str
-        Names of definitions that are called.
     """
     files, names = set(start), set(functions)
     while True:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mfimage.capture.code.locate import Location
+from mfimage.capture.code.locate import Definition
 from mfimage.errors import CaptureError
 from mfimage.function.decorator import DecoratedFunction
 from mfimage.package.archive import extract
@@ -60,20 +60,14 @@ class CapturedCode:
         return sorted({*self.files, *self.generated})
 
     def module_of(self, script: str) -> str | None:
-        """Return the module of a script in the archive; None when it is not there.
-
-        Parameters
-        ----------
-        script : str
-            Its file name, as ``train.py``.
-        """
+        """Return the module of a script in the archive; None when it is not there."""
         found = [name for name in self.files if name.rpartition("/")[2] == script]
         shortest = min(found, key=lambda name: (name.count("/"), name), default=None)
         return shortest.removesuffix(".py").replace("/", ".") if shortest else None
 
 
 def capture_code(
-    function: DecoratedFunction, location: Location, *, script: str = ""
+    function: DecoratedFunction, definition: Definition, *, script: str = ""
 ) -> CapturedCode:
     """Choose the files that a function needs.
 
@@ -82,30 +76,23 @@ def capture_code(
     keys, or the datastore. With a function captured by value, the folder is included only when
     the function refers to something in it.
 
-    Parameters
-    ----------
-    function : DecoratedFunction
-        The function.
-    location : Location
-        Where it is defined.
-    script : str
-        File name of the flow that ran the task: its classes may be in artifacts.
-
     Raises
     ------
     CaptureError
         When it cannot be captured, or the folder holds too much.
     """
     generated: Mapping[str, bytes] = {}
-    entrypoint, root = f"{location.module}:{location.name}", location.root
-    if location.by_value:
+    entrypoint, root = f"{definition.module}:{definition.name}", definition.root
+    if definition.by_value:
         from mfimage.capture.code.by_value import capture_value
 
         value = capture_value(function)
         generated, entrypoint = value.files, value.entrypoint
         root = root if root and _refers_to(root, value.modules, script) else None
-    files = _project_files(root, location.module.partition(".")[0]) if root else {}
-    return CapturedCode(entrypoint=entrypoint, root=location.root, files=files, generated=generated)
+    files = _project_files(root, definition.module.partition(".")[0]) if root else {}
+    return CapturedCode(
+        entrypoint=entrypoint, root=definition.root, files=files, generated=generated
+    )
 
 
 def _refers_to(root: Path, modules: Collection[str], script: str) -> bool:

@@ -38,11 +38,6 @@ def read_code_package(task: TaskInfo) -> bytes | None:
 def with_code_package(task: Any) -> TaskInfo:
     """Return a task of the same run that has a code package; all of them have the same one.
 
-    Parameters
-    ----------
-    task : metaflow.Task
-        A task of the run.
-
     Raises
     ------
     TaskError

@@ -20,7 +20,7 @@ _SITES = {"site-packages", "dist-packages"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Location:
+class Definition:
     """Where a function is defined.
 
     Attributes
@@ -167,7 +167,7 @@ def _module_of(path: Path) -> tuple[Path, str]:
     return folder, ".".join(parts)
 
 
-def locate(function: DecoratedFunction) -> Location:
+def locate(function: DecoratedFunction) -> Definition:
     """Return how a function can be imported elsewhere.
 
     Raises
@@ -181,7 +181,7 @@ def locate(function: DecoratedFunction) -> Location:
     # Not resolve(): a link is the project's name for its file.
     path = Path(os.path.abspath(file)) if file and Path(file).is_file() else None  # noqa: PTH100
     if name == "__main__" and path is None:
-        return Location(module=name, name=function.__name__, root=Path.cwd(), by_value=True)
+        return Definition(module=name, name=function.__name__, root=Path.cwd(), by_value=True)
     if "<locals>" in qualname:
         raise CaptureError(
             f"{qualname} is defined inside another function and cannot be imported",
@@ -205,19 +205,21 @@ def locate(function: DecoratedFunction) -> Location:
     return _of_module(function, path)
 
 
-def _of_module(function: DecoratedFunction, path: Path) -> Location:
+def _of_module(function: DecoratedFunction, path: Path) -> Definition:
     root, module = _root_of(path, function.__module__), function.__module__
     if root is None:  # the module was not imported by its path
         root, module = _module_of(path)
     installed = not _SITES.isdisjoint(root.parts)
-    return Location(module=module, name=_name_in_module(function), root=None if installed else root)
+    return Definition(
+        module=module, name=_name_in_module(function), root=None if installed else root
+    )
 
 
-def _of_script(function: DecoratedFunction, path: Path) -> Location:
+def _of_script(function: DecoratedFunction, path: Path) -> Definition:
     spec = getattr(sys.modules["__main__"], "__spec__", None)  # python -m has one
     root = (_root_of(path, spec.name) if spec else None) or path.parent
     module = ".".join(path.relative_to(root).with_suffix("").parts)
-    return Location(
+    return Definition(
         module=module,
         name=_name_in_module(function),
         root=root,

@@ -23,19 +23,6 @@ def check_imports(
     Only when that is certain: an import that may fail, or may never run, needs nothing, and a
     locked distribution whose files cannot be listed may have any module.
 
-    Parameters
-    ----------
-    imports : Imports
-        What code and artifacts ask for.
-    lock : Lock
-        What will be installed.
-    where : str
-        What declares it, for messages.
-    remedy : str
-        Where to add what is missing.
-    environment : mapping of str to str
-        Uv's variables, which may hold credentials for indexes.
-
     Raises
     ------
     LockError

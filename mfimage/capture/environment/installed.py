@@ -129,13 +129,6 @@ class Installed:
 
         Several only when they hold the same file (``cv2``). None when it is unknown, or a
         namespace that others fill.
-
-        Parameters
-        ----------
-        module : str
-            Dotted name; its last part may be something inside a module.
-        origins : sequence of str
-            The file or folders that importing it, or its top-level module, finds.
         """
         editable = self._by_source(origins) if len(origins) == 1 else []
         candidates = self._by_module.get(module.partition(".")[0], [])
@@ -180,17 +173,6 @@ class Installed:
 
         What is required but not installed is not in the result: the solver chooses its version.
 
-        Parameters
-        ----------
-        start : mapping of str to str
-            Names of distributions to start from -> why they are needed.
-        platform : Platform
-            What markers are evaluated for.
-
-        Returns
-        -------
-        dict of str to str
-            Every installed distribution that is needed -> why.
         """
         reasons = dict(start)
         done: set[tuple[str, str]] = set()

@@ -44,13 +44,6 @@ class IndexOptions:
         """Return ``inherited`` with these indexes: other users can read arguments, not variables.
 
         Pip's indexes are used where uv's configuration names none: uv does not read pip's.
-
-        Parameters
-        ----------
-        inherited : mapping of str to str
-            Environment variables.
-        directory : Path
-            Where uv looks for its configuration.
         """
         result = dict(inherited)
         if not _uv_names_indexes(inherited, directory):
@@ -163,15 +156,7 @@ def _pip_settings(file: Path) -> dict[str, str]:
 
 
 def authorization(url: str, environment: Mapping[str, str]) -> str | None:
-    """Return the ``Authorization`` header for a file on an index, if there are credentials.
-
-    Parameters
-    ----------
-    url : str
-        The file's URL.
-    environment : mapping of str to str
-        Uv's variables, as ``IndexOptions.environment`` returns them.
-    """
+    """Return the ``Authorization`` header for a file on an index, if there are credentials."""
     host = urlsplit(url).netloc
     login = next(_logins(host, environment), None) or _netrc_login(host, environment)
     if login is None:

@@ -84,19 +84,7 @@ def solve_notes(
     index: IndexOptions,
     directory: Path,
 ) -> dict[str, Note]:
-    """Return a note on each package, from a solve of its own; none when that fails.
-
-    Parameters
-    ----------
-    packages : sequence of LockedPackage
-        Solved by name and version.
-    platform : Platform
-        What they are for.
-    wheels : mapping of str to Path
-        Wheels on this machine, by file name.
-    index, directory
-        As in ``lock_requirements``.
-    """
+    """Return a note on each package, from a solve of its own; none when that fails."""
     with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
         pins = [pin(package, wheels, stubs=Path(folder)) for package in packages]
         try:

@@ -203,19 +203,6 @@ def _build_wheel(
 ) -> Path:
     """Build the wheel of a locked package that has none.
 
-    Parameters
-    ----------
-    package : mapping
-        A package of a ``pylock.toml`` with ``directory``, ``vcs``, ``archive`` or ``sdist``.
-    out : Path
-        Where the wheel goes.
-    base : Path
-        Where the lock's relative paths start.
-    platform : Platform
-        What the wheel has to fit.
-    index : IndexOptions
-        Where build requirements come from.
-
     Raises
     ------
     LockError

@@ -143,7 +143,7 @@ def compile_pylock(
     alone : bool
         Leave out what the requirements require.
     builds : bool
-        Allow source distributions where there is no wheel.
+        Allow source distributions of packages without a wheel.
 
     Raises
     ------
@@ -212,17 +212,7 @@ def _solve(
 
 
 def export_pylock(project: Path, *, with_project: bool, index: IndexOptions) -> str:
-    """Return a project's ``uv.lock`` as a pylock.toml for all platforms.
-
-    Parameters
-    ----------
-    project : Path
-        The folder of ``uv.lock``.
-    with_project : bool
-        Include the project's own distribution.
-    index : IndexOptions
-        Package indexes to ask, should uv need one.
-    """
+    """Return a project's ``uv.lock`` as a pylock.toml for all platforms."""
     more = [] if with_project else ["--no-emit-project"]
     more += [f"--prune={name}" for name in NEVER_LOCKED]
     return _export(project, ["--format", "pylock.toml", *more], index)

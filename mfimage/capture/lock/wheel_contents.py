@@ -22,17 +22,7 @@ _TIMEOUT = 20
 def wheel_files(
     package: LockedPackage, local: Mapping[str, Path], environment: Mapping[str, str]
 ) -> list[str] | None:
-    """Return the files of a locked package; None when they cannot be read.
-
-    Parameters
-    ----------
-    package : LockedPackage
-        The first of its wheels is read.
-    local : mapping of str to Path
-        Wheels on this machine, by file name.
-    environment : mapping of str to str
-        Uv's variables, which may hold credentials for the index.
-    """
+    """Return the files of a locked package; None when they cannot be read."""
     file = package.files[0]
     try:
         if file.name in local:
@@ -77,15 +67,7 @@ def _installed(name: str) -> str:
 
 
 def holds_module(files: Iterable[str], module: str) -> bool:
-    """Return whether one of the files is a module, or the package that it is in.
-
-    Parameters
-    ----------
-    files : iterable of str
-        Paths below ``site-packages``.
-    module : str
-        Dotted name; its last part may be something inside a module.
-    """
+    """Return whether one of the files is a module, or the package that it is in."""
     paths = [name.replace(".", "/") for name in prefixes(module)]
     # A package or module has everything below it; several distributions may fill a bare folder.
     starts = [f"{path}{end}" for path in paths for end in ("/__init__.", ".")]

@@ -55,15 +55,6 @@ def lock_urls(
     The hash of a wheel is the one that its index lists for this URL; a wheel that no index lists
     is downloaded once (uv caches it) and hashed.
 
-    Parameters
-    ----------
-    urls : sequence of str
-        URLs of wheels, and of sources to build wheels from.
-    platform : Platform
-        What they have to fit.
-    index, directory
-        As in ``lock_requirements``.
-
     Raises
     ------
     LockError

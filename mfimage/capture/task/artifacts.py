@@ -24,19 +24,6 @@ def copy_artifacts(
 ) -> dict[str, ArtifactRef]:
     """Copy artifacts into a package store.
 
-    Parameters
-    ----------
-    task : TaskInfo
-        The task.
-    names : iterable of str
-        Names of its artifacts.
-    store : PackageStore
-        Where they go; blobs that it has are not written again.
-
-    Returns
-    -------
-    dict of name to ArtifactRef
-
     Raises
     ------
     TaskError
@@ -159,15 +146,6 @@ def needs_of(
     function: DecoratedFunction, artifacts: Sequence[str] | None, given: Mapping[str, Any]
 ) -> Needs:
     """Return what a function needs of a task.
-
-    Parameters
-    ----------
-    function : DecoratedFunction
-        The function.
-    artifacts : sequence of str or None
-        The caller's choice; by default what the function declares, or else reads.
-    given : mapping
-        Parameters that have a value.
 
     Raises
     ------

@@ -114,13 +114,6 @@ class TaskStore:
     def read_file(self, key: str, what: str) -> bytes:
         """Return a file that Metaflow keeps among the artifacts, verified.
 
-        Parameters
-        ----------
-        key : str
-            Its key in the content-addressed store: the SHA-1 of its content.
-        what : str
-            What to call it in errors.
-
         Raises
         ------
         TaskError

@@ -18,11 +18,6 @@ def default_root(kind: str, datastore: str) -> str:
 
     Beside a local ``.metaflow`` that is ``.mfimage``; beside ``s3://bucket/metaflow``,
     ``s3://bucket/mfimage``.
-
-    Parameters
-    ----------
-    kind, datastore : str
-        Type and root of the datastore with the task's artifacts.
     """
     return os.environ.get(ROOT_VARIABLE) or _beside(kind, datastore)
 

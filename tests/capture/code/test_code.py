@@ -11,7 +11,7 @@ import pytest
 
 from mfimage.capture.code import archive as capture
 from mfimage.capture.code.archive import CapturedCode, archive, capture_code, staged
-from mfimage.capture.code.locate import Location
+from mfimage.capture.code.locate import Definition
 from mfimage.errors import CaptureError
 from mfimage.function.decorator import json_function
 from tests.support.projects import write
@@ -22,7 +22,7 @@ def predict(data: dict) -> dict: ...
 
 
 def captured(root: Path, module: str = "predict") -> CapturedCode:
-    return capture_code(predict, Location(module=module, name="predict", root=root))
+    return capture_code(predict, Definition(module=module, name="predict", root=root))
 
 
 PROJECT = {
@@ -103,7 +103,7 @@ def test_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_installed_function_has_no_files() -> None:
-    code = capture_code(predict, Location(module="pkg.mod", name="serve", root=None))
+    code = capture_code(predict, Definition(module="pkg.mod", name="serve", root=None))
     assert (code.entrypoint, code.files, code.names) == ("pkg.mod:serve", {}, [])
 
 

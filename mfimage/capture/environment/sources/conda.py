@@ -173,15 +173,6 @@ def require_wheels(
 ) -> list[str]:
     """Return the requirements for the wheels of conda packages.
 
-    Parameters
-    ----------
-    packages : sequence of CondaPackage
-        What conda resolved, without what Python and wheels contain.
-    platform : Platform
-        What the wheels have to fit.
-    index, directory
-        As in ``lock_requirements``.
-
     Raises
     ------
     LockError

@@ -65,13 +65,6 @@ def find_resolution(task: TaskInfo, *, platform: str) -> Resolution | None:
 
     The manifest is in the task's code package, or beside a local datastore.
 
-    Parameters
-    ----------
-    task : TaskInfo
-        The task; its metadata has the environment's id.
-    platform : str
-        What the environment is for.
-
     Raises
     ------
     LockError
