@@ -22,7 +22,6 @@ import json
 import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -259,11 +258,12 @@ def main() -> None:
     sys.path.append(home)
     for name in ahead:
         importlib.import_module(name)
+    imported = set(sys.modules) - before
     request_text = sys.stdin.buffer.read()
     request = json.loads(request_text)
     reading = _sibling("_reading")
     root = Path(os.path.realpath(request["root"]))
-    if _hides(reading, root, set(sys.modules) - before):
+    if imported and _hides(reading, root, imported):
         _start_again(request_text, request["answer"], channel)
     sys.path.insert(0, str(root))
     own, ours = describe_distributions([str(root)]), describe_distributions([home])
@@ -273,7 +273,7 @@ def main() -> None:
         "distributions": join_distributions(own, sites, ours),
     }
     try:
-        found |= _read(reading, request, Tracer(root))
+        found |= _read(reading, request, Tracer(root), {})
     except SyntaxError:
         if not request["run"]:
             raise
@@ -282,17 +282,19 @@ def main() -> None:
     if request["run"]:
         tracer = Tracer(root)
         failure = import_function(tracer, request["module"])
-        ran = {"error": failure} if failure else _read(reading, request, tracer)
+        ran = (
+            {"error": failure}
+            if failure
+            else _read(reading, request, tracer, loaded_modules(tracer))
+        )
         Path(request["answer"]).write_text(json.dumps(ran))
 
 
 def _hides(reading: Any, root: Path, imported: Iterable[str]) -> bool:
     """Return whether the project has modules that would have been imported instead."""
-    names = {_top(name) for name in imported} - {"_reading"}
-    extensions = "metaflow_extensions"
-    return bool(names) and (
-        (root / extensions).is_dir() or any(map(partial(reading.find_local, root), names))
-    )
+    names = {_top(name) for name in imported}
+    own = {_top(path.name) for path in root.iterdir()} & (names | {"metaflow_extensions"})
+    return any(name == "metaflow_extensions" or reading.find_local(root, name) for name in own)
 
 
 def _start_again(request: bytes, answer: str, channel: int) -> None:
@@ -304,9 +306,11 @@ def _start_again(request: bytes, answer: str, channel: int) -> None:
     os.execv(sys.executable, [sys.executable, __file__, sys.argv[1]])  # noqa: S606
 
 
-def _read(reading: Any, request: Mapping[str, Any], tracer: Tracer) -> dict[str, Any]:
+def _read(
+    reading: Any, request: Mapping[str, Any], tracer: Tracer, loaded: Mapping[str, Path]
+) -> dict[str, Any]:
     """Return what the project's files import, by their source and by what the tracer saw."""
-    module, loaded = request["module"], loaded_modules(tracer)
+    module = request["module"]
     start = [module, *loaded] if module else []
     project = reading.walk_project(tracer.root, start, loaded)
     foreign = [each for each in project.imports if not each.means]
