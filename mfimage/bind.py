@@ -12,7 +12,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mfimage.capture.avro import given_schemas, needed_modules
 from mfimage.capture.code.archive import CapturedCode, archive, capture_code, staged
 from mfimage.capture.code.code_package import packaged_commit
 from mfimage.capture.code.imports import Code
@@ -127,7 +126,7 @@ def bind(
                 module=code.module,
                 functions=[code.entrypoint.rpartition(":")[2]],
                 artifacts=stored,
-                needed=needed_modules(function),
+                needed=function.needed_modules,
             ),
             project=code.root or Path.cwd(),
             declared=Path(options.environment) if options.environment else None,
@@ -166,7 +165,7 @@ def _schemas(function: DecoratedFunction) -> dict[str, Any]:
     return {
         "input_schema": input_schema,
         "output_schema": output_schema,
-        "schemas": given_schemas(function, input_schema, output_schema),
+        "schemas": function.package_schemas(input_schema, output_schema),
     }
 
 

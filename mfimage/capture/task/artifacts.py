@@ -206,7 +206,7 @@ def checked_values(function: DecoratedFunction, values: Mapping[str, Any]) -> di
     if not values:
         return {}
     # Imports pydantic, which takes long.
-    from mfimage.function import json_values
+    from mfimage.function import json as json_values
 
     data = json_values.dumps(dict(values), root="parameters", error=InputError)
     return dict(json_values.loads(data))
