@@ -137,7 +137,7 @@ def test_an_avro_function_whose_hints_have_no_avro_schema(task: Any, function: P
     with pytest.raises(SchemaError) as caught:
         bound_avro(function, "dict", task)
     assert caught.value.message == (
-        "predict: data: no Avro schema: members of any name and kind are welcome there"
+        "predict: data: no Avro schema: it allows members of any name and type"
     )
     assert "schema=" in str(caught.value.hint)
     assert not (function.parent / "packages").exists()
