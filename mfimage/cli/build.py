@@ -37,6 +37,13 @@ def bind(function: str, task: str, **given: Any) -> None:
 
 
 def _bind(function: str, task: str, given: dict[str, Any]) -> str:
+    from mfimage.capture.code.interpreter import early_interpreter
+
+    with early_interpreter():
+        return _bind_named(function, task, given)
+
+
+def _bind_named(function: str, task: str, given: dict[str, Any]) -> str:
     from mfimage.bind import bind as bind_function
     from mfimage.capture.code.named import find_function
     from mfimage.cli.console import note
