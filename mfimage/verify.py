@@ -18,13 +18,14 @@ from mfimage.image.checks.config import LOCK_FILE
 from mfimage.image.find.run import image_anywhere, machine_platform, saved
 from mfimage.image.find.seen import read_member
 from mfimage.image.oci.base import read_image
-from mfimage.image.plan.labels import FUNCTION_DIGEST, RAY_PARTS, TARGET
+from mfimage.image.plan.labels import FUNCTION_DIGEST, TARGET
 from mfimage.image.plan.options import BuildOptions
 from mfimage.image.plan.plan import make_plan
 from mfimage.image.registry.location import OCI as OCI_LAYOUT
 from mfimage.image.registry.location import Location
 from mfimage.image.registry.reference import Reference, parse_reference
 from mfimage.image.secrets.build import read_secrets
+from mfimage.image.targets import find_target
 from mfimage.package.spec import sha256_digest
 from mfimage.package.store import open_package
 
@@ -180,11 +181,11 @@ def _as_it_was(
     """Return the options that the image was built with, as far as it says them."""
     history = original.config.get("history") or ()
     by_us = any((entry.get("created_by") or "").startswith(_OURS) for entry in history)
-    parts = [part for part in labels.get(RAY_PARTS, "").split(",") if part not in ("", "default")]
+    target = labels.get(TARGET, options.target)
     return dataclasses.replace(
         options,
-        target=labels.get(TARGET, options.target),
-        parts=tuple(parts),
+        target=target,
+        **find_target(target).options_from(labels),
         platform=platform,
         base_image=options.base_image or _base(labels),
         builder=OCI if by_us else DOCKER,
@@ -192,7 +193,6 @@ def _as_it_was(
         no_cache=True,
         tags=(),
         output=None,
-        output_engine=False,
     )
 
 

@@ -138,7 +138,7 @@ def rayservice(image: str, **given: Any) -> None:
 
 
 def _parts(image: str, given: dict[str, Any]) -> tuple[RayImage, ClusterOptions]:
-    from mfimage.cli.console import say
+    from mfimage.cli.console import note
     from mfimage.manifests.kuberay.arguments import cluster_options
     from mfimage.manifests.kuberay.image import Known, read_ray_image
 
@@ -149,4 +149,4 @@ def _parts(image: str, given: dict[str, Any]) -> tuple[RayImage, ClusterOptions]
         function=given["function"],
         function_digest=given["function_digest"],
     )
-    return read_ray_image(image, known, say=say), cluster
+    return read_ray_image(image, known, say=note), cluster

@@ -235,7 +235,8 @@ class OciBuilder:
         else:
             plan = images[0].plan
             # An image of the same lock begins with the same layers.
-            names = [*map(str, tags), str(plan.base.reference)]
+            base = plan.base.reference
+            names = [*map(str, tags), *([] if isinstance(base, Location) else [str(base)])]
             label = f"{LOCK_DIGEST}={plan.dependencies.digest}"
             load_into(self.engine, composed, tags, chain(names, self.engine.labelled(label)))
         self._report("done", f"write {where}", time.perf_counter() - start)

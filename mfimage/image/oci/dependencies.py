@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from mfimage.capture.lock.platform import Target
+from mfimage.capture.lock.platform import Platform
 from mfimage.capture.lock.uv import UvFailure, run_uv
 from mfimage.errors import BuildError, LockError
 from mfimage.image.oci.cache import work_folder
@@ -136,7 +136,7 @@ def install(
             target.write_bytes(plan.dependencies.lock)
         else:
             target.symlink_to(path)
-    platform = Target(python=plan.python, platform=plan.platform)
+    platform = Platform(python=plan.python, name=plan.platform)
     arguments = [
         *("pip", "install", "--quiet", "--prefix", str(tree), "--python", sys.executable),
         *("--python-version", plan.python, "--python-platform", platform.uv_platform),

@@ -193,12 +193,14 @@ def load_into(
     """
     wanted = [layer.diff_id for layer in images[0].layers]
     most = 0
-    for name in like:
-        if (found := engine.inspect(name)) is not None:
-            pairs = zip(wanted, found.layers, strict=False)
-            most = max(most, sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
-        if most >= len(wanted) - 1:
-            break
+    with contextlib.suppress(EngineError):
+        for name in like:
+            if (found := engine.inspect(name)) is not None:
+                pairs = zip(wanted, found.layers, strict=False)
+                same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+                most = max(most, same)
+            if most >= len(wanted) - 1:
+                break
     if most:
         with contextlib.suppress(EngineError):
             engine.load(docker_archive(images, tags, skip=most))

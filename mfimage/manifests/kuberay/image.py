@@ -8,15 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mfimage.errors import EngineError, OptionError
-from mfimage.image.plan.labels import (
-    FUNCTION_DIGEST,
-    FUNCTION_NAME,
-    PYTHON_VERSION,
-    RAY_PARTS,
-    RAY_VERSION,
-    TARGET,
-)
+from mfimage.image.plan.labels import FUNCTION_DIGEST, FUNCTION_NAME, TARGET
 from mfimage.image.registry.reference import Reference, parse_reference
+from mfimage.image.targets.ray import PYTHON_VERSION, RAY_PARTS, RAY_VERSION, RayTarget
 from mfimage.manifests.kuberay.parts import RayImage
 
 if TYPE_CHECKING:
@@ -99,7 +93,7 @@ def ray_image(
     """
     labels = dict(info.labels) if info is not None else {}
     target = labels.get(TARGET)
-    if target not in (None, "ray"):
+    if target not in (None, RayTarget.name):
         raise OptionError(
             f"image: {reference} is for {target}, not for Ray", hint=f"build one: {_BUILD}"
         )

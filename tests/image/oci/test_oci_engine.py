@@ -16,8 +16,9 @@ from mfimage.errors import EngineError, RegistryError
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.oci.builder import OciBuilder
 from mfimage.image.oci.images import encode
+from mfimage.image.registry.location import Location
 from mfimage.image.registry.reference import Reference, parse_reference, parse_tag
-from tests.image.oci.bases import FILES, OFFICIAL, digest, layer
+from tests.image.oci.bases import FILES, OFFICIAL, digest, layer, layout
 from tests.image.sample import Sample, make_sample
 
 BASE = parse_reference("python:3.11-slim")
@@ -112,7 +113,9 @@ def sample(tmp_path) -> Sample:
     return make_sample(tmp_path / "blobs")
 
 
-def build(sample: Sample, *tags: str, base: Reference = BASE, **options) -> SimpleNamespace:
+def build(
+    sample: Sample, *tags: str, base: Reference | Location = BASE, **options
+) -> SimpleNamespace:
     said: list[str] = []
     given = {
         "compression": "gzip", "compiled": False, "fresh": False, "secrets": {},
@@ -179,6 +182,27 @@ def test_an_image_store_that_wants_all_layers_gets_them(engine, sample):
     build(sample, "team/iris:1")
     short, whole = engine.loaded
     assert len(whole) == len(engine.images["team/iris:1"].layers) > len(short)
+
+
+def test_an_image_on_a_base_in_a_folder_goes_into_an_engine(engine, sample, tmp_path):
+    asked = []
+    engine.inspect = lambda name: asked.append(name)
+    base = layout(tmp_path / "base")
+    assert build(sample, "team/iris:1", base=base).said[0].startswith("base: oci:")
+    assert asked == ["team/iris:1"], "a folder is not an image's name"
+
+
+def test_an_engine_that_cannot_say_what_it_has_is_sent_all(engine, sample, monkeypatch):
+    engine.add_base(BASE)
+    build(sample, "team/iris:1")
+
+    def broken(label):
+        raise EngineError("listing images: timeout")
+
+    monkeypatch.setattr(engine, "labelled", broken)
+    sample.artifacts["model"] = b"n" * 3000
+    build(sample, "team/other:1")
+    assert "team/other:1" in engine.images
 
 
 def test_an_engine_that_refuses_the_whole_image_says_why(engine, sample, monkeypatch):
