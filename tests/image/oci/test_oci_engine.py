@@ -186,7 +186,7 @@ def test_an_image_store_that_wants_all_layers_gets_them(engine, sample):
 
 def test_an_image_on_a_base_in_a_folder_goes_into_an_engine(engine, sample, tmp_path):
     asked = []
-    engine.inspect = lambda name: asked.append(name)
+    engine.inspect = asked.append
     base = layout(tmp_path / "base")
     assert build(sample, "team/iris:1", base=base).said[0].startswith("base: oci:")
     assert asked == ["team/iris:1"], "a folder is not an image's name"
@@ -197,6 +197,7 @@ def test_an_engine_that_cannot_say_what_it_has_is_sent_all(engine, sample, monke
     build(sample, "team/iris:1")
 
     def broken(label):
+        yield "team/absent:1"
         raise EngineError("listing images: timeout")
 
     monkeypatch.setattr(engine, "labelled", broken)
