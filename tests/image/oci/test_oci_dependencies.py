@@ -154,7 +154,7 @@ def test_a_missing_python_is_installed_by_uv(monkeypatch):
             installed.append(arguments[-1])
         elif not installed:
             assert environment["UV_PYTHON_DOWNLOADS"] == "never"
-            raise UvFailure("no interpreter found")
+            raise UvFailure("python find", "no interpreter found")
         return "/uv/python3.2\n"
 
     monkeypatch.setattr(dependencies, "run_uv", run_uv)
