@@ -63,7 +63,7 @@ OWNERS = {
     "starlette": "mfimage.runtime",
     "prometheus_client": "mfimage.runtime",
     "fastavro": "mfimage.function.avro",
-    "cyclonedx": "mfimage.image.sbom.components",
+    "cyclonedx": "mfimage.image.sbom.document",
     "ray": ("mfimage.backends.ray", "mfimage.runtime.ray", "mfimage.runtime.batch"),
 }
 SHIPPED = [

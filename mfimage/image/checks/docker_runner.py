@@ -17,9 +17,9 @@ from mfimage.image.checks.runner import LOG_LINES, Address, Launch
 from mfimage.image.engine import Engine
 from mfimage.image.engine_connect import engine_errors
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.find.run import image_at
+from mfimage.image.find.places import FILES, FoundImage, machine_platform
+from mfimage.image.oci.config import recompose
 from mfimage.image.oci.outputs import docker_archive
-from mfimage.image.registry.location import Location
 from mfimage.masking import Masker
 
 # Finds what a process that was killed could not remove.
@@ -152,20 +152,22 @@ def _host(api: Any) -> str | None:
 def open_docker(
     api: docker.APIClient,
     image: str,
-    location: Location | None,
+    found: FoundImage | None,
     *,
     say: Callable[[str], None],
 ) -> Iterator[DockerRunner]:
-    """See that the engine has an image: it is pulled, or loaded until the block ends.
+    """Run containers of an image, which is pulled or, until the block ends, loaded.
 
     Parameters
     ----------
     api : docker.APIClient
         The engine; closed at the end.
-    image, location : str, Location or None
-        Which image; where it lies, if not in an engine or a registry.
+    image : str
+        The image's name.
+    found : FoundImage or None
+        The image in the engine, in a folder or file; None if it has to be pulled.
     say : callable
-        Told of what happens.
+        Receives a line for what takes time.
 
     Raises
     ------
@@ -180,25 +182,25 @@ def open_docker(
                 "the containers of an engine behind ssh cannot be called from here",
                 hint="run mfimage test where the engine is",
             )
-        if location is not None:
-            with _loaded(engine, location) as info:
-                yield DockerRunner(api, info)
-            return
-        known = engine.inspect(image)
-        if known is None:
+        if found is None:
             say(f"pulling {image}")
-            known = engine.pull(image)
-        yield DockerRunner(api, known)
+            yield DockerRunner(api, engine.pull(image))
+        elif found.place is FILES:
+            with _loaded(engine, found) as info:
+                yield DockerRunner(api, info)
+        else:
+            yield DockerRunner(api, found.info)
 
 
 @contextmanager
-def _loaded(engine: Engine, location: Location) -> Iterator[ImageInfo]:
-    """Let the engine have an image until the block ends, or longer if it had it before."""
-    with image_at(location) as (image, info):
-        had = engine.inspect(info.id) is not None
+def _loaded(engine: Engine, found: FoundImage) -> Iterator[ImageInfo]:
+    """Load an image until the block ends; it stays if the engine had it before."""
+    with found.open(machine_platform()) as stored:
+        image = recompose(stored)
+        had = engine.inspect(image.id) is not None
         engine.load(docker_archive([image], ()))
         try:
-            yield info
+            yield found.info
         finally:
             if not had:
-                engine.remove(info.id, force=True)
+                engine.remove(image.id, force=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from mfimage.errors import EngineError, OptionError
+from mfimage.errors import EngineError, OptionError, ReferenceNotFound
 from mfimage.image.checks import config
 from mfimage.image.checks.docker_runner import open_docker
 from mfimage.image.checks.ray import check_ray
@@ -14,8 +14,8 @@ from mfimage.image.checks.runc_runner import Tools, find_tools, open_runc
 from mfimage.image.checks.runner import Runner
 from mfimage.image.checks.server import CheckOptions, check_server
 from mfimage.image.engine_connect import connect
+from mfimage.image.find.places import ENGINE, FILES, FoundImage, find_image
 from mfimage.image.plan.labels import TARGET
-from mfimage.image.registry.location import Location, parse_location
 from mfimage.package.spec import FunctionSpec
 
 _DEFAULTS = CheckOptions()
@@ -87,26 +87,30 @@ def _check_what_it_says(runner: Runner, recorder: Recorder) -> FunctionSpec | No
 @contextmanager
 def _runner(image: str, say: Callable[[str], None]) -> Iterator[Runner]:
     """Open the image where it can be run."""
-    location = parse_location(image, field="image")
+    found: FoundImage | None
+    try:
+        found = find_image(image, places=(FILES, ENGINE))
+    except ReferenceNotFound:
+        found = None  # the engine can pull it
     with ExitStack() as stack:
         runner: Runner
         try:
             api = connect()
         except EngineError as error:
-            place, tools = _without_engine(image, location, error)
+            found, tools = _without_engine(image, found, error)
             say(f"{error.message}; {image} is unpacked")
-            runner = stack.enter_context(open_runc(place, tools))
+            runner = stack.enter_context(open_runc(found, tools))
         else:
-            runner = stack.enter_context(open_docker(api, image, location, say=say))
+            runner = stack.enter_context(open_docker(api, image, found, say=say))
         yield runner
 
 
 def _without_engine(
-    image: str, location: Location | None, error: EngineError
-) -> tuple[Location, Tools]:
-    """Return where the image is, and what unpacks and runs it instead of an engine."""
+    image: str, found: FoundImage | None, error: EngineError
+) -> tuple[FoundImage, Tools]:
+    """Return the image, and the tools that unpack and run it instead of an engine."""
     tools = find_tools()
-    if location is None:
+    if found is None or found.place is not FILES:
         raise EngineError(
             f"{image} cannot be run: {error.message}",
             hint="start an engine; without one, name an image in a folder, as oci:DIR, "
@@ -117,4 +121,4 @@ def _without_engine(
             f"{image} cannot be run: {error.message}, and runc and umoci are not here",
             hint="start an engine, or install them: apt-get install runc umoci",
         )
-    return location, tools
+    return found, tools

@@ -19,7 +19,8 @@ from mfimage.errors import EngineError
 from mfimage.image.checks.report import Failed
 from mfimage.image.checks.runner import LOG_LINES, Address, Launch, wait_for_end
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.find.run import image_at
+from mfimage.image.find.places import FoundImage, machine_platform
+from mfimage.image.oci.config import recompose
 from mfimage.image.oci.outputs import write_images
 from mfimage.image.registry.location import OCI, Location
 from mfimage.image.registry.reference import parse_tag
@@ -250,7 +251,7 @@ def _free_port() -> int:
 
 
 @contextmanager
-def open_runc(location: Location, tools: Tools) -> Iterator[RuncRunner]:
+def open_runc(found: FoundImage, tools: Tools) -> Iterator[RuncRunner]:
     """Unpack an image until the block ends.
 
     Raises
@@ -260,8 +261,11 @@ def open_runc(location: Location, tools: Tools) -> Iterator[RuncRunner]:
     BuildError
         If there is no such image.
     """
-    with TemporaryDirectory(prefix="mfimage-") as text, image_at(location) as (image, info):
-        folder = Path(text)
+    with (
+        TemporaryDirectory(prefix="mfimage-") as text,
+        found.open(machine_platform()) as stored,
+    ):
+        folder, image = Path(text), recompose(stored)
         layout, bundle = folder / "layout", folder / "bundle"
         # umoci finds images by tag, and wants no other kind of place.
         write_images([image], Location(kind=OCI, path=layout), [parse_tag(f"mfimage:{_TAG}")])
@@ -270,8 +274,8 @@ def open_runc(location: Location, tools: Tools) -> Iterator[RuncRunner]:
         done = _run(command)
         if done.returncode:
             last = done.stdout.strip().rpartition("\n")[2]
-            raise EngineError(f"{location}: umoci cannot unpack it: {last}")
-        runner = RuncRunner(tools.runtime, folder, info)
+            raise EngineError(f"{found.name}: umoci cannot unpack it: {last}")
+        runner = RuncRunner(tools.runtime, folder, found.info)
         _refuse_without_namespaces(runner)
         yield runner
 

@@ -12,13 +12,12 @@ from mfimage.image.builder import DOCKER
 from mfimage.image.find.contents import Contents, contents_of
 from mfimage.image.find.diff import REMOVED, Change, diff
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.find.places import see_image
+from mfimage.image.find.places import ENGINE, FILES, REGISTRY, FoundImage, find_image
 from mfimage.image.plan.layers import code_files, runtime_files, sbom_file
 from mfimage.image.plan.options import LABEL_PREFIX, BuildOptions
 from mfimage.image.plan.plan import ImagePlan
 
 if TYPE_CHECKING:
-    from mfimage.image.find.seen import SeenImage
     from mfimage.image.plan.layers import BlobPath
 
 NEW, SAME, CHANGED = "new", "same", "changed"
@@ -100,7 +99,7 @@ class PlannedImage:
         return "\n".join(lines)
 
 
-def explain(plan: ImagePlan, blob_path: BlobPath, before: SeenImage | None) -> PlannedImage:
+def explain(plan: ImagePlan, blob_path: BlobPath, before: FoundImage | None) -> PlannedImage:
     """Tell what would be built, and why.
 
     Parameters
@@ -109,10 +108,10 @@ def explain(plan: ImagePlan, blob_path: BlobPath, before: SeenImage | None) -> P
         What to build.
     blob_path : callable
         Returns where the function's code is.
-    before : SeenImage, optional
+    before : FoundImage, optional
         The image that would be replaced; one that mfimage did not build counts as none.
     """
-    if before is not None and f"{LABEL_PREFIX}version" not in before.info.labels:
+    if before is not None and not before.has_labels:
         before = None
     code, runtime = code_files(plan, blob_path), runtime_files(plan)
     sbom = sbom_file(code)
@@ -122,7 +121,7 @@ def explain(plan: ImagePlan, blob_path: BlobPath, before: SeenImage | None) -> P
         parts = [part for part, _ in _parts(plan, after, sizes)]
         return PlannedImage(plan=plan, before=None, parts=tuple(parts))
     info = dataclasses.replace(before.info, env=_without_path(before.info.env))
-    known = contents_of(info, before.sbom)
+    known = contents_of(info, before.sbom())
     changes = diff(known, after, names=(before.name, plan.function)).changes
     parts = [
         _compared(part, _reasons(part, sections, plan, before, changes))
@@ -132,7 +131,7 @@ def explain(plan: ImagePlan, blob_path: BlobPath, before: SeenImage | None) -> P
     return PlannedImage(plan=plan, before=before.name, parts=tuple(parts))
 
 
-def image_before(options: BuildOptions, platform: str, builder: str) -> SeenImage | None:
+def image_before(options: BuildOptions, platform: str, builder: str) -> FoundImage | None:
     """Return what a build would replace: what the first tag names, or the output holds.
 
     Parameters
@@ -147,9 +146,10 @@ def image_before(options: BuildOptions, platform: str, builder: str) -> SeenImag
     if options.output is not None and not options.output.path.exists():
         return None
     names = [str(place) for place in (options.output, *options.tags) if place]
-    engine = builder == DOCKER or options.output_engine
+    engine = (ENGINE,) if builder == DOCKER or options.output_engine else ()
+    places = (FILES, *engine, REGISTRY)
     try:
-        return see_image(names[0], platform=platform, engine=engine) if names else None
+        return find_image(names[0], platform=platform, places=places) if names else None
     except ReferenceNotFound:
         return None  # there is none yet
 
@@ -211,7 +211,7 @@ def _reasons(
     part: PlannedPart,
     sections: tuple[str, ...],
     plan: ImagePlan,
-    before: SeenImage,
+    before: FoundImage,
     changes: Iterable[Change],
 ) -> list[str]:
     found = [change for change in changes if change.section in sections]
