@@ -64,6 +64,7 @@ OWNERS = {
     "prometheus_client": "mfimage.runtime",
     "fastavro": "mfimage.function.avro",
     "cyclonedx": "mfimage.image.sbom.document",
+    "yaml": "mfimage.manifests.text",
     "ray": ("mfimage.backends.ray", "mfimage.runtime.ray", "mfimage.runtime.batch"),
 }
 SHIPPED = [
@@ -211,7 +212,7 @@ def shipped(folder: Path) -> list[str]:
     return names
 
 
-NEVER = {"docker", "jinja2", "click", "h2", "rich", "uv", "metaflow", "packaging"}
+NEVER = {"docker", "jinja2", "click", "h2", "rich", "uv", "metaflow", "packaging", "yaml"}
 
 
 def test_what_ships_in_an_image_is_small(tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
-"""What a manifest needs to know of an image for Ray, from its labels or from the user."""
+"""An image for Ray, described by its labels or by the user."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from mfimage.errors import EngineError, OptionError
+from mfimage.errors import EngineError, OptionError, ReferenceNotFound, RegistryError
+from mfimage.image.find.places import ENGINE, REGISTRY, FoundImage, find_image
 from mfimage.image.plan.labels import (
     FUNCTION_DIGEST,
     FUNCTION_NAME,
@@ -17,17 +18,70 @@ from mfimage.image.plan.labels import (
     TARGET,
 )
 from mfimage.image.registry.reference import Reference, parse_reference
-from mfimage.manifests.kuberay.parts import RayImage
+from mfimage.package.spec import NAME
 
-if TYPE_CHECKING:
-    from mfimage.image.find.info import ImageInfo
-
+# From 2.53 on, one HTTP request shows whether a node is healthy; before, KubeRay's probes run wget.
+_OLDEST_RAY = (2, 53)
 _BUILD = "mfimage build REFERENCE --target ray -t NAME --push"
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_RAY_VERSION = re.compile(r"(\d+)\.(\d+)(?:\.\d+)?[A-Za-z0-9.+-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
-    """What the user says of an image that cannot be read here; else it must agree with it.
+class RayImage:
+    """An image for Ray.
+
+    Attributes
+    ----------
+    reference : str
+        What nodes pull; with the digest if it is known.
+    ray_version : str
+        With the patch version, as ``2.60.0``.
+    python_version : str or None
+        With the patch version.
+    function : str
+        The function's name.
+    digest : str or None
+        The function's digest; without it there is no placement resource.
+    parts : tuple of str or None
+        Ray's extras in the image, such as ``default`` and ``serve``; None if not known.
+    """
+
+    reference: str
+    ray_version: str
+    function: str
+    python_version: str | None = None
+    digest: str | None = None
+    parts: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        found = _RAY_VERSION.fullmatch(self.ray_version)
+        if not found or (int(found[1]), int(found[2])) < _OLDEST_RAY:
+            oldest = ".".join(map(str, _OLDEST_RAY))
+            raise OptionError(
+                f"ray-version: {self.ray_version!r} is not a version of Ray from {oldest} on",
+                hint=f"give the version in the image, such as {oldest}.0",
+            )
+        if not NAME.fullmatch(self.function):
+            raise OptionError(
+                f"function: {self.function!r} cannot be the name of a function",
+                hint="give the name that it was bound with",
+            )
+        if self.digest is not None and not _DIGEST.fullmatch(self.digest):
+            raise OptionError(
+                f"function-digest: {self.digest!r} is not a digest",
+                hint="sha256: and 64 hex digits",
+            )
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the reference has a digest, so that it always means the same image."""
+        return "@" in self.reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """What the user states about an image; it must agree with the image's labels.
 
     Attributes
     ----------
@@ -40,82 +94,76 @@ class Known:
     function_digest: str | None = None
 
 
-def read_ray_image(name: str, known: Known, *, say: Callable[[str], None]) -> RayImage:
-    """Ask the Docker engine for an image; do with what is known where it has no answer.
+def read_ray_image(name: str, stated: Stated, *, say: Callable[[str], None]) -> RayImage:
+    """Describe an image in the Docker engine or a registry; where neither has it, as stated.
 
     Parameters
     ----------
     name : str
-        As nodes shall pull it.
-    known : Known
-        What the user says.
+        What nodes will pull.
+    stated : Stated
+        What the user states.
     say : callable
-        Is told what will be missing from the manifest.
+        Receives a line for what will be missing from the manifest.
 
     Raises
     ------
     OptionError
-        If the image is for another target, or does not say enough.
+        If the image is for another target, contradicts what is stated, or too little is known.
     """
-    from mfimage.image.engine import Engine
-
     reference = parse_reference(name)
     try:
-        with Engine.connect() as engine:
-            info = engine.inspect(name)
-        why = "the Docker engine does not have it"
-    except EngineError as error:
-        info, why = None, error.message
-    return ray_image(reference, info, known, why=why, say=say)
+        image = find_image(name, places=(ENGINE, REGISTRY))
+    except (EngineError, ReferenceNotFound, RegistryError) as error:
+        return ray_image(reference, None, stated, why=error.message, say=say)
+    return ray_image(reference, image, stated, why=f"{name} has no labels of mfimage", say=say)
 
 
 def ray_image(
     reference: Reference,
-    info: ImageInfo | None,
-    known: Known,
+    image: FoundImage | None,
+    stated: Stated,
     *,
     why: str,
     say: Callable[[str], None],
 ) -> RayImage:
-    """Put together what labels and user say of an image.
+    """Describe an image by its labels and what is stated; see `read_ray_image`.
 
     Parameters
     ----------
     reference : Reference
-        Its name.
-    info : ImageInfo or None
-        What the engine has.
-    known : Known
-        What the user says.
+        The image's name.
+    image : FoundImage or None
+        The image, if it was found.
+    stated : Stated
+        What the user states.
     why : str
-        Why there is no ``info``.
+        Why there are no labels, if there are none.
     say : callable
-        Is told what will be missing from the manifest.
-
-    Raises
-    ------
-    OptionError
-        If it is for another target, contradicts what was said, or does not say enough.
+        Receives a line for what will be missing from the manifest.
     """
-    labels = dict(info.labels) if info is not None else {}
+    labels = image.info.labels if image else {}
     target = labels.get(TARGET)
     if target not in (None, "ray"):
         raise OptionError(
             f"image: {reference} is for {target}, not for Ray", hint=f"build one: {_BUILD}"
         )
-    if info is not None and target is None:
-        why = "it has no labels of mfimage"
-    found = _Facts(reference, labels, why)
-    ray_version = found.need("ray-version", RAY_VERSION, known.ray_version)
-    function = found.need("function", FUNCTION_NAME, known.function)
-    digest = found.get("function-digest", FUNCTION_DIGEST, known.function_digest)
-    pinned = _pin(reference, info)
+    ray_version = _agreed("ray-version", labels, RAY_VERSION, stated.ray_version)
+    function = _agreed("function", labels, FUNCTION_NAME, stated.function)
+    digest = _agreed("function-digest", labels, FUNCTION_DIGEST, stated.function_digest)
+    if ray_version is None or function is None:
+        option = "function" if ray_version else "ray-version"
+        raise OptionError(
+            f"{option}: not known: {why}",
+            hint=f"give --{option}, or let the image be found: docker login, docker pull",
+        )
+    pinned = _pin(reference, image)
     if digest is None:
-        say(f"{reference} does not say which function it has: no placement resource")
+        say(f"the function in {reference} is not known: no placement resource")
     if pinned.digest is None:
         say(
-            f"no digest is known of {reference}: the manifest has its tag, which may come to "
-            "mean another image; push it from here, or pull it"
+            f"the digest of {reference} is not known: the manifest has its tag, which may move to "
+            "another image; push the image, or pull it"
         )
     parts = labels.get(RAY_PARTS)
     return RayImage(
@@ -128,38 +176,27 @@ def ray_image(
     )
 
 
-@dataclass(frozen=True)
-class _Facts:
-    reference: Reference
-    labels: dict[str, str]
-    why: str
-
-    def get(self, option: str, label: str, given: str | None) -> str | None:
-        found = self.labels.get(label)
-        if given is not None and found not in (None, given):
-            raise OptionError(
-                f"{option}: {given!r} is not what {self.reference} has, which is {found!r}",
-                hint=f"leave out --{option}",
-            )
-        return given if found is None else found
-
-    def need(self, option: str, label: str, given: str | None) -> str:
-        value = self.get(option, label, given)
-        if value is None:
-            raise OptionError(
-                f"{option}: not known of {self.reference}: {self.why}",
-                hint=f"docker pull {self.reference}, or give --{option}",
-            )
-        return value
+def _agreed(option: str, labels: Mapping[str, str], label: str, stated: str | None) -> str | None:
+    found = labels.get(label)
+    if None not in (found, stated) and found != stated:
+        raise OptionError(
+            f"{option}: {stated!r} is not what the image has, which is {found!r}",
+            hint=f"leave out --{option}",
+        )
+    return stated if found is None else found
 
 
-def _pin(reference: Reference, info: ImageInfo | None) -> Reference:
-    if reference.digest or info is None:
+def _pin(reference: Reference, image: FoundImage | None) -> Reference:
+    """Return the reference with the digest under which its own repository has the image."""
+    if reference.digest or image is None:
         return reference
-    for text in info.repo_digests:
+    if image.place is REGISTRY:
+        digest = image.index or image.digest
+        return reference.with_digest(digest) if digest else reference
+    for text in image.info.repo_digests:
         if not text.startswith("<none>"):
             found = parse_reference(text)
-            if _repository(found) == _repository(reference) and found.digest:
+            if found.digest and _repository(found) == _repository(reference):
                 return reference.with_digest(found.digest)
     return reference
 

@@ -1,92 +1,169 @@
-"""What was asked of a manifest, checked: every value here can go into it as it is."""
+"""The options of a Ray cluster: pods, nodes, variables, authentication."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from mfimage.errors import OptionError
-from mfimage.manifests.kuberay.checks import (
+from mfimage.manifests.checks import (
     check_key,
     check_label,
     check_namespace,
+    check_number,
     check_secret_key,
     check_subdomain,
     check_value,
     check_variable,
-    check_whole,
+    parse_cpu,
+    parse_memory,
 )
-from mfimage.manifests.kuberay.parts import Resources, Scale, SecretRef, Toleration, check_order
 
-POLICIES = ("Always", "IfNotPresent", "Never")
-
-_AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_POLICIES = ("Always", "IfNotPresent", "Never")
+_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 _CREDENTIALS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-_OF_THE_IMAGE = ("PATH", "PYTHONPATH", "PYTHONHOME")
-# What KubeRay sets itself, after what the manifest has.
-_OF_KUBERAY = (
-    "FQ_RAY_IP",
-    "RAY_IP",
-    "RAY_ADDRESS",
-    "RAY_PORT",
-    "RAY_CLUSTER_NAME",
-    "RAY_CLUSTER_NAMESPACE",
-    "RAY_CLOUD_INSTANCE_ID",
-    "RAY_NODE_TYPE_NAME",
-    "RAY_REDIS_ADDRESS",
-    "RAY_USAGE_STATS_EXTRA_TAGS",
-    "RAY_enable_autoscaler_v2",
-    "KUBERAY_GEN_RAY_START_CMD",
-    "REDIS_PASSWORD",
-    "REDIS_USERNAME",
-)
+_AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+# Variables that the image sets, and those that KubeRay sets after the manifest's own.
+_OWNED = {
+    **dict.fromkeys(("PATH", "PYTHONPATH", "PYTHONHOME"), "the image"),
+    **dict.fromkeys(
+        (
+            "FQ_RAY_IP", "RAY_IP", "RAY_ADDRESS", "RAY_PORT", "RAY_CLUSTER_NAME",
+            "RAY_CLUSTER_NAMESPACE", "RAY_CLOUD_INSTANCE_ID", "RAY_NODE_TYPE_NAME",
+            "RAY_REDIS_ADDRESS", "RAY_USAGE_STATS_EXTRA_TAGS", "RAY_enable_autoscaler_v2",
+            "KUBERAY_GEN_RAY_START_CMD", "REDIS_PASSWORD", "REDIS_USERNAME",
+        ),
+        "KubeRay",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a pod requests, and may use at most.
+
+    Attributes
+    ----------
+    cpu, memory : str
+        As Kubernetes writes them: ``2`` or ``500m``; ``4Gi``.
+    gpus : int
+        Whole GPUs.
+    """
+
+    cpu: str = "2"
+    memory: str = "4Gi"
+    gpus: int = 0
+
+    def check(self, pod: str) -> None:
+        """Raise an `OptionError` if something is not a quantity."""
+        parse_cpu(self.cpu, field=f"{pod}-cpu")
+        parse_memory(self.memory, field=f"{pod}-memory")
+        check_number(self.gpus, field=f"{pod}-gpus")
+
+    @property
+    def ray_cpus(self) -> int:
+        """The CPUs that Ray counts on such a pod: KubeRay rounds up."""
+        return math.ceil(parse_cpu(self.cpu, field="cpu"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecretRef:
+    """A key of a Secret."""
+
+    secret: str
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toleration:
+    """A taint of nodes that pods may run on; with any value if ``value`` is None."""
+
+    key: str
+    value: str | None = None
+    effect: str | None = None
+
+    def check(self) -> None:
+        """Raise an `OptionError` if it is not a taint."""
+        check_label(self.key, self.value or "", field="toleration")
+        if self.effect not in (None, *_EFFECTS):
+            raise OptionError(
+                f"toleration: {self.key}: {self.effect!r} is not an effect",
+                hint=", ".join(_EFFECTS),
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How many: at the start, at least and at most."""
+
+    replicas: int
+    minimum: int
+    maximum: int
+
+    def check(self, prefix: str = "") -> None:
+        """Raise an `OptionError` if the numbers contradict each other."""
+        low, high = f"{prefix}min-replicas", f"{prefix}max-replicas"
+        if self.minimum > self.maximum:
+            raise OptionError(
+                f"{low}: {self.minimum} is more than {high} {self.maximum}", hint=f"raise --{high}"
+            )
+        if not self.minimum <= self.replicas <= self.maximum:
+            more = self.replicas > self.maximum
+            bound = (
+                f"more than {high} {self.maximum}" if more else f"less than {low} {self.minimum}"
+            )
+            raise OptionError(
+                f"{prefix}replicas: {self.replicas} is {bound}",
+                hint=f"change --{prefix}replicas or --{high if more else low}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
-    """The Ray cluster: the same for a RayCluster, a RayJob and a RayService.
+    """The Ray cluster of a RayCluster, RayJob or RayService.
 
     Attributes
     ----------
     name : str or None
-        Of the resource; the function's if None.
+        Name of the resource; derived from the function's if None.
     namespace : str or None
-        The one that ``kubectl`` is set to if None.
+        Kubernetes namespace; ``kubectl``'s if None.
     labels : mapping of str to str
-        Labels of the resource; not of its pods, which other controllers may go by.
+        Labels of the resource; not of its pods, which other controllers may select by label.
     head, worker : Resources
-        What each head and worker pod gets.
+        Resources of each head and worker pod.
     gpu_resource : str
-        What Kubernetes calls a GPU.
+        Kubernetes' name of a GPU.
     replicas, min_replicas, max_replicas : int or None
-        Worker pods; one, and the same as ``replicas``, where None.
+        Worker pods; one, and bounds equal to ``replicas``, if None.
     autoscaling : bool
         Let Ray start and stop workers between the bounds.
     idle_timeout : int
         Seconds until an idle worker is stopped.
     service_account : str or None
-        What the pods run as; the namespace's default if None.
+        Service account of the pods; the namespace's default if None.
     node_selector, worker_node_selector : mapping of str to str
-        Labels of the nodes for every pod, and for workers beside them.
+        Labels of nodes for all pods, and further ones for workers.
     tolerations : tuple of Toleration
-        Taints that every pod may run on.
+        Taints that all pods tolerate.
     image_pull_secrets : tuple of str
         Names of Secrets.
     image_pull_policy : str or None
-        ``IfNotPresent`` for an image by digest, else ``Always``, if None.
+        If None, ``IfNotPresent`` for an image by digest, else ``Always``.
     env : mapping of str to str
         Variables of every Ray container, literally.
     env_from_secret : mapping of str to SecretRef
-        Variables that come from Secrets.
+        Variables from Secrets.
     auth : str
         ``token`` or ``disabled``.
     auth_secret : str or None
-        The Secret that has the token; KubeRay makes one if None.
+        The Secret with the token; KubeRay creates one if None.
     python_match : str
-        ``patch`` or ``minor``: how alike the Python of another driver must be.
+        ``patch`` or ``minor``: how closely the Python of other drivers must match.
     run_as_user : int or None
-        The uid; the cluster's policy chooses if None.
+        The uid; chosen by the cluster's policy if None.
     """
 
     name: str | None = None
@@ -117,26 +194,35 @@ class ClusterOptions:
         self.head.check("head")
         self.worker.check("worker")
         check_key(self.gpu_resource, field="gpu-resource")
-        check_whole(self.idle_timeout, field="idle-timeout")
-        check_whole(self.run_as_user, field="run-as-user", least=1)
+        check_number(self.idle_timeout, field="idle-timeout")
+        check_number(self.run_as_user, field="run-as-user", minimum=1)
         _check_objects(self)
-        _check_nodes(self)
+        for key, value in (*self.node_selector.items(), *self.worker_node_selector.items()):
+            check_label(key, value, field="node-selector")
+        for each in self.tolerations:
+            each.check()
         _check_env(self)
-        _check_scale(self)
+        for name in ("replicas", "min_replicas", "max_replicas"):
+            check_number(getattr(self, name), field=name.replace("_", "-"))
+        self.workers.check()
+        if self.autoscaling and self.workers.minimum == self.workers.maximum:
+            raise OptionError(
+                f"autoscaling: min and max replicas are both {self.workers.maximum}",
+                hint="give --min-replicas, --max-replicas or both",
+            )
 
     @property
     def workers(self) -> Scale:
         """The number of worker pods."""
-        replicas = self.replicas
+        replicas, low, high = self.replicas, self.min_replicas, self.max_replicas
         if replicas is None:
-            replicas = 1 if self.min_replicas is None else self.min_replicas
-            replicas = replicas if self.max_replicas is None else min(replicas, self.max_replicas)
-        least, most = self.min_replicas, self.max_replicas
-        if least is None:
-            least = replicas if most is None else min(replicas, most)
-        return Scale(
-            replicas=replicas, least=least, most=max(replicas, least) if most is None else most
-        )
+            replicas = 1 if low is None else low
+            replicas = replicas if high is None else min(replicas, high)
+        minimum = low
+        if minimum is None:
+            minimum = replicas if high is None else min(replicas, high)
+        maximum = max(replicas, minimum) if high is None else high
+        return Scale(replicas=replicas, minimum=minimum, maximum=maximum)
 
 
 def _check_objects(options: ClusterOptions) -> None:
@@ -145,7 +231,7 @@ def _check_objects(options: ClusterOptions) -> None:
     for key, value in options.labels.items():
         check_label(key, value, field="label")
         if key.startswith("ray.io/"):
-            raise OptionError(f"label: {key} is one of KubeRay's own", hint="choose another name")
+            raise OptionError(f"label: {key} is reserved for KubeRay", hint="choose another name")
     for name in options.image_pull_secrets:
         check_subdomain(name, field="image-pull-secret")
     if options.service_account is not None:
@@ -154,28 +240,23 @@ def _check_objects(options: ClusterOptions) -> None:
         check_subdomain(options.auth_secret, field="auth-secret")
         if options.auth != "token":
             raise OptionError(
-                "auth-secret: there is no token with auth disabled", hint="add --auth token"
+                "auth-secret: it has no use with auth disabled", hint="add --auth token"
             )
-    policy = options.image_pull_policy
-    if policy is not None and policy not in POLICIES:
-        raise OptionError(f"image-pull-policy: {policy!r} is none", hint=", ".join(POLICIES))
-
-
-def _check_nodes(options: ClusterOptions) -> None:
-    for key, value in (*options.node_selector.items(), *options.worker_node_selector.items()):
-        check_label(key, value, field="node-selector")
-    for each in options.tolerations:
-        each.check()
+    if options.image_pull_policy not in (None, *_POLICIES):
+        raise OptionError(
+            f"image-pull-policy: {options.image_pull_policy!r} is not a policy",
+            hint=", ".join(_POLICIES),
+        )
 
 
 def _check_env(options: ClusterOptions) -> None:
     for name, value in options.env.items():
-        check_variable(name, field="env", taken=())
+        check_variable(name, field="env")
         _check_owner(name, "env")
         check_value(value, field=f"env {name}")
         if name in _CREDENTIALS:
             raise OptionError(
-                f"env: {name} is a credential, and everybody who sees the manifest would see it",
+                f"env: {name} is a credential, which everyone who reads the manifest would see",
                 hint=f"put it into a Secret: --env-from-secret {name}=SECRET:KEY",
             )
     for name, ref in options.env_from_secret.items():
@@ -188,20 +269,8 @@ def _check_env(options: ClusterOptions) -> None:
 def _check_owner(name: str, option: str) -> None:
     if name in _AUTH:
         raise OptionError(
-            f"{option}: {name} is what --auth decides",
-            hint="--auth token, with a token of your own by --auth-secret; or --auth disabled",
+            f"{option}: {name} is set by --auth",
+            hint="--auth token, with your own token by --auth-secret; or --auth disabled",
         )
-    if name in (*_OF_THE_IMAGE, *_OF_KUBERAY):
-        owner = "the image" if name in _OF_THE_IMAGE else "KubeRay"
-        raise OptionError(f"{option}: {name} is set by {owner}", hint="leave it out")
-
-
-def _check_scale(options: ClusterOptions) -> None:
-    for name in ("replicas", "min_replicas", "max_replicas"):
-        check_whole(getattr(options, name), field=name.replace("_", "-"))
-    check_order(options.workers, prefix="")
-    if options.autoscaling and options.workers.least == options.workers.most:
-        raise OptionError(
-            f"autoscaling: min and max replicas are both {options.workers.most}",
-            hint="give --min-replicas, --max-replicas or both",
-        )
+    if name in _OWNED:
+        raise OptionError(f"{option}: {name} is set by {_OWNED[name]}", hint="leave it out")

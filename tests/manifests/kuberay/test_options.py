@@ -6,16 +6,17 @@ import dataclasses
 
 import pytest
 
+from mfimage.cli.kuberay import parse_pairs, parse_secrets, parse_toleration, parse_user
 from mfimage.errors import OptionError
-from mfimage.manifests.kuberay.arguments import (
-    parse_pairs,
-    parse_secrets,
-    parse_toleration,
-    parse_user,
-)
+from mfimage.manifests.kuberay.image import RayImage
 from mfimage.manifests.kuberay.manifest import raycluster, rayjob, rayservice
-from mfimage.manifests.kuberay.options import ClusterOptions
-from mfimage.manifests.kuberay.parts import RayImage, Resources, Scale, SecretRef, Toleration
+from mfimage.manifests.kuberay.options import (
+    ClusterOptions,
+    Resources,
+    Scale,
+    SecretRef,
+    Toleration,
+)
 from mfimage.manifests.kuberay.work import JobOptions, ServiceOptions
 from tests.manifests.kuberay.samples import IMAGE, JOB, parsed
 
@@ -23,7 +24,7 @@ REFUSED = [
     ({"namespace": "a_b"}, "namespace: 'a_b'"),
     ({"labels": {"a b": "c"}}, "label: 'a b'"),
     ({"labels": {"a": "c d"}}, "label: a='c d'"),
-    ({"labels": {"ray.io/cluster": "c"}}, "label: ray.io/cluster is one of KubeRay's own"),
+    ({"labels": {"ray.io/cluster": "c"}}, "label: ray.io/cluster is reserved for KubeRay"),
     ({"worker": Resources(cpu="two")}, "worker-cpu: 'two'"),
     ({"worker": Resources(cpu="2Gi")}, "worker-cpu: '2Gi'"),
     ({"worker": Resources(cpu="0")}, "worker-cpu: '0'"),
@@ -41,20 +42,20 @@ REFUSED = [
     ({"service_account": "A"}, "service-account: 'A'"),
     ({"node_selector": {"": "x"}}, "node-selector: ''"),
     ({"worker_node_selector": {"a": "x y"}}, "node-selector: a='x y'"),
-    ({"tolerations": (Toleration(key="a", effect="No"),)}, "toleration: a: 'No' is no effect"),
+    ({"tolerations": (Toleration(key="a", effect="No"),)}, "toleration: a: 'No' is not an effect"),
     ({"image_pull_secrets": ("a_b",)}, "image-pull-secret: 'a_b'"),
     ({"image_pull_policy": "Sometimes"}, "image-pull-policy: 'Sometimes'"),
-    ({"env": {"1A": "x"}}, "env: '1A' is no variable's name"),
+    ({"env": {"1A": "x"}}, "env: '1A' cannot be the name of a variable"),
     ({"env": {"PATH": "x"}}, "env: PATH is set by the image"),
     ({"env": {"RAY_ADDRESS": "x"}}, "env: RAY_ADDRESS is set by KubeRay"),
-    ({"env": {"RAY_AUTH_MODE": "x"}}, "env: RAY_AUTH_MODE is what --auth decides"),
+    ({"env": {"RAY_AUTH_MODE": "x"}}, "env: RAY_AUTH_MODE is set by --auth"),
     ({"env": {"A": "x\0"}}, "env A: it holds bytes"),
     ({"env": {"A": "\udc80"}}, "env A: it holds bytes"),
     ({"env_from_secret": {"A": SecretRef(secret="s_", key="k")}}, "env-from-secret A: 's_'"),
     ({"env_from_secret": {"A": SecretRef(secret="s", key="k k")}}, "env-from-secret A: 'k k'"),
     ({"env": {"A": "x"}, "env_from_secret": {"A": SecretRef(secret="s", key="k")}},
      "env-from-secret: A is given twice"),
-    ({"auth": "disabled", "auth_secret": "s"}, "auth-secret: there is no token"),
+    ({"auth": "disabled", "auth_secret": "s"}, "auth-secret: it has no use"),
     ({"run_as_user": 0}, "run-as-user: 0"),
 ]  # fmt: skip
 
@@ -78,7 +79,7 @@ def test_a_credential_is_no_variable(env):
 
 
 @pytest.mark.parametrize(
-    ("text", "hint"), [("8GB", "write 8G"), ("8GiB", "write 8Gi"), ("8", "name a unit, as 8Gi")]
+    ("text", "hint"), [("8GB", "write 8G"), ("8GiB", "write 8Gi"), ("8", "add a unit, such as 8Gi")]
 )
 def test_a_wrong_unit_is_told_the_right_one(text, hint):
     with pytest.raises(OptionError) as raised:
@@ -177,9 +178,9 @@ def test_a_name_of_which_nothing_is_left_is_asked_for():
     ],
 )
 def test_bounds_are_always_there(given, scale):
-    replicas, least, most = scale
+    replicas, minimum, maximum = scale
     found = ClusterOptions(**given).workers
-    assert found == Scale(replicas=replicas, least=least, most=most)
+    assert found == Scale(replicas=replicas, minimum=minimum, maximum=maximum)
 
 
 @pytest.mark.parametrize("version", ["2.52.1", "1.13", "two", "", "2"])
