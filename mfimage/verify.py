@@ -96,11 +96,7 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
-        layers = [
-            {**vars(layer), "changes": [change.to_dict() for change in layer.changes]}
-            for layer in self.layers
-        ]
-        return {**vars(self), "same": self.same, "layers": layers, "settings": [*self.settings]}
+        return {**dataclasses.asdict(self), "same": self.same}
 
     def to_text(self) -> str:
         """Return a line for each layer, followed by its files that differ."""

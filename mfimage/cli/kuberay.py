@@ -20,88 +20,79 @@ _AS_GIVEN = (
     "idle_timeout", "service_account", "image_pull_policy", "auth", "auth_secret", "python_match",
 )  # fmt: skip
 
-_image_flags = options(
-    click.option("--ray-version", metavar="VERSION", help="Ray in an image that is not found."),
-    click.option("--function", metavar="NAME", help="Function in an image that is not found."),
-    click.option(
-        "--function-digest", metavar="sha256:HEX",
-        help="Digest of the function in an image that is not found.",
-    ),
-)  # fmt: skip
-_object_flags = options(
-    click.option("--name", help="Name of the resource; the function's by default."),
-    click.option("--namespace", help="Namespace; kubectl's by default."),
-    click.option("--label", multiple=True, metavar="NAME=VALUE", help="Label of the resource."),
-    click.option("--service-account", metavar="NAME", help="Service account of the pods."),
-    click.option("--image-pull-secret", multiple=True, metavar="NAME", help="Secret to pull with."),
-    click.option(
-        "--image-pull-policy", metavar="POLICY",
-        help="Always, IfNotPresent or Never; by default IfNotPresent for an image by digest, "
-        "else Always.",
-    ),
-    click.option(
-        "--run-as-user", default="1000", metavar="UID|any", show_default=True,
-        help="User of the pods; any: as the cluster chooses.",
-    ),
-)  # fmt: skip
-_size_flags = options(
-    click.option("--replicas", type=int, metavar="N", help="Worker pods; 1 by default."),
-    click.option("--min-replicas", type=int, metavar="N", help="Minimum of worker pods."),
-    click.option("--max-replicas", type=int, metavar="N", help="Maximum of worker pods."),
-    click.option("--autoscaling", is_flag=True, help="Let Ray start and stop workers."),
-    click.option(
-        "--idle-timeout", type=int, default=60, metavar="SECONDS", show_default=True,
-        help="Time until Ray stops an idle worker.",
-    ),
-    click.option("--worker-cpu", default="2", metavar="CPUS", show_default=True,
-                 help="CPUs of each worker."),
-    click.option("--worker-memory", default="4Gi", metavar="SIZE", show_default=True,
-                 help="Memory of each worker."),
-    click.option("--worker-gpus", type=int, default=0, metavar="N", show_default=True,
-                 help="GPUs of each worker."),
-    click.option("--head-cpu", default="2", metavar="CPUS", show_default=True,
-                 help="CPUs of the head."),
-    click.option("--head-memory", default="4Gi", metavar="SIZE", show_default=True,
-                 help="Memory of the head."),
-    click.option("--head-gpus", type=int, default=0, metavar="N", show_default=True,
-                 help="GPUs of the head."),
-    click.option("--gpu-resource", default="nvidia.com/gpu", metavar="NAME", show_default=True,
-                 help="Kubernetes' name of a GPU."),
-)  # fmt: skip
-_place_flags = options(
-    click.option(
-        "--node-selector", multiple=True, metavar="NAME=VALUE", help="Label of nodes for all pods."
-    ),
-    click.option(
-        "--worker-node-selector", multiple=True, metavar="NAME=VALUE",
-        help="Label of nodes for workers.",
-    ),
-    click.option(
-        "--toleration", multiple=True, metavar="KEY[=VALUE][:EFFECT]",
-        help="Taint that all pods tolerate.",
-    ),
-)  # fmt: skip
-_env_flags = options(
-    click.option("--env", multiple=True, metavar="NAME=VALUE", help="Variable, literally."),
-    click.option(
-        "--env-from-secret", multiple=True, metavar="NAME=SECRET:KEY",
-        help="Variable from a Secret.",
-    ),
-    click.option(
-        "--auth", type=click.Choice(["token", "disabled"]), default="token", show_default=True,
-        help="Whether clients of Ray need a token.",
-    ),
-    click.option(
-        "--auth-secret", metavar="NAME", help="Secret with the token; KubeRay creates one if unset."
-    ),
-    click.option(
-        "--python-match", type=click.Choice(["patch", "minor"]), default="patch", show_default=True,
-        help="How closely the Python of an external driver must match.",
-    ),
-)  # fmt: skip
+
+def _option(name: str, metavar: str | None, text: str, **more: Any) -> Any:
+    return click.option(name, metavar=metavar, help=text, show_default=True, **more)
+
+
+def _size_options(pod: str, of: str) -> list[Any]:
+    return [
+        _option(f"--{pod}-cpu", "CPUS", f"CPUs of {of}.", default="2"),
+        _option(f"--{pod}-memory", "SIZE", f"Memory of {of}.", default="4Gi"),
+        _option(f"--{pod}-gpus", "N", f"GPUs of {of}.", type=int, default=0),
+    ]
+
+
 _cluster_flags = options(
-    click.argument("image"), _image_flags, _object_flags, _size_flags, _place_flags, _env_flags
-)
+    click.argument("image"),
+    _option("--ray-version", "VERSION", "Version of Ray in an image that is not found."),
+    _option("--function", "NAME", "Function in an image that is not found."),
+    _option("--function-digest", "sha256:HEX", "Its digest in an image that is not found."),
+    _option("--name", "NAME", "Name of the resource; the function's by default."),
+    _option("--namespace", "NAME", "Namespace; kubectl's by default."),
+    _option("--label", "NAME=VALUE", "Label of the resource.", multiple=True),
+    _option("--service-account", "NAME", "Service account of the pods."),
+    _option("--image-pull-secret", "NAME", "Secret to pull with.", multiple=True),
+    _option("--image-pull-policy", "POLICY",
+            "Always, IfNotPresent (the default for an image by digest) or Never."),
+    _option("--run-as-user", "UID|any", "User of the pods; any: as the cluster chooses.",
+            default="1000"),
+    _option("--replicas", "N", "Worker pods; 1 by default.", type=int),
+    _option("--min-replicas", "N", "Minimum of worker pods.", type=int),
+    _option("--max-replicas", "N", "Maximum of worker pods.", type=int),
+    _option("--autoscaling", None, "Let Ray start and stop workers.", is_flag=True),
+    _option("--idle-timeout", "SECONDS", "Time until Ray stops an idle worker.",
+            type=int, default=60),
+    *_size_options("worker", "each worker"),
+    *_size_options("head", "the head"),
+    _option("--gpu-resource", "NAME", "Kubernetes' name of a GPU.", default="nvidia.com/gpu"),
+    _option("--node-selector", "NAME=VALUE", "Label of nodes for all pods.", multiple=True),
+    _option("--worker-node-selector", "NAME=VALUE", "Label of nodes for workers.", multiple=True),
+    _option("--toleration", "KEY[=VALUE][:EFFECT]", "Taint that all pods tolerate.", multiple=True),
+    _option("--env", "NAME=VALUE", "Variable, literally.", multiple=True),
+    _option("--env-from-secret", "NAME=SECRET:KEY", "Variable from a Secret.", multiple=True),
+    _option("--auth", None, "Whether clients of Ray need a token.",
+            type=click.Choice(["token", "disabled"]), default="token"),
+    _option("--auth-secret", "NAME", "Secret with the token; KubeRay creates one if unset."),
+    _option("--python-match", None, "How closely the Python of an external driver must match.",
+            type=click.Choice(["patch", "minor"]), default="patch"),
+)  # fmt: skip
+_job_flags = options(
+    _option("--input", "URL", "Records: a file, folder or glob.", required=True),
+    _option("--output", "URL", "Folder for the results.", required=True),
+    _option("--format", "NAME", "Input format: jsonl, avro or parquet; by suffix."),
+    _option("--output-format", "NAME", "Output format; the input's by default."),
+    _option("--batch-size", "N", "Records in each call.", type=int),
+    _option("--num-actors", "N", "Copies of the function; by default as many as fit.", type=int),
+    _option("--num-cpus", "N", "CPUs of each copy.", type=float, default=1.0),
+    _option("--num-gpus", "N", "GPUs of each copy; 1 if workers have GPUs.", type=float),
+    _option("--allow-errors", None, "Succeed although records failed.", is_flag=True),
+    _option("--ttl", "SECONDS", "Time that the cluster and its logs remain after the job.",
+            type=int, default=300),
+    _option("--backoff-limit", "N", "Further attempts, each on a new cluster.",
+            type=int, default=1),
+    _option("--deadline", "SECONDS", "Time until the job is stopped.", type=int),
+)  # fmt: skip
+_serve_flags = options(
+    _option("--serve-replicas", "N", "Copies of the function; by default one for each worker.",
+            type=int),
+    _option("--serve-min-replicas", "N", "Minimum of copies.", type=int),
+    _option("--serve-max-replicas", "N", "Maximum of copies.", type=int),
+    _option("--serve-ongoing-requests", "N",
+            "Concurrent requests for each copy, above which one is added.", type=float),
+    _option("--serve-cpus", "N", "CPUs of each copy.", type=float, default=1.0),
+    _option("--serve-gpus", "N", "GPUs of each copy; 1 if workers have GPUs.", type=float),
+)  # fmt: skip
 
 
 @click.group()
@@ -120,23 +111,7 @@ def raycluster(image: str, **given: Any) -> None:
 
 @kuberay.command()
 @_cluster_flags
-@click.option("--input", required=True, metavar="URL", help="Records: a file, folder or glob.")
-@click.option("--output", required=True, metavar="URL", help="Folder for the results.")
-@click.option("--format", metavar="NAME", help="Input format: jsonl, avro or parquet; by suffix.")
-@click.option("--output-format", metavar="NAME", help="Output format; the input's by default.")
-@click.option("--batch-size", type=int, metavar="N", help="Records in each call.")
-@click.option("--num-actors", type=int, metavar="N",
-              help="Copies of the function; by default as many as fit.")  # fmt: skip
-@click.option("--num-cpus", type=float, default=1.0, metavar="N", show_default=True,
-              help="CPUs of each copy.")  # fmt: skip
-@click.option("--num-gpus", type=float, metavar="N",
-              help="GPUs of each copy; 1 if workers have GPUs.")  # fmt: skip
-@click.option("--allow-errors", is_flag=True, help="Succeed although records failed.")
-@click.option("--ttl", type=int, default=300, metavar="SECONDS", show_default=True,
-              help="Time that the cluster and its logs remain after the job.")  # fmt: skip
-@click.option("--backoff-limit", type=int, default=1, metavar="N", show_default=True,
-              help="Further attempts, each on a new cluster.")  # fmt: skip
-@click.option("--deadline", type=int, metavar="SECONDS", help="Time until the job is stopped.")
+@_job_flags
 def rayjob(image: str, **given: Any) -> None:
     """Write a RayJob, which starts a cluster, runs a batch on it, and stops it."""
     from mfimage.manifests.kuberay.manifest import rayjob as write
@@ -148,16 +123,7 @@ def rayjob(image: str, **given: Any) -> None:
 
 @kuberay.command()
 @_cluster_flags
-@click.option("--serve-replicas", type=int, metavar="N",
-              help="Copies of the function; one for each worker by default.")  # fmt: skip
-@click.option("--serve-min-replicas", type=int, metavar="N", help="Minimum of copies.")
-@click.option("--serve-max-replicas", type=int, metavar="N", help="Maximum of copies.")
-@click.option("--serve-ongoing-requests", type=float, metavar="N",
-              help="Concurrent requests for each copy, above which one is added.")  # fmt: skip
-@click.option("--serve-cpus", type=float, default=1.0, metavar="N", show_default=True,
-              help="CPUs of each copy.")  # fmt: skip
-@click.option("--serve-gpus", type=float, metavar="N",
-              help="GPUs of each copy; 1 if workers have GPUs.")  # fmt: skip
+@_serve_flags
 def rayservice(image: str, **given: Any) -> None:
     """Write a RayService, a cluster that serves POST /FUNCTION."""
     from mfimage.manifests.kuberay.manifest import rayservice as write

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mfimage.errors import EngineError, OptionError, ReferenceNotFound, RegistryError
-from mfimage.image.find.places import ENGINE, REGISTRY, FoundImage, find_image
+from mfimage.image.find.places import ENGINE, REGISTRY, FoundImage, Place, find_image
 from mfimage.image.plan.labels import (
     FUNCTION_DIGEST,
     FUNCTION_NAME,
@@ -94,8 +94,14 @@ class Stated:
     function_digest: str | None = None
 
 
-def read_ray_image(name: str, stated: Stated, *, say: Callable[[str], None]) -> RayImage:
-    """Describe an image in the Docker engine or a registry; where neither has it, as stated.
+def read_ray_image(
+    name: str,
+    stated: Stated,
+    *,
+    say: Callable[[str], None],
+    places: Sequence[Place] = (ENGINE, REGISTRY),
+) -> RayImage:
+    """Describe an image by its labels; if it is not found, as stated.
 
     Parameters
     ----------
@@ -105,6 +111,8 @@ def read_ray_image(name: str, stated: Stated, *, say: Callable[[str], None]) -> 
         What the user states.
     say : callable
         Receives a line for what will be missing from the manifest.
+    places : sequence of Place
+        Where to look for the image.
 
     Raises
     ------
@@ -112,36 +120,11 @@ def read_ray_image(name: str, stated: Stated, *, say: Callable[[str], None]) -> 
         If the image is for another target, contradicts what is stated, or too little is known.
     """
     reference = parse_reference(name)
+    image, why = None, f"{name} has no labels of mfimage"
     try:
-        image = find_image(name, places=(ENGINE, REGISTRY))
+        image = find_image(name, places=places)
     except (EngineError, ReferenceNotFound, RegistryError) as error:
-        return ray_image(reference, None, stated, why=error.message, say=say)
-    return ray_image(reference, image, stated, why=f"{name} has no labels of mfimage", say=say)
-
-
-def ray_image(
-    reference: Reference,
-    image: FoundImage | None,
-    stated: Stated,
-    *,
-    why: str,
-    say: Callable[[str], None],
-) -> RayImage:
-    """Describe an image by its labels and what is stated; see `read_ray_image`.
-
-    Parameters
-    ----------
-    reference : Reference
-        The image's name.
-    image : FoundImage or None
-        The image, if it was found.
-    stated : Stated
-        What the user states.
-    why : str
-        Why there are no labels, if there are none.
-    say : callable
-        Receives a line for what will be missing from the manifest.
-    """
+        why = error.message
     labels = image.info.labels if image else {}
     target = labels.get(TARGET)
     if target not in (None, "ray"):

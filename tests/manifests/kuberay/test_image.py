@@ -10,13 +10,13 @@ import yaml
 from click.testing import CliRunner
 
 from mfimage.cli import main
-from mfimage.errors import EngineError, OptionError
+from mfimage.errors import EngineError, OptionError, ReferenceNotFound
 from mfimage.image.engine import Engine
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.find.places import ENGINE, FoundImage
+from mfimage.image.find.places import FoundImage
 from mfimage.image.plan.files import ContextFile
-from mfimage.image.registry.reference import parse_reference, parse_tag
-from mfimage.manifests.kuberay.image import Stated, ray_image
+from mfimage.image.registry.reference import parse_tag
+from mfimage.manifests.kuberay.image import Stated, read_ray_image
 from mfimage.push import push
 from tests.image.oci.bases import layout
 from tests.support.docker import ensure_engine, registry
@@ -34,15 +34,24 @@ DIGEST = "sha256:" + "ab" * 32
 OTHER = "sha256:" + "cd" * 32
 
 
+class OneImage:
+    """An engine that has one image, or none."""
+
+    name = "engine"
+
+    def __init__(self, info):
+        self._info = info
+
+    def find(self, name, platform):
+        if self._info is None:
+            raise ReferenceNotFound("it is not here")
+        return FoundImage(name=name, place=self, info=self._info)
+
+
 def read(name="registry.example.com/iris:1", labels=LABELS, stated=None, digests=()):
     said = []
-    found = None
-    if labels is not None:
-        info = ImageInfo(id="x", labels=labels, repo_digests=digests)
-        found = FoundImage(name=name, place=ENGINE, info=info)
-    image = ray_image(
-        parse_reference(name), found, stated or Stated(), why="it is not here", say=said.append
-    )
+    info = None if labels is None else ImageInfo(id="x", labels=labels, repo_digests=digests)
+    image = read_ray_image(name, stated or Stated(), say=said.append, places=[OneImage(info)])
     return image, said
 
 
@@ -78,9 +87,11 @@ def test_another_target_is_sent_to_build():
     assert "mfimage build REFERENCE --target ray" in raised.value.hint
 
 
-@pytest.mark.parametrize("labels", [None, {}])
-def test_an_image_without_labels_has_to_be_described(labels):
-    with pytest.raises(OptionError, match=r"ray-version: .*it is not here") as raised:
+@pytest.mark.parametrize(
+    ("labels", "why"), [(None, "it is not here"), ({}, "has no labels of mfimage")]
+)
+def test_an_image_without_labels_has_to_be_described(labels, why):
+    with pytest.raises(OptionError, match=f"ray-version: .*{why}") as raised:
         read(labels=labels)
     assert "--ray-version" in raised.value.hint
     with pytest.raises(OptionError, match="function: "):
