@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,7 @@ def _image(name: str, platform: str | None) -> dict[str, Any]:
         **ours,
         "lineage": _lineage(contents_of(info, sbom)),
         "sbom": _summary(sbom),
-        "layers": [layer.to_dict() for layer in image.layers],
+        "layers": [dataclasses.asdict(layer) for layer in image.layers],
         "labels": {k: v for k, v in info.labels.items() if not k.startswith(_PREFIX)},
     }
     return {name: value for name, value in found.items() if value not in (None, [], {})}

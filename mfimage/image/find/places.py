@@ -45,10 +45,6 @@ class FoundLayer:
     size: int
     instruction: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return {"digest": self.digest, "size": self.size, "instruction": self.instruction}
-
 
 @dataclass(frozen=True, kw_only=True)
 class FoundImage:

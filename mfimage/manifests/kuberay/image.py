@@ -18,6 +18,7 @@ from mfimage.image.plan.labels import (
     TARGET,
 )
 from mfimage.image.registry.reference import Reference, parse_reference
+from mfimage.manifests.kuberay.options import Stated
 from mfimage.package.spec import NAME
 
 # From 2.53 on, one HTTP request shows whether a node is healthy; before, KubeRay's probes run wget.
@@ -77,21 +78,6 @@ class RayImage:
     def pinned(self) -> bool:
         """Whether the reference has a digest, so that it always means the same image."""
         return "@" in self.reference
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stated:
-    """What the user states about an image; it must agree with the image's labels.
-
-    Attributes
-    ----------
-    ray_version, function, function_digest : str or None
-        The version of Ray, and the function's name and digest.
-    """
-
-    ray_version: str | None = None
-    function: str | None = None
-    function_digest: str | None = None
 
 
 def read_ray_image(

@@ -11,8 +11,9 @@ from typing import Any
 from mfimage.errors import OptionError
 from mfimage.manifests.checks import check_name, default_name
 from mfimage.manifests.kuberay.image import RayImage
-from mfimage.manifests.kuberay.options import ClusterOptions, Resources, SecretRef
+from mfimage.manifests.kuberay.options import ClusterOptions
 from mfimage.manifests.kuberay.work import JobOptions, ServiceOptions
+from mfimage.manifests.options import Resources, SecretRef
 from mfimage.manifests.text import to_yaml
 from mfimage.runtime.layout import placement_resource
 

@@ -1,10 +1,10 @@
 """The options of a Ray cluster: pods, nodes, variables, authentication."""
+# ruff: noqa: RUF009  (`option` declares a field)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from mfimage.errors import OptionError
@@ -17,12 +17,10 @@ from mfimage.manifests.checks import (
     check_subdomain,
     check_value,
     check_variable,
-    parse_cpu,
-    parse_memory,
 )
+from mfimage.manifests.options import Resources, Scale, SecretRef, Toleration, option, resources
 
 _POLICIES = ("Always", "IfNotPresent", "Never")
-_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 _CREDENTIALS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 # Variables that the image sets, and those that KubeRay sets after the manifest's own.
@@ -40,155 +38,71 @@ _OWNED = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What a pod requests, and may use at most.
-
-    Attributes
-    ----------
-    cpu, memory : str
-        As Kubernetes writes them: ``2`` or ``500m``; ``4Gi``.
-    gpus : int
-        Whole GPUs.
-    """
-
-    cpu: str = "2"
-    memory: str = "4Gi"
-    gpus: int = 0
-
-    def check(self, pod: str) -> None:
-        """Raise an `OptionError` if something is not a quantity."""
-        parse_cpu(self.cpu, field=f"{pod}-cpu")
-        parse_memory(self.memory, field=f"{pod}-memory")
-        check_number(self.gpus, field=f"{pod}-gpus")
-
-    @property
-    def ray_cpus(self) -> int:
-        """The CPUs that Ray counts on such a pod: KubeRay rounds up."""
-        return math.ceil(parse_cpu(self.cpu, field="cpu"))
+def _user(text: str) -> int | None:
+    if text == "any":
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise OptionError(f"run-as-user: {text!r} is not a uid", hint="such as 1000, or any")
+    return int(text)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SecretRef:
-    """A key of a Secret."""
+class Stated:
+    """What the user states about an image; it must agree with the image's labels."""
 
-    secret: str
-    key: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Toleration:
-    """A taint of nodes that pods may run on; with any value if ``value`` is None."""
-
-    key: str
-    value: str | None = None
-    effect: str | None = None
-
-    def check(self) -> None:
-        """Raise an `OptionError` if it is not a taint."""
-        check_label(self.key, self.value or "", field="toleration")
-        if self.effect not in (None, *_EFFECTS):
-            raise OptionError(
-                f"toleration: {self.key}: {self.effect!r} is not an effect",
-                hint=", ".join(_EFFECTS),
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scale:
-    """How many: at the start, at least and at most."""
-
-    replicas: int
-    minimum: int
-    maximum: int
-
-    def check(self, prefix: str = "") -> None:
-        """Raise an `OptionError` if the numbers contradict each other."""
-        low, high = f"{prefix}min-replicas", f"{prefix}max-replicas"
-        if self.minimum > self.maximum:
-            raise OptionError(
-                f"{low}: {self.minimum} is more than {high} {self.maximum}", hint=f"raise --{high}"
-            )
-        if not self.minimum <= self.replicas <= self.maximum:
-            more = self.replicas > self.maximum
-            bound = (
-                f"more than {high} {self.maximum}" if more else f"less than {low} {self.minimum}"
-            )
-            raise OptionError(
-                f"{prefix}replicas: {self.replicas} is {bound}",
-                hint=f"change --{prefix}replicas or --{high if more else low}",
-            )
+    ray_version: str | None = option("Version of Ray in an image that is not found.", "VERSION")
+    function: str | None = option("Function in an image that is not found.", "NAME")
+    function_digest: str | None = option("Its digest in an image that is not found.", "sha256:HEX")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
     """The Ray cluster of a RayCluster, RayJob or RayService.
 
-    Attributes
-    ----------
-    name : str or None
-        Name of the resource; derived from the function's if None.
-    namespace : str or None
-        Kubernetes namespace; ``kubectl``'s if None.
-    labels : mapping of str to str
-        Labels of the resource; not of its pods, which other controllers may select by label.
-    head, worker : Resources
-        Resources of each head and worker pod.
-    gpu_resource : str
-        Kubernetes' name of a GPU.
-    replicas, min_replicas, max_replicas : int or None
-        Worker pods; one, and bounds equal to ``replicas``, if None.
-    autoscaling : bool
-        Let Ray start and stop workers between the bounds.
-    idle_timeout : int
-        Seconds until an idle worker is stopped.
-    service_account : str or None
-        Service account of the pods; the namespace's default if None.
-    node_selector, worker_node_selector : mapping of str to str
-        Labels of nodes for all pods, and further ones for workers.
-    tolerations : tuple of Toleration
-        Taints that all pods tolerate.
-    image_pull_secrets : tuple of str
-        Names of Secrets.
-    image_pull_policy : str or None
-        If None, ``IfNotPresent`` for an image by digest, else ``Always``.
-    env : mapping of str to str
-        Variables of every Ray container, literally.
-    env_from_secret : mapping of str to SecretRef
-        Variables from Secrets.
-    auth : str
-        ``token`` or ``disabled``.
-    auth_secret : str or None
-        The Secret with the token; KubeRay creates one if None.
-    python_match : str
-        ``patch`` or ``minor``: how closely the Python of other drivers must match.
-    run_as_user : int or None
-        The uid; chosen by the cluster's policy if None.
+    The labels are the resource's, not its pods', which other controllers may select by label.
     """
 
-    name: str | None = None
-    namespace: str | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
-    head: Resources = field(default_factory=Resources)
-    worker: Resources = field(default_factory=Resources)
-    gpu_resource: str = "nvidia.com/gpu"
-    replicas: int | None = None
-    min_replicas: int | None = None
-    max_replicas: int | None = None
-    autoscaling: bool = False
-    idle_timeout: int = 60
-    service_account: str | None = None
-    node_selector: Mapping[str, str] = field(default_factory=dict)
-    worker_node_selector: Mapping[str, str] = field(default_factory=dict)
-    tolerations: tuple[Toleration, ...] = ()
-    image_pull_secrets: tuple[str, ...] = ()
-    image_pull_policy: str | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
-    env_from_secret: Mapping[str, SecretRef] = field(default_factory=dict)
-    auth: Literal["token", "disabled"] = "token"
-    auth_secret: str | None = None
-    python_match: Literal["patch", "minor"] = "patch"
-    run_as_user: int | None = 1000
+    name: str | None = option("Name of the resource; the function's by default.", "NAME")
+    namespace: str | None = option("Namespace; kubectl's by default.", "NAME")
+    labels: Mapping[str, str] = option("Label of the resource.", "NAME=VALUE", {}, flag="label")
+    service_account: str | None = option("Service account of the pods.", "NAME")
+    image_pull_secrets: tuple[str, ...] = option(
+        "Secret to pull with.", "NAME", (), flag="image-pull-secret"
+    )
+    image_pull_policy: str | None = option(
+        "Always, IfNotPresent (the default for an image by digest) or Never.", "POLICY"
+    )
+    run_as_user: int | None = option(
+        "User of the pods; any: as the cluster chooses.", "UID|any", 1000, type=str, parse=_user
+    )
+    replicas: int | None = option("Worker pods; 1 by default.", "N", type=int)
+    min_replicas: int | None = option("Minimum of worker pods.", "N", type=int)
+    max_replicas: int | None = option("Maximum of worker pods.", "N", type=int)
+    autoscaling: bool = option("Let Ray start and stop workers.", default=False)
+    idle_timeout: int = option("Time until Ray stops an idle worker.", "SECONDS", 60)
+    worker: Resources = resources("each worker")
+    head: Resources = resources("the head")
+    gpu_resource: str = option("Kubernetes' name of a GPU.", "NAME", "nvidia.com/gpu")
+    node_selector: Mapping[str, str] = option("Label of nodes for all pods.", "NAME=VALUE", {})
+    worker_node_selector: Mapping[str, str] = option(
+        "Label of nodes for workers.", "NAME=VALUE", {}
+    )
+    tolerations: tuple[Toleration, ...] = option(
+        "Taint that all pods tolerate.", "KEY[=VALUE][:EFFECT]", (),
+        flag="toleration", parse=Toleration.parse,
+    )  # fmt: skip
+    env: Mapping[str, str] = option("Variable, literally.", "NAME=VALUE", {})
+    env_from_secret: Mapping[str, SecretRef] = option(
+        "Variable from a Secret.", "NAME=SECRET:KEY", {}, parse=SecretRef.parse
+    )
+    auth: Literal["token", "disabled"] = option(
+        "Whether clients of Ray need a token.", default="token", choices=("token", "disabled")
+    )
+    auth_secret: str | None = option("Secret with the token; KubeRay creates one if unset.", "NAME")
+    python_match: Literal["patch", "minor"] = option(
+        "How closely the Python of an external driver must match.",
+        default="patch", choices=("patch", "minor"),
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         self.head.check("head")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from mfimage.errors import OptionError
 from mfimage.manifests.checks import check_number, check_value
-from mfimage.manifests.kuberay.options import ClusterOptions, Scale
+from mfimage.manifests.kuberay.options import ClusterOptions
+from mfimage.manifests.options import REQUIRED, Scale, option
 
 # A URL passes through the submitter's bash and the head's sh, and until Ray 2.56 `ray job submit`
 # quoted between them as Windows does. These characters pass through all of them unchanged.
@@ -18,44 +19,22 @@ _PLAIN = re.compile(r"[\w @%+=:,./~*?!^\[\]-]+")
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """A batch job.
+    """A batch job; Ray reserves CPUs and GPUs for each copy, which sees no other GPUs."""
 
-    Attributes
-    ----------
-    input, output : str
-        URLs or paths on the head: files, folders, globs; a folder.
-    format, output_format : str or None
-        File formats; by suffix, and the input's, if None.
-    batch_size : int or None
-        Records that a batch function receives at once; chosen by the job if None.
-    num_actors : int or None
-        Copies of the function; as many as fit into the workers if None.
-    num_cpus : float
-        CPUs that Ray reserves for a copy.
-    num_gpus : float or None
-        GPUs that Ray reserves for a copy, which sees no others; if None, 1 on workers with GPUs.
-    allow_errors : bool
-        Whether the job succeeds although records failed; otherwise it is tried again.
-    ttl : int
-        Seconds that the cluster and its logs remain after the job.
-    backoff_limit : int
-        How often a failed job is tried again, on a new cluster.
-    deadline : int or None
-        Seconds until the job is stopped.
-    """
-
-    input: str
-    output: str
-    format: str | None = None
-    output_format: str | None = None
-    batch_size: int | None = None
-    num_actors: int | None = None
-    num_cpus: float = 1
-    num_gpus: float | None = None
-    allow_errors: bool = False
-    ttl: int = 300
-    backoff_limit: int = 1
-    deadline: int | None = None
+    input: str = option("Records: a file, folder or glob.", "URL", REQUIRED)
+    output: str = option("Folder for the results.", "URL", REQUIRED)
+    format: str | None = option("Input format: jsonl, avro or parquet; by suffix.", "NAME")
+    output_format: str | None = option("Output format; the input's by default.", "NAME")
+    batch_size: int | None = option("Records in each call.", "N", type=int)
+    num_actors: int | None = option(
+        "Copies of the function; by default as many as fit.", "N", type=int
+    )
+    num_cpus: float = option("CPUs of each copy.", "N", 1.0)
+    num_gpus: float | None = option("GPUs of each copy; 1 if workers have GPUs.", "N", type=float)
+    allow_errors: bool = option("Succeed although records failed.", default=False)
+    ttl: int = option("Time that the cluster and its logs remain after the job.", "SECONDS", 300)
+    backoff_limit: int = option("Further attempts, each on a new cluster.", "N", 1)
+    deadline: int | None = option("Time until the job is stopped.", "SECONDS", type=int)
 
     def __post_init__(self) -> None:
         for name in ("input", "output", "format", "output_format"):
@@ -113,28 +92,18 @@ def _check_plain(text: str, *, field: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceOptions:
-    """A Ray Serve deployment.
+    """A Ray Serve deployment, which scales between bounds if one is given."""
 
-    Attributes
-    ----------
-    replicas : int or None
-        Copies of the function; one for each worker pod if None.
-    min_replicas, max_replicas : int or None
-        If one is given, Ray Serve starts and stops copies between them.
-    ongoing_requests : float or None
-        Concurrent requests for each copy, above which another copy is started.
-    cpus : float
-        CPUs that Ray reserves for a copy.
-    gpus : float or None
-        GPUs that Ray reserves for a copy, which sees no others; if None, 1 on workers with GPUs.
-    """
-
-    replicas: int | None = None
-    min_replicas: int | None = None
-    max_replicas: int | None = None
-    ongoing_requests: float | None = None
-    cpus: float = 1
-    gpus: float | None = None
+    replicas: int | None = option(
+        "Copies of the function; by default one for each worker.", "N", type=int
+    )
+    min_replicas: int | None = option("Minimum of copies.", "N", type=int)
+    max_replicas: int | None = option("Maximum of copies.", "N", type=int)
+    ongoing_requests: float | None = option(
+        "Concurrent requests for each copy, above which one is added.", "N", type=float
+    )
+    cpus: float = option("CPUs of each copy.", "N", 1.0)
+    gpus: float | None = option("GPUs of each copy; 1 if workers have GPUs.", "N", type=float)
 
     def __post_init__(self) -> None:
         for name in ("replicas", "min_replicas", "max_replicas"):
@@ -198,16 +167,17 @@ def _gpus(requested: float | None, cluster: ClusterOptions) -> float:
 def _check_room(
     option: str, wanted: int, cpus: float, gpus: float, cluster: ClusterOptions
 ) -> float:
-    """Return how many copies of the function fit into all workers; refuse to want more."""
+    """Return how many copies of the function fit into all workers, which must be enough."""
+    # Ray's CPUs of a pod are whole: KubeRay rounds up.
     worker = cluster.worker
     pods = cluster.workers.maximum if cluster.autoscaling else cluster.workers.replicas
-    needs = ((cpus, worker.ray_cpus), (gpus, worker.gpus))
+    needs = ((cpus, worker.whole_cpus), (gpus, worker.gpus))
     each = min((math.floor(have / need + 1e-9) for need, have in needs if need), default=math.inf)
     room = pods * each if pods else 0
     if room < wanted:
         raise OptionError(
             f"{option}: {wanted}, each with {cpus:g} CPUs and {gpus:g} GPUs, do not fit into "
-            f"{pods} workers with {worker.ray_cpus} CPUs and {worker.gpus} GPUs",
+            f"{pods} workers with {worker.whole_cpus} CPUs and {worker.gpus} GPUs",
             hint="ask for less, or for more or larger workers",
         )
     return room

@@ -8,8 +8,9 @@ import yaml
 
 from mfimage.manifests.kuberay.image import RayImage
 from mfimage.manifests.kuberay.manifest import raycluster, rayjob, rayservice
-from mfimage.manifests.kuberay.options import ClusterOptions, Resources, SecretRef, Toleration
+from mfimage.manifests.kuberay.options import ClusterOptions
 from mfimage.manifests.kuberay.work import JobOptions, ServiceOptions
+from mfimage.manifests.options import Resources, SecretRef, Toleration
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 IMAGE = RayImage(

@@ -16,7 +16,8 @@ from mfimage.image.find.info import ImageInfo
 from mfimage.image.find.places import FoundImage
 from mfimage.image.plan.files import ContextFile
 from mfimage.image.registry.reference import parse_tag
-from mfimage.manifests.kuberay.image import Stated, read_ray_image
+from mfimage.manifests.kuberay.image import read_ray_image
+from mfimage.manifests.kuberay.options import Stated
 from mfimage.push import push
 from tests.image.oci.bases import layout
 from tests.support.docker import ensure_engine, registry

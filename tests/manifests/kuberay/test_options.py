@@ -6,18 +6,20 @@ import dataclasses
 
 import pytest
 
-from mfimage.cli.kuberay import parse_pairs, parse_secrets, parse_toleration, parse_user
 from mfimage.errors import OptionError
 from mfimage.manifests.kuberay.image import RayImage
 from mfimage.manifests.kuberay.manifest import raycluster, rayjob, rayservice
-from mfimage.manifests.kuberay.options import (
-    ClusterOptions,
+from mfimage.manifests.kuberay.options import ClusterOptions
+from mfimage.manifests.kuberay.work import JobOptions, ServiceOptions
+from mfimage.manifests.options import (
     Resources,
     Scale,
     SecretRef,
     Toleration,
+    flags,
+    parse_pairs,
+    read_options,
 )
-from mfimage.manifests.kuberay.work import JobOptions, ServiceOptions
 from tests.manifests.kuberay.samples import IMAGE, JOB, parsed
 
 REFUSED = [
@@ -195,21 +197,49 @@ def test_labels_are_not_believed(given):
         dataclasses.replace(IMAGE, **given)
 
 
-def test_texts_of_the_command_line():
-    assert parse_pairs(["A=b=c", "D="], field="env") == {"A": "b=c", "D": ""}
-    assert parse_secrets(["A=s:k"]) == {"A": SecretRef(secret="s", key="k")}
-    assert parse_toleration("a=b:NoExecute") == Toleration(key="a", value="b", effect="NoExecute")
-    assert parse_toleration("a") == Toleration(key="a")
-    assert (parse_user("7"), parse_user("any")) == (7, None)
+def given(**texts):
+    """Return what the command line gives where only some flags are written."""
+    defaults = {
+        names[1]: () if about["multiple"] else about["default"]
+        for names, about in flags(ClusterOptions)
+    }
+    return defaults | texts
+
+
+def test_flags_give_the_options_that_fields_declare():
+    assert read_options(ClusterOptions, given(run_as_user="1000")) == ClusterOptions()
+    read = read_options(
+        ClusterOptions,
+        given(
+            env=["A=b=c", "D="],
+            env_from_secret=["E=s:k"],
+            tolerations=["a=b:NoExecute", "a"],
+            worker_cpu="3500m",
+            run_as_user="any",
+            image_pull_secrets=["s"],
+        ),
+    )
+    assert read == ClusterOptions(
+        env={"A": "b=c", "D": ""},
+        env_from_secret={"E": SecretRef(secret="s", key="k")},
+        tolerations=(Toleration(key="a", value="b", effect="NoExecute"), Toleration(key="a")),
+        worker=Resources(cpu="3500m"),
+        run_as_user=None,
+        image_pull_secrets=("s",),
+    )
+    named = {names[0]: about for names, about in flags(ServiceOptions, "serve_")}
+    assert named["--serve-cpus"]["default"] == 1.0
+    required = [names[1] for names, about in flags(JobOptions) if about["required"]]
+    assert required == ["input", "output"]
 
 
 @pytest.mark.parametrize("wrong", [
     lambda: parse_pairs(["A"], field="env"),
     lambda: parse_pairs(["=x"], field="env"),
     lambda: parse_pairs(["A=1", "A=2"], field="env"),
-    lambda: parse_secrets(["A=s"]),
-    lambda: parse_secrets(["A=:k"]),
-    lambda: parse_user("root"),
+    lambda: SecretRef.parse("s"),
+    lambda: SecretRef.parse(":k"),
+    lambda: read_options(ClusterOptions, given(run_as_user="root")),
 ])  # fmt: skip
 def test_texts_that_are_none(wrong):
     with pytest.raises(OptionError) as raised:

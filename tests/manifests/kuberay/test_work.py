@@ -13,8 +13,9 @@ import yaml
 
 from mfimage.errors import OptionError
 from mfimage.manifests.kuberay.manifest import rayjob, rayservice
-from mfimage.manifests.kuberay.options import ClusterOptions, Resources
+from mfimage.manifests.kuberay.options import ClusterOptions
 from mfimage.manifests.kuberay.work import JobOptions, ServiceOptions
+from mfimage.manifests.options import Resources
 from tests.manifests.kuberay.samples import IMAGE, JOB, parsed
 
 
