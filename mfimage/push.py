@@ -9,7 +9,7 @@ from mfimage.errors import OptionError, ReferenceNotFound, RegistryError
 from mfimage.image.builder import OnEvent
 from mfimage.image.find.places import ENGINE, FILES, REGISTRY, FoundImage, find_image, sbom_of
 from mfimage.image.registry.reference import Reference, parse_reference
-from mfimage.image.sbom.attach import try_attach
+from mfimage.image.sbom.attach import attach_sbom
 
 Say = Callable[[str], None]
 
@@ -71,7 +71,7 @@ def _push_from_files(
             digests |= {tag: f"{tag.name}@{digest}" for tag in group}
             for stored, image in zip(opened, images, strict=True):
                 if sbom := sbom_of(stored):
-                    try_attach(group[0], image.digest, sbom, say)
+                    attach_sbom(group[0], image.digest, sbom, say)
     return tuple(digests[tag] for tag in tags)
 
 
@@ -92,5 +92,5 @@ def _push_from_engine(
             except (RegistryError, ReferenceNotFound) as error:
                 say(f"the SBOM is in the image, but not attached to it: {error.message}")
             else:
-                try_attach(parse_reference(pinned), pushed.digest or "", sbom, say)
+                attach_sbom(parse_reference(pinned), pushed.digest or "", sbom, say)
     return tuple(digests)

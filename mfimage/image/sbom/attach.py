@@ -49,19 +49,13 @@ def attach_sboms(
     for _, pinned in sorted(where.items()):
         for image in images:
             sbom = sbom_file(code_files(image.plan, blob_path))
-            try_attach(pinned, image.digest or pinned.digest or "", sbom, say)
+            attach_sbom(pinned, image.digest or pinned.digest or "", sbom, say)
 
 
-def try_attach(reference: Reference, digest: str, sbom: bytes, say: Callable[[str], None]) -> None:
-    """Attach an SBOM; a registry that refuses it is reported, since the image holds it as well."""
-    try:
-        attach_sbom(reference, digest, sbom)
-    except RegistryError as error:
-        say(f"the SBOM is in the image, but not attached to it: {error.message}")
-
-
-def attach_sbom(reference: Reference, digest: str, sbom: bytes) -> None:
+def attach_sbom(reference: Reference, digest: str, sbom: bytes, say: Callable[[str], None]) -> None:
     """Attach an SBOM to an image unless it has that one.
+
+    A registry that refuses it is only reported, since the SBOM is inside the image as well.
 
     Parameters
     ----------
@@ -71,12 +65,16 @@ def attach_sbom(reference: Reference, digest: str, sbom: bytes) -> None:
         The image's manifest.
     sbom : bytes
         The document.
-
-    Raises
-    ------
-    RegistryError
-        If the registry refuses.
+    say : callable
+        Receives a line if the registry refuses.
     """
+    try:
+        _attach(reference, digest, sbom)
+    except RegistryError as error:
+        say(f"the SBOM is in the image, but not attached to it: {error.message}")
+
+
+def _attach(reference: Reference, digest: str, sbom: bytes) -> None:
     repository = repository_of(reference)
     with closing(open_registry(reference)) as client, ThreadPoolExecutor(3) as pool:
         # At the same time: a build after an edit takes little longer than these requests.

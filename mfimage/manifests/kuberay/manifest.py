@@ -5,7 +5,8 @@ Why each setting is there is explained in docs/kuberay.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from mfimage.errors import OptionError
@@ -13,7 +14,7 @@ from mfimage.manifests.checks import check_name, default_name
 from mfimage.manifests.kuberay.image import RayImage
 from mfimage.manifests.kuberay.options import ClusterOptions
 from mfimage.manifests.kuberay.work import JobOptions, ServiceOptions
-from mfimage.manifests.options import Resources, SecretRef
+from mfimage.manifests.options import Resources
 from mfimage.manifests.text import to_yaml
 from mfimage.runtime.layout import placement_resource
 
@@ -31,7 +32,7 @@ _DRAIN, _GRACE = 10, 60
 _NO_PRIVILEGES = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
-def raycluster(image: RayImage, cluster: ClusterOptions) -> str:
+def raycluster(image: RayImage, options: ClusterOptions) -> str:
     """Write a RayCluster that waits for jobs and drivers.
 
     Raises
@@ -39,11 +40,11 @@ def raycluster(image: RayImage, cluster: ClusterOptions) -> str:
     OptionError
         With the option and the value.
     """
-    spec = _cluster(image, cluster)
-    return _write("RayCluster", image, cluster, spec, limit=_CLUSTER_NAME_LIMIT)
+    cluster = _Cluster(image, options)
+    return cluster.write("RayCluster", cluster.spec(), limit=_CLUSTER_NAME_LIMIT)
 
 
-def rayjob(image: RayImage, cluster: ClusterOptions, job: JobOptions) -> str:
+def rayjob(image: RayImage, options: ClusterOptions, job: JobOptions) -> str:
     """Write a RayJob, which starts a cluster, runs a batch on it, and stops it.
 
     Raises
@@ -51,30 +52,22 @@ def rayjob(image: RayImage, cluster: ClusterOptions, job: JobOptions) -> str:
     OptionError
         With the option and the value.
     """
-    _check_workers(cluster)
-    submitter = _pod(
-        image,
-        cluster,
-        container="ray-job-submitter",
-        resources=_SUBMITTER,
-        node_selector=cluster.node_selector,
-        env=_ray_env(cluster),
-        restart="Never",
-    )
+    cluster = _Cluster(image, options)
+    cluster.check_workers()
     spec = {
         "submissionMode": "K8sJobMode",
-        "entrypoint": job.entrypoint(cluster),
+        "entrypoint": job.entrypoint(options),
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": job.ttl,
         "backoffLimit": job.backoff_limit,
         "activeDeadlineSeconds": job.deadline,
-        "submitterPodTemplate": submitter,
-        "rayClusterSpec": _cluster(image, cluster),
+        "submitterPodTemplate": cluster.pod("ray-job-submitter", _SUBMITTER),
+        "rayClusterSpec": cluster.spec(),
     }
-    return _write("RayJob", image, cluster, spec)
+    return cluster.write("RayJob", spec, limit=_NAME_LIMIT)
 
 
-def rayservice(image: RayImage, cluster: ClusterOptions, service: ServiceOptions) -> str:
+def rayservice(image: RayImage, options: ClusterOptions, service: ServiceOptions) -> str:
     """Write a RayService, a cluster that serves ``POST /<function name>``.
 
     Raises
@@ -87,12 +80,13 @@ def rayservice(image: RayImage, cluster: ClusterOptions, service: ServiceOptions
             f"image: {image.reference} has no Ray Serve",
             hint="mfimage build REFERENCE --target ray --with serve -t NAME --push",
         )
-    _check_workers(cluster)
+    cluster = _Cluster(image, options)
+    cluster.check_workers()
     application = {
         "name": image.function,
         "route_prefix": f"/{image.function}",
         "import_path": "mfimage.runtime.ray_worker:build",
-        "args": service.deployment(cluster),
+        "args": service.deployment(options),
     }
     serve = {
         "http_options": {"host": "0.0.0.0", "port": _SERVE["serve"]},  # noqa: S104  (of a pod)
@@ -101,201 +95,177 @@ def rayservice(image: RayImage, cluster: ClusterOptions, service: ServiceOptions
     spec = {
         "excludeHeadPodFromServeSvc": True,
         "serveConfigV2": to_yaml(serve),
-        "rayClusterConfig": _cluster(image, cluster, serves=True),
+        "rayClusterConfig": cluster.spec(serves=True),
     }
-    return _write("RayService", image, cluster, spec)
+    return cluster.write("RayService", spec, limit=_NAME_LIMIT)
 
 
-def _write(
-    kind: str,
-    image: RayImage,
-    cluster: ClusterOptions,
-    spec: Mapping[str, Any],
-    *,
-    limit: int = _NAME_LIMIT,
-) -> str:
-    name = cluster.name or default_name(image.function, limit=limit)
-    check_name(name, field="name", limit=limit)
-    metadata = {
-        "name": name,
-        "namespace": cluster.namespace,
-        "labels": {
-            "app.kubernetes.io/name": name,
-            "app.kubernetes.io/managed-by": "mfimage",
-            **cluster.labels,
-        },
-        "annotations": {
-            "io.mfimage.function.name": image.function,
-            "io.mfimage.function.digest": image.digest,
-            "io.mfimage.python-version": image.python_version,
-        },
-    }
-    return to_yaml({"apiVersion": "ray.io/v1", "kind": kind, "metadata": metadata, "spec": spec})
+class _Cluster:
+    """What the three manifests have in common."""
 
+    def __init__(self, image: RayImage, options: ClusterOptions) -> None:
+        self._image = image
+        self._options = options
+        # A node that pulled a tag before may have another image: other versions of Ray.
+        by_reference = "IfNotPresent" if image.pinned else "Always"
+        self._pull_policy = options.image_pull_policy or by_reference
 
-def _cluster(image: RayImage, cluster: ClusterOptions, *, serves: bool = False) -> dict[str, Any]:
-    env = _ray_env(cluster) | dict(cluster.env)
-    head = _pod(
-        image,
-        cluster,
-        container="ray-head",
-        resources=cluster.head,
-        node_selector=cluster.node_selector,
-        env=env,
-        secrets=cluster.env_from_secret,
-        ports={**_PORTS, **(_SERVE if serves else {})},
-    )
-    worker = _pod(
-        image,
-        cluster,
-        container="ray-worker",
-        resources=cluster.worker,
-        node_selector={**cluster.node_selector, **cluster.worker_node_selector},
-        env=env,
-        secrets=cluster.env_from_secret,
-        ports=_SERVE if serves else {},
-        serves=serves,
-    )
-    return {
-        "rayVersion": image.ray_version,
-        "authOptions": {"mode": cluster.auth, "secretName": cluster.auth_secret},
-        "enableInTreeAutoscaling": cluster.autoscaling,
-        "autoscalerOptions": _autoscaler(image, cluster) if cluster.autoscaling else None,
-        "headGroupSpec": {
-            "rayStartParams": {
-                # Work on the head can take the whole cluster down.
-                "num-cpus": "0",
-                "num-gpus": str(cluster.head.gpus),
-                "dashboard-host": "0.0.0.0",  # noqa: S104  (of a pod)
+    def check_workers(self) -> None:
+        # With autoscaling as well: what waits for the first worker does not request one.
+        if not self._options.workers.replicas:
+            raise OptionError(
+                "replicas: without a worker at the start nothing runs, since the head takes no "
+                "work",
+                hint="give --replicas 1 or more",
+            )
+
+    def write(self, kind: str, spec: Mapping[str, Any], *, limit: int) -> str:
+        name = self._options.name or default_name(self._image.function, limit=limit)
+        check_name(name, field="name", limit=limit)
+        labels = {"app.kubernetes.io/name": name, "app.kubernetes.io/managed-by": "mfimage"}
+        metadata = {
+            "name": name,
+            "namespace": self._options.namespace,
+            "labels": {**labels, **self._options.labels},
+            "annotations": {
+                "io.mfimage.function.name": self._image.function,
+                "io.mfimage.function.digest": self._image.digest,
+                "io.mfimage.python-version": self._image.python_version,
             },
-            "template": head,
-        },
-        "workerGroupSpecs": [
-            {
-                "groupName": "workers",
-                "replicas": cluster.workers.replicas,
-                "minReplicas": cluster.workers.minimum,
-                "maxReplicas": cluster.workers.maximum,
-                "rayStartParams": {"resources": _placement(image)},
-                "template": worker,
-            }
-        ],
-    }
-
-
-def _autoscaler(image: RayImage, cluster: ClusterOptions) -> dict[str, Any]:
-    resources = {"cpu": "500m", "memory": "512Mi"}
-    disabled = [{"name": "RAY_AUTH_MODE", "value": "disabled"}]
-    return {
-        "version": "v2",
-        "upscalingMode": "Default",
-        "idleTimeoutSeconds": cluster.idle_timeout,
-        "imagePullPolicy": _pull_policy(image, cluster),
-        # With a token KubeRay sets it.
-        "env": disabled if cluster.auth == "disabled" else None,
-        "securityContext": _NO_PRIVILEGES,
-        "resources": {"requests": resources, "limits": resources},
-    }
-
-
-def _pod(
-    image: RayImage,
-    cluster: ClusterOptions,
-    *,
-    container: str,
-    resources: Resources,
-    node_selector: Mapping[str, str],
-    env: Mapping[str, str],
-    secrets: Mapping[str, SecretRef] | None = None,
-    ports: Mapping[str, int] | None = None,
-    serves: bool = False,
-    restart: str | None = None,
-) -> dict[str, Any]:
-    """Return the pod template of the head, the workers or the submitter."""
-    quantities = {
-        "cpu": resources.cpu,
-        "memory": resources.memory,
-        cluster.gpu_resource: resources.gpus or None,
-    }
-    tolerations = [
-        {
-            "key": each.key,
-            "operator": "Exists" if each.value is None else "Equal",
-            "value": each.value,
-            "effect": each.effect,
         }
-        for each in cluster.tolerations
-    ]
-    # "$(NAME)" in a value would refer to a variable.
-    variables: list[dict[str, Any]] = [
-        {"name": name, "value": value.replace("$", "$$")} for name, value in env.items()
-    ]
-    variables += [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": ref.secret, "key": ref.key}}}
-        for name, ref in (secrets or {}).items()
-    ]
-    # KubeRay's own probe would run bash and wget in the container.
-    probe = {
-        "httpGet": {"path": "/-/healthz", "port": _SERVE["serve"]},
-        "initialDelaySeconds": 10,
-        "periodSeconds": 5,
-        "timeoutSeconds": 5,
-        "failureThreshold": 1,
-    }
-    # Requests arrive until load balancers have noticed.
-    drain = {"preStop": {"exec": {"command": ["sleep", str(_DRAIN)]}}}
-    spec = {
-        "serviceAccountName": cluster.service_account,
-        "imagePullSecrets": [{"name": name} for name in cluster.image_pull_secrets] or None,
-        "nodeSelector": dict(node_selector) or None,
-        "tolerations": tolerations or None,
-        "restartPolicy": restart,
-        "terminationGracePeriodSeconds": _GRACE if serves else None,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": cluster.run_as_user,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [
-            {
-                "name": container,
-                "image": image.reference,
-                "imagePullPolicy": _pull_policy(image, cluster),
-                "securityContext": _NO_PRIVILEGES,
-                "resources": {"requests": quantities, "limits": quantities},
-                "env": variables,
-                "ports": [
-                    {"name": name, "containerPort": port} for name, port in (ports or {}).items()
-                ]
-                or None,
-                "readinessProbe": probe if serves else None,
-                "lifecycle": drain if serves else None,
-            }
-        ],
-    }
-    return {"spec": spec}
+        document = {"apiVersion": "ray.io/v1", "kind": kind, "metadata": metadata, "spec": spec}
+        return to_yaml(document)
 
-
-def _pull_policy(image: RayImage, cluster: ClusterOptions) -> str:
-    # A node that pulled a tag before may have another image: other versions of Ray.
-    return cluster.image_pull_policy or ("IfNotPresent" if image.pinned else "Always")
-
-
-def _ray_env(cluster: ClusterOptions) -> dict[str, str]:
-    # Unset, Ray would go by whether there is a token in the home folder.
-    env: dict[str, str] = {"RAY_AUTH_MODE": cluster.auth}
-    if cluster.python_match != "patch":
-        env["RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"] = cluster.python_match
-    return env
-
-
-def _check_workers(cluster: ClusterOptions) -> None:
-    # With autoscaling as well: what waits for the first worker does not request one.
-    if not cluster.workers.replicas:
-        raise OptionError(
-            "replicas: without a worker at the start nothing runs, since the head takes no work",
-            hint="give --replicas 1 or more",
+    def spec(self, *, serves: bool = False) -> dict[str, Any]:
+        options, workers = self._options, self._options.workers
+        ports = _SERVE if serves else {}
+        head = self.pod("ray-head", options.head, runs=True, ports={**_PORTS, **ports})
+        worker = self.pod(
+            "ray-worker", options.worker, options.worker_node_selector, runs=True, ports=ports
         )
+        if serves:
+            self._serve(worker["spec"])
+        return {
+            "rayVersion": self._image.ray_version,
+            "authOptions": {"mode": options.auth, "secretName": options.auth_secret},
+            "enableInTreeAutoscaling": options.autoscaling,
+            "autoscalerOptions": self._autoscaler() if options.autoscaling else None,
+            "headGroupSpec": {
+                "rayStartParams": {
+                    # Work on the head can take the whole cluster down.
+                    "num-cpus": "0",
+                    "num-gpus": str(options.head.gpus),
+                    "dashboard-host": "0.0.0.0",  # noqa: S104  (of a pod)
+                },
+                "template": head,
+            },
+            "workerGroupSpecs": [
+                {
+                    "groupName": "workers",
+                    "replicas": workers.replicas,
+                    "minReplicas": workers.minimum,
+                    "maxReplicas": workers.maximum,
+                    "rayStartParams": {"resources": _placement(self._image)},
+                    "template": worker,
+                }
+            ],
+        }
+
+    def _autoscaler(self) -> dict[str, Any]:
+        resources = {"cpu": "500m", "memory": "512Mi"}
+        disabled = [{"name": "RAY_AUTH_MODE", "value": "disabled"}]
+        return {
+            "version": "v2",
+            "upscalingMode": "Default",
+            "idleTimeoutSeconds": self._options.idle_timeout,
+            "imagePullPolicy": self._pull_policy,
+            # With a token KubeRay sets it.
+            "env": disabled if self._options.auth == "disabled" else None,
+            "securityContext": _NO_PRIVILEGES,
+            "resources": {"requests": resources, "limits": resources},
+        }
+
+    def pod(
+        self,
+        container: str,
+        resources: Resources,
+        node_selector: Mapping[str, str] = MappingProxyType({}),
+        *,
+        runs: bool = False,
+        ports: Mapping[str, int] = MappingProxyType({}),
+    ) -> dict[str, Any]:
+        """Return a pod template; one that ``runs`` the function gets the user's variables."""
+        options = self._options
+        quantities = {
+            "cpu": resources.cpu,
+            "memory": resources.memory,
+            options.gpu_resource: resources.gpus or None,
+        }
+        spec = {
+            "serviceAccountName": options.service_account,
+            "imagePullSecrets": [{"name": name} for name in options.image_pull_secrets] or None,
+            "nodeSelector": {**options.node_selector, **node_selector} or None,
+            "tolerations": [
+                {
+                    "key": each.key,
+                    "operator": "Exists" if each.value is None else "Equal",
+                    "value": each.value,
+                    "effect": each.effect,
+                }
+                for each in options.tolerations
+            ]
+            or None,
+            "restartPolicy": None if runs else "Never",
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": options.run_as_user,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [
+                {
+                    "name": container,
+                    "image": self._image.reference,
+                    "imagePullPolicy": self._pull_policy,
+                    "securityContext": _NO_PRIVILEGES,
+                    "resources": {"requests": quantities, "limits": quantities},
+                    "env": list(self._variables(runs=runs)),
+                    "ports": [{"name": name, "containerPort": port} for name, port in ports.items()]
+                    or None,
+                }
+            ],
+        }
+        return {"spec": spec}
+
+    def _variables(self, *, runs: bool) -> Iterator[dict[str, Any]]:
+        options = self._options
+        # Unset, Ray would go by whether there is a token in the home folder.
+        values: dict[str, str] = {"RAY_AUTH_MODE": options.auth}
+        if options.python_match != "patch":
+            values["RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"] = options.python_match
+        if runs:
+            values |= options.env
+        for name, value in values.items():
+            # "$(NAME)" would refer to a variable.
+            yield {"name": name, "value": value.replace("$", "$$")}
+        for name, ref in options.env_from_secret.items() if runs else ():
+            key = {"name": ref.secret, "key": ref.key}
+            yield {"name": name, "valueFrom": {"secretKeyRef": key}}
+
+    def _serve(self, pod: dict[str, Any]) -> None:
+        """Let a worker receive requests once it is ready, and finish them before it stops."""
+        pod["terminationGracePeriodSeconds"] = _GRACE
+        (container,) = pod["containers"]
+        # KubeRay's own probe would run bash and wget in the container.
+        container["readinessProbe"] = {
+            "httpGet": {"path": "/-/healthz", "port": _SERVE["serve"]},
+            "initialDelaySeconds": 10,
+            "periodSeconds": 5,
+            "timeoutSeconds": 5,
+            "failureThreshold": 1,
+        }
+        # Requests arrive until load balancers have noticed.
+        command = ["sleep", str(_DRAIN)]
+        container["lifecycle"] = {"preStop": {"exec": {"command": command}}}
 
 
 def _placement(image: RayImage) -> str | None:
