@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mfimage.errors import OptionError
 from mfimage.image.builder import DOCKER, OCI
 from mfimage.image.builders import open_builder
+from mfimage.image.checks.built import placed
 from mfimage.image.checks.compare import FileChange, compare_layers
 from mfimage.image.checks.config import LOCK_FILE
-from mfimage.image.find.places import ENGINE, find_image, machine_platform, read_member
-from mfimage.image.oci.base import read_image
+from mfimage.image.find.places import find_image, machine_platform, read_member
 from mfimage.image.plan.labels import FUNCTION_DIGEST, RAY_PARTS, TARGET
 from mfimage.image.plan.options import BuildOptions
 from mfimage.image.plan.plan import make_plan
-from mfimage.image.registry.location import OCI as OCI_LAYOUT
-from mfimage.image.registry.location import Location
 from mfimage.image.registry.reference import Reference, parse_reference
 from mfimage.image.secrets.build import read_secrets
 from mfimage.package.spec import sha256_digest
@@ -141,9 +137,14 @@ def verify(
         _check_function(image, labels, package)
         lock = _read_lock(image, original)
         options = _original_options(options, labels, original, platform)
-        with _rebuilt(package, options, lock, say) as (builder, built, again):
+        with closing(_builder(options, say)) as builder:
+            built = _build_again(builder, package, options, lock, say)
             names = [layer.name for layer in built.layers]
-            return _compare(image, original, again, builder.name, names)
+            with (
+                placed(builder, built) as name,
+                find_image(name, platform=platform).open() as again,
+            ):
+                return _compare(image, original, again, builder.name, names)
 
 
 def _check_function(image: str, labels: Mapping[str, str], package: Package) -> None:
@@ -198,35 +199,25 @@ def _base(labels: Mapping[str, str]) -> Reference:
     return reference.with_digest(digest) if digest else reference
 
 
-@contextmanager
-def _rebuilt(
-    package: Package, options: BuildOptions, lock: bytes, say: Say
-) -> Iterator[tuple[Builder, BuiltImage, StoredImage]]:
-    source, platform = options.base_image, options.platform
-    assert source is not None
-    assert platform is not None
-    builder = open_builder(
+def _builder(options: BuildOptions, say: Say) -> Builder:
+    return open_builder(
         options,
         push=True,  # so that it does not need a place for the image
         secrets=read_secrets(options.secrets),
         on_event=lambda _: None,
         say=say,
     )
-    with closing(builder):
-        base = builder.base(source, platform)
-        plan = make_plan(package.spec, base=base, lock=lock, options=options)
-        say(f"building {plan.function} on {base.pinned} again, by {builder.name}")
-        built = builder.build(plan, package.store.unverified_file)
-        if builder.name == DOCKER:
-            found = find_image(built.id, platform=platform, places=(ENGINE,))
-            with found.open() as image:
-                yield builder, built, image
-            return
-        with TemporaryDirectory(prefix="mfimage-") as folder:
-            layout = Location(kind=OCI_LAYOUT, path=Path(folder) / "layout")
-            builder.write([built], layout, ())
-            with read_image(layout, platform) as image:
-                yield builder, built, image
+
+
+def _build_again(
+    builder: Builder, package: Package, options: BuildOptions, lock: bytes, say: Say
+) -> BuiltImage:
+    assert options.base_image is not None
+    assert options.platform is not None
+    base = builder.base(options.base_image, options.platform)
+    plan = make_plan(package.spec, base=base, lock=lock, options=options)
+    say(f"building {plan.function} on {base.pinned} again, by {builder.name}")
+    return builder.build(plan, package.store.unverified_file)
 
 
 def _compare(

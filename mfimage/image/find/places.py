@@ -265,7 +265,7 @@ def find_image(
             reasons.append(error.message)
     why = f": {'; '.join(reasons)}" if reasons else ""
     raise ReferenceNotFound(
-        f"there is no image {name!r}{why}",
+        f"no image {name!r}{why}",
         hint="name an image in a registry in full, as registry.example.com/team/name:tag, one in "
         "a folder as oci:DIR; a function's reference ends in function.json",
     )

@@ -224,76 +224,79 @@ def _components(plan: ImagePlan) -> list[dict[str, Any]]:
     return plain
 
 
-def _component(name: str, **fields: Any) -> Component:
+def _component(
+    name: str,
+    ref: str,
+    version: str | None,
+    purl: tuple[Any, ...] | None,
+    *,
+    type: str = "library",
+    sha256: str | None = None,
+    references: Iterable[ExternalReference] = (),
+    **properties: str | None,
+) -> Component:
     from cyclonedx.model import Property
-    from cyclonedx.model.component import Component
+    from cyclonedx.model.component import Component, ComponentType
+    from packageurl import PackageURL
 
-    properties = _properties(fields.pop("properties", {}))
-    return Component(name=name, properties=[Property(**each) for each in properties], **fields)
+    return Component(
+        name=name,
+        type=ComponentType(type),
+        bom_ref=ref,
+        version=version,
+        purl=PackageURL(*purl) if purl else None,
+        hashes=_hashes(sha256),
+        external_references=references,
+        properties=[Property(**each) for each in _properties(properties)],
+    )
 
 
 def _base(plan: ImagePlan) -> Component:
-    from cyclonedx.model.component import ComponentType
-    from packageurl import PackageURL
-
     name, digest = plan.base.reference.canonical, plan.base.known_digest
-    fields = {"type": ComponentType.CONTAINER, "bom_ref": "base", "hashes": _hash_types(digest)}
     if not name:  # in a folder or file, whose path means nothing elsewhere
-        return _component("base", version=digest or None, **fields)
+        return _component("base", "base", digest or None, None, type="container", sha256=digest)
     reference = parse_reference(name)
-    purl = None
-    if digest:
-        where = {"repository_url": reference.name, **({"tag": t} if (t := reference.tag) else {})}
-        purl = PackageURL("oci", None, reference.name.rpartition("/")[2], digest, where)
-    return _component(reference.name, version=reference.tag or digest, purl=purl, **fields)
+    where = {"repository_url": reference.name, **({"tag": t} if (t := reference.tag) else {})}
+    purl = ("oci", None, reference.name.rpartition("/")[2], digest, where) if digest else None
+    version = reference.tag or digest
+    return _component(reference.name, "base", version, purl, type="container", sha256=digest)
 
 
 def _python(plan: ImagePlan) -> Component:
-    from cyclonedx.model.component import ComponentType
-    from packageurl import PackageURL
-
     version = plan.base.python
-    purl = PackageURL("generic", None, "python", version)
-    return _component(
-        "python", type=ComponentType.PLATFORM, bom_ref="python", version=version, purl=purl
-    )
+    purl = ("generic", None, "python", version)
+    return _component("python", "python", version, purl, type="platform")
 
 
 def _debian(text: str) -> Component:
-    from packageurl import PackageURL
-
     package, _, version = text.partition("=")
     name, _, architecture = package.partition(":")
-    qualifiers = {"arch": architecture} if architecture else None
-    return _component(
+    purl = (
+        "deb",
+        "debian",
         name,
-        bom_ref=f"debian:{package}",
-        version=version or None,
-        purl=PackageURL("deb", "debian", name, version or None, qualifiers),
-        properties={"kind": "debian"},
+        version or None,
+        {"arch": architecture} if architecture else None,
     )
+    return _component(name, f"debian:{package}", version or None, purl, kind="debian")
 
 
 def _distribution(package: Mapping[str, Any]) -> Component:
-    from packageurl import PackageURL
-
     name, version = package["name"], package.get("version")
     files = [*(package.get("wheels") or ()), package.get("sdist"), package.get("archive")]
     files = [file for file in files if file]
     travels = any("path" in file for file in files)
     return _component(
         name,
-        bom_ref=f"pypi:{name}@{version}" if version else f"pypi:{name}",
-        version=version,
-        purl=PackageURL("pypi", None, name, version),
+        f"pypi:{name}@{version}" if version else f"pypi:{name}",
+        version,
+        ("pypi", None, name, version),
         # Of several files, the installer chooses one.
-        hashes=_file_hashes(files[0]) if len(files) == 1 else [],
-        external_references=list(_references(package, files)),
-        properties={
-            "kind": "distribution",
-            "index": _bare(package["index"]) if "index" in package else None,
-            "source": "travels with the function" if travels else None,
-        },
+        sha256=_sha256_of(files[0]) if len(files) == 1 else None,
+        references=list(_references(package, files)),
+        kind="distribution",
+        index=_bare(package["index"]) if "index" in package else None,
+        source="travels with the function" if travels else None,
     )
 
 
@@ -304,27 +307,23 @@ def _references(
 
     for file in files:
         where = _bare(file["url"]) if "url" in file else file.get("path", "")
-        yield ExternalReference(
-            type=ExternalReferenceType.DISTRIBUTION, url=XsUri(where), hashes=_file_hashes(file)
-        )
+        kind, hashes = ExternalReferenceType.DISTRIBUTION, _hashes(_sha256_of(file))
+        yield ExternalReference(type=kind, url=XsUri(where), hashes=hashes)
     if vcs := package.get("vcs"):
-        yield ExternalReference(
-            type=ExternalReferenceType.VCS,
-            url=XsUri(_bare(vcs.get("url", ""))),
-            comment=vcs.get("commit-id"),
-        )
+        url, commit = XsUri(_bare(vcs.get("url", ""))), vcs.get("commit-id")
+        yield ExternalReference(type=ExternalReferenceType.VCS, url=url, comment=commit)
 
 
-def _file_hashes(file: Mapping[str, Any]) -> list[HashType]:
-    return _hash_types((file.get("hashes") or {}).get("sha256"))
+def _sha256_of(file: Mapping[str, Any]) -> str | None:
+    return (file.get("hashes") or {}).get("sha256")
 
 
-def _hash_types(digest: str | None) -> list[HashType]:
+def _hashes(sha256: str | None) -> list[HashType]:
     from cyclonedx.model import HashAlgorithm, HashType
 
-    if not digest:
+    if not sha256:
         return []
-    return [HashType(alg=HashAlgorithm.SHA_256, content=digest.removeprefix("sha256:"))]
+    return [HashType(alg=HashAlgorithm.SHA_256, content=sha256.removeprefix("sha256:"))]
 
 
 def _bare(url: str) -> str:

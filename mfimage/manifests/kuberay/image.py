@@ -43,7 +43,7 @@ class RayImage:
     function : str
         The function's name.
     digest : str or None
-        The function's digest; without it there is no placement resource.
+        The function's digest, which names the placement resource.
     parts : tuple of str or None
         Ray's extras in the image, such as ``default`` and ``serve``; None if not known.
     """

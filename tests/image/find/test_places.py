@@ -52,7 +52,7 @@ def test_an_engine_that_does_not_respond_has_no_images() -> None:
     assert find_image("a", places=(engine, Shelf("registry", "a"))).place.name == "registry"
     with pytest.raises(ReferenceNotFound) as raised:
         find_image("b", places=(engine, Shelf("registry", "a")))
-    assert raised.value.message == "there is no image 'b': no engine responds; not in registry"
+    assert raised.value.message == "no image 'b': no engine responds; not in registry"
 
 
 def test_an_image_in_a_folder_is_sought_nowhere_else(tmp_path) -> None:

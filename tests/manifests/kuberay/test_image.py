@@ -177,7 +177,7 @@ def test_without_an_engine_the_user_describes_it(no_engine):
     command = ["kuberay", "raycluster", "iris:1"]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 1
-    assert "error: ray-version: not known: there is no image 'iris:1'" in result.stderr
+    assert "error: ray-version: not known: no image 'iris:1'" in result.stderr
     assert "no engine responds" in result.stderr
     command += ["--ray-version", "2.60.0", "--function", "f", "--function-digest", FUNCTION]
     result = CliRunner().invoke(main, command)
