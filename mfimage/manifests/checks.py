@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from dataclasses import dataclass
 from decimal import Decimal
 
 from mfimage.errors import OptionError
 from mfimage.masking import URL_PASSWORD
 
-_DNS1035 = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?")
-_DNS1123 = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
-_QUALIFIED = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-_SECRET_KEY = re.compile(r"[A-Za-z0-9._-]{1,253}")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _QUANTITY = re.compile(r"(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<unit>[KMGTPE]i|[mkMGTPE])?")
 _UNITS = {
     "": Decimal(1),
@@ -26,74 +21,84 @@ _UNITS = {
 _MINIMUM_MEMORY = 64 * 1024**2
 
 
-def check_name(text: str, *, field: str, limit: int) -> None:
-    """Check the name of a resource."""
-    _check(
-        _DNS1035.fullmatch(text) and len(text) <= limit,
-        f"{field}: {text!r} cannot be the name of this resource",
+@dataclass(frozen=True)
+class Rule:
+    """What a kind of text may be.
+
+    Attributes
+    ----------
+    what : str
+        The kind, as errors name it.
+    pattern : str
+        Matches all of a text.
+    hint : str
+        The pattern and the limit, in words.
+    limit : int
+        Maximum of characters.
+    """
+
+    what: str
+    pattern: str
+    hint: str
+    limit: int = 253
+
+    def check(self, text: str, *, field: str) -> None:
+        """Raise an `OptionError` if the text of an option breaks the rule."""
+        valid = re.fullmatch(self.pattern, text) and len(text) <= self.limit
+        _check(valid, f"{field}: {text!r} cannot be {self.what}", self.hint)
+
+
+_LABEL = "[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+_SUBDOMAIN = rf"{_LABEL}(?:\.{_LABEL})*"
+_QUALIFIED = "[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+_ENDS = "letters, digits, '-', '_' and '.', with a letter or digit at both ends"
+NAMESPACE = Rule("a namespace", _LABEL, "at most 63 lower-case letters, digits and '-'", limit=63)
+OBJECT = Rule(
+    "the name of a Kubernetes object", _SUBDOMAIN, "lower-case letters, digits, '-' and '.'"
+)
+KEY = Rule(
+    "the name of a label, taint or resource",
+    rf"(?:{_SUBDOMAIN}/)?{_QUALIFIED}",
+    "such as team, or with a prefix: example.com/team",
+    limit=253 + 1 + 63,
+)
+LABEL_VALUE = Rule("the value of a label", f"(?:{_QUALIFIED})?", f"at most 63 {_ENDS}")
+SECRET_KEY = Rule("a key of a Secret", "[A-Za-z0-9._-]+", "letters, digits, '-', '_' and '.'")
+VARIABLE = Rule(
+    "the name of a variable",
+    "[A-Za-z_][A-Za-z0-9_]*",
+    "letters, digits and '_', not starting with a digit",
+    limit=1 << 16,
+)
+
+
+def resource_name(limit: int) -> Rule:
+    """Return the rule for the name of a resource whose services are named after it."""
+    return Rule(
+        "the name of this resource",
+        "[a-z](?:[a-z0-9-]*[a-z0-9])?",
         f"at most {limit} lower-case letters, digits and '-', starting with a letter and not "
         "ending with '-'",
+        limit,
     )
 
 
-def default_name(function: str, *, limit: int) -> str:
+def default_name(function: str, rule: Rule) -> str:
     """Return the name of a resource for a function, as close to the function's as possible."""
-    name = re.sub(r"[^a-z0-9]+", "-", function.lower()).strip("-")[:limit].rstrip("-")
+    text = re.sub(r"[^a-z0-9]+", "-", function.lower()).strip("-")
+    name = text[: rule.limit].rstrip("-")
     _check(
-        _DNS1035.fullmatch(name),
+        re.fullmatch(rule.pattern, name),
         f"name: {function!r} does not give a name that Kubernetes accepts",
         "choose one: --name NAME",
     )
     return name
 
 
-def check_namespace(text: str, *, field: str) -> None:
-    """Check a namespace."""
-    _check(
-        _DNS1123.fullmatch(text) and len(text) <= 63,
-        f"{field}: {text!r} cannot be a namespace",
-        "at most 63 lower-case letters, digits and '-'",
-    )
-
-
-def check_subdomain(text: str, *, field: str) -> None:
-    """Check the name of a Secret or a service account."""
-    _check(
-        len(text) <= 253 and all(map(_DNS1123.fullmatch, text.split("."))),
-        f"{field}: {text!r} cannot be the name of a Kubernetes object",
-        "lower-case letters, digits, '-' and '.'",
-    )
-
-
 def check_label(key: str, value: str, *, field: str) -> None:
     """Check a label of an object or a node."""
-    check_key(key, field=field)
-    _check(
-        not value or _QUALIFIED.fullmatch(value),
-        f"{field}: {key}={value!r} is not valid as the value of a label",
-        "at most 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends",
-    )
-
-
-def check_key(key: str, *, field: str) -> None:
-    """Check the name of a label, an annotation, a taint or a resource."""
-    prefix, slash, name = key.rpartition("/")
-    parts = prefix.split(".") if slash else []
-    _check(
-        _QUALIFIED.fullmatch(name) and all(map(_DNS1123.fullmatch, parts)),
-        f"{field}: {key!r} is not a name that Kubernetes accepts here",
-        "such as team, or with a prefix: example.com/team",
-    )
-
-
-def check_variable(name: str, *, field: str, taken: Iterable[str] = ()) -> None:
-    """Check the name of a variable, which may not be one of ``taken``."""
-    _check(
-        _VARIABLE.fullmatch(name),
-        f"{field}: {name!r} cannot be the name of a variable",
-        "letters, digits and '_', not starting with a digit",
-    )
-    _check(name not in taken, f"{field}: {name} is given twice", "leave one of them out")
+    KEY.check(key, field=field)
+    LABEL_VALUE.check(value, field=f"{field} {key}")
 
 
 def check_value(text: str, *, field: str) -> None:
@@ -104,15 +109,6 @@ def check_value(text: str, *, field: str) -> None:
         not URL_PASSWORD.search(text),
         f"{field}: a URL has a password in it, which everyone who reads the manifest would see",
         "put it into a Secret: --env-from-secret NAME=SECRET:KEY",
-    )
-
-
-def check_secret_key(text: str, *, field: str) -> None:
-    """Check a key of a Secret."""
-    _check(
-        _SECRET_KEY.fullmatch(text),
-        f"{field}: {text!r} cannot be a key of a Secret",
-        "letters, digits, '-', '_' and '.'",
     )
 
 

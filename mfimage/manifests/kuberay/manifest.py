@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mfimage.errors import OptionError
-from mfimage.manifests.checks import check_name, default_name
+from mfimage.manifests.checks import Rule, default_name, resource_name
 from mfimage.manifests.kuberay.image import RayImage
 from mfimage.manifests.kuberay.options import ClusterOptions
 from mfimage.manifests.kuberay.work import JobOptions, ServiceOptions
@@ -19,7 +19,7 @@ from mfimage.manifests.text import to_yaml
 from mfimage.runtime.layout import placement_resource
 
 # KubeRay appends to names, and the result must be a service's name (63 characters).
-_CLUSTER_NAME_LIMIT, _NAME_LIMIT = 53, 47
+_CLUSTER_NAME, _NAME = resource_name(53), resource_name(47)
 # More than the actors that fit on a node: the resource says where, not how many.
 _PLACES = 1000
 _PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
@@ -41,7 +41,7 @@ def raycluster(image: RayImage, options: ClusterOptions) -> str:
         With the option and the value.
     """
     cluster = _Cluster(image, options)
-    return cluster.write("RayCluster", cluster.spec(), limit=_CLUSTER_NAME_LIMIT)
+    return cluster.write("RayCluster", cluster.spec(), _CLUSTER_NAME)
 
 
 def rayjob(image: RayImage, options: ClusterOptions, job: JobOptions) -> str:
@@ -64,7 +64,7 @@ def rayjob(image: RayImage, options: ClusterOptions, job: JobOptions) -> str:
         "submitterPodTemplate": cluster.pod("ray-job-submitter", _SUBMITTER),
         "rayClusterSpec": cluster.spec(),
     }
-    return cluster.write("RayJob", spec, limit=_NAME_LIMIT)
+    return cluster.write("RayJob", spec, _NAME)
 
 
 def rayservice(image: RayImage, options: ClusterOptions, service: ServiceOptions) -> str:
@@ -97,7 +97,7 @@ def rayservice(image: RayImage, options: ClusterOptions, service: ServiceOptions
         "serveConfigV2": to_yaml(serve),
         "rayClusterConfig": cluster.spec(serves=True),
     }
-    return cluster.write("RayService", spec, limit=_NAME_LIMIT)
+    return cluster.write("RayService", spec, _NAME)
 
 
 class _Cluster:
@@ -119,9 +119,9 @@ class _Cluster:
                 hint="give --replicas 1 or more",
             )
 
-    def write(self, kind: str, spec: Mapping[str, Any], *, limit: int) -> str:
-        name = self._options.name or default_name(self._image.function, limit=limit)
-        check_name(name, field="name", limit=limit)
+    def write(self, kind: str, spec: Mapping[str, Any], rule: Rule) -> str:
+        name = self._options.name or default_name(self._image.function, rule)
+        rule.check(name, field="name")
         labels = {"app.kubernetes.io/name": name, "app.kubernetes.io/managed-by": "mfimage"}
         metadata = {
             "name": name,

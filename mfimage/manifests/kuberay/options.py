@@ -9,14 +9,14 @@ from typing import Literal
 
 from mfimage.errors import OptionError
 from mfimage.manifests.checks import (
-    check_key,
+    KEY,
+    NAMESPACE,
+    OBJECT,
+    SECRET_KEY,
+    VARIABLE,
     check_label,
-    check_namespace,
     check_number,
-    check_secret_key,
-    check_subdomain,
     check_value,
-    check_variable,
 )
 from mfimage.manifests.options import Resources, Scale, SecretRef, Toleration, option, resources
 
@@ -107,7 +107,7 @@ class ClusterOptions:
     def __post_init__(self) -> None:
         self.head.check("head")
         self.worker.check("worker")
-        check_key(self.gpu_resource, field="gpu-resource")
+        KEY.check(self.gpu_resource, field="gpu-resource")
         check_number(self.idle_timeout, field="idle-timeout")
         check_number(self.run_as_user, field="run-as-user", minimum=1)
         _check_objects(self)
@@ -140,22 +140,19 @@ class ClusterOptions:
 
 
 def _check_objects(options: ClusterOptions) -> None:
-    if options.namespace is not None:
-        check_namespace(options.namespace, field="namespace")
+    names = [(NAMESPACE, "namespace", options.namespace)]
+    names += [(OBJECT, "image-pull-secret", name) for name in options.image_pull_secrets]
+    names += [(OBJECT, "service-account", options.service_account)]
+    names += [(OBJECT, "auth-secret", options.auth_secret)]
+    for rule, field, name in names:
+        if name is not None:
+            rule.check(name, field=field)
     for key, value in options.labels.items():
         check_label(key, value, field="label")
         if key.startswith("ray.io/"):
             raise OptionError(f"label: {key} is reserved for KubeRay", hint="choose another name")
-    for name in options.image_pull_secrets:
-        check_subdomain(name, field="image-pull-secret")
-    if options.service_account is not None:
-        check_subdomain(options.service_account, field="service-account")
-    if options.auth_secret is not None:
-        check_subdomain(options.auth_secret, field="auth-secret")
-        if options.auth != "token":
-            raise OptionError(
-                "auth-secret: it has no use with auth disabled", hint="add --auth token"
-            )
+    if options.auth_secret is not None and options.auth != "token":
+        raise OptionError("auth-secret: it has no use with auth disabled", hint="add --auth token")
     if options.image_pull_policy not in (None, *_POLICIES):
         raise OptionError(
             f"image-pull-policy: {options.image_pull_policy!r} is not a policy",
@@ -165,8 +162,7 @@ def _check_objects(options: ClusterOptions) -> None:
 
 def _check_env(options: ClusterOptions) -> None:
     for name, value in options.env.items():
-        check_variable(name, field="env")
-        _check_owner(name, "env")
+        _check_variable(name, "env")
         check_value(value, field=f"env {name}")
         if name in _CREDENTIALS:
             raise OptionError(
@@ -174,13 +170,17 @@ def _check_env(options: ClusterOptions) -> None:
                 hint=f"put it into a Secret: --env-from-secret {name}=SECRET:KEY",
             )
     for name, ref in options.env_from_secret.items():
-        check_variable(name, field="env-from-secret", taken=options.env)
-        _check_owner(name, "env-from-secret")
-        check_subdomain(ref.secret, field=f"env-from-secret {name}")
-        check_secret_key(ref.key, field=f"env-from-secret {name}")
+        _check_variable(name, "env-from-secret")
+        if name in options.env:
+            raise OptionError(
+                f"env-from-secret: {name} is given twice", hint="leave one of them out"
+            )
+        OBJECT.check(ref.secret, field=f"env-from-secret {name}")
+        SECRET_KEY.check(ref.key, field=f"env-from-secret {name}")
 
 
-def _check_owner(name: str, option: str) -> None:
+def _check_variable(name: str, option: str) -> None:
+    VARIABLE.check(name, field=option)
     if name in _AUTH:
         raise OptionError(
             f"{option}: {name} is set by --auth",

@@ -25,7 +25,7 @@ from tests.manifests.kuberay.samples import IMAGE, JOB, parsed
 REFUSED = [
     ({"namespace": "a_b"}, "namespace: 'a_b'"),
     ({"labels": {"a b": "c"}}, "label: 'a b'"),
-    ({"labels": {"a": "c d"}}, "label: a='c d'"),
+    ({"labels": {"a": "c d"}}, "label a: 'c d'"),
     ({"labels": {"ray.io/cluster": "c"}}, "label: ray.io/cluster is reserved for KubeRay"),
     ({"worker": Resources(cpu="two")}, "worker-cpu: 'two'"),
     ({"worker": Resources(cpu="2Gi")}, "worker-cpu: '2Gi'"),
@@ -43,7 +43,7 @@ REFUSED = [
     ({"idle_timeout": -1}, "idle-timeout: -1"),
     ({"service_account": "A"}, "service-account: 'A'"),
     ({"node_selector": {"": "x"}}, "node-selector: ''"),
-    ({"worker_node_selector": {"a": "x y"}}, "node-selector: a='x y'"),
+    ({"worker_node_selector": {"a": "x y"}}, "node-selector a: 'x y'"),
     ({"tolerations": (Toleration(key="a", effect="No"),)}, "toleration: a: 'No' is not an effect"),
     ({"image_pull_secrets": ("a_b",)}, "image-pull-secret: 'a_b'"),
     ({"image_pull_policy": "Sometimes"}, "image-pull-policy: 'Sometimes'"),
