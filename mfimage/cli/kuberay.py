@@ -3,72 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from mfimage.cli.flags import Command, options
-from mfimage.manifests.kuberay.options import ClusterOptions, Stated
-from mfimage.manifests.kuberay.work import JobOptions, ServiceOptions
-from mfimage.manifests.options import flags, read_options
 
-if TYPE_CHECKING:
-    from mfimage.manifests.kuberay.image import RayImage
+# Each manifest, what runs on its cluster, and the prefix of those flags.
+_KINDS = {
+    "raycluster": (None, ""),
+    "rayjob": ("JobOptions", ""),
+    "rayservice": ("ServiceOptions", "serve_"),
+}
+
+
+class _Kinds(click.Group):
+    """Makes a command when it is called: `mfimage --help` does not import its options."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_KINDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return _command(name) if name in _KINDS else None
+
+
+@click.group(cls=_Kinds)
+def kuberay() -> None:
+    """Write manifests for an image of target ray; `| kubectl apply -f -` runs it on Kubernetes."""
+
+
+def _command(kind: str) -> click.Command:
+    from mfimage.cli.console import say
+    from mfimage.manifests.kuberay import manifest, work
+    from mfimage.manifests.kuberay.image import read_ray_image
+    from mfimage.manifests.kuberay.options import ClusterOptions, Stated
+    from mfimage.manifests.options import read_options
+
+    write, (runs, prefix) = getattr(manifest, kind), _KINDS[kind]
+    work_options = getattr(work, runs) if runs else None
+
+    def run(image: str, **given: Any) -> None:
+        # Options first: checking them takes no time.
+        more = [read_options(work_options, given, prefix)] if work_options else []
+        cluster = read_options(ClusterOptions, given)
+        found = read_ray_image(image, read_options(Stated, given), say=say)
+        click.echo(write(found, cluster, *more), nl=False)
+
+    flags = [_flags(Stated), _flags(ClusterOptions)]
+    flags += [_flags(work_options, prefix)] if work_options else []
+    summary = write.__doc__.partition("\n")[0].replace("``", "")
+    return click.command(kind, help=summary)(options(click.argument("image"), *flags)(run))
 
 
 def _flags(kind: type, prefix: str = "") -> Callable[[Command], Command]:
     """Return a decorator that adds a flag for each field of options."""
+    from mfimage.manifests.options import flags
+
     made = []
     for names, about in flags(kind, prefix):
         if choices := about.pop("choices"):
             about["type"] = click.Choice(choices)
         made.append(click.option(*names, show_default=True, **about))
     return options(*made)
-
-
-_cluster_flags = options(click.argument("image"), _flags(Stated), _flags(ClusterOptions))
-
-
-@click.group()
-def kuberay() -> None:
-    """Write manifests for an image of target ray; `| kubectl apply -f -` runs it on Kubernetes."""
-
-
-@kuberay.command()
-@_cluster_flags
-def raycluster(image: str, **given: Any) -> None:
-    """Write a RayCluster, whose nodes hold the function and wait for work."""
-    from mfimage.manifests.kuberay.manifest import raycluster as write
-
-    click.echo(write(*_image_and_cluster(image, given)), nl=False)
-
-
-@kuberay.command()
-@_cluster_flags
-@_flags(JobOptions)
-def rayjob(image: str, **given: Any) -> None:
-    """Write a RayJob, which starts a cluster, runs a batch on it, and stops it."""
-    from mfimage.manifests.kuberay.manifest import rayjob as write
-
-    job = read_options(JobOptions, given)
-    click.echo(write(*_image_and_cluster(image, given), job), nl=False)
-
-
-@kuberay.command()
-@_cluster_flags
-@_flags(ServiceOptions, "serve_")
-def rayservice(image: str, **given: Any) -> None:
-    """Write a RayService, a cluster that serves POST /FUNCTION."""
-    from mfimage.manifests.kuberay.manifest import rayservice as write
-
-    service = read_options(ServiceOptions, given, "serve_")
-    click.echo(write(*_image_and_cluster(image, given), service), nl=False)
-
-
-def _image_and_cluster(image: str, given: dict[str, Any]) -> tuple[RayImage, ClusterOptions]:
-    from mfimage.cli.console import say
-    from mfimage.manifests.kuberay.image import read_ray_image
-
-    # Options first: checking them takes no time.
-    cluster = read_options(ClusterOptions, given)
-    return read_ray_image(image, read_options(Stated, given), say=say), cluster

@@ -1,7 +1,4 @@
-"""What the options of manifests are made of; a field made by `option` is a flag, too.
-
-``mfimage --help`` imports this module and those that use it: nothing heavy may be imported here.
-"""
+"""What the options of manifests are made of; a field made by `option` is a flag, too."""
 
 from __future__ import annotations
 
