@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
+PARALLEL ?= -n auto --dist loadgroup --no-loadscope-reorder
 BIN    := $(CURDIR)/$(VENV)/bin
 STAMP  := $(VENV)/.installed
 SHELL  := /bin/bash
@@ -30,13 +31,13 @@ engine: setup
 demo: engine
 	PATH="$(BIN):$$PATH" examples/iris/demo.sh
 
-# Engines, clusters and clocks are real: what a busy machine upset is tried once more, and told.
+# Everything, with real engines, clusters and servers; a module's tests stay in one process.
 test: engine
-	$(BIN)/python -m pytest --reruns 1 --reruns-delay 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 # Without an engine, a network, Ray, and whatever starts servers or many processes; quick, and with fewer examples.
 unit: setup
-	$(BIN)/python -m pytest -m "not (docker or e2e or index or ray or slow)" -n auto --hypothesis-profile=quick $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not (docker or e2e or index or ray or slow)" --hypothesis-profile=quick $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

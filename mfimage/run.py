@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 import time
 from collections import deque
@@ -14,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from mfimage.errors import OptionError, RecordError, ValueFault
+from mfimage.errors import OptionError, RecordError
 from mfimage.runtime.records.files import RecordSink, RecordSource, open_sink, open_source
 from mfimage.runtime.records.formats import choose_format
-from mfimage.runtime.records.run import failed
+from mfimage.runtime.records.run import failed, stop_at_failure, write_results
 from mfimage.runtime.records.streams import (
     STREAM,
     ended_by_sigterm,
@@ -143,7 +142,7 @@ def map_files(
     with _opened(files, load) as (fn, source, sink), _failures(failing, on_failure) as tell:
         progress = FileProgress(size=source.size)
         start = due = time.monotonic()
-        for number, error in _outcomes(fn, source, sink, options):
+        for number, error in write_results(_mapped(fn, source, options), sink.append):
             progress.records += 1
             if error is not None:
                 progress.failed += 1
@@ -161,11 +160,10 @@ def map_files(
     return progress
 
 
-def _outcomes(
-    fn: JsonFunction, source: RecordSource, sink: RecordSink, options: Mapping[str, Any]
-) -> Iterator[tuple[int, Exception | None]]:
-    """Write the result of each record; yield its number, and what was wrong with it."""
-    # Of records that are under way.
+def _mapped(
+    fn: JsonFunction, source: RecordSource, options: Mapping[str, Any]
+) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the outcome of each record."""
     numbers: deque[int] = deque()
     unread: dict[int, RecordError] = {}
 
@@ -173,23 +171,16 @@ def _outcomes(
         for number, record in source.records():
             numbers.append(number)
             if isinstance(record, RecordError):
-                unread[number] = record  # it is refused in its place, and this is why
+                unread[number] = record  # the function refuses it; this says why
             yield record
 
     for result in fn.map(records(), on_error="return", **options):
         number = numbers.popleft()
-        if isinstance(result, Exception):
-            yield number, unread.pop(number, result)
-            continue
-        try:
-            sink.append(result)
-        except ValueFault as error:  # it has no form in this format
-            yield number, error
-        else:
-            yield number, None
+        failed = isinstance(result, Exception)
+        yield number, unread.pop(number, result) if failed else result
 
 
-def _described(error: Exception) -> dict[str, str]:
+def _described(error: BaseException) -> dict[str, str]:
     return {"error": type(error).__name__, "message": str(error)}
 
 
@@ -223,30 +214,26 @@ def call_files(load: Callable[[], JsonFunction], files: Files, *, ahead: int = 1
     """
     refuse_same(input=files.input, output=files.output)
     with _opened(files, load) as (fn, source, sink):
-        answers = _answers(fn, source) if ahead == 1 else _ahead(fn, source, ahead)
-        for number, answer in answers:
-            try:
-                sink.append(answer())
-            except Exception as error:
-                raise failed(fn.name, f"{source.unit} {number}", error) from error
-            sink.flush()
+        outcomes = _called(fn, source) if ahead == 1 else _called_ahead(fn, source, ahead)
+        stop_at_failure(outcomes, sink.append, sink.flush, name=fn.name, unit=source.unit)
 
 
-def _answers(fn: JsonFunction, source: RecordSource) -> Iterator[tuple[int, Callable[[], Any]]]:
+def _called(fn: JsonFunction, source: RecordSource) -> Iterator[tuple[int, Any]]:
     for number, record in source.records():
-        yield number, functools.partial(_read if isinstance(record, RecordError) else fn, record)
+        yield number, record if isinstance(record, RecordError) else _outcome(fn, record)
 
 
-def _read(error: RecordError) -> Any:
-    raise error
+def _outcome(call: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return call(*arguments)
+    except Exception as error:  # noqa: BLE001  (it takes the result's place)
+        return error
 
 
-def _ahead(
-    fn: JsonFunction, source: RecordSource, most: int
-) -> Iterator[tuple[int, Callable[[], Any]]]:
-    """Read in a thread: results are given while the next record is awaited."""
-    started: SimpleQueue[tuple[int, Callable[[], Any]] | BaseException | None] = SimpleQueue()
-    free = threading.Semaphore(most)
+def _called_ahead(fn: JsonFunction, source: RecordSource, limit: int) -> Iterator[tuple[int, Any]]:
+    """Read in a thread: results are written while the next record is awaited."""
+    started: SimpleQueue[tuple[int, Any] | BaseException | None] = SimpleQueue()
+    free = threading.Semaphore(limit)
     wanted = True
 
     def start() -> None:
@@ -256,19 +243,19 @@ def _ahead(
                 if not wanted:
                     return
                 bad = isinstance(record, RecordError)
-                answer = functools.partial(_read, record) if bad else fn.submit(record).result
-                started.put((number, answer))
+                started.put((number, record if bad else fn.submit(record)))
             started.put(None)
-        except BaseException as error:  # noqa: BLE001  (it is raised where answers are taken)
+        except BaseException as error:  # noqa: BLE001  (it is raised where results are taken)
             started.put(error)
 
     # A daemon: it may wait for a line that never comes.
     threading.Thread(target=start, name="mfimage-records", daemon=True).start()
     try:
-        while answer := started.get():
-            if isinstance(answer, BaseException):
-                raise answer
-            yield answer
+        while item := started.get():
+            if isinstance(item, BaseException):
+                raise item
+            number, call = item
+            yield number, call if isinstance(call, RecordError) else _outcome(call.result)
             free.release()
     finally:
         wanted = False

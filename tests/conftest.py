@@ -39,6 +39,27 @@ __all__ = ["bucket", "s3_server"]  # fixtures
 _FLOWS = Path(__file__).parent / "support" / "flows"
 
 
+# The longest first, so that no worker is left with a long one at the end.
+_FIRST = ("ray", "e2e", "docker", "slow")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run a module's tests in one process (`--dist loadgroup`), and all of Ray's in one.
+
+    A module's fixtures are then made once. Two Ray clusters would want the same processors.
+    """
+
+    ranks: dict[Path, int] = {}
+    for item in items:
+        rank = next((n for n, mark in enumerate(_FIRST) if item.get_closest_marker(mark)), 9)
+        ranks[item.path] = min(rank, ranks.get(item.path, 9))
+    items.sort(key=lambda item: ranks[item.path])  # stable: a module's tests stay together
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("caches")

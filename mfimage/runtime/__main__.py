@@ -124,7 +124,10 @@ def call(options: argparse.Namespace) -> int:
             open_source(options.input, options.format, fn) as source,
             open_sink(out, form, fn) as sink,
         ):
-            run.call(fn, source.payloads(), sink, unit=source.unit)
+            outcomes = run.invoke_each(fn, source.payloads())
+            run.stop_at_failure(
+                outcomes, sink.append_json, sink.flush, name=fn.name, unit=source.unit
+            )
     return 0
 
 

@@ -116,9 +116,7 @@ def test_bad_variables_are_errors(folder: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("MFIMAGE_MAX_BODY", "much")
     done = run(folder, "serve")
     assert done.returncode == 1
-    assert "error: MFIMAGE_MAX_BODY: expected a size, as 16777216 or 16MiB, got 'much'" in (
-        done.stderr
-    )
+    assert "error: MFIMAGE_MAX_BODY: 'much' is not a size" in done.stderr
 
 
 def test_in_a_process_of_somebody_else_results_go_to_its_stdout(

@@ -8,16 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import tempfile
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+from mfimage.files import sha256_hex
 from mfimage.image.registry.reference import parse_reference
-from mfimage.package.cache import cache_folder
 from mfimage.package.spec import sha256_digest
+from mfimage.package.storage.cache import cache_folder, remember
 from mfimage.runtime.layout import CODE, FUNCTION
 
 if TYPE_CHECKING:
@@ -161,10 +161,7 @@ def _code(files: Iterable[ContextFile]) -> Iterable[dict[str, Any]]:
 def _hash(file: ContextFile) -> str:
     if file.digest is not None:
         return file.digest
-    hasher = hashlib.sha256()
-    for chunk in file.chunks():
-        hasher.update(chunk)
-    return hasher.hexdigest()
+    return sha256_hex(file.chunks())
 
 
 def _sha256(digest: str) -> list[dict[str, str]]:
@@ -196,19 +193,8 @@ def _installed(plan: ImagePlan) -> list[dict[str, Any]]:
         return cached
     except (OSError, ValueError):
         components = _components(plan)
-    _write_cache(path, json.dumps(components).encode())
+    remember(path, json.dumps(components).encode())
     return components
-
-
-def _write_cache(path: Path, data: bytes) -> None:
-    """Write a file atomically; a cache that cannot be written costs time, and nothing else."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(data)
-        Path(file.name).replace(path)
-    except OSError:
-        return
 
 
 def _components(plan: ImagePlan) -> list[dict[str, Any]]:

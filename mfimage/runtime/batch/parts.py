@@ -20,11 +20,13 @@ import orjson
 
 from mfimage.errors import InputError, ValueFault
 from mfimage.function import json_values
+from mfimage.package.storage.objects import ObjectInfo
 from mfimage.runtime.batch.guard import Guard
-from mfimage.runtime.batch.store import InputFile, locate
+from mfimage.runtime.batch.store import locate
 from mfimage.runtime.calls.queue import Outcome, call_many
-from mfimage.runtime.records.files import RecordSink, RecordSource, open_sink
+from mfimage.runtime.records.files import RecordSource, open_sink
 from mfimage.runtime.records.formats import choose_format, given_schema
+from mfimage.runtime.records.run import write_results
 
 if TYPE_CHECKING:
     from mfimage.runtime.loading.loader import LiveFunction
@@ -95,7 +97,7 @@ class PartDone:
     lines: int
 
 
-def plan_parts(files: Sequence[InputFile], *, by_lines: bool, part_bytes: int) -> list[Part]:
+def plan_parts(files: Sequence[ObjectInfo], *, by_lines: bool, part_bytes: int) -> list[Part]:
     """Divide files into parts: of ``part_bytes`` each, where a format has lines."""
     ranges = (
         (file.url, start, min(start + part_bytes, file.size) if by_lines else file.size)
@@ -165,26 +167,19 @@ class PartRunner:
         ):
             source = RecordSource(file, part.url, self._input, self._schema)
             for batch in _batches(_payloads(source), self._options.batch_size):
-                called = iter(call([given for _, given in batch if isinstance(given, bytes)]))
-                for number, payload in batch:
-                    outcome = next(called) if isinstance(payload, bytes) else payload
-                    reason = _append(sink, outcome)
-                    if reason is not None:
+                payloads = dict(batch)
+                for number, error in write_results(_outcomes(call, batch), sink.append_json):
+                    if error is not None:
                         failed += 1
-                        bad.write(_failure(number, payload, reason) + b"\n")
+                        bad.write(_failure(number, payloads[number], error) + b"\n")
                 records += len(batch)
             return PartDone(records=records, failed=failed, lines=_lines_of(file, records))
 
 
-def _append(sink: RecordSink, outcome: Outcome) -> BaseException | None:
-    """Write a result; return why there is none."""
-    if not isinstance(outcome, bytes):
-        return outcome
-    try:
-        sink.append_json(outcome)
-    except ValueFault as error:  # it has no form in this format
-        return error
-    return None
+def _outcomes(call: Call, batch: Sequence[Given]) -> Iterator[tuple[int, Outcome]]:
+    called = iter(call([given for _, given in batch if isinstance(given, bytes)]))
+    for number, given in batch:
+        yield number, next(called) if isinstance(given, bytes) else given
 
 
 class _Lines(io.BufferedReader):

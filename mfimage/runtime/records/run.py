@@ -1,20 +1,19 @@
-"""Running an image's function without a server: records in and out, recorded examples again."""
+"""Runs a function over records without a server, and replays its recorded examples."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from mfimage.errors import MfimageError, RecordError
+from mfimage.errors import MfimageError, RecordError, ValueFault
 
 if TYPE_CHECKING:
     from mfimage.runtime.loading.loader import LiveFunction
-    from mfimage.runtime.records.files import RecordSink
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,41 +39,65 @@ class Tolerance:
 DEFAULT_TOLERANCE = Tolerance()
 
 
-def call(
-    fn: LiveFunction,
-    records: Iterable[tuple[int, bytes]],
-    sink: RecordSink,
-    *,
-    unit: str = "line",
-) -> None:
-    """Answer each record, at once and in order.
+def write_results(
+    outcomes: Iterable[tuple[int, Any]], append: Callable[[Any], object]
+) -> Iterator[tuple[int, BaseException | None]]:
+    """Append each result to a file; yield the record's number and why it has no result, if so.
+
+    The one loop over records: of ``call`` and ``map``, in an image, and of a batch job's parts.
 
     Parameters
     ----------
-    fn : LiveFunction
-        The function.
-    records : iterable of (int, bytes)
-        Records as JSON, with their numbers.
-    sink : RecordSink
-        Where results go.
-    unit : str
-        What the numbers count.
+    outcomes : iterable of (int, object)
+        The number of each record, and its result or the exception in its place.
+    append : callable
+        Appends a result; ``ValueFault`` where the file's format cannot hold it.
+    """
+    for number, outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            yield number, outcome
+            continue
+        try:
+            append(outcome)
+        except ValueFault as error:
+            yield number, error
+        else:
+            yield number, None
+
+
+def stop_at_failure(
+    outcomes: Iterable[tuple[int, Any]],
+    append: Callable[[Any], object],
+    flush: Callable[[], None],
+    *,
+    name: str,
+    unit: str,
+) -> None:
+    """Write the result of each record at once; stop at the first record that fails.
 
     Raises
     ------
     RecordError
-        At the first record that fails; all results before it are written.
+        For that record; the results before it are written.
     """
-    for number, payload in records:
+    for number, error in write_results(outcomes, append):
+        if error is not None:
+            raise failed(name, f"{unit} {number}", error) from error
+        flush()
+
+
+def invoke_each(
+    fn: LiveFunction, payloads: Iterable[tuple[int, bytes]]
+) -> Iterator[tuple[int, bytes | BaseException]]:
+    """Yield the outcome of each record, called one by one in this process."""
+    for number, payload in payloads:
         try:
-            result = fn.dump(fn.invoke(fn.parse(payload)))
-        except Exception as error:
-            raise failed(fn.name, f"{unit} {number}", error) from error
-        sink.append_json(result)
-        sink.flush()
+            yield number, fn.dump(fn.invoke(fn.parse(payload)))
+        except Exception as error:  # noqa: BLE001  (it takes the result's place)
+            yield number, error
 
 
-def failed(name: str, place: str, error: Exception) -> RecordError:
+def failed(name: str, place: str, error: BaseException) -> RecordError:
     """Return the error that says which record of the function ``name`` failed, and why."""
     if isinstance(error, MfimageError):
         return RecordError(f"{place}: {error}", hint=error.hint)

@@ -29,7 +29,11 @@ def call(*lines: bytes) -> tuple[bytes, str | None]:
     source = RecordSource(io.BytesIO(b"\n".join(lines)), "stdin", form)
     try:
         with open_sink(out, form, None) as sink:
-            run.call(live(half), source.payloads(), sink)
+            fn = live(half)
+            outcomes = run.invoke_each(fn, source.payloads())
+            run.stop_at_failure(
+                outcomes, sink.append_json, sink.flush, name=fn.name, unit=source.unit
+            )
     except RecordError as error:
         return out.getvalue(), error.message
     return out.getvalue(), None
