@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mfimage.errors import EngineError, OptionError, ReferenceNotFound, RegistryError
+from mfimage.errors import MfimageError, OptionError
 from mfimage.image.find.places import ENGINE, REGISTRY, FoundImage, Place, find_image
 from mfimage.image.plan.labels import (
     FUNCTION_DIGEST,
@@ -109,7 +109,7 @@ def read_ray_image(
     image, why = None, f"{name} has no labels of mfimage"
     try:
         image = find_image(name, places=places)
-    except (EngineError, ReferenceNotFound, RegistryError) as error:
+    except MfimageError as error:
         why = error.message
     labels = image.info.labels if image else {}
     target = labels.get(TARGET)

@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 from mfimage.cli import main
-from mfimage.errors import EngineError, OptionError, ReferenceNotFound
+from mfimage.errors import EngineError, OptionError, ReferenceNotFound, RegistryError
 from mfimage.image.engine import Engine
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.find.places import FoundImage
@@ -100,6 +100,18 @@ def test_an_image_without_labels_has_to_be_described(labels, why):
     image, said = read(labels=labels, stated=Stated(ray_version="2.60.0", function="predict"))
     assert (image.ray_version, image.function, image.digest) == ("2.60.0", "predict", None)
     assert any("no placement resource" in line for line in said)
+
+
+def test_a_registry_that_cannot_be_read_is_no_obstacle_to_what_is_stated():
+    class Broken(OneImage):
+        def find(self, name, platform):
+            raise RegistryError("it refuses")
+
+    stated = Stated(ray_version="2.60.0", function="predict", function_digest=FUNCTION)
+    said = []
+    image = read_ray_image("iris:1", stated, say=said.append, places=[Broken(None)])
+    assert (image.function, image.digest) == ("predict", FUNCTION)
+    assert ["its tag" in line for line in said] == [True]
 
 
 def test_what_the_user_states_must_agree_with_the_image():
