@@ -119,7 +119,17 @@ class Place(Protocol):
         """Return an image's SBOM."""
 
 
-class _Files:
+class _Stored:
+    """A place whose images `read_image` reads."""
+
+    def open(self, image: FoundImage, platform: str) -> AbstractContextManager[StoredImage]:
+        from mfimage.image.oci.base import read_image
+
+        assert image.source is not None
+        return read_image(image.source, platform)
+
+
+class _Files(_Stored):
     """``oci:DIR``, ``oci-archive:FILE`` and ``docker-archive:FILE``."""
 
     name = "files"
@@ -134,9 +144,6 @@ class _Files:
         platforms = platforms_of(location)
         with read_image(location, _choose(platforms, platform)) as stored:
             return _found(name, self, location, stored, platforms)
-
-    def open(self, image: FoundImage, platform: str) -> AbstractContextManager[StoredImage]:
-        return _read(image, platform)
 
     def read_sbom(self, image: FoundImage) -> bytes | None:
         with image.open() as stored:
@@ -190,7 +197,7 @@ class _Engine:
             return engine.read_file(image.info.id, _SBOM_PATH)
 
 
-class _Registry:
+class _Registry(_Stored):
     """The registry that a reference names; a few kilobytes are read."""
 
     name = "registry"
@@ -215,9 +222,6 @@ class _Registry:
         pinned = reference.with_digest(manifest[0].digest)
         with read_image(pinned, _choose(platforms, platform)) as stored:
             return _found(name, self, pinned, stored, platforms)
-
-    def open(self, image: FoundImage, platform: str) -> AbstractContextManager[StoredImage]:
-        return _read(image, platform)
 
     def read_sbom(self, image: FoundImage) -> bytes | None:
         from mfimage.image.sbom.attach import attached_sbom
@@ -334,13 +338,6 @@ def _found(
         index=source.digest if source.digest != stored.digest else None,
         platforms=platforms,
     )
-
-
-def _read(image: FoundImage, platform: str) -> AbstractContextManager[StoredImage]:
-    from mfimage.image.oci.base import read_image
-
-    assert image.source is not None
-    return read_image(image.source, platform)
 
 
 def _platforms(document: Mapping[str, Any]) -> tuple[str, ...]:
