@@ -78,7 +78,7 @@ def _push_from_files(
 def _push_from_engine(
     found: FoundImage, tags: Sequence[Reference], on_event: OnEvent, say: Say
 ) -> tuple[str, ...]:
-    from mfimage.image.engine import Engine
+    from mfimage.image.docker.engine import Engine
 
     with Engine.connect() as engine:
         for tag in tags:

@@ -104,10 +104,6 @@ def check_command(entrypoint: Sequence[str], tolerance: Tolerance) -> tuple[str,
 
 def check_head(runner: Runner, recorder: Recorder, timeout: float) -> None:
     """Start a head as the image would; wait until it says that it is well."""
-    if not runner.own_network:
-        why = "it needs a network of its own, which a Docker engine gives"
-        recorder.skip((_HEAD, _PROCESS), why)
-        return
     with ExitStack() as stack:
         started: list[Container] = []
 

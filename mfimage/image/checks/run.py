@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
-from mfimage.errors import EngineError, OptionError, ReferenceNotFound
+from mfimage.errors import EngineError, OptionError
 from mfimage.image.checks import config
-from mfimage.image.checks.docker_runner import open_docker
 from mfimage.image.checks.ray import check_ray
 from mfimage.image.checks.report import Check, Recorder, Report
-from mfimage.image.checks.runc_runner import Tools, find_tools, open_runc
-from mfimage.image.checks.runner import Runner
+from mfimage.image.checks.runner import Runner, open_image
 from mfimage.image.checks.server import CheckOptions, check_server
-from mfimage.image.engine_connect import connect
-from mfimage.image.find.places import ENGINE, FILES, FoundImage, find_image
+from mfimage.image.docker.engine import connect
 from mfimage.image.plan.labels import TARGET
 from mfimage.package.spec import FunctionSpec
 
@@ -45,7 +42,7 @@ def check_image(
     Raises
     ------
     EngineError
-        If nothing here can run it.
+        If no engine responds.
     MfimageError
         If there is no such image, or it is none of a function.
     """
@@ -86,39 +83,14 @@ def _check_what_it_says(runner: Runner, recorder: Recorder) -> FunctionSpec | No
 
 @contextmanager
 def _runner(image: str, say: Callable[[str], None]) -> Iterator[Runner]:
-    """Open the image where it can be run."""
-    found: FoundImage | None
+    """Open the image in the Docker engine."""
     try:
-        found = find_image(image, places=(FILES, ENGINE))
-    except ReferenceNotFound:
-        found = None  # the engine can pull it
-    with ExitStack() as stack:
-        runner: Runner
-        try:
-            api = connect()
-        except EngineError as error:
-            found, tools = _without_engine(image, found, error)
-            say(f"{error.message}; {image} is unpacked")
-            runner = stack.enter_context(open_runc(found, tools))
-        else:
-            runner = stack.enter_context(open_docker(api, image, found, say=say))
-        yield runner
-
-
-def _without_engine(
-    image: str, found: FoundImage | None, error: EngineError
-) -> tuple[FoundImage, Tools]:
-    """Return the image, and the tools that unpack and run it instead of an engine."""
-    tools = find_tools()
-    if found is None or found.place is not FILES:
+        api = connect()
+    except EngineError as error:
         raise EngineError(
             f"{image} cannot be run: {error.message}",
-            hint="start an engine; without one, name an image in a folder, as oci:DIR, "
-            "where runc and umoci are",
-        )
-    if tools is None:
-        raise EngineError(
-            f"{image} cannot be run: {error.message}, and runc and umoci are not here",
-            hint="start an engine, or install them: apt-get install runc umoci",
-        )
-    return found, tools
+            hint="mfimage test runs an image in a Docker engine: start Docker, or point "
+            "DOCKER_HOST or `docker context use` at a running engine",
+        ) from None
+    with open_image(api, image, say=say) as runner:
+        yield runner

@@ -156,7 +156,7 @@ class _Engine:
     name = "engine"
 
     def find(self, name: str, platform: str | None) -> FoundImage | None:
-        from mfimage.image.engine import Engine
+        from mfimage.image.docker.engine import Engine
 
         if parse_location(name, field="image"):
             return None
@@ -178,7 +178,7 @@ class _Engine:
 
     @contextmanager
     def open(self, image: FoundImage, platform: str) -> Iterator[StoredImage]:
-        from mfimage.image.engine import Engine
+        from mfimage.image.docker.engine import Engine
         from mfimage.image.oci.base import read_image
 
         with TemporaryDirectory(prefix="mfimage-") as folder:
@@ -189,7 +189,7 @@ class _Engine:
                 yield stored
 
     def read_sbom(self, image: FoundImage) -> bytes | None:
-        from mfimage.image.engine import Engine
+        from mfimage.image.docker.engine import Engine
 
         if not image.has_labels:
             return None

@@ -11,10 +11,11 @@ from click.testing import CliRunner
 
 from mfimage.cli import main
 from mfimage.errors import EngineError, OptionError, ReferenceNotFound, RegistryError
-from mfimage.image.engine import Engine
+from mfimage.image.docker.engine import Engine
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.find.places import FoundImage
-from mfimage.image.plan.files import ContextFile
+from mfimage.image.find.places import FoundImage, find_image
+from mfimage.image.oci.config import recompose
+from mfimage.image.oci.outputs import docker_archive
 from mfimage.image.registry.reference import parse_tag
 from mfimage.manifests.kuberay.image import read_ray_image
 from mfimage.manifests.kuberay.options import Stated
@@ -216,13 +217,12 @@ def test_options_are_refused_by_name(arguments, said):
 
 
 @pytest.mark.docker
-def test_a_real_engine_says_it():
+def test_a_real_engine_says_it(tmp_path):
     ensure_engine()
     name = f"mfimage-test/{uuid.uuid4().hex}:1"
-    label = " ".join(f'{key}="{value}"' for key, value in LABELS.items())
-    dockerfile = f"FROM scratch\nLABEL {label}\nCOPY Dockerfile /\n".encode()
-    with Engine.connect() as engine:
-        engine.build(context=[ContextFile(path="Dockerfile", content=dockerfile)], tags=[name])
+    location = layout(tmp_path / "layout", Labels=LABELS)
+    with Engine.connect() as engine, find_image(str(location)).open() as stored:
+        engine.load(docker_archive([recompose(stored)], [parse_tag(name)]))
         try:
             result = CliRunner().invoke(main, ["kuberay", "raycluster", name])
         finally:
