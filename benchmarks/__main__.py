@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 SUITES = (
+    "bind",
     "call_overhead",
     "process_backend",
     "serving",

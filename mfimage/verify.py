@@ -16,11 +16,12 @@ from mfimage.image.checks.built import placed
 from mfimage.image.checks.compare import FileChange, compare_layers
 from mfimage.image.checks.config import LOCK_FILE
 from mfimage.image.find.places import find_image, machine_platform, read_member
-from mfimage.image.plan.labels import FUNCTION_DIGEST, RAY_PARTS, TARGET
+from mfimage.image.plan.labels import FUNCTION_DIGEST, TARGET
 from mfimage.image.plan.options import BuildOptions
 from mfimage.image.plan.plan import make_plan
 from mfimage.image.registry.reference import Reference, parse_reference
 from mfimage.image.secrets.build import read_secrets
+from mfimage.image.targets import find_target
 from mfimage.package.spec import sha256_digest
 from mfimage.package.store import Package, open_package
 
@@ -172,11 +173,11 @@ def _original_options(
     """Return the options that the image was built with, as far as it states them."""
     history = original.config.get("history") or ()
     by_oci = any((entry.get("created_by") or "").startswith(_OCI_HISTORY) for entry in history)
-    parts = [part for part in labels.get(RAY_PARTS, "").split(",") if part not in ("", "default")]
+    target = labels.get(TARGET, options.target)
     return dataclasses.replace(
         options,
-        target=labels.get(TARGET, options.target),
-        parts=tuple(parts),
+        target=target,
+        **find_target(target).options_from(labels),
         platform=platform,
         base_image=options.base_image or _base(labels),
         builder=OCI if by_oci else DOCKER,
@@ -184,7 +185,6 @@ def _original_options(
         no_cache=True,
         tags=(),
         output=None,
-        output_engine=False,
     )
 
 

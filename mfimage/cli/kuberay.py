@@ -33,7 +33,7 @@ def kuberay() -> None:
 
 
 def _command(kind: str) -> click.Command:
-    from mfimage.cli.console import say
+    from mfimage.cli.console import note
     from mfimage.manifests.kuberay import manifest, work
     from mfimage.manifests.kuberay.image import read_ray_image
     from mfimage.manifests.kuberay.options import ClusterOptions, Stated
@@ -46,7 +46,7 @@ def _command(kind: str) -> click.Command:
         # Options first: checking them takes no time.
         more = [read_options(work_options, given, prefix)] if work_options else []
         cluster = read_options(ClusterOptions, given)
-        found = read_ray_image(image, read_options(Stated, given), say=say)
+        found = read_ray_image(image, read_options(Stated, given), say=note)
         click.echo(write(found, cluster, *more), nl=False)
 
     flags = [_flags(Stated), _flags(ClusterOptions)]

@@ -104,7 +104,7 @@ def _layers(cache: Reference | BuildxCache, field: str) -> Reference:
 
 
 def _wants_oci(options: BuildOptions) -> str:
-    if options.output is not None:
+    if isinstance(options.output, Location):
         return f"--output {options.output}"
     if isinstance(options.base_image, Location):
         return f"a base in {options.base_image}"
@@ -117,7 +117,7 @@ def _wants_oci(options: BuildOptions) -> str:
 
 def _check_goal(options: BuildOptions, push: bool) -> None:
     """Refuse a build whose image would go nowhere: without a goal it goes into the engine."""
-    if push or options.output:
+    if push or isinstance(options.output, Location):
         return
     from mfimage.image.docker.engine import Engine
 

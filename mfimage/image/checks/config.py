@@ -8,9 +8,9 @@ from mfimage.errors import OptionError, PackageError
 from mfimage.image.checks.report import Failed
 from mfimage.image.checks.runner import Container, Runner
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.plan.labels import PYTHON_VERSION, RAY_PARTS, RAY_VERSION, TARGET, image_labels
+from mfimage.image.plan.labels import TARGET, image_labels
 from mfimage.image.plan.options import LABEL_PREFIX, refuse_credentials
-from mfimage.image.targets.targets import TARGETS
+from mfimage.image.targets import TARGETS
 from mfimage.package.spec import FunctionSpec, parse_spec, sha256_digest
 from mfimage.runtime.layout import FUNCTION, FUNCTION_JSON, LOCK
 
@@ -60,17 +60,15 @@ def check_labels(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> str
 def _expected(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> Mapping[str, str]:
     """Return the labels that an image of the function has, whoever built it."""
     has = info.labels
-    ray = has.get(TARGET) == "ray"
+    target = TARGETS.get(has.get(TARGET, ""))
     labels = image_labels(
         spec,
-        target=has[TARGET] if has.get(TARGET) in TARGETS else " or ".join(TARGETS),
+        target=target.name if target else " or ".join(TARGETS),
         # Of an image that does not hold its lock, there has to be some digest.
         lock=sha256_digest(lock) if lock is not None else has.get(_LOCK_LABEL) or "sha256:...",
         base="",
         base_digest=None,
-        python=has.get(PYTHON_VERSION) or "...",
-        ray=(has.get(RAY_VERSION) or "...") if ray else None,
-        parts=[part for part in has.get(RAY_PARTS, "").split(",") if part not in ("", "default")],
+        more={name: has.get(name) or "..." for name in (target.label_names if target else ())},
     )
     ours = {name: value for name, value in labels.items() if name.startswith(LABEL_PREFIX)}
     # Another version of mfimage may have built it.

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pkgutil import resolve_name
 
 from mfimage.errors import EngineError, OptionError
 from mfimage.image.checks import config
-from mfimage.image.checks.ray import check_ray
 from mfimage.image.checks.report import Check, Recorder, Report
 from mfimage.image.checks.runner import Runner, open_image
-from mfimage.image.checks.server import CheckOptions, check_server
+from mfimage.image.checks.server import CheckOptions
 from mfimage.image.docker.engine import connect
 from mfimage.image.plan.labels import TARGET
+from mfimage.image.targets import DEFAULT_TARGET, TARGETS
 from mfimage.package.spec import FunctionSpec
 
 _DEFAULTS = CheckOptions()
@@ -57,8 +58,8 @@ def check_image(
         say(f"testing {image} by {runner.name}")
         spec = _check_what_it_says(runner, recorder)
         if spec is not None:
-            check = check_ray if target == "ray" else check_server
-            check(runner, spec, recorder, options)
+            found = TARGETS.get(target or DEFAULT_TARGET, TARGETS[DEFAULT_TARGET])
+            resolve_name(found.check)(runner, spec, recorder, options)
         identity, name = runner.info.id, runner.name
     return Report(image=image, id=identity, runner=name, checks=recorder.checks)
 

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mfimage.capture.lock.platform import Target
+from mfimage.capture.lock.platform import Platform
 from mfimage.capture.lock.uv import UvFailure, run_uv
 from mfimage.errors import BuildError, LockError
 from mfimage.image.oci.cache import UNFINISHED, sweep
@@ -48,12 +48,12 @@ def find_python(minor: str) -> str:
     """
     if minor == f"{sys.version_info.major}.{sys.version_info.minor}":
         return sys.executable
-    from mfimage.capture.lock.uv import UvFailure, run_uv
+    from mfimage.capture.lock.uv import run_uv
 
     environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never"}
     try:
         return run_uv(["python", "find", "--no-project", minor], Path.cwd(), environment).strip()
-    except (UvFailure, LockError):
+    except LockError:
         raise BuildError(
             f"compile: there is no Python {minor} on this machine to compile for the image",
             hint=f"uv python install {minor}, or leave --compile out",
@@ -167,7 +167,7 @@ def install(
             target.write_bytes(plan.dependencies.lock)
         else:
             target.symlink_to(path)
-    platform = Target(python=plan.python, platform=plan.platform)
+    platform = Platform(python=plan.python, name=plan.platform)
     arguments = [
         *("pip", "install", "--quiet", "--prefix", str(tree), "--python", sys.executable),
         *("--python-version", plan.python, "--python-platform", platform.uv_platform),

@@ -9,15 +9,9 @@ from dataclasses import dataclass
 
 from mfimage.errors import MfimageError, OptionError
 from mfimage.image.find.places import ENGINE, REGISTRY, FoundImage, Place, find_image
-from mfimage.image.plan.labels import (
-    FUNCTION_DIGEST,
-    FUNCTION_NAME,
-    PYTHON_VERSION,
-    RAY_PARTS,
-    RAY_VERSION,
-    TARGET,
-)
+from mfimage.image.plan.labels import FUNCTION_DIGEST, FUNCTION_NAME, TARGET
 from mfimage.image.registry.reference import Reference, parse_reference
+from mfimage.image.targets.ray import PYTHON_VERSION, RAY_PARTS, RAY_VERSION, RayTarget
 from mfimage.manifests.kuberay.options import Stated
 from mfimage.package.spec import NAME
 
@@ -113,7 +107,7 @@ def read_ray_image(
         why = error.message
     labels = image.info.labels if image else {}
     target = labels.get(TARGET)
-    if target not in (None, "ray"):
+    if target not in (None, RayTarget.name):
         raise OptionError(
             f"image: {reference} is for {target}, not for Ray", hint=f"build one: {_BUILD}"
         )

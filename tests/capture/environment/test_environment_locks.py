@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mfimage.capture.environment.choose import find_uv_lock
+from mfimage.capture.environment.sources.project import find_uv_lock
 from mfimage.capture.lock import uv
 from mfimage.errors import LockError
 from tests.capture.projects import describe, versions

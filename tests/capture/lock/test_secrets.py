@@ -23,7 +23,7 @@ from mfimage.build import render
 from mfimage.capture.code.locate import load_decorated
 from mfimage.errors import MfimageError
 from mfimage.image.plan.options import BuildOptions
-from mfimage.image.targets.targets import SERVE_REQUIREMENTS
+from mfimage.image.targets.fastapi import SERVE_REQUIREMENTS
 from tests.capture.wheelhouse import Index, sdist, serve_index, wheel, write_source
 
 pytestmark = pytest.mark.slow

@@ -19,7 +19,7 @@ from mfimage.image.registry.reference import parse_reference, parse_tag
 from mfimage.image.sbom.attach import attach_sboms
 from mfimage.image.sbom.document import MEDIA_TYPE
 from mfimage.image.secrets.build import Secret, read_secrets
-from mfimage.image.secrets.scanning import scan_image
+from mfimage.image.secrets.scan import scan_image
 from mfimage.inspect import compare, inspect
 from mfimage.push import push as push_image
 from tests.image.builds import frozen_runtime, small_lock

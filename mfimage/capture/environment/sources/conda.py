@@ -1,8 +1,8 @@
 """``conda.manifest``: what Metaflow resolved for its steps by ``@pypi`` and ``@conda``.
 
 It is JSON: environment id -> conda's name of a platform -> ``conda`` and, for ``@pypi``, ``pypi``
--> packages. Of each there is a URL and no hash. A ``@pypi`` environment has Python itself, and
-what that consists of, from conda.
+-> packages, each with a URL and no hash. A ``@pypi`` environment has Python and its libraries from
+conda.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from urllib.parse import unquote, urlsplit
 from packaging.utils import canonicalize_name
 
 from mfimage.capture.lock.indexes import IndexOptions
-from mfimage.capture.lock.platform import Target
-from mfimage.capture.lock.uv import Unsolved, compile_pylock
+from mfimage.capture.lock.platform import Platform
+from mfimage.capture.lock.uv import UvFailure, compile_pylock
 from mfimage.errors import LockError
 
 PLATFORMS = {"linux/amd64": "linux-64", "linux/arm64": "linux-aarch64"}
 _PACKAGE = re.compile(r"(?P<name>.+)-(?P<version>[^-]+)-(?P<build>[^-]+)(\.conda|\.tar\.bz2)")
 # As in numpy-1.26.4-py311h64a7726_0 and in requests-2.32.3-pyhd8ed1ab_0.
 _PYTHON_BUILD = re.compile(r"(^|_)py(\d|h|_)")
-# What conda calls otherwise than the index of wheels.
+# Conda's name -> the name of the wheel.
 _WHEEL_NAMES = {
     "brotli-python": "brotli",
     "matplotlib-base": "matplotlib",
@@ -37,13 +37,13 @@ _WHEEL_NAMES = {
     "python-flatbuffers": "flatbuffers",
     "pytorch": "torch",
 }
-# What Python for conda consists of, beside libraries; nothing that a function imports.
+# The parts of conda's Python, besides libraries; nothing that a function imports.
 _PYTHON = {
     *("python", "python-abi", "cpython", "python-gil", "pip", "setuptools", "wheel"),
     *("bzip2", "ca-certificates", "icu", "ncurses", "openssl", "readline", "sqlite", "tk"),
     *("tzdata", "xz", "xz-tools", "xz-gpl-tools", "zlib"),
 }
-# Libraries whose names do not start with "lib". Wheels hold the libraries that they need.
+# Libraries whose names do not start with "lib". Wheels contain the libraries that they need.
 _LIBRARIES = {
     *("blas", "intel-openmp", "llvm-openmp", "lz4-c", "mkl", "nomkl", "onetbb", "snappy"),
     *("tbb", "yaml", "zstd", "ld-impl-linux-64", "ld-impl-linux-aarch64"),
@@ -52,7 +52,7 @@ _LIBRARIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class CondaPackage:
-    """A conda package, as its file name says."""
+    """A conda package, read from its file name."""
 
     name: str
     version: str
@@ -62,14 +62,14 @@ class CondaPackage:
         return f"{self.name} {self.version}"
 
     @property
-    def comes_along(self) -> bool:
-        """Whether it is a part of Python itself, or a library that wheels bring themselves."""
+    def is_bundled(self) -> bool:
+        """Whether it is part of Python itself, or a library that wheels contain."""
         name = canonicalize_name(self.name)
         return name in _PYTHON or name in _LIBRARIES or self.name.startswith(("lib", "_"))
 
     @property
     def requirement(self) -> str | None:
-        """The requirement for the same version as a wheel; None when it is no distribution."""
+        """The requirement for the same version as a wheel; None when it is not a distribution."""
         if not _PYTHON_BUILD.search(self.build):
             return None
         name = canonicalize_name(self.name)
@@ -91,7 +91,7 @@ class Resolution:
     urls : tuple of str
         For ``pypi``: a wheel's URL each, or one to build a wheel from (``git+https://...``).
     packages : tuple of CondaPackage
-        For ``conda``: all but Python itself, and what comes along with it and with wheels.
+        For ``conda``: all but Python itself, and what it and wheels contain.
     """
 
     kind: str
@@ -104,7 +104,7 @@ class Resolution:
 def read_manifest(
     data: bytes, *, environment: str, ran_on: str, platform: str, requested: Collection[str] = ()
 ) -> Resolution | None:
-    """Return what a manifest says of an environment; None when it does not know it.
+    """Return an environment of a manifest; None when it is not in there.
 
     Parameters
     ----------
@@ -115,9 +115,9 @@ def read_manifest(
     ran_on : str
         Conda's name of the platform that the task ran on.
     platform : str
-        What it is wanted for, as ``linux/amd64``; one for another platform is better than none.
+        What it is for, as ``linux/amd64``; without one for it, another platform's is used.
     requested : collection of str
-        Conda packages that the step names, which do not just come along.
+        Conda packages that the step names, and which therefore count.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def read_manifest(
 
 
 def _choose(platforms: Mapping[str, Any], wanted: Sequence[str]) -> str:
-    """Choose a platform: what @pypi resolved is for one, and Python for it may be for more."""
+    """Choose a platform: @pypi resolves wheels for one, but Python possibly for more."""
     solved = [each for each, kinds in platforms.items() if "pypi" in kinds] or list(platforms)
     return next((each for each in wanted if each in solved), solved[0])
 
@@ -150,52 +150,44 @@ def _resolution(kinds: Mapping[str, Any], platform: str, requested: Collection[s
         urls = tuple(each["url"] for each in kinds["pypi"])
         return Resolution(kind="pypi", platform=platform, python=python, urls=urls)
     others = tuple(
-        each for each in packages.values() if not each.comes_along or each.name in requested
+        each for each in packages.values() if not each.is_bundled or each.name in requested
     )
     return Resolution(kind="conda", platform=platform, python=python, packages=others)
 
 
-def _conda_package(plain: Mapping[str, str]) -> CondaPackage:
-    url = plain["url"]
-    file = unquote(urlsplit(url).path).rpartition("/")[2]
+def _conda_package(entry: Mapping[str, str]) -> CondaPackage:
+    file = unquote(urlsplit(entry["url"]).path).rpartition("/")[2]
     found = _PACKAGE.fullmatch(file)
     if not found:
-        raise ValueError(f"{file!r} is no conda package")
+        raise ValueError(f"{file!r} is not a conda package")
     return CondaPackage(name=found["name"], version=found["version"], build=found["build"])
 
 
-# Conda packages as wheels: the same versions, and what has none is refused.
+# Conda packages as wheels of the same versions; one without a wheel is refused.
 
 _ASKED_AT_ONCE = 4
 
 
 def require_wheels(
-    packages: Sequence[CondaPackage], target: Target, *, index: IndexOptions, directory: Path
+    packages: Sequence[CondaPackage], platform: Platform, *, index: IndexOptions, directory: Path
 ) -> list[str]:
     """Return the requirements for the wheels of conda packages.
-
-    Parameters
-    ----------
-    packages : sequence of CondaPackage
-        What conda resolved, without what comes along with Python and with wheels.
-    target : Target
-        What the wheels have to fit.
-    index, directory
-        As in ``lock_requirements``.
 
     Raises
     ------
     LockError
-        Naming those that have no wheel.
+        Naming the packages that have no wheel.
     """
 
     def has_wheels(pins: Iterable[str]) -> bool:
         text = "\n".join(pins)
         try:
             compile_pylock(
-                text, target=target, directory=directory, index=index, alone=True, builds=False
+                text, platform=platform, directory=directory, index=index, alone=True, builds=False
             )
-        except Unsolved:
+        except UvFailure as failure:
+            if not failure.is_unsolved:
+                raise
             return False
         return True
 

@@ -1,4 +1,4 @@
-"""What mfimage needs installed: a flow's steps may run where mfimage came without it."""
+"""What mfimage needs installed: in a flow's steps, it may have come without its dependencies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 from mfimage.errors import BackendError
 
-# As in pyproject.toml. Metaflow's code package carries mfimage itself, and nothing of this.
+# As in pyproject.toml. Metaflow's code package contains mfimage itself, but none of these.
 _NEEDED = {
     "cloudpickle": ">=3",
     "orjson": ">=3.10",
@@ -24,15 +24,15 @@ def require_needed(module: str | None = None) -> None:
     Parameters
     ----------
     module : str, optional
-        A module that could not be imported; when it is not mfimage that needs it, all is well.
+        A module that could not be imported; one that mfimage does not need passes the check.
 
     Raises
     ------
     BackendError
-        Naming all that is not installed, and what to write above the step.
+        Naming what is not installed, and the decorator that installs it for a step.
     """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    # What pydantic brings is missing with it.
+    # pydantic_core is missing with pydantic.
     if missing and (module is None or module.partition(".")[0].removesuffix("_core") in missing):
         packages = ", ".join(f'"{name}": "{_NEEDED[name]}"' for name in missing)
         raise BackendError(
