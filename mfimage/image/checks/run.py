@@ -13,7 +13,6 @@ from mfimage.image.checks.runner import Runner, open_image
 from mfimage.image.checks.server import CheckOptions
 from mfimage.image.docker.engine import connect
 from mfimage.image.plan.labels import TARGET
-from mfimage.image.registry.location import parse_location
 from mfimage.image.targets import DEFAULT_TARGET, TARGETS
 from mfimage.package.spec import FunctionSpec
 
@@ -86,7 +85,6 @@ def _check_what_it_says(runner: Runner, recorder: Recorder) -> FunctionSpec | No
 @contextmanager
 def _runner(image: str, say: Callable[[str], None]) -> Iterator[Runner]:
     """Open the image in the Docker engine."""
-    location = parse_location(image, field="image")
     try:
         api = connect()
     except EngineError as error:
@@ -95,5 +93,5 @@ def _runner(image: str, say: Callable[[str], None]) -> Iterator[Runner]:
             hint="mfimage test runs an image in a Docker engine: start Docker, or point "
             "DOCKER_HOST or `docker context use` at a running engine",
         ) from None
-    with open_image(api, image, location, say=say) as runner:
+    with open_image(api, image, say=say) as runner:
         yield runner

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING
 from mfimage.errors import OptionError
 from mfimage.image.builder import OCI, BuildEvent, BuiltImage, BuiltLayer, OnEvent
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.find.seen import info_of
 from mfimage.image.oci.base import Images
 from mfimage.image.oci.base_python import BasePython, environment_of, find_python
 from mfimage.image.oci.cache import LayerCache
@@ -169,7 +167,7 @@ class OciBuilder:
     def info(self, image: BuiltImage) -> ImageInfo:
         """Read the configuration that was put together."""
         composed = self._composed[image.digest or ""]
-        return info_of(json.loads(composed.config), [layer.size for layer in image.layers])
+        return ImageInfo.from_config(composed.config, [layer.size for layer in image.layers])
 
     def layer(self, image: BuiltImage, name: str) -> Iterator[bytes]:
         """Unpack a layer of the cache."""

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from mfimage.errors import ReferenceNotFound
 from mfimage.image.builder import DOCKER
+from mfimage.image.find import places
 from mfimage.image.find.contents import Contents, contents_of
 from mfimage.image.find.diff import REMOVED, Change, diff
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.find.places import see_image
+from mfimage.image.find.places import FoundImage, find_image
 from mfimage.image.plan.layers import code_files, runtime_files, sbom_file
 from mfimage.image.plan.options import ENGINE, LABEL_PREFIX, BuildOptions
 from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.location import Location
 
 if TYPE_CHECKING:
-    from mfimage.image.find.seen import SeenImage
     from mfimage.image.plan.layers import BlobPath
 
 NEW, SAME, CHANGED = "new", "same", "changed"
@@ -84,12 +84,12 @@ class PlannedImage:
         return "\n".join(lines)
 
 
-def explain(plan: ImagePlan, blob_path: BlobPath, before: SeenImage | None) -> PlannedImage:
+def explain(plan: ImagePlan, blob_path: BlobPath, before: FoundImage | None) -> PlannedImage:
     """Describe what would be built instead of ``before``, and why.
 
     An image that mfimage did not build counts as none.
     """
-    if before is not None and f"{LABEL_PREFIX}version" not in before.info.labels:
+    if before is not None and not before.has_labels:
         before = None
     code, runtime = code_files(plan, blob_path), runtime_files(plan)
     sizes = {"code": sum(f.size() for f in code), "runtime": sum(f.size() for f in runtime)}
@@ -99,7 +99,7 @@ def explain(plan: ImagePlan, blob_path: BlobPath, before: SeenImage | None) -> P
         new = [PlannedPart(name=n, holds=h, size=s, change=NEW) for n, h, s, _ in layers]
         return PlannedImage(plan=plan, before=None, parts=tuple(new))
     info = dataclasses.replace(before.info, env=_without_path(before.info.env))
-    known = contents_of(info, before.sbom)
+    known = contents_of(info, before.sbom())
     changes = diff(known, after, names=(before.name, plan.function)).changes
     relocked = before.info.labels.get(_LOCK) != plan.dependencies.digest
     parts = list(_removed(plan, changes))
@@ -118,7 +118,7 @@ def explain(plan: ImagePlan, blob_path: BlobPath, before: SeenImage | None) -> P
     return PlannedImage(plan=plan, before=before.name, parts=tuple(parts))
 
 
-def image_before(options: BuildOptions, platform: str, builder: str) -> SeenImage | None:
+def image_before(options: BuildOptions, platform: str, builder: str) -> FoundImage | None:
     """Return what a build would replace: what the first tag names, or the output holds.
 
     The oci builder reads from an engine only if it writes to it.
@@ -128,8 +128,9 @@ def image_before(options: BuildOptions, platform: str, builder: str) -> SeenImag
         return None
     names = [str(place) for place in (output, *options.tags) if place]
     engine = builder == DOCKER or options.output == ENGINE
+    where = (places.FILES, *((places.ENGINE,) if engine else ()), places.REGISTRY)
     try:
-        return see_image(names[0], platform=platform, engine=engine) if names else None
+        return find_image(names[0], platform=platform, places=where) if names else None
     except ReferenceNotFound:
         return None
 
