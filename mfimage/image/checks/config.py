@@ -1,4 +1,4 @@
-"""What an image says of itself, against what it holds."""
+"""Checks of an image's configuration: labels, credentials, user."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from mfimage.errors import OptionError, PackageError
 from mfimage.image.checks.report import Failed
-from mfimage.image.checks.runner import Container, Runner
+from mfimage.image.checks.runner import Container, ImageRunner
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.plan.labels import PYTHON_VERSION, RAY_PARTS, RAY_VERSION, TARGET, image_labels
 from mfimage.image.plan.options import LABEL_PREFIX, refuse_credentials
@@ -21,8 +21,8 @@ SPEC_FILE = f"{FUNCTION}/{FUNCTION_JSON}"
 LOCK_FILE = f"{FUNCTION}/{LOCK}"
 
 
-def read_spec(runner: Runner) -> FunctionSpec:
-    """Read the function package's description out of the image.
+def read_spec(runner: ImageRunner) -> FunctionSpec:
+    """Read ``function.json`` from the image.
 
     Raises
     ------
@@ -39,12 +39,12 @@ def read_spec(runner: Runner) -> FunctionSpec:
 
 
 def check_labels(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> str:
-    """Hold the labels ``io.mfimage.*`` against the function.
+    """Validate the labels ``io.mfimage.*`` against the function.
 
     Raises
     ------
     Failed
-        Naming the first label that is missing, or says something else.
+        Naming the first label that is missing or has another value.
     """
     expected = _expected(info, spec, lock)
     wrong = [

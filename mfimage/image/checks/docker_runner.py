@@ -13,7 +13,7 @@ import docker.errors
 
 from mfimage.errors import EngineError
 from mfimage.image.checks.report import Failed
-from mfimage.image.checks.runner import LOG_LINES, Address, Launch
+from mfimage.image.checks.runner import LOG_LINES, Address, ContainerOptions
 from mfimage.image.engine import Engine
 from mfimage.image.engine_connect import engine_errors
 from mfimage.image.find.info import ImageInfo
@@ -27,7 +27,7 @@ _LABEL = "io.mfimage.test"
 
 
 class DockerRunner:
-    """Runs an image that the engine has; see `Runner`."""
+    """Runs an image that the engine has; see `ImageRunner`."""
 
     name = "docker"
     own_network = True
@@ -41,7 +41,7 @@ class DockerRunner:
         return Engine(self._api).read_file(self.info.id, path)
 
     @contextmanager
-    def start(self, launch: Launch) -> Iterator[DockerContainer]:
+    def start(self, launch: ContainerOptions) -> Iterator[DockerContainer]:
         """Run a container until the block ends."""
         with engine_errors(f"creating a container of {self.info.id}"):
             identity = self._create(launch)
@@ -58,7 +58,7 @@ class DockerRunner:
         finally:
             self._remove(identity)
 
-    def _create(self, launch: Launch) -> str:
+    def _create(self, launch: ContainerOptions) -> str:
         local = _host(self._api) is None
         ports = {launch.port: ("127.0.0.1", None) if local else None} if launch.port else {}
         limits = self._api.create_host_config(

@@ -1,4 +1,4 @@
-"""All checks of an image, in their order."""
+"""All checks of an image, in order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mfimage.image.checks.docker_runner import open_docker
 from mfimage.image.checks.ray import check_ray
 from mfimage.image.checks.report import Check, Recorder, Report
 from mfimage.image.checks.runc_runner import Tools, find_tools, open_runc
-from mfimage.image.checks.runner import Runner
+from mfimage.image.checks.runner import ImageRunner
 from mfimage.image.checks.server import CheckOptions, check_server
 from mfimage.image.engine_connect import connect
 from mfimage.image.plan.labels import TARGET
@@ -38,16 +38,16 @@ def check_image(
     options : CheckOptions
         How.
     say : callable
-        Told of what happens, a line each.
+        Called with what happens, a line each.
     on_check : callable
-        Told of each check that was made.
+        Called with each check.
 
     Raises
     ------
     EngineError
-        If nothing here can run it.
+        If it cannot be run here.
     MfimageError
-        If there is no such image, or it is none of a function.
+        If there is no such image, or it has no function.
     """
     recorder = Recorder(on_check)
     with _runner(image, say) as runner:
@@ -66,8 +66,8 @@ def check_image(
     return Report(image=image, id=identity, runner=name, checks=recorder.checks)
 
 
-def _check_what_it_says(runner: Runner, recorder: Recorder) -> FunctionSpec | None:
-    """Check what can be read; return the function, if it is there."""
+def _check_what_it_says(runner: ImageRunner, recorder: Recorder) -> FunctionSpec | None:
+    """Check the configuration; return the function, if there is one."""
     found: list[FunctionSpec] = []
 
     def function() -> str:
@@ -85,11 +85,11 @@ def _check_what_it_says(runner: Runner, recorder: Recorder) -> FunctionSpec | No
 
 
 @contextmanager
-def _runner(image: str, say: Callable[[str], None]) -> Iterator[Runner]:
+def _runner(image: str, say: Callable[[str], None]) -> Iterator[ImageRunner]:
     """Open the image where it can be run."""
     location = parse_location(image, field="image")
     with ExitStack() as stack:
-        runner: Runner
+        runner: ImageRunner
         try:
             api = connect()
         except EngineError as error:

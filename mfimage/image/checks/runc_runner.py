@@ -17,7 +17,7 @@ from typing import Any
 
 from mfimage.errors import EngineError
 from mfimage.image.checks.report import Failed
-from mfimage.image.checks.runner import LOG_LINES, Address, Launch, wait_for_end
+from mfimage.image.checks.runner import LOG_LINES, Address, ContainerOptions, wait_for_end
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.find.run import image_at
 from mfimage.image.oci.outputs import write_images
@@ -60,7 +60,7 @@ def find_tools() -> Tools | None:
 
 
 class RuncRunner:
-    """Runs an image that is unpacked; see `Runner`.
+    """Runs an image that is unpacked; see `ImageRunner`.
 
     Its containers share the machine's network, but no files that they may write: what one leaves
     behind would stand in another's way.
@@ -83,7 +83,7 @@ class RuncRunner:
         return file.read_bytes() if file.is_relative_to(root) and file.is_file() else None
 
     @contextmanager
-    def start(self, launch: Launch) -> Iterator[RuncContainer]:
+    def start(self, launch: ContainerOptions) -> Iterator[RuncContainer]:
         """Run a container until the block ends."""
         identity = f"mfimage-{uuid.uuid4().hex}"
         folder = self._folder / identity
@@ -203,7 +203,7 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _restrict(
-    config: dict[str, Any], launch: Launch, rootfs: Path, port: int | None
+    config: dict[str, Any], launch: ContainerOptions, rootfs: Path, port: int | None
 ) -> Mapping[str, Any]:
     """Turn umoci's configuration into the one that a container is started by."""
     process = config["process"]
@@ -278,7 +278,7 @@ def open_runc(location: Location, tools: Tools) -> Iterator[RuncRunner]:
 
 def _refuse_without_namespaces(runner: RuncRunner) -> None:
     """Tell what this machine does not allow from what is wrong with an image."""
-    with runner.start(Launch(entrypoint=("/bin/true",), read_only=True)) as container:
+    with runner.start(ContainerOptions(entrypoint=("/bin/true",), read_only=True)) as container:
         code = wait_for_end(container, _TIMEOUT)
         said = container.log().strip().rpartition("\n")[2]
     if code:

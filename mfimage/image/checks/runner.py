@@ -1,4 +1,4 @@
-"""What runs images: the seam between the checks and an engine."""
+"""The seam between the checks and what runs containers."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from mfimage.image.find.info import ImageInfo
 
 Address = tuple[str, int]
 _POLL = 0.05
-# Enough for a traceback's end, short enough to be read.
+# Enough for the end of a traceback.
 LOG_LINES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch:
+class ContainerOptions:
     """How to start a container.
 
     Attributes
     ----------
     entrypoint : tuple of str
-        Instead of the image's entrypoint and command.
+        Replaces the image's entrypoint and command.
     user : str or None
-        ``uid:gid`` instead of the image's.
+        ``uid:gid``; None for the image's.
     read_only : bool
         Mount the root read-only, with an empty ``/tmp`` in memory.
     no_capabilities : bool
-        Without any.
+        Drop all capabilities.
     no_new_privileges : bool
-        So that programs with the setuid bit gain nothing.
+        Set ``no-new-privileges``.
     env : mapping of str to str
         Variables.
     port : int or None
-        Which port of it will be called.
+        The port to publish.
     """
 
     entrypoint: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class Container(Protocol):
     """A container that was started."""
 
     def addresses(self) -> Sequence[Address]:
-        """Return where its port may be reached, likeliest first."""
+        """Return the addresses at which its port may be reached, the likeliest first."""
 
     def exit_code(self) -> int | None:
         """Return the exit code; None while it runs."""
@@ -60,13 +60,13 @@ class Container(Protocol):
         """Return the last lines of stdout and stderr, or all of them."""
 
     def execute(self, command: Sequence[str]) -> str:
-        """Run a command in it; return what it prints, stderr as well."""
+        """Run a command in it; return its stdout and stderr."""
 
     def terminate(self) -> None:
         """Send SIGTERM to its first process."""
 
 
-class Runner(Protocol):
+class ImageRunner(Protocol):
     """Runs one image.
 
     Attributes
@@ -94,18 +94,18 @@ class Runner(Protocol):
     def read(self, path: str) -> bytes | None:
         """Return a file of the image; None if there is none."""
 
-    def start(self, launch: Launch) -> AbstractContextManager[Container]:
+    def start(self, launch: ContainerOptions) -> AbstractContextManager[Container]:
         """Run a container until the block ends.
 
         Raises
         ------
         Failed
-            If the image has nothing that could be started.
+            If the image cannot be started.
         """
 
 
 def wait_for_end(container: Container, timeout: float) -> int | None:
-    """Wait until a container ends; return its exit code, None if it did not."""
+    """Wait until a container ends; return its exit code, None if the time is up."""
     deadline = time.monotonic() + timeout
     while (code := container.exit_code()) is None:
         if time.monotonic() > deadline:

@@ -141,7 +141,7 @@ def count_as_worker(index: int) -> None:
 
     worker = os.getpid()
     # A process that the function forks must not write to its parent's files.
-    values.ValueClass = values.MultiProcessValue(
+    values.ValueClass = values.MultiProcessValue(  # type: ignore[no-untyped-call]
         lambda: f"worker{index}" if os.getpid() == worker else os.getpid()
     )
 
@@ -150,4 +150,4 @@ def forget_worker(index: int, folder: Path) -> None:
     """Drop what counted only while a worker lived."""
     from prometheus_client.multiprocess import mark_process_dead
 
-    mark_process_dead(f"worker{index}", os.fspath(folder))
+    mark_process_dead(f"worker{index}", os.fspath(folder))  # type: ignore[no-untyped-call]

@@ -62,7 +62,8 @@ class _Described:
         self.codecs = codecs
         given: dict[str, Any] = {}
         for route in routes:
-            given |= route.operation.schemas if route.operation else {}
+            if route.operation is not None and route.documented:
+                given |= route.operation.schemas
         self.schemas = Schemas(reserved=given)
         self.schemas.components.update(sorted(given.items()))
         self.record = self.schemas.add("Record", spec.input_schema)
