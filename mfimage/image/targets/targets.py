@@ -15,7 +15,7 @@ RUNTIME_REQUIREMENTS = ("orjson>=3.10", "pydantic>=2.10")
 # Equal to the extra `serve` in pyproject.toml; a test holds that.
 SERVE_REQUIREMENTS = (
     "fastapi>=0.115",
-    "uvicorn>=0.34",
+    "uvicorn>=0.34,<0.55",
     "httptools>=0.6.3",
     "uvloop>=0.21; sys_platform != 'win32'",
     "prometheus-client>=0.21",

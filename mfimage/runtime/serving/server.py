@@ -124,8 +124,12 @@ class Server(uvicorn.Server):
         while True:
             patient = time.monotonic() < patient_until
             for connection in list(self.server_state.connections):
-                # The first request of a connection may still be on its way.
-                if not (patient and connection.cycle is None):  # type: ignore[union-attr]
+                cycle = connection.cycle  # type: ignore[union-attr]
+                if cycle is not None and not cycle.response_complete:
+                    # uvicorn 0.44's own shutdown would report a disconnect to the app.
+                    cycle.keep_alive = False
+                elif not (patient and cycle is None):
+                    # The first request of a connection may still be on its way.
                     connection.shutdown()
             if not (patient or self.server_state.tasks) or time.monotonic() > deadline:
                 return
