@@ -55,7 +55,7 @@ _LOAD_ONE = """
 import json, sys
 from pathlib import Path
 from mfimage.package.store import open_package
-from mfimage.package.unpack import unpack
+from mfimage.package.archive import unpack
 from mfimage.runtime.loading.loader import load_folder
 package = open_package(sys.argv[1])
 unpack(package.spec, package.store, Path.cwd())

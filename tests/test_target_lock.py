@@ -64,7 +64,7 @@ def test_each_platform_and_target_has_its_own(reference, solved):
 
 def test_a_root_that_cannot_be_written_is_told_of(reference, solved, monkeypatch):
     from mfimage.errors import StorageError
-    from mfimage.package.storage import LocalStorage
+    from mfimage.package.storage.local import LocalStorage
 
     def write(self, path, source):
         raise StorageError("cannot write: read-only")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mfimage.package.archive import extract, members
-from mfimage.package.cache import cache_folder, tag
-from mfimage.package.once import make_once
+from mfimage.package.storage.cache import cache_folder, make_once, tag
 from mfimage.package.store import Package
 
 

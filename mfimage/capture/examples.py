@@ -14,9 +14,9 @@ from typing import Any
 import mfimage
 from mfimage.errors import CaptureError, InputError
 from mfimage.function import json_values
+from mfimage.package.archive import unpack
 from mfimage.package.spec import Example, FunctionSpec
 from mfimage.package.store import PackageStore
-from mfimage.package.unpack import unpack
 
 
 def record_examples(

@@ -123,8 +123,8 @@ def _loader(
 
 def _runtime(reference: str, *command: str) -> NoReturn:
     """Run the image's own entrypoint on a package, in this process."""
+    from mfimage.package.archive import unpack
     from mfimage.package.store import open_package
-    from mfimage.package.unpack import unpack
     from mfimage.runtime.__main__ import main as run
 
     package = open_package(reference)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mfimage.errors import OptionError
@@ -19,7 +17,7 @@ from mfimage.image.plan.layers import BlobPath, artifact_folder
 from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.location import Location
 from mfimage.image.registry.reference import Reference
-from mfimage.package.cache import cache_folder
+from mfimage.package.storage.cache import cache_folder, remember
 from mfimage.runtime.layout import VENV
 
 if TYPE_CHECKING:
@@ -178,7 +176,7 @@ class DockerBuilder:
             return known.read_text()
         except OSError:
             version = self._engine.python_version(info.id)
-        _remember(known, version)
+        remember(known, version.encode())
         return version
 
 
@@ -189,17 +187,6 @@ def _digest_of(info: ImageInfo, reference: Reference) -> str | None:
         if name == reference.name or name in reference.canonical:
             return digest
     return None
-
-
-def _remember(path: Path, text: str) -> None:
-    """Keep what takes time to find out again; a cache that cannot be written is no fault."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-        fresh.write_text(text)
-        fresh.replace(path)
-    except OSError:
-        return
 
 
 def _layers(

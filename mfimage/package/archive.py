@@ -1,4 +1,4 @@
-"""Unpacking a code archive, when its digest has been verified; what could escape is refused."""
+"""Unpacking code archives and packages. Digests are verified before, escapes are refused."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from mfimage.errors import PackageError, StorageError
+from mfimage.package.spec import FunctionSpec
+from mfimage.package.store import PackageStore
 
 
 def members(data: bytes, *, where: str) -> Iterator[tuple[str, bytes, int]]:
@@ -25,8 +27,8 @@ def members(data: bytes, *, where: str) -> Iterator[tuple[str, bytes, int]]:
     Raises
     ------
     PackageError
-        When it is no archive, or a member would land outside its folder: absolute paths, ``..``,
-        links, devices.
+        When it is not an archive, or a member is not a file inside the folder: absolute paths,
+        ``..``, links, devices.
     """
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as tar:
@@ -57,14 +59,14 @@ def extract(data: bytes, folder: Path, *, where: str, without: tuple[str, ...] =
     data, where
         As of ``members``.
     folder : Path
-        Where it goes.
+        Where to.
     without : tuple of str
-        What the names of files begin with that are left out.
+        Prefixes of the names of files to leave out.
 
     Raises
     ------
     PackageError
-        As ``members``; then nothing is left.
+        As ``members``; nothing is left behind.
     StorageError
         When it cannot be written.
     """
@@ -86,3 +88,22 @@ def extract(data: bytes, folder: Path, *, where: str, without: tuple[str, ...] =
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def unpack(spec: FunctionSpec, store: PackageStore, folder: Path) -> None:
+    """Lay a package out as in an image: ``function.json``, ``code/`` and ``blobs/sha256/``.
+
+    Every blob is verified.
+
+    Raises
+    ------
+    PackageError
+        When a blob is missing or damaged.
+    """
+    (folder / "function.json").write_bytes(spec.to_json())
+    extract(store.read_blob(spec.code), folder / "code", where=f"the code of {spec.name}")
+    blobs = folder / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    for ref in spec.artifacts.values():
+        with (blobs / ref.hex).open("wb") as file:
+            file.writelines(store.stream_blob(ref))

@@ -1,8 +1,8 @@
-"""``function.json``: what a function package says of itself, as frozen dataclasses.
+"""``function.json`` as frozen dataclasses, and parsing with errors that name the field.
 
 The digest of a package is the SHA-256 of its canonical JSON (sorted keys, no white space)
 without ``lineage.created``, so binding the same thing twice gives the same reference. The file
-also carries a ``checksum`` over everything it says, ``lineage.created`` as well.
+also carries a ``checksum`` of everything in it, ``lineage.created`` included.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from mfimage.errors import PackageError
 
@@ -41,14 +41,14 @@ class Part:
     Attributes
     ----------
     unknown : mapping
-        Members that a newer mfimage of the same major version wrote. They mean nothing here, but
-        belong to the digest and are written back.
+        Keys that a newer mfimage of the same major version wrote. They are ignored here, but are
+        part of the digest and are written back.
     """
 
     unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plain JSON form."""
+        """Return the JSON form."""
         known = {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
         del known["unknown"]
         return {**self.unknown, **known}
@@ -93,7 +93,7 @@ class ArtifactRef(BlobRef):
     type : str
         The Python type as Metaflow recorded it, as ``sklearn.linear_model...LogisticRegression``.
     info : mapping
-        What the serializer that wrote it wants to know again; JSON.
+        What its serializer needs to read it; JSON.
     """
 
     encoding: str
@@ -108,22 +108,21 @@ class EnvironmentSpec(Part):
     Attributes
     ----------
     python : str
-        Full version, as ``3.11.7``; images and interpreters are chosen by its minor.
+        Full version, as ``3.11.7``; images and interpreters are chosen by the minor version.
     platform : str
         ``linux/amd64`` or ``linux/arm64``: what the lock was solved for.
     source : str
-        Which source of truth described it: ``requirements``, ``pylock``, ``pypi``, ``conda``,
+        The source of truth: ``requirements``, ``pylock``, ``pypi``, ``conda``,
         ``uv.lock``, ``imports``.
     lock : BlobRef
-        A ``pylock.toml`` (PEP 751) with hashes; wheels that travel along stand in it as
+        A ``pylock.toml`` (PEP 751) with hashes; it names included wheels as
         ``wheels/<file name>``.
     wheels : mapping of file name to BlobRef
         Wheels of distributions that are on no index.
     system_packages : tuple of str
         Debian packages that the function needs.
     reasons : mapping of str to str
-        Distribution -> why it is there, as ``imported by predict.py:3``; empty in packages of
-        before it was recorded.
+        Distribution -> why it is there, as ``imported by predict.py:3``; empty in older packages.
     """
 
     python: str
@@ -135,7 +134,7 @@ class EnvironmentSpec(Part):
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plain JSON form: without reasons that of a package of before them."""
+        """Return the JSON form: without reasons, that of older packages."""
         plain = super().to_dict()
         if not self.reasons:
             del plain["reasons"]
@@ -190,17 +189,17 @@ class FunctionSpec(Part):
     input_schema, output_schema : mapping
         JSON Schema of one record and of its result (of an item, for a batch function).
     parameter_schema : mapping
-        JSON Schema like object: which parameters the function reads (``properties``), which it
-        must have (``required``).
+        Like a JSON Schema: the parameters that the function reads (``properties``) and requires
+        (``required``).
     script : str or None
         The module that ``__main__`` was when the task ran, for pickles that name it.
     code : BlobRef
         ``code.tar.gz``.
     parameters : mapping
-        Values given by keyword at bind time, instead of artifacts; JSON.
+        Values given at bind time instead of artifacts; JSON.
     schemas : mapping of str to mapping
-        Name of a serializer -> the schemas in its form that were given outright: of one record
-        (``input``), of its result (``output``). The others are made of the JSON Schemas.
+        Name of a serializer -> its schemas that were given explicitly: of one record
+        (``input``), of its result (``output``). Others are derived from the JSON Schemas.
     """
 
     name: str
@@ -223,7 +222,7 @@ class FunctionSpec(Part):
     schema_version: str = SCHEMA_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plain JSON form: without schemas that of a package of before them."""
+        """Return the JSON form: without schemas, that of older packages."""
         plain = super().to_dict()
         if not self.schemas:
             del plain["schemas"]
@@ -250,3 +249,162 @@ class FunctionSpec(Part):
         refs += self.environment.wheels.values()
         refs += self.artifacts.values()
         return {ref.digest: ref for ref in refs}
+
+
+P = TypeVar("P", bound=Part)
+Parser = Callable[[Any, str], Any]
+
+
+def parse_spec(data: bytes, *, where: str) -> FunctionSpec:
+    """Parse and check the bytes of a ``function.json``.
+
+    Unknown keys of the same major version are kept and ignored.
+
+    Parameters
+    ----------
+    data : bytes
+        As ``FunctionSpec.to_json`` returned them: any other byte is damage.
+    where : str
+        What to call it in errors.
+
+    Raises
+    ------
+    PackageError
+        Naming the field that is wrong.
+    """
+    try:
+        spec = _checked(_spec(_object(data)))
+    except PackageError as error:
+        raise PackageError(f"{where}: {error.message}", hint=error.hint) from None
+    if spec.to_json() != data:
+        raise PackageError(
+            f"{where}: it is not as it was written",
+            hint="it was damaged or changed; bind the function again",
+        )
+    return spec
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        plain = json.loads(data, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise PackageError(f"not JSON: {error}") from None
+    if not isinstance(plain, dict):
+        raise PackageError(f"expected an object, got {type(plain).__name__}")
+    _check_version(plain.get("schema_version"))
+    # Of the file; to_json() computes it again.
+    plain.pop("checksum", None)
+    return plain
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check_version(version: Any) -> None:
+    major = str(version).partition(".")[0]
+    ours = SCHEMA_VERSION.partition(".")[0]
+    if not (isinstance(version, str) and major.isascii() and major.isdigit()):
+        raise PackageError(f"schema_version: expected a version, got {version!r}")
+    if int(major) > int(ours):
+        raise PackageError(
+            f"schema_version {version} is newer than this mfimage reads ({ours}.x)",
+            hint=f"install the mfimage that wrote it: pip install 'mfimage>={int(major)}'",
+        )
+    if int(major) < int(ours):
+        raise PackageError(
+            f"schema_version {version} is older than this mfimage reads ({ours}.x)",
+            hint="bind the function again",
+        )
+
+
+def _checked(spec: FunctionSpec) -> FunctionSpec:
+    if not NAME.fullmatch(spec.name):
+        raise PackageError(f"name: {spec.name!r} is not a function name")
+    for file_name in spec.environment.wheels:
+        if "/" in file_name or "\\" in file_name or not file_name.endswith(".whl"):
+            raise PackageError(f"environment.wheels: {file_name!r} is not a wheel's name")
+    return spec
+
+
+def _spec(plain: dict[str, Any]) -> FunctionSpec:
+    parts: dict[str, Parser] = {
+        "code": _of(BlobRef),
+        "environment": _environment,
+        "lineage": _of(Lineage),
+        "examples": _list_of(_of(Example)),
+        "artifacts": _mapping_of(_of(ArtifactRef)),
+        "schemas": _mapping_of(_scalar("Mapping[str, Any]")),
+    }
+    return _build(FunctionSpec, plain, "", parts)
+
+
+def _environment(value: Any, path: str) -> EnvironmentSpec:
+    parts: dict[str, Parser] = {
+        "lock": _of(BlobRef),
+        "wheels": _mapping_of(_of(BlobRef)),
+        "system_packages": _list_of(_scalar("str")),
+        "reasons": _mapping_of(_scalar("str")),
+    }
+    return _build(EnvironmentSpec, value, path, parts)
+
+
+def _of(cls: type[P]) -> Parser:
+    return lambda value, path: _build(cls, value, path, {})
+
+
+def _list_of(parse: Parser) -> Parser:
+    def parse_all(value: Any, path: str) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise PackageError(f"{path}: expected a list, got {value!r}")
+        return tuple(parse(item, f"{path}[{index}]") for index, item in enumerate(value))
+
+    return parse_all
+
+
+def _mapping_of(parse: Parser) -> Parser:
+    def parse_all(value: Any, path: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise PackageError(f"{path}: expected an object, got {value!r}")
+        return {key: parse(item, f"{path}.{key}") for key, item in value.items()}
+
+    return parse_all
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "str | None": (str, type(None)),
+    "int": (int,),
+    "bool": (bool,),
+    "Mapping[str, Any]": (dict,),
+}
+
+
+def _scalar(name: str) -> Parser:
+    """Return a parser for a value of a dataclass's field type; any value for one not known."""
+
+    def parse(value: Any, path: str) -> Any:
+        kinds = _KINDS.get(name)
+        if kinds and type(value) not in kinds:
+            raise PackageError(f"{path}: expected {name}, got {value!r}")
+        return value
+
+    return parse
+
+
+def _build(cls: type[P], value: Any, path: str, parts: Mapping[str, Parser]) -> P:
+    if not isinstance(value, dict):
+        raise PackageError(f"{path}: expected an object, got {value!r}")
+    fields = {item.name: item for item in dataclasses.fields(cls) if item.name != "unknown"}
+    members: dict[str, Any] = {}
+    for name, item in fields.items():
+        where = f"{path}.{name}".lstrip(".")
+        if name in value:
+            members[name] = parts.get(name, _scalar(str(item.type)))(value[name], where)
+        elif item.default is item.default_factory is dataclasses.MISSING:
+            raise PackageError(f"{where}: missing")
+    unknown = {key: item for key, item in value.items() if key not in fields}
+    try:
+        return cls(**members, unknown=unknown)
+    except PackageError as error:
+        raise PackageError(f"{path}: {error.message}") from None

@@ -1,4 +1,4 @@
-"""Content-addressed blobs and function packages on a storage: write, read, verify."""
+"""Content-addressed blobs and function packages at a root: write, read, verify."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mfimage.errors import PackageError, ReferenceNotFound
-from mfimage.package.blob_cache import DamagedBlob
-from mfimage.package.local_copies import FetchBlob, LocalCopies
-from mfimage.package.parse import parse_spec
-from mfimage.package.remote_storage import RemoteStorage
-from mfimage.package.spec import BlobRef, FunctionSpec
-from mfimage.package.storage import Storage, open_storage, refuse_credentials
+from mfimage.files import chunks_of, sha256_hex
+from mfimage.package.spec import BlobRef, FunctionSpec, parse_spec
+from mfimage.package.storage.blobs import DamagedBlob, Fetch, LocalCopies
+from mfimage.package.storage.buckets import RemoteStorage, open_storage, refuse_credentials
+from mfimage.package.storage.local import Storage
 
 FILE_NAME = "function.json"
 _CHUNK = 1 << 20
@@ -35,7 +34,7 @@ def blob_name(ref: BlobRef) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A function package that was read and whose ``function.json`` is what its name says."""
+    """A function package whose ``function.json`` was read and verified."""
 
     spec: FunctionSpec
     reference: str
@@ -72,7 +71,7 @@ class PackageStore:
 
     def _put(self, source: BinaryIO) -> BlobRef:
         ref = digest_of(source)
-        # A damaged blob of that name is written again: binding heals a package.
+        # A damaged blob of that name is written again: binding repairs a package.
         if not self.holds(ref):
             source.seek(0)
             self.storage.write(blob_name(ref), source)
@@ -81,7 +80,7 @@ class PackageStore:
         return ref
 
     def holds(self, ref: BlobRef) -> bool:
-        """Tell whether a blob is there: in a folder, verified; else by its size.
+        """Return whether a blob is there: in a folder, verified; in a bucket, by its size.
 
         An object of a bucket is whole or absent, and verified when it is read.
         """
@@ -100,7 +99,7 @@ class PackageStore:
         Raises
         ------
         PackageError
-            When it is missing or its content is not what its name says.
+            When it is missing or damaged.
         """
         if self._local:
             with self._told(ref):
@@ -115,7 +114,7 @@ class PackageStore:
         return data
 
     def stream_blob(self, ref: BlobRef) -> Iterator[bytes]:
-        """Yield a blob in chunks of at most 1 MiB; the last comes after it was verified.
+        """Yield a blob in chunks of at most 1 MiB, the last after the whole was verified.
 
         Raises
         ------
@@ -154,8 +153,8 @@ class PackageStore:
     def blob_file(self, ref: BlobRef) -> Path:
         """Return a file on this machine that holds a blob, verified.
 
-        It is the root's own, or a copy that stays for as long as there is this ``PackageStore``:
-        many processes download it once.
+        It is the root's own, or a copy that stays as long as this ``PackageStore``; many processes
+        download it once.
 
         Raises
         ------
@@ -170,7 +169,7 @@ class PackageStore:
         return Path(self.storage.url(blob_name(ref)))
 
     def unverified_file(self, ref: BlobRef) -> Path:
-        """Return a file on this machine for who holds it against the digest while reading.
+        """Return a file on this machine for a reader that verifies the digest itself.
 
         Raises
         ------
@@ -196,7 +195,7 @@ class PackageStore:
     def write(self, spec: FunctionSpec) -> str:
         """Write ``function.json`` and return its reference; the blobs must be there.
 
-        It is written last, so that an interrupted bind leaves no package that looks whole.
+        It is written last: an interrupted bind leaves no package that looks whole.
         """
         name = package_name(spec)
         if not self._is_whole(name, spec):
@@ -217,7 +216,7 @@ def open_package(reference: str | os.PathLike[str]) -> Package:
     Parameters
     ----------
     reference : str or path
-        Path or URL of a ``function.json``, or of the folder it stands in.
+        Path or URL of a ``function.json``, or of its folder.
 
     Raises
     ------
@@ -252,7 +251,7 @@ def _split(reference: str) -> tuple[str, str]:
     root, *rest = f"{text}/{FILE_NAME}".rsplit("/", 4)
     if len(rest) < 4 or rest[0] != "functions" or root.endswith(":/"):
         raise ReferenceNotFound(
-            f"{reference!r} is no reference",
+            f"{reference!r} is not a reference",
             hint="a reference ends in functions/<name>/<digest>/function.json; "
             "`mfimage bind` prints it",
         )
@@ -260,17 +259,14 @@ def _split(reference: str) -> tuple[str, str]:
 
 
 def digest_of(file: BinaryIO) -> BlobRef:
-    """Return the digest and size of what a file holds from here on."""
-    hasher = hashlib.sha256()
-    size = 0
-    while chunk := file.read(_CHUNK):
-        hasher.update(chunk)
-        size += len(chunk)
-    return BlobRef(digest=f"sha256:{hasher.hexdigest()}", size=size)
+    """Return the digest and size of a file's content from here on."""
+    start = file.tell()
+    digest = f"sha256:{sha256_hex(chunks_of(file))}"
+    return BlobRef(digest=digest, size=file.tell() - start)
 
 
 def damaged(where: str) -> PackageError:
-    """Return the error for bytes that are not what their name says."""
+    """Return the error for bytes that do not have the digest in their name."""
     return PackageError(
         f"{where}: its content does not have the digest that its name says",
         hint="it was damaged or changed; bind the function again",
@@ -285,7 +281,7 @@ class _NoBlob(Exception):
     """The root has no such blob."""
 
 
-def _fetching(storage: RemoteStorage) -> FetchBlob:
+def _fetching(storage: RemoteStorage) -> Fetch:
     def fetch(ref: BlobRef, file: BinaryIO) -> None:
         try:
             storage.fetch(blob_name(ref), file)

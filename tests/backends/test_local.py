@@ -79,7 +79,7 @@ if sys.argv[2] == "function_from_json":
     functions = {name: function_from_json(reference) for name, reference in references.items()}
 else:
     from mfimage.package.store import open_package
-    from mfimage.package.unpack import unpack
+    from mfimage.package.archive import unpack
     from mfimage.runtime.loading.loader import load_folder
     functions = {}
     for name, reference in references.items():

@@ -14,8 +14,8 @@ import pytest
 
 from mfimage.errors import OutputError, RecordError
 from mfimage.function.avro import AvroSerializer
+from mfimage.package.archive import unpack
 from mfimage.package.store import open_package
-from mfimage.package.unpack import unpack
 from mfimage.runtime.loading.loader import load_function
 from mfimage.runtime.records import run
 from mfimage.runtime.records.files import open_sink

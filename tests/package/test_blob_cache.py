@@ -19,10 +19,10 @@ from typing import BinaryIO
 import pytest
 
 from mfimage.errors import OptionError, PackageError, StorageError
-from mfimage.package import once
-from mfimage.package.blob_cache import BlobCache, DamagedBlob
-from mfimage.package.cache import cache_size
 from mfimage.package.spec import BlobRef
+from mfimage.package.storage import cache as once
+from mfimage.package.storage.blobs import BlobCache, DamagedBlob
+from mfimage.package.storage.cache import cache_size
 from mfimage.package.store import PackageStore, blob_name, digest_of, open_package
 from tests.support.faulty import faulty
 from tests.support.packages import make_package
@@ -72,7 +72,7 @@ def process(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 HOLDS = """
 import sys, time
-from mfimage.package.blob_cache import BlobCache
+from mfimage.package.storage.blobs import BlobCache
 from mfimage.package.spec import BlobRef
 held = BlobCache().hold(BlobRef(digest=sys.argv[1], size=int(sys.argv[2])), None)
 print("ready", flush=True)
@@ -80,7 +80,7 @@ time.sleep(60)
 """
 DOWNLOADS = """
 import sys, time
-from mfimage.package.blob_cache import BlobCache
+from mfimage.package.storage.blobs import BlobCache
 from mfimage.package.spec import BlobRef
 def fetch(ref, file):
     file.write(b"half")
@@ -205,7 +205,7 @@ def test_the_rest_of_a_killed_download_goes_when_room_is_made() -> None:
 
 CROWD = """
 import os, random, sys
-from mfimage.package.blob_cache import BlobCache
+from mfimage.package.storage.blobs import BlobCache
 from mfimage.package.store import digest_of
 import io
 contents = [random.Random(seed).randbytes(1000) for seed in range(8)]
@@ -332,9 +332,9 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
         ("", 10 << 30),
         ("0", 0),
         ("1000", 1000),
-        ("500MB", 500 << 20),
+        ("500MB", 500_000_000),
         ("2 GiB", 2 << 30),
-        ("1t", 1 << 40),
+        ("1t", 10**12),
     ],
 )
 def test_sizes(text: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,12 +342,12 @@ def test_sizes(text: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_size() == size
 
 
-@pytest.mark.parametrize("text", ["much", "-1", "1.5GB", "10 EB", "GB", "1e9"])
+@pytest.mark.parametrize("text", ["much", "-1", "10 EB", "GB", "1e9"])
 def test_what_is_no_size(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MFIMAGE_CACHE_SIZE", text)
-    with pytest.raises(OptionError, match=f"MFIMAGE_CACHE_SIZE: .*got '{text}'") as caught:
+    with pytest.raises(OptionError, match=f"MFIMAGE_CACHE_SIZE: '{text}' is not a size") as caught:
         PackageStore("s3://bucket")
-    assert "10GiB" in str(caught.value.hint)
+    assert "500MiB" in str(caught.value.hint)
 
 
 def test_who_waits_is_told(

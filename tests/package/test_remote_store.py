@@ -14,9 +14,9 @@ import pytest
 
 from mfimage.errors import MfimageError, PackageError, ReferenceNotFound, StorageError
 from mfimage.package.spec import BlobRef
-from mfimage.package.storage import open_storage
+from mfimage.package.storage.buckets import open_storage
 from mfimage.package.store import PackageStore, blob_name, open_package
-from tests.support.faulty import Fault, Faulty, faulty
+from tests.support.faulty import Fault, Faulty, Handler, faulty
 from tests.support.packages import make_package
 from tests.support.s3 import Bucket, S3Server, bucket_on
 
@@ -112,9 +112,9 @@ def test_a_whole_package(bucket: Bucket) -> None:
     [
         ("{url}/functions/predict/abc/function.json", "no function package at {url}/functions"),
         ("{url}/functions/predict/abc", "no function package at {url}/functions/predict/abc/"),
-        ("{url}/else/where", "is no reference"),
-        ("{url}", "is no reference"),
-        ("s3://", "is no reference"),
+        ("{url}/else/where", "is not a reference"),
+        ("{url}", "is not a reference"),
+        ("s3://", "is not a reference"),
     ],
 )
 def test_a_reference_that_leads_nowhere(bucket: Bucket, reference: str, message: str) -> None:
@@ -261,3 +261,95 @@ def test_credentials(strict_bucket: tuple[Bucket, Any], monkeypatch: pytest.Monk
         said = f"{caught.value.message} {caught.value.hint}"
         assert bucket.url in said and "AWS_ACCESS_KEY_ID" in said
         assert "wrong-and-not-to-be-shown" not in said
+
+
+class Elsewhere(Handler):
+    """A server of another region than the default."""
+
+    def do(self) -> None:
+        if "/eu-west-1/" in self.headers.get("Authorization", ""):
+            super().do()
+            return
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(301)
+        self.send_header("x-amz-bucket-region", "eu-west-1")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD = do_PUT = do_POST = do
+
+
+def test_a_bucket_of_another_region_is_found(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with faulty(bucket.server.url, Elsewhere) as proxy:
+        for name, value in S3Server(url=proxy.url).env.items():
+            monkeypatch.setenv(name, value)
+        reference = make_package(f"{bucket.url}/root")
+        assert open_package(reference).reference == reference
+        with pytest.raises(StorageError, match="is in another region") as caught:
+            open_storage(bucket.url).write("x", io.BytesIO(b"x"))
+        assert "AWS_DEFAULT_REGION" in str(caught.value.hint)
+
+
+def test_objects_are_encrypted_as_metaflow_is_configured(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METAFLOW_S3_SERVER_SIDE_ENCRYPTION", "aws:kms")
+    storage = open_storage(bucket.url)
+    for name, data in {"small": b"x", "large": LARGE}.items():
+        storage.write(name, io.BytesIO(data))
+        found = bucket.server.client().head_object(Bucket=bucket.name, Key=name)
+        assert found["ServerSideEncryption"] == "aws:kms"
+
+
+def test_aws_own_endpoint_and_profile_are_found(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without Metaflow's setting and without variables, as boto3 does."""
+    config = tmp_path / "config"
+    config.write_text(
+        f"[profile here]\nregion = eu-west-1\nendpoint_url = {bucket.server.url}\n"
+        "aws_access_key_id = mfimage-test\naws_secret_access_key = mfimage-test-secret\n"
+    )
+    names = ("METAFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION")
+    with monkeypatch.context() as patch:
+        for name in (*names, "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.delenv(name)
+        patch.setenv("AWS_CONFIG_FILE", str(config))
+        patch.setenv("AWS_PROFILE", "here")
+        open_storage(bucket.url).write("x", io.BytesIO(b"content"))
+    assert bucket.read("x") == b"content"
+
+
+def test_a_profile_that_does_not_exist(bucket: Bucket) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_PROFILE", "nowhere")
+        with pytest.raises(StorageError, match=r"s3://.*\(nowhere\) could not be found") as caught:
+            open_storage(bucket.url).read("x")
+    assert "AWS_PROFILE" in str(caught.value.hint)
+
+
+def test_an_endpoint_that_is_not_a_url(bucket: Bucket) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METAFLOW_S3_ENDPOINT_URL", "localhost")
+        patch.setenv("METAFLOW_S3_RETRY_COUNT", "0")
+        with pytest.raises(StorageError) as caught:
+            open_storage(bucket.url).read("x")
+    assert caught.value.hint
+
+
+def test_no_credentials(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with pytest.raises(StorageError, match="no usable credentials") as caught:
+        open_storage(bucket.url).read("x")
+    assert "AWS_PROFILE" in str(caught.value.hint)
+
+
+def test_a_certificate_file_that_cannot_be_read(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("METAFLOW_S3_VERIFY_CERTIFICATE", str(tmp_path / "ca.pem"))
+    with pytest.raises(StorageError, match=r"ca\.pem: No such file"):
+        open_storage(bucket.url).read("x")

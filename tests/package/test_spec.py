@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mfimage.errors import PackageError
-from mfimage.package.parse import parse_spec
 from mfimage.package.spec import (
     ArtifactRef,
     BlobRef,
@@ -18,6 +17,7 @@ from mfimage.package.spec import (
     Example,
     FunctionSpec,
     Lineage,
+    parse_spec,
     sha256_of,
 )
 from tests.function.test_json_values import json_values, text

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mfimage.errors import StorageError
-from mfimage.package.storage import LocalStorage, open_storage
+from mfimage.package.storage.buckets import LocalStorage, open_storage
 
 
 class Interrupted(io.BytesIO):

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from mfimage.errors import MfimageError, PackageError, ReferenceNotFound, StorageError
+from mfimage.package.archive import unpack
 from mfimage.package.spec import sha256_of
-from mfimage.package.storage import LocalStorage
+from mfimage.package.storage.local import LocalStorage
 from mfimage.package.store import PackageStore, blob_name, digest_of, open_package
-from mfimage.package.unpack import unpack
 from tests.package.test_storage import small_disk
 from tests.support.packages import LOCK, archive, make_package, make_spec, put_artifact
 
@@ -77,9 +77,9 @@ def test_a_reference_is_found_however_it_is_written(
     [
         ("/nowhere/functions/predict/abc/function.json", "no function package at /nowhere"),
         ("/functions/predict/abc", "no function package at /functions/predict/abc/function.json"),
-        ("/etc/passwd", "'/etc/passwd' is no reference"),
-        ("IrisFlow/1/train/2", "'IrisFlow/1/train/2' is no reference"),
-        ("/x/packages/predict/abc/function.json", "is no reference"),
+        ("/etc/passwd", "'/etc/passwd' is not a reference"),
+        ("IrisFlow/1/train/2", "'IrisFlow/1/train/2' is not a reference"),
+        ("/x/packages/predict/abc/function.json", "is not a reference"),
     ],
 )
 def test_a_reference_that_leads_nowhere(reference: str, message: str) -> None:

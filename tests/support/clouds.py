@@ -7,54 +7,51 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pytest
 
 from tests.support.docker import free_port
+from tests.support.faulty import Handler, faulty
+from tests.support.s3 import S3Server, bucket_on
 
 BUCKET = "mfimage-test"
 # Kept from run to run; npm takes half a minute.
 _AZURITE = Path("/var/tmp/mfimage-azurite")
 
 
+class _Unquoted(Handler):
+    """Passes requests on with the names that moto knows: obstore quotes ``-`` and ``/`` as well."""
+
+    def do(self) -> None:
+        path, _, query = self.path.partition("?")
+        self.path = quote(unquote(path)) + (f"?{query}" if query else "")
+        super().do()
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do
+
+
 @contextmanager
-def google_running(patch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Run an emulator with a bucket; yield the bucket's URL."""
-    with warnings.catch_warnings():
-        # It misses grpcio-status where grpcio is, for other reasons.
-        warnings.simplefilter("ignore")
-        from google.auth.credentials import AnonymousCredentials
-        from google.cloud import storage
-    from metaflow.plugins.gcp import gs_storage_client_factory as factory
+def google_running(server: S3Server, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Serve a bucket of an S3 server as Google does; yield its URL.
 
-    class Anonymous:
-        """Takes the place of what asks Google for credentials."""
-
-        @staticmethod
-        def get_gs_storage_client() -> Any:
-            return storage.Client(credentials=AnonymousCredentials(), project="test")
-
-    port = free_port()
-    options = ["--host", "127.0.0.1", "--port", str(port), "--in-memory"]
-    command = [sys.executable, "-m", "gcp_storage_emulator", "start", *options]
-    with _running([*command, "--default-bucket", BUCKET], port):
-        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-        patch.setattr(factory, "cached_provider_class", Anonymous)
-        yield f"gs://{BUCKET}"
+    obstore speaks Google's XML API, which is S3's but for the signatures.
+    """
+    with bucket_on(server) as bucket, faulty(server.url, _Unquoted) as proxy:
+        patch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
+        yield f"gs://{bucket.name}"
 
 
 @contextmanager
 def azure_running(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[str]:
     """Run an emulator with a container; yield the container's URL."""
     from azure.storage.blob import BlobServiceClient
-    from metaflow.plugins.azure import azure_credential, blob_service_client_factory
+    from metaflow.plugins.azure import azure_credential
 
     class Signed:
         """Takes the place of what asks Azure for credentials."""
@@ -73,8 +70,7 @@ def azure_running(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[str]:
         endpoint = f"https://127.0.0.1:{port}/devstoreaccount1"
         patch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
         patch.setattr(azure_credential, "cached_provider_class", Signed)
-        name = "AZURE_STORAGE_BLOB_SERVICE_ENDPOINT"
-        patch.setattr(blob_service_client_factory, name, endpoint)
+        patch.setenv("METAFLOW_AZURE_STORAGE_BLOB_SERVICE_ENDPOINT", endpoint)
         with BlobServiceClient(endpoint, credential=_Token()) as service:
             service.create_container(BUCKET)
         yield f"azure://{BUCKET}"
@@ -103,6 +99,8 @@ def _certificate(folder: Path) -> tuple[Path, Path]:
     certificate, key = folder / "cert.pem", folder / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
     command += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    # Without it openssl makes a CA's certificate, which rustls does not take for a server's.
+    command += ["-addext", "basicConstraints=critical,CA:FALSE"]
     command += ["-out", str(certificate), "-keyout", str(key)]
     subprocess.run(command, check=True, capture_output=True)
     return certificate, key

@@ -85,7 +85,7 @@ class Faulty:
             return next((fault for fault in self.faults if fault.spoils(method, path)), None)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     proxy: Faulty
 
@@ -155,12 +155,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def faulty(upstream: str) -> Iterator[Faulty]:
+def faulty(upstream: str, handler: type[Handler] = Handler) -> Iterator[Faulty]:
     """Run a proxy in front of a server for as long as the block lasts."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler, bind_and_activate=True)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler, bind_and_activate=True)
     server.daemon_threads = True
     proxy = Faulty(url=f"http://127.0.0.1:{server.server_port}", upstream=upstream)
-    server.RequestHandlerClass = type("Handler", (_Handler,), {"proxy": proxy})
+    server.RequestHandlerClass = type("Handler", (handler,), {"proxy": proxy})
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:

@@ -23,8 +23,8 @@ from mfimage.backends.process.process import STARTING, Launch
 from mfimage.backends.process.workers import confused, told
 from mfimage.errors import InputError, OptionError
 from mfimage.function import json_values
-from mfimage.package.blob_cache import blob_cache_folder
-from mfimage.package.storage import LocalStorage
+from mfimage.package.storage.blobs import blob_cache_folder
+from mfimage.package.storage.local import LocalStorage
 from mfimage.package.store import Package
 from mfimage.runtime.worker.frames import CALL, FAILURE, RESULT
 

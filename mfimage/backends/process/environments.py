@@ -17,8 +17,7 @@ import mfimage
 from mfimage.capture.lock.indexes import OWN_CONFIGURATION
 from mfimage.capture.lock.uv import UvFailure, explain, run_uv
 from mfimage.errors import BackendError, LockError
-from mfimage.package.cache import cache_folder
-from mfimage.package.once import make_once
+from mfimage.package.storage.cache import cache_folder, make_once
 from mfimage.package.store import Package
 from mfimage.runtime.layout import RUNTIME_FILES
 from mfimage.runtime.worker import lifeline

@@ -13,10 +13,8 @@ from typing import Any, Protocol
 from mfimage.backends.code_cache import code_folder
 from mfimage.backends.satisfies import difference
 from mfimage.errors import BackendError, FunctionError, LockError, MfimageError, PackageError
-from mfimage.package.cache import cache_folder
-from mfimage.package.once import make_once
-from mfimage.package.parse import parse_spec
-from mfimage.package.spec import BlobRef, FunctionSpec
+from mfimage.package.spec import BlobRef, FunctionSpec, parse_spec
+from mfimage.package.storage.cache import cache_folder, make_once
 from mfimage.package.store import Package, PackageStore, blob_name, open_package
 from mfimage.runtime.worker.exceptions import describe, rebuild
 from mfimage.runtime.worker.frames import BATCH, CALL, DIED, FAILURE, PARTS, join_parts

@@ -141,7 +141,7 @@ class _Settler:
         wheel = wheels.build_wheel(
             plain, self.built, base=self.base, target=self.target, index=self.index
         )
-        file = WheelFile(name=wheel.name, sha256=wheels.sha256_of(wheel))
+        file = WheelFile(name=wheel.name, sha256=wheels.sha256_of_file(wheel))
         version = str(parse_wheel_filename(wheel.name)[1])
         return Package(name=name, version=version, files=(file,)), {wheel.name: wheel}
 

@@ -18,11 +18,10 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from mfimage.capture.lock.indexes import OWN_CONFIGURATION, IndexOptions
 from mfimage.capture.lock.platform import Target
 from mfimage.errors import LockError
+from mfimage.files import EPOCH
 
 # What is never part of a lock: mfimage ships its own runtime.
 NEVER_LOCKED = ("mfimage",)
-# 1 January 1980: the first day that a wheel, being a zip file, can name.
-EPOCH = 315532800
 _TIMEOUT = 1800
 # The wheel is taken from a cache, and a git revision has no hash but its own.
 _NOT_BUILDING = {"UV_NO_CACHE", "UV_REQUIRE_HASHES"}

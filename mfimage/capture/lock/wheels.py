@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -16,8 +15,9 @@ from urllib.parse import unquote, urlsplit
 from mfimage.capture.lock.indexes import IndexOptions
 from mfimage.capture.lock.platform import Target
 from mfimage.capture.lock.pylock import file_name
-from mfimage.capture.lock.uv import EPOCH, build_directory, build_requirement
+from mfimage.capture.lock.uv import build_directory, build_requirement
 from mfimage.errors import LockError
+from mfimage.files import EPOCH, chunks_of, sha256_hex
 
 _MAX_SOURCE = 1 << 30
 _NEVER = {"__pycache__", "node_modules", ".git", ".hg", ".tox", ".nox", ".metaflow", ".mfimage"}
@@ -184,20 +184,17 @@ def _record_last(name: str) -> tuple[bool, str]:
     return name.endswith(".dist-info/RECORD"), name
 
 
-def sha256_of(file: Path) -> str:
-    """Return the hex digest of a file."""
-    digest = hashlib.sha256()
+def sha256_of_file(file: Path) -> str:
+    """Return a file's SHA-256, in hex."""
     with file.open("rb") as opened:
-        for chunk in iter(lambda: opened.read(1 << 20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return sha256_hex(chunks_of(opened))
 
 
 def check_hash(name: str, file: Path, hashes: Iterable[str]) -> str:
     """Return a file's digest; it must be one of ``hashes``, if there are any."""
     if not file.is_file():
         raise LockError(f"{name} is locked as {file}, which is not there")
-    found, expected = sha256_of(file), list(hashes)
+    found, expected = sha256_of_file(file), list(hashes)
     if expected and found not in expected:
         raise LockError(
             f"{file.name} of {name} is not the file that was locked: "

@@ -11,8 +11,7 @@ from mfimage.image.find.info import ImageInfo
 from mfimage.image.plan.labels import PYTHON_VERSION, RAY_PARTS, RAY_VERSION, TARGET, image_labels
 from mfimage.image.plan.options import LABEL_PREFIX, refuse_credentials
 from mfimage.image.targets.targets import TARGETS
-from mfimage.package.parse import parse_spec
-from mfimage.package.spec import FunctionSpec, sha256_digest
+from mfimage.package.spec import FunctionSpec, parse_spec, sha256_digest
 from mfimage.runtime.layout import FUNCTION, FUNCTION_JSON, LOCK
 
 _LOCK_LABEL = f"{LABEL_PREFIX}lock.digest"

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mfimage.errors import BuildError, OptionError
+from mfimage.files import EPOCH
 from mfimage.image.plan.files import ContextFile
 from mfimage.image.plan.layers import BlobPath, artifact_folder, blob_file, layer_files, verified
 from mfimage.image.plan.options import refuse_credentials, split_index
-from mfimage.image.plan.plan import EPOCH, ImagePlan
+from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.secrets.build import CA, NETRC, PIP_CONF
 from mfimage.runtime.layout import PROGRAMS, VENV
 from mfimage.templating import Quoted, environment

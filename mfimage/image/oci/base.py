@@ -17,8 +17,8 @@ from mfimage.image.oci.layout import open_location
 from mfimage.image.registry.client import RegistryClient, open_registry, repository_of
 from mfimage.image.registry.location import Location
 from mfimage.image.registry.reference import DEFAULT_TAG, Reference
-from mfimage.package.blob_cache import BlobCache, Held
 from mfimage.package.spec import BlobRef
+from mfimage.package.storage.blobs import BlobCache, Held
 
 
 @contextlib.contextmanager

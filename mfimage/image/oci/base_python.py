@@ -13,8 +13,8 @@ from typing import IO
 from mfimage.errors import OptionError
 from mfimage.image.oci.compression import decompressed
 from mfimage.image.oci.images import StoredImage
-from mfimage.package.cache import cache_folder
 from mfimage.package.spec import sha256_digest
+from mfimage.package.storage.cache import cache_folder, remember
 from mfimage.runtime.layout import VENV
 
 # BuildKit's, for a base that says none.
@@ -87,10 +87,7 @@ def find_python(image: StoredImage, where: str) -> BasePython:
             f"base-image: {where} has no Python in {':'.join(folders)}",
             hint="choose a base that has the function's Python, as python:3.11-slim",
         )
-    known.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = known.with_suffix(".tmp")
-    fresh.write_text(json.dumps(vars(found)))
-    fresh.replace(known)
+    remember(known, json.dumps(vars(found)).encode())
     return found
 
 

@@ -23,10 +23,9 @@ from typing import BinaryIO
 
 from mfimage.errors import BuildError
 from mfimage.image.oci.compression import ZSTD, Compressing, compressor_id
-from mfimage.package.blob_cache import BlobCache, Held
-from mfimage.package.cache import cache_folder
-from mfimage.package.once import locked, not_written
 from mfimage.package.spec import BlobRef, sha256_digest
+from mfimage.package.storage.blobs import BlobCache, Held
+from mfimage.package.storage.cache import cache_folder, locked, not_written, remember
 
 # What begins like this and is older than that many seconds was left by a process that was killed.
 UNFINISHED = ".new-"
@@ -199,10 +198,4 @@ def _record(path: Path, layer: Layer) -> None:
         for name in dataclasses.fields(layer)
         if name.name not in ("held", "cached")
     }
-    with (
-        contextlib.suppress(OSError),
-        tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file,
-    ):
-        file.write(json.dumps(known))
-        file.flush()
-        Path(file.name).replace(path)
+    remember(path, json.dumps(known).encode())

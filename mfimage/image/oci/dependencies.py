@@ -31,7 +31,7 @@ from mfimage.image.plan.layers import BlobPath
 from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.secrets.build import CA, NETRC, PIP_CONF
 from mfimage.masking import Masker
-from mfimage.package.cache import cache_folder
+from mfimage.package.storage.cache import cache_folder
 from mfimage.runtime.layout import VENV
 
 _SCRIPT = Path(__file__).with_name("_compile.py")

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from mfimage.errors import OptionError
+from mfimage.files import EPOCH
 from mfimage.image.oci.base_python import BasePython
 from mfimage.image.oci.dependencies import installer_version, laid_out
 from mfimage.image.oci.tar import Folder, Member, layer_tar
 from mfimage.image.plan.files import ContextFile
 from mfimage.image.plan.layers import BlobPath, artifact_files, code_files, runtime_files
-from mfimage.image.plan.plan import EPOCH, ArtifactLayer, ImagePlan
+from mfimage.image.plan.plan import ArtifactLayer, ImagePlan
 from mfimage.package.spec import sha256_digest
 
 EPOCH_VARIABLE = "SOURCE_DATE_EPOCH"

@@ -6,17 +6,15 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mfimage.errors import BuildError
+from mfimage.files import EPOCH, whole_file
 from mfimage.image.oci.config import Composed, compose_index
 from mfimage.image.oci.images import StoredLayer, encode
-from mfimage.image.plan.plan import EPOCH
 from mfimage.image.registry.descriptors import INDEX
 from mfimage.image.registry.location import OCI, OCI_ARCHIVE, Location
 from mfimage.image.registry.reference import Reference
@@ -67,24 +65,8 @@ def _writing(location: Location) -> Iterator[None]:
 
 
 def _write_file(path: Path, chunks: Iterator[bytes]) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    fresh = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.chmod(0o666 & ~_umask())
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+    with whole_file(path, durable=True) as file:
+        file.writelines(chunks)
 
 
 def _blobs(images: Sequence[Composed]) -> Iterator[tuple[str, int, Callable[[], BinaryIO]]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from mfimage.files import sha256_hex
 
 CHUNK = 1 << 18
 MTIME = 315_532_800  # 1980-01-01, the earliest time that every archive format can hold
@@ -58,8 +59,5 @@ class ContextFile:
         """
         digest = self.digest
         if digest is None:
-            hasher = hashlib.sha256()
-            for chunk in self.chunks():
-                hasher.update(chunk)
-            digest = hasher.hexdigest()
+            digest = sha256_hex(self.chunks())
         return MTIME * 10**9 + int(digest[-16:], 16) % 10**9

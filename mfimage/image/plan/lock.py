@@ -17,8 +17,8 @@ from typing import Any
 
 from mfimage.errors import MfimageError, PackageError, StorageError
 from mfimage.image.plan.options import BuildOptions, split_index
-from mfimage.package.cache import cache_folder
 from mfimage.package.spec import sha256_digest
+from mfimage.package.storage.cache import cache_folder, remember
 from mfimage.package.store import FILE_NAME, Package, package_name
 
 _INDEX_VARIABLES = (
@@ -60,7 +60,7 @@ def target_lock(package: Package, options: BuildOptions, platform: str, say: Say
         lock = cached.read_bytes()
     else:
         lock = _solve(package, options, platform)
-        _remember(cached, lock)
+        remember(cached, lock)
     _write(package, kept, asked, lock, say)
     # Somebody else may have kept another one meanwhile: that is everybody's then.
     with contextlib.suppress(StorageError):
@@ -137,12 +137,3 @@ def _solve(package: Package, options: BuildOptions, platform: str) -> bytes:
             extra_index_urls=tuple(options.extra_index_urls),
         ),
     )
-
-
-def _remember(path: Path, data: bytes) -> None:
-    """Keep what takes time to find out again; a cache that cannot be written is no fault."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-        fresh.write_bytes(data)
-        fresh.replace(path)

@@ -93,8 +93,6 @@ def check_lock(lock: bytes) -> None:
 #
 # Whatever builds it, the same plan gives the same files in the same layers.
 
-# The time of every file in an image: the earliest that zip archives, too, can hold, 1980-01-01.
-EPOCH = 315_532_800
 # Always there and writable by anyone, with a read-only root (--tmpfs /tmp) too.
 HOME = "/tmp"  # noqa: S108
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.reference import parse_reference
-from mfimage.package.cache import cache_folder
 from mfimage.package.spec import sha256_digest
+from mfimage.package.storage.cache import cache_folder, remember
 
 if TYPE_CHECKING:
     from cyclonedx.model import ExternalReference, HashType, Property
@@ -57,19 +55,8 @@ def installed_components(plan: ImagePlan) -> list[dict[str, Any]]:
         return found
     except (OSError, ValueError):
         made = _make(plan)
-    _keep(known, json.dumps(made).encode())
+    remember(known, json.dumps(made).encode())
     return made
-
-
-def _keep(path: Path, data: bytes) -> None:
-    """Write a file that is whole or absent; a cache that cannot be written is no fault."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(data)
-        Path(file.name).replace(path)
-    except OSError:
-        return
 
 
 def _make(plan: ImagePlan) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from mfimage.files import sha256_hex
 from mfimage.image.sbom.components import PREFIX, installed_components
 from mfimage.package.spec import sha256_digest
 from mfimage.runtime.layout import CODE, FUNCTION
@@ -145,10 +146,7 @@ def _code(files: Iterable[ContextFile]) -> Iterable[dict[str, Any]]:
 def _hash(file: ContextFile) -> str:
     if file.digest is not None:
         return file.digest
-    hasher = hashlib.sha256()
-    for chunk in file.chunks():
-        hasher.update(chunk)
-    return hasher.hexdigest()
+    return sha256_hex(file.chunks())
 
 
 def _sha256(digest: str) -> list[dict[str, str]]:

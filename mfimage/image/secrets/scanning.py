@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from mfimage.image.plan.layers import artifact_files, code_files, runtime_files
 from mfimage.image.secrets.scan import CredentialScan
-from mfimage.package.cache import cache_folder
+from mfimage.package.storage.cache import cache_folder
 
 if TYPE_CHECKING:
     from mfimage.image.builder import Builder, BuiltImage

@@ -23,8 +23,9 @@ import orjson
 
 from mfimage.errors import MfimageError, OptionError
 from mfimage.package.spec import FunctionSpec
+from mfimage.package.storage.objects import ObjectInfo
 from mfimage.runtime.batch.parts import PRIVATE, Part, PartDone, PartOptions, plan_parts
-from mfimage.runtime.batch.store import InputFile, find_inputs, locate
+from mfimage.runtime.batch.store import find_inputs, locate
 from mfimage.runtime.records.formats import RecordFormat, choose_format, output_schema
 
 # A part is no more, and no less, than that; else there are so many of them.
@@ -241,7 +242,7 @@ def _named(name: str, option: str) -> RecordFormat:
     return choose_format("-", {"jsonl": "json"}.get(name, name), option=option)
 
 
-def _part_bytes(files: Iterable[InputFile]) -> int:
+def _part_bytes(files: Iterable[ObjectInfo]) -> int:
     # Of the input alone: a job that is started again, on more processes say, has the same parts.
     return max(_LEAST, min(_MOST, sum(file.size for file in files) // _PARTS))
 
@@ -253,7 +254,7 @@ def _suffixes() -> tuple[str, ...]:
     return tuple({suffix for suffixes in [*found, (".parquet",)] for suffix in suffixes})
 
 
-def _format_of(files: Iterable[InputFile]) -> RecordFormat:
+def _format_of(files: Iterable[ObjectInfo]) -> RecordFormat:
     names = {choose_format(file.url).name: file.url for file in files}
     if len(names) > 1:
         shown = ", ".join(f"{url} ({name})" for name, url in sorted(names.items()))
@@ -262,7 +263,7 @@ def _format_of(files: Iterable[InputFile]) -> RecordFormat:
 
 
 def _identity(
-    spec: FunctionSpec, options: PartOptions, files: list[InputFile], part_bytes: int
+    spec: FunctionSpec, options: PartOptions, files: list[ObjectInfo], part_bytes: int
 ) -> dict[str, Any]:
     listed = hashlib.sha256(orjson.dumps([asdict(file) for file in files]))
     return {

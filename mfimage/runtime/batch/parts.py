@@ -20,8 +20,9 @@ import orjson
 
 from mfimage.errors import InputError, ValueFault
 from mfimage.function import json_values
+from mfimage.package.storage.objects import ObjectInfo
 from mfimage.runtime.batch.guard import Guard
-from mfimage.runtime.batch.store import InputFile, locate
+from mfimage.runtime.batch.store import locate
 from mfimage.runtime.calls.queue import Outcome, call_many
 from mfimage.runtime.records.files import RecordSource, open_sink
 from mfimage.runtime.records.formats import choose_format, given_schema
@@ -96,7 +97,7 @@ class PartDone:
     lines: int
 
 
-def plan_parts(files: Sequence[InputFile], *, by_lines: bool, part_bytes: int) -> list[Part]:
+def plan_parts(files: Sequence[ObjectInfo], *, by_lines: bool, part_bytes: int) -> list[Part]:
     """Divide files into parts: of ``part_bytes`` each, where a format has lines."""
     ranges = (
         (file.url, start, min(start + part_bytes, file.size) if by_lines else file.size)

@@ -20,8 +20,7 @@ from mfimage.function.json_values import plain
 from mfimage.function.many import Many
 from mfimage.function.parameters import FunctionParameters, lazy_parameters
 from mfimage.function.schema import RESULT
-from mfimage.package.parse import parse_spec
-from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec
+from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec, parse_spec
 from mfimage.runtime.calls.coroutines import LoopThread
 from mfimage.runtime.loading.modules import CodeSpace
 

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mfimage.errors import MfimageError, OptionError
-from mfimage.package.parse import parse_spec
-from mfimage.package.spec import FunctionSpec
+from mfimage.package.spec import FunctionSpec, parse_spec
 from mfimage.runtime.calls.coroutines import CoroutineDispatcher, new_loop
 from mfimage.runtime.calls.queue import Dispatcher
 from mfimage.runtime.calls.threads import DEFAULT_THREADS, ThreadDispatcher, ThreadOptions

@@ -21,7 +21,7 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
-from mfimage.package.parse import parse_spec
+from mfimage.package.spec import parse_spec
 from mfimage.runtime.loading.loader import LiveFunction, load_function, read_verified
 from mfimage.runtime.worker.exceptions import describe
 from mfimage.runtime.worker.frames import (

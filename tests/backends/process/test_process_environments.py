@@ -25,9 +25,8 @@ from mfimage.capture.lock.solve import lock_requirements
 from mfimage.copy import copy_package
 from mfimage.errors import BackendError, LockError, StorageError
 from mfimage.load import function_from_json
-from mfimage.package.blob_cache import BlobCache
-from mfimage.package.cache import cache_folder
-from mfimage.package.once import make_once
+from mfimage.package.storage.blobs import BlobCache
+from mfimage.package.storage.cache import cache_folder, make_once
 from mfimage.package.store import Package
 from tests.backends.process_support import NEEDED, PYTHON, Packages
 from tests.support.s3 import Bucket

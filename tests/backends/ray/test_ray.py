@@ -22,7 +22,7 @@ import pytest
 from mfimage.backends.ray.backend import RayBackend
 from mfimage.errors import BackendError, InputError, OptionError
 from mfimage.load import function_from_json
-from mfimage.package.unpack import unpack
+from mfimage.package.archive import unpack
 from mfimage.runtime.layout import placement_resource
 from tests.backends import process_support
 from tests.backends.process_support import Packages, is_running

@@ -82,7 +82,7 @@ def test_reading_a_task(place: Place, proxy: Faulty) -> None:
     [
         ("503", "answered 503"),
         ("drop", "Connection was closed|Could not connect"),
-        ("cut", "break off"),
+        ("cut", "responses break off"),
     ],
 )
 def test_a_server_that_stays_bad(place: Place, proxy: Faulty, kind: str, said: str) -> None:

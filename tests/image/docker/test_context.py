@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from mfimage.errors import PackageError
+from mfimage.files import EPOCH
 from mfimage.image.docker.render import context_files, context_tar, render, write_context
 from mfimage.image.plan.layers import layer_files
-from mfimage.image.plan.plan import EPOCH
 from mfimage.package.spec import BlobRef
 from tests.image.sample import archive, contents, entries, make_sample, tarred
 

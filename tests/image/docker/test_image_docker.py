@@ -55,7 +55,7 @@ def test_the_configuration(build, sample):
 
 WORKS = """
 import getpass, os, pathlib, tempfile
-import orjson, mfimage.errors, mfimage.package.parse
+import orjson, mfimage.errors, mfimage.package.spec
 assert orjson.__file__.startswith("/opt/venv/"), orjson.__file__
 pathlib.Path.home().joinpath(".cache").mkdir(exist_ok=True)
 tempfile.TemporaryFile().close()

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mfimage.errors import BuildError, OptionError
+from mfimage.files import EPOCH
 from mfimage.image.docker.render import write_context
-from mfimage.image.plan.plan import EPOCH
 from tests.image.sample import contents, entries, make_sample, tarred
 
 

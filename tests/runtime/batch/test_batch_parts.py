@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from mfimage.errors import OptionError, SerializerError
+from mfimage.package.storage.objects import ObjectInfo
 from mfimage.runtime.batch.job import BatchOptions, Job
 from mfimage.runtime.batch.parts import PartRunner
-from mfimage.runtime.batch.store import InputFile
 from mfimage.runtime.loading.loader import load_folder
 from tests.backends.process_support import children
 from tests.runtime.batches import failures, lines, run_job
@@ -257,7 +257,7 @@ def test_parts_of_large_files_are_neither_small_nor_many():
     from mfimage.runtime.batch.job import _part_bytes
 
     for size, expected in ((1000, 256 << 10), (64 << 20, 1 << 20), (1 << 40, 32 << 20)):
-        assert _part_bytes([InputFile(url="x", size=size, version="1")]) == expected
+        assert _part_bytes([ObjectInfo(url="x", size=size, version="1")]) == expected
 
 
 def test_numbers_that_make_no_sense_are_refused():

@@ -125,8 +125,8 @@ def test_a_server_that_is_not_there_is_named(monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{unused.getsockname()[1]}")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
-        monkeypatch.setattr("mfimage.runtime.batch.store.RETRIES", {"max_retries": 0})
+        monkeypatch.setattr("mfimage.package.storage.objects.RETRIES", {"max_retries": 0})
         with pytest.raises(StorageError, match="cannot read s3://bucket/x: ") as caught:
             find_inputs("s3://bucket/x", (".jsonl",))
     assert "hush" not in f"{caught.value} {caught.value.hint}"
-    assert "endpoint" in caught.value.hint
+    assert "METAFLOW_S3_ENDPOINT_URL" in caught.value.hint

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from mfimage.errors import MfimageError, OutputError, PackageError
+from mfimage.package.archive import unpack
 from mfimage.package.store import open_package
-from mfimage.package.unpack import unpack
 from mfimage.runtime.loading import loader
 from mfimage.runtime.loading.loader import LiveFunction, load_folder, load_function
 from tests.support.packages import make_package

@@ -1,4 +1,7 @@
-"""What is in the cache is whole or absent, made once, whoever asks first."""
+"""The user's cache folder: what takes time to make or fetch again, and may be deleted any time.
+
+What is in it is whole or absent, and made once, whichever process asks first.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,47 @@ from pathlib import Path
 from typing import TextIO
 
 from mfimage.errors import StorageError
+from mfimage.files import whole_file
+from mfimage.sizes import parse_size
 
 logger = logging.getLogger(__name__)
-# Seconds after which somebody who waits is told what for.
+# Seconds after which a wait is reported.
 _SILENCE = 20
+# Backups and code capture skip a folder with this in it: https://bford.info/cachedir/
+_TAG = "CACHEDIR.TAG"
+_SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55\n"
+SIZE_VARIABLE = "MFIMAGE_CACHE_SIZE"
+_DEFAULT_SIZE = "10GiB"
+
+
+def cache_folder() -> Path:
+    """Return the user's cache folder: ``MFIMAGE_CACHE``, else ``mfimage`` in the usual place."""
+    chosen = os.environ.get("MFIMAGE_CACHE")
+    if chosen:
+        return Path(chosen).absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "mfimage"
+
+
+def tag(cache: Path) -> None:
+    """Mark a cache folder, which is there, as one."""
+    path = cache / _TAG
+    if not path.exists():
+        path.write_text(_SIGNATURE)
+
+
+def cache_size() -> int:
+    """Return how many bytes of blobs may stay: ``MFIMAGE_CACHE_SIZE``, else 10 GiB."""
+    text = os.environ.get(SIZE_VARIABLE, "").strip() or _DEFAULT_SIZE
+    return parse_size(text, field=SIZE_VARIABLE)
+
+
+def remember(path: Path, data: bytes) -> None:
+    """Write a file into the cache; where it cannot be written, it costs time the next time."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write(data)
 
 
 def make_once(
@@ -26,8 +66,8 @@ def make_once(
 ) -> Path:
     """Return a folder; when it is not there, one process fills it and all others wait.
 
-    It is filled beside its place and moved there in the end, so a kill leaves nothing that looks
-    whole. What a kill does leave goes when somebody next fills the folder.
+    It is filled beside its place and moved there last, so a kill leaves nothing that looks whole.
+    The next process that fills the folder removes what a kill left.
 
     Parameters
     ----------
@@ -36,7 +76,7 @@ def make_once(
     fill : callable
         Gets an empty folder.
     is_whole : callable
-        Tells whether what is there can be used; if not, it is made anew.
+        Whether what is there can be used; if not, it is made again.
 
     Raises
     ------
@@ -65,9 +105,9 @@ def not_written(path: Path, error: OSError) -> StorageError:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; others wait. Who holds it may remove it.
+    """Hold a lock file, which its holder may remove; others wait.
 
-    The kernel takes the lock from a process that ends, however it ends.
+    The kernel releases the lock of a process that ends, however it ends.
     """
     while True:
         with path.open("w") as file:
@@ -77,7 +117,7 @@ def locked(path: Path) -> Iterator[None]:
                     yield
                     return
             finally:
-                # Said outright: a process that was forked meanwhile has the file open, too.
+                # Explicitly: a process that was forked meanwhile has the file open, too.
                 fcntl.flock(file, fcntl.LOCK_UN)
 
 
@@ -85,29 +125,31 @@ def _wait_for(file: TextIO, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        with told(f"waiting for another process, which has {path}"):
+        with reported(f"waiting for another process, which has {path}"):
             fcntl.flock(file, fcntl.LOCK_EX)
 
 
 @contextlib.contextmanager
-def told(doing: str) -> Iterator[None]:
-    """Say now and then what somebody waits for."""
+def reported(doing: str) -> Iterator[None]:
+    """Log now and then what takes so long."""
     done = threading.Event()
     began = time.monotonic()
 
-    def tell() -> None:
+    def report() -> None:
         while not done.wait(_SILENCE):
             logger.warning("still %s after %.0f s", doing, time.monotonic() - began)
 
-    threading.Thread(target=tell, name="mfimage-told", daemon=True).start()
+    thread = threading.Thread(target=report, name="mfimage-report", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         done.set()
+        thread.join()
 
 
 def is_at(path: Path, descriptor: int) -> bool:
-    """Tell whether an open file is still the one at ``path``."""
+    """Return whether an open file is still the one at ``path``."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:

@@ -2,12 +2,12 @@
 
 ::
 
-    blobs/sha256/<hex>                  a whole blob; whoever uses it has a shared lock on it
-    blobs/sha256/.<hex>.lock            whoever downloads it has a lock on this
-    blobs/sha256/.<hex>.partial-*       what is being downloaded
+    blobs/sha256/<hex>                  a whole blob; its users hold a shared lock on it
+    blobs/sha256/.<hex>.lock            locked by the process that downloads the blob
+    blobs/sha256/.<hex>.partial-*       a download
 
-A blob under a shared lock is not removed. The kernel takes locks from a process that ends, however
-it ends; the rest of its download goes when somebody next wants the blob, or makes room.
+A blob under a shared lock is not removed. The kernel releases the locks of a process that ends,
+however it ends; its partial download is removed when the blob is next wanted, or room is made.
 """
 
 from __future__ import annotations
@@ -17,17 +17,26 @@ import fcntl
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from mfimage.package.cache import cache_folder, cache_size, tag
-from mfimage.package.once import is_at, locked, not_written
+from mfimage.files import chunks_of, sha256_hex
 from mfimage.package.spec import BlobRef
+from mfimage.package.storage.cache import (
+    cache_folder,
+    cache_size,
+    is_at,
+    locked,
+    not_written,
+    tag,
+)
 
 logger = logging.getLogger(__name__)
-_CHUNK = 1 << 20
 
 Fetch = Callable[[BlobRef, BinaryIO], None]
 """Writes a blob's content into a file, in place of what it holds."""
@@ -39,44 +48,44 @@ def blob_cache_folder() -> Path:
 
 
 class DamagedBlob(Exception):
-    """What was downloaded is not what its name says."""
+    """A download does not have the digest that its name says."""
 
 
 class Held:
-    """A whole blob in the cache, which stays as long as it is held."""
+    """A whole blob in the cache, which is not removed while it is held."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self._descriptor = descriptor
 
     def matches(self, ref: BlobRef) -> bool:
-        """Tell whether the content is what the name says."""
+        """Return whether the content has this digest."""
         with open(self._descriptor, "rb", closefd=False) as file:
             file.seek(0)
-            return _digest(file) == ref.hex
+            return sha256_hex(chunks_of(file)) == ref.hex
 
     def size(self) -> int:
-        """Return how many bytes it has."""
+        """Return its size in bytes."""
         return os.fstat(self._descriptor).st_size
 
     def read(self) -> bytes:
-        """Return the content, as it is."""
+        """Return the content, not verified."""
         with open(self._descriptor, "rb", closefd=False) as file:
             file.seek(0)
             return file.read()
 
     def is_there(self) -> bool:
-        """Tell whether nobody has removed it all the same, as who cleans the whole cache does."""
+        """Return whether it is still at its path: a user may delete the whole cache."""
         return is_at(self.path, self._descriptor)
 
     def release(self) -> None:
-        """Let it go."""
-        # A forked process that holds it as well keeps it: closing is not unlocking.
+        """Release it."""
+        # Closing, not unlocking: a forked process may hold it as well.
         with contextlib.suppress(OSError):
             os.close(self._descriptor)
 
     def discard(self) -> None:
-        """Remove a damaged blob, and let it go."""
+        """Remove a damaged blob and release it."""
         with contextlib.suppress(FileNotFoundError):
             if self.is_there():
                 self.path.unlink()
@@ -94,7 +103,7 @@ class BlobCache:
     Raises
     ------
     OptionError
-        When ``MFIMAGE_CACHE_SIZE`` is no size.
+        When ``MFIMAGE_CACHE_SIZE`` is not a size.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -103,7 +112,7 @@ class BlobCache:
         self._limit = cache_size()
 
     def hold(self, ref: BlobRef, fetch: Fetch, *, verify: bool = True) -> Held:
-        """Return a blob, downloaded when it is not there, or damaged.
+        """Return a blob; download it when it is missing or damaged.
 
         Parameters
         ----------
@@ -112,12 +121,12 @@ class BlobCache:
         fetch : callable
             Downloads it.
         verify : bool
-            Whether what is there is verified; what is downloaded always is.
+            Whether to verify a cached blob; a download is always verified.
 
         Raises
         ------
         DamagedBlob
-            When what is downloaded is not what its name says, twice.
+            When the download is damaged, twice.
         StorageError
             When the cache cannot be written.
         """
@@ -137,7 +146,7 @@ class BlobCache:
             raise not_written(self.folder, error) from error
 
     def find(self, ref: BlobRef) -> Held | None:
-        """Return a blob that is there, not verified."""
+        """Return a cached blob, not verified; None when there is none."""
         held = self._open(ref)
         if held is not None and held.size() != ref.size:
             held.discard()
@@ -145,16 +154,16 @@ class BlobCache:
         return held
 
     def adopt(self, ref: BlobRef, path: Path) -> Held:
-        """Take a file in, made in ``folder``, that holds a blob."""
+        """Move a file that holds a blob into the cache; it was made in ``folder``."""
         path.replace(self._path(ref))
         held = self._open(ref)
-        if held is None:  # who cleans the cache was that quick
+        if held is None:  # the cache was deleted meanwhile
             raise not_written(self.folder, FileNotFoundError(2, "removed meanwhile"))
         self.trim()
         return held
 
     def trim(self, room: int = 0) -> None:
-        """Remove what was not used for the longest time, until the rest and ``room`` fit."""
+        """Remove the least recently used blobs, until the rest and ``room`` fit."""
         try:
             names = [path.name for path in self.folder.iterdir()]
         except OSError:
@@ -186,7 +195,7 @@ class BlobCache:
                 _remove(lock)
 
     def _open(self, ref: BlobRef) -> Held | None:
-        """Return a blob that is there, and used from now on."""
+        """Return a cached blob, under a shared lock from now on."""
         path = self._path(ref)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -194,10 +203,10 @@ class BlobCache:
             return None
         held = Held(path, descriptor)
         try:
-            # Whoever removes it has it for a moment only.
+            # A process that removes it holds it for a moment only.
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             if held.is_there():
-                with contextlib.suppress(OSError):  # a cache that was filled, and is read-only now
+                with contextlib.suppress(OSError):  # the cache may be read-only
                     os.utime(descriptor)
                 return held
         except BaseException:
@@ -220,7 +229,7 @@ class BlobCache:
             held.release()
             _remove(Path(name))
             raise
-        self.trim()  # others may have come meanwhile
+        self.trim()  # other processes may have added blobs
         return held
 
     def _remove_partials(self, hexdigest: str) -> None:
@@ -228,18 +237,18 @@ class BlobCache:
             _remove(partial)
 
     def _sweep(self, locks: Iterable[str]) -> None:
-        """Remove what downloads left that were killed."""
+        """Remove what killed downloads left."""
         for name in locks:
-            with _only_user(self.folder / name) as nobody_else:
-                if nobody_else:
+            with _only_user(self.folder / name) as alone:
+                if alone:
                     self._remove_partials(name.split(".")[1])
                     _remove(self.folder / name)
 
 
 def _ages(folder: Path, names: Iterable[str]) -> Iterator[tuple[float, int, Path]]:
-    """Yield when each file was used, its size and its path."""
+    """Yield each file's last use, size and path."""
     for name in names:
-        with contextlib.suppress(OSError):  # another process was quicker
+        with contextlib.suppress(OSError):  # removed meanwhile
             found = (folder / name).stat()
             yield found.st_mtime, found.st_size, folder / name
 
@@ -249,23 +258,16 @@ def _fetch_verified(ref: BlobRef, fetch: Fetch, file: BinaryIO) -> None:
         fetch(ref, file)
         file.flush()
         file.seek(0)
-        if _digest(file) == ref.hex:
+        if sha256_hex(chunks_of(file)) == ref.hex:
             return
         if again:
             logger.warning("a download of %s arrived damaged; trying again", ref.digest)
     raise DamagedBlob(ref.digest)
 
 
-def _digest(file: BinaryIO) -> str:
-    hasher = hashlib.sha256()
-    while chunk := file.read(_CHUNK):
-        hasher.update(chunk)
-    return hasher.hexdigest()
-
-
 @contextlib.contextmanager
 def _only_user(path: Path) -> Iterator[bool]:
-    """Tell whether nobody else uses a file; nobody else begins to while the block lasts."""
+    """Yield whether no other process uses a file; while the block lasts, none can start to."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -283,12 +285,72 @@ def _only_user(path: Path) -> Iterator[bool]:
 
 
 def _remove_unused(path: Path) -> bool:
-    with _only_user(path) as nobody_else:
-        if nobody_else:
+    with _only_user(path) as alone:
+        if alone:
             _remove(path)
-        return nobody_else
+        return alone
 
 
 def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
         path.unlink()
+
+
+class LocalCopies:
+    """A remote root's blobs as files in the user's cache; those in use stay there.
+
+    Parameters
+    ----------
+    fetch : callable
+        Writes a blob's content into a file, in place of what it holds.
+    """
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+        self._cache = BlobCache()
+        self._held: dict[str, Held] = {}
+        self._lock = threading.Lock()
+        weakref.finalize(self, _release, self._held, self._cache)
+
+    def file(self, ref: BlobRef) -> Path:
+        """Return the path of a blob, verified, which stays as long as ``self``."""
+        held = self._held.get(ref.hex)
+        if held is None or not held.is_there():
+            held = self._cache.hold(ref, self._fetch)
+            self._keep(ref, held)
+        return held.path
+
+    def read(self, ref: BlobRef) -> bytes:
+        """Return a blob's bytes, verified."""
+        while True:
+            held = self._cache.hold(ref, self._fetch, verify=False)
+            data = held.read()
+            if hashlib.sha256(data).hexdigest() == ref.hex:
+                held.release()
+                return data
+            held.discard()
+
+    def add(self, ref: BlobRef, source: BinaryIO) -> None:
+        """Cache what was just written to the root."""
+
+        def copy(_: BlobRef, file: BinaryIO) -> None:
+            source.seek(0)
+            file.seek(0)
+            file.truncate()
+            shutil.copyfileobj(source, file, 1 << 20)
+
+        if ref.hex not in self._held:
+            self._keep(ref, self._cache.hold(ref, copy))
+
+    def _keep(self, ref: BlobRef, held: Held) -> None:
+        with self._lock:
+            before = self._held.get(ref.hex)
+            self._held[ref.hex] = held
+        if before is not None:
+            before.release()
+
+
+def _release(held: dict[str, Held], cache: BlobCache) -> None:
+    for blob in held.values():
+        blob.release()
+    cache.trim()
