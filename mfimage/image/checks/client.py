@@ -73,7 +73,7 @@ def request(
     Raises
     ------
     OSError, http.client.HTTPException
-        If there is no response.
+        If the server does not respond.
     """
     connection = http.client.HTTPConnection(*address, timeout=timeout)
     try:

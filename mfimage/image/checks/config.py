@@ -58,13 +58,13 @@ def check_labels(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> str
 
 
 def _expected(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> Mapping[str, str]:
-    """Return the labels that an image of the function has, whoever built it."""
+    """Return the labels of every image of the function."""
     has = info.labels
     ray = has.get(TARGET) == "ray"
     labels = image_labels(
         spec,
         target=has[TARGET] if has.get(TARGET) in TARGETS else " or ".join(TARGETS),
-        # Of an image that does not hold its lock, there has to be some digest.
+        # Without a lock in the image, any digest will do.
         lock=sha256_digest(lock) if lock is not None else has.get(_LOCK_LABEL) or "sha256:...",
         base="",
         base_digest=None,

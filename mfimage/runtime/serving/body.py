@@ -9,7 +9,7 @@ from typing import Any
 
 from mfimage.errors import Fault, InputError, OutputError
 from mfimage.runtime.calls.queue import Disconnected, Outcome
-from mfimage.runtime.serving.content import Codec
+from mfimage.runtime.serving.content import MediaCodec
 from mfimage.runtime.serving.problems import Problem, problem_of
 
 _DECODE = json.JSONDecoder().raw_decode
@@ -52,7 +52,7 @@ def _too_large(limit: int) -> Problem:
     return Problem(413, f"expected a body of at most {limit} bytes (MFIMAGE_MAX_BODY)")
 
 
-def decode_list(codec: Codec, body: bytes) -> list[bytes]:
+def decode_list(codec: MediaCodec, body: bytes) -> list[bytes]:
     """Return the JSON bytes of each item of a list in another media type."""
     assert codec.many is not None
     return split_list(codec.many.loads(body))
@@ -120,7 +120,9 @@ def _item(outcome: Outcome) -> bytes:
     return b'{"error":%b}' % problem_of(outcome).body()
 
 
-def encode_outcomes(codec: Codec, outcomes: Sequence[Outcome]) -> tuple[Sequence[Outcome], bytes]:
+def encode_outcomes(
+    codec: MediaCodec, outcomes: Sequence[Outcome]
+) -> tuple[Sequence[Outcome], bytes]:
     """Return the outcome of each item, and their list in another media type.
 
     A result that cannot be encoded fails alone.
@@ -133,7 +135,7 @@ def encode_outcomes(codec: Codec, outcomes: Sequence[Outcome]) -> tuple[Sequence
         return encoded, codec.many.dumps(join_outcomes(encoded))
 
 
-def _encodable(codec: Codec, outcome: Outcome) -> Outcome:
+def _encodable(codec: MediaCodec, outcome: Outcome) -> Outcome:
     if isinstance(outcome, bytes):
         try:
             codec.dumps(outcome)

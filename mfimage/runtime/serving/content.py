@@ -52,7 +52,7 @@ log = logging.getLogger("mfimage.serving")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Codec:
+class MediaCodec:
     """A media type beside JSON, for one function.
 
     Attributes
@@ -63,7 +63,7 @@ class Codec:
         The serializer's own schemas of a request and a response.
     data : str
         What paths in input errors start with.
-    many : Codec or None
+    many : MediaCodec or None
         The codec of a list of records and of their outcomes; None when the serializer has no
         schema for those.
     """
@@ -72,7 +72,7 @@ class Codec:
     input: Any
     output: Any
     data: str
-    many: Codec | None = None
+    many: MediaCodec | None = None
 
     @property
     def media_type(self) -> str:
@@ -118,7 +118,7 @@ class Codec:
         return Fault(path=self.data + rest, message=fault.message)
 
 
-def codecs_of(spec: FunctionSpec, *, data: str) -> Mapping[str, Codec]:
+def codecs_of(spec: FunctionSpec, *, data: str) -> Mapping[str, MediaCodec]:
     """Return the codecs of a function, by media type.
 
     There is one for each serializer that is registered in this process and has a schema for the
@@ -152,14 +152,14 @@ def _left_out_if_it_fails(where: str, serializer: Serializer) -> Iterator[None]:
         log.warning(message, where, serializer.media_type, exc_info=True)
 
 
-def _codec(spec: FunctionSpec, serializer: Serializer, data: str) -> Codec:
+def _codec(spec: FunctionSpec, serializer: Serializer, data: str) -> MediaCodec:
     given = spec.schemas.get(serializer.name, {})
 
     def schema(side: str, json_schema: Mapping[str, Any]) -> Any:
         explicit = given.get(side)
         return _schema(serializer, json_schema, spec.name) if explicit is None else explicit
 
-    return Codec(
+    return MediaCodec(
         serializer=serializer,
         input=schema("input", spec.input_schema),
         output=schema("output", spec.output_schema),
@@ -179,13 +179,13 @@ def _schema(serializer: Serializer, json_schema: Mapping[str, Any], name: str) -
     return made
 
 
-def _list_codec(spec: FunctionSpec, serializer: Serializer) -> Codec | None:
+def _list_codec(spec: FunctionSpec, serializer: Serializer) -> MediaCodec | None:
     given = spec.schemas.get(serializer.name, {})
     sides = {"input": spec.input_schema, "output": spec.output_schema}
     for side, explicit in given.items():
         sides[side] = {f"x-{serializer.name}-schema": explicit}
     with _left_out_if_it_fails(f"{spec.name}/batch", serializer):
-        return Codec(
+        return MediaCodec(
             serializer=serializer,
             input=_schema(serializer, _list_schema(sides["input"]), spec.name),
             output=_schema(serializer, _outcomes_schema(sides["output"]), spec.name),
@@ -248,7 +248,7 @@ class Negotiated:
 
     Attributes
     ----------
-    reader, writer : Codec or None
+    reader, writer : MediaCodec or None
         Of the request and the response; None for JSON.
     converter : Converter or None
         Reads a record and writes its result; None when both are JSON.
@@ -256,8 +256,8 @@ class Negotiated:
         The headers of a successful response.
     """
 
-    reader: Codec | None
-    writer: Codec | None
+    reader: MediaCodec | None
+    writer: MediaCodec | None
     converter: Converter | None
     headers: list[Header]
 
@@ -267,7 +267,7 @@ class Negotiation:
 
     Parameters
     ----------
-    codecs : mapping of str to Codec
+    codecs : mapping of str to MediaCodec
         The codecs beside JSON, by media type.
     fn : Converter
         The function's own, of JSON.
@@ -275,8 +275,10 @@ class Negotiation:
         Whether a body without a ``Content-Type`` is JSON.
     """
 
-    def __init__(self, codecs: Mapping[str, Codec], fn: Converter, *, assume_json: bool) -> None:
-        self._codecs: dict[str, Codec | None] = {JSON: None, **codecs}
+    def __init__(
+        self, codecs: Mapping[str, MediaCodec], fn: Converter, *, assume_json: bool
+    ) -> None:
+        self._codecs: dict[str, MediaCodec | None] = {JSON: None, **codecs}
         self._fn = fn
         self._assume_json = assume_json
         self._vary = [VARY] if codecs else []
@@ -369,7 +371,7 @@ class MediaTypes:
     some bytes can be read as both.
     """
 
-    codecs: Mapping[str, Codec]
+    codecs: Mapping[str, MediaCodec]
     record: Negotiation
     batch: Negotiation
 

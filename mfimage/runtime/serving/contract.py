@@ -2,7 +2,7 @@
 
 The app (``app.py``), its documentation (``openapi.py``), Ray Serve (``runtime/ray/serve.py``) and
 ``mfimage test`` (``image/checks/probes.py``) are made from it. An endpoint, or the contract of
-another platform, is a module with a function that returns its routes, and a line in ``CONTRACTS``.
+another platform, is a module in ``contracts/`` and its line in ``CONTRACTS``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mfimage.package.spec import FunctionSpec
-from mfimage.runtime.serving import documentation, function, status
+from mfimage.runtime.serving.contracts import documentation, function, status
 from mfimage.runtime.serving.route import Route
 
 # In the order of the documentation.

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mfimage.package.spec import FunctionSpec
-from mfimage.runtime.serving.content import Codec
+from mfimage.runtime.serving.content import MediaCodec
 from mfimage.runtime.serving.problems import MEDIA_TYPE, PROBLEM_SCHEMA
 from mfimage.runtime.serving.route import Operation, Route
 
@@ -17,14 +17,14 @@ _COMPONENTS = "#/components/schemas/"
 _DEFINITIONS = "#/$defs/"
 
 
-def render(spec: FunctionSpec, codecs: Mapping[str, Codec], routes: Sequence[Route]) -> bytes:
+def render(spec: FunctionSpec, codecs: Mapping[str, MediaCodec], routes: Sequence[Route]) -> bytes:
     """Return the document as JSON."""
     text = json.dumps(document(spec, codecs, routes), ensure_ascii=False, separators=(",", ":"))
     return text.encode()
 
 
 def document(
-    spec: FunctionSpec, codecs: Mapping[str, Codec], routes: Sequence[Route]
+    spec: FunctionSpec, codecs: Mapping[str, MediaCodec], routes: Sequence[Route]
 ) -> dict[str, Any]:
     """Return the document.
 
@@ -32,7 +32,7 @@ def document(
     ----------
     spec : FunctionSpec
         The function.
-    codecs : mapping of str to Codec
+    codecs : mapping of str to MediaCodec
         Its codecs beside JSON, by media type.
     routes : sequence of Route
         The routes; those with ``documented`` are included.
@@ -56,7 +56,7 @@ class _Described:
     """See ``route.Described``."""
 
     def __init__(
-        self, spec: FunctionSpec, codecs: Mapping[str, Codec], routes: Sequence[Route]
+        self, spec: FunctionSpec, codecs: Mapping[str, MediaCodec], routes: Sequence[Route]
     ) -> None:
         self.spec = spec
         self.codecs = codecs

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mfimage.package.spec import FunctionSpec
-from mfimage.runtime.serving.content import JSON, Codec, Header
+from mfimage.runtime.serving.content import JSON, Header, MediaCodec
 from mfimage.runtime.serving.service import Receive, Service
 
 Scope = MutableMapping[str, Any]
@@ -83,7 +83,7 @@ class Described(Protocol):
     """What the documentation of an operation is made from."""
 
     spec: FunctionSpec
-    codecs: Mapping[str, Codec]
+    codecs: Mapping[str, MediaCodec]
 
     @property
     def record(self) -> Mapping[str, Any]:

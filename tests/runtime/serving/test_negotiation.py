@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mfimage.runtime.serving import content
 from mfimage.runtime.serving.app import headers_of
-from mfimage.runtime.serving.content import Codec, Negotiation
+from mfimage.runtime.serving.content import MediaCodec, Negotiation
 from mfimage.runtime.serving.problems import Problem
 from tests.runtime.codecs import LITERAL, Literals
 from tests.runtime.packages import live
@@ -28,8 +28,8 @@ def double(data: int) -> int:
     return data * 2
 
 
-def codec(serializer: Any) -> Codec:
-    return Codec(serializer=serializer, input=None, output=None, data="data")
+def codec(serializer: Any) -> MediaCodec:
+    return MediaCodec(serializer=serializer, input=None, output=None, data="data")
 
 
 FN = live(double)

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 from mfimage.function.decorator import avro_function, json_function
 from mfimage.function.parameters import FunctionParameters
 from mfimage.package.spec import FunctionSpec
-from mfimage.runtime.serving.content import Codec, codecs_of
+from mfimage.runtime.serving.content import MediaCodec, codecs_of
 from mfimage.runtime.serving.contract import routes
 from mfimage.runtime.serving.openapi import Schemas, document
 from tests.runtime.packages import make_spec
@@ -83,7 +83,7 @@ def resolve(document: Any, reference: str) -> Any:
     return document
 
 
-def document_of(spec: FunctionSpec, codecs: Mapping[str, Codec] | None = None) -> Any:
+def document_of(spec: FunctionSpec, codecs: Mapping[str, MediaCodec] | None = None) -> Any:
     return document(spec, codecs or {}, routes(spec))
 
 

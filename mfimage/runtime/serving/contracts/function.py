@@ -16,7 +16,7 @@ from mfimage.runtime.serving.body import (
     read_body,
     split_list,
 )
-from mfimage.runtime.serving.content import JSON, Codec
+from mfimage.runtime.serving.content import JSON, MediaCodec
 from mfimage.runtime.serving.problems import MEDIA_TYPE, problem_of
 from mfimage.runtime.serving.route import (
     Described,
@@ -123,7 +123,9 @@ async def _batch(service: Service, request: Request) -> Response:
     return Response(body, negotiated.headers)
 
 
-async def _items(loop: asyncio.AbstractEventLoop, reader: Codec | None, body: bytes) -> list[bytes]:
+async def _items(
+    loop: asyncio.AbstractEventLoop, reader: MediaCodec | None, body: bytes
+) -> list[bytes]:
     """Return the JSON bytes of each record of a list."""
     if reader is not None:
         return await loop.run_in_executor(None, decode_list, reader, body)
@@ -170,7 +172,7 @@ def _batch_response(it: Described) -> Mapping[str, Any]:
     return _json(schema, [outcomes] if outcomes else []) | _others(_of_lists(it), "output")
 
 
-def _of_lists(it: Described) -> list[Codec]:
+def _of_lists(it: Described) -> list[MediaCodec]:
     return [codec.many for codec in it.codecs.values() if codec.many is not None]
 
 
@@ -181,7 +183,7 @@ def _json(schema: Mapping[str, Any], examples: Sequence[Any]) -> dict[str, Any]:
     return {JSON: media}
 
 
-def _others(codecs: Iterable[Codec], side: Literal["input", "output"]) -> dict[str, Any]:
+def _others(codecs: Iterable[MediaCodec], side: Literal["input", "output"]) -> dict[str, Any]:
     """Document media types beside JSON: OpenAPI has only room for the serializer's own schema."""
     return {
         codec.media_type: {
