@@ -285,12 +285,9 @@ class MountedApp:
             if not path.startswith(root):
                 path = root + path
             record = root or f"/{self.service.spec.name}"
-            if (
-                scope["method"] == "POST"
-                and path in (record, f"{root}/")
-                and not self._takes_lists
-                and self.service.media_types is not None
-            ):
+            is_record = path == record or (root and path == f"{root}/")
+            if is_record and scope["method"] == "POST" and not self._takes_lists:
+                assert self.service.media_types is not None
                 is_list, receive = await _peek(scope, receive, self.service.media_types.codecs)
                 path = f"{record}/batch" if is_list else path
             await self._app(root)({**scope, "path": path}, receive, send)

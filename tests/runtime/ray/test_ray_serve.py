@@ -103,7 +103,10 @@ def test_the_prefix_is_where_the_function_is(folder: Path, root: str) -> None:
 
 
 def test_health_at_the_root_is_the_servers(folder: Path) -> None:
-    found = answers(folder, "", ("GET", "/healthz", None), ("GET", "/readyz", None))
+    *found, wrong = answers(
+        folder, "", ("GET", "/healthz", None), ("GET", "/readyz", None), ("POST", "/", [{"n": -1}])
+    )
+    assert wrong.status_code == 405
     assert [each.json()["status"] for each in found] == ["alive", "ready"]
     assert answers(folder, "/x", ("GET", "/x/healthz", None))[0].status_code == 404
 
