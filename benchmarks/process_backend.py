@@ -23,7 +23,7 @@ from typing import Any
 from mfimage.backends.local import LocalBackend
 from mfimage.backends.process.backend import ProcessBackend, ProcessOptions
 from mfimage.backends.process.environments import environment_python
-from mfimage.function import json_values
+from mfimage.function import json as json_values
 from mfimage.package.store import Package
 from mfimage.runtime.worker.frames import CALL
 from tests.backends.process_support import Packages

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mfimage.capture.avro import given_schemas, needed_modules
 from mfimage.capture.code.archive import Code, archive, capture_code, staged
 from mfimage.capture.code.code_package import packaged_commit
 from mfimage.capture.code.locate import IMPORTING, locate, require_decorated
@@ -108,7 +107,7 @@ def bind(
     chosen = needs.choose(info)
     schema = function.signature.schema
     input_schema, output_schema = schema.input_schema(), schema.output_schema()
-    schemas = given_schemas(function, input_schema, output_schema)
+    schemas = function.package_schemas(input_schema, output_schema)
     script = info.metadata.get("script-name", "")
     code = capture_code(function, locate(function), script=script)
     archived = archive(code)
@@ -120,7 +119,7 @@ def bind(
         archived,
         artifacts,
         store,
-        needed=needed_modules(function),
+        needed=function.needed_modules,
         options=options,
         resolution=_resolution(info, options),
     )

@@ -32,6 +32,7 @@ Each says what was wrong and which value; ``hint`` says what to do next.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -98,6 +99,15 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}"
+
+
+def join_path(path: str, key: str | int) -> str:
+    """Return the path of a member: ``data.age``, ``data["sepal length"]``, ``data[3]``."""
+    if isinstance(key, int):
+        return f"{path}[{key}]"
+    if key.isidentifier():
+        return f"{path}.{key}"
+    return f"{path}[{json.dumps(key, ensure_ascii=False)}]"
 
 
 class ValueFault(MfimageError):

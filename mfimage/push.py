@@ -80,7 +80,7 @@ def _push_location(
 
 
 def _push_engine(name: str, tags: Sequence[Reference], on_event: OnEvent) -> tuple[str, ...]:
-    from mfimage.image.engine import Engine
+    from mfimage.image.docker.engine import Engine
 
     with Engine.connect() as engine:
         if engine.inspect(name) is None:

@@ -54,7 +54,6 @@ OWNERS = {
     "azure": "mfimage.package.storage",
     "botocore": ("mfimage.package.storage.", "mfimage.capture.task.patience."),
     "docker": "mfimage.image",
-    "h2": "mfimage.image",
     "isal": "mfimage.image.oci.compression",
     "zstandard": "mfimage.image.oci.compression",
     "jinja2": "mfimage.templating",
@@ -216,7 +215,7 @@ def shipped(folder: Path) -> list[str]:
     return names
 
 
-NEVER = {"docker", "jinja2", "click", "h2", "rich", "uv", "metaflow", "packaging"}
+NEVER = {"docker", "jinja2", "click", "rich", "uv", "metaflow", "packaging"}
 
 
 def test_what_ships_in_an_image_is_small(tmp_path: Path) -> None:

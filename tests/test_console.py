@@ -7,9 +7,16 @@ import io
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from mfimage.cli.console import CopyBar, FileBar, PlainStory, TerminalStory, copy_story, file_story
+from mfimage.cli.console import (
+    CopyBar,
+    FileBar,
+    PlainStory,
+    TerminalStory,
+    copy_story,
+    file_story,
+)
 from mfimage.copy import CopyEvent
-from mfimage.image.engine_events import BuildEvent
+from mfimage.image.builder import BuildEvent
 from mfimage.run import FileProgress
 
 EVENTS = [

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from mfimage.cli import main
 from mfimage.errors import EngineError, OptionError
-from mfimage.image.engine import Engine
+from mfimage.image.docker.engine import Engine
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.plan.files import ContextFile
 from mfimage.image.registry.reference import parse_reference

@@ -13,7 +13,7 @@ from typing import Any
 
 import mfimage
 from mfimage.errors import CaptureError, InputError
-from mfimage.function import json_values
+from mfimage.function import json as json_values
 from mfimage.package.archive import unpack
 from mfimage.package.spec import Example, FunctionSpec
 from mfimage.package.store import PackageStore

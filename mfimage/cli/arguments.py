@@ -47,8 +47,8 @@ def build_options(given: Mapping[str, Any]) -> BuildOptions:
     OptionError
         Naming the option and the value.
     """
+    from mfimage.image.plan.options import parse_cache
     from mfimage.image.plan.settings import make_options, read_settings
-    from mfimage.image.registry.reference import parse_tag
 
     to = given.get("cache_to")
     made = make_options(
@@ -73,8 +73,8 @@ def build_options(given: Mapping[str, Any]) -> BuildOptions:
     )
     return replace(
         made,
-        cache_from=tuple(parse_tag(t, field="cache-from") for t in given.get("cache_from", ())),
-        cache_to=parse_tag(to, field="cache-to") if to else None,
+        cache_from=tuple(parse_cache(t, field="cache-from") for t in given.get("cache_from", ())),
+        cache_to=parse_cache(to, field="cache-to") if to else None,
     )
 
 

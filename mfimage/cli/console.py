@@ -11,7 +11,7 @@ from mfimage.terminal import byte_bar, is_terminal, step_bars, text_bar
 
 if TYPE_CHECKING:
     from mfimage.copy import CopyEvent
-    from mfimage.image.engine_events import BuildEvent
+    from mfimage.image.builder import BuildEvent
     from mfimage.run import FileProgress
 
 

@@ -70,10 +70,10 @@ pipeline_flags = options(
     click.option("--max-size", metavar="SIZE", help="Fail if an image is larger, as 500MB."),
     click.option(
         "--cache-from", multiple=True, metavar="NAME[:TAG]",
-        help="Use layers of earlier builds in a registry.",
+        help="Cache to use: a name in a registry, or as buildx has it: type=gha, type=local,...",
     ),
     click.option(
-        "--cache-to", metavar="NAME[:TAG]", help="Put this build's layers there, for --cache-from."
+        "--cache-to", metavar="NAME[:TAG]", help="Cache to write this build's layers to, likewise."
     ),
     click.option(
         "--iidfile", type=click.Path(dir_okay=False), metavar="FILE", help="Write its ID there."

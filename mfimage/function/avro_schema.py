@@ -1,8 +1,8 @@
 """JSON Schema, as pydantic makes it -> Avro schema.
 
-Names that are none in Avro are mapped, and a field says what it is called in JSON: ``jsonName``.
-A member that may be absent is a union with null, marked ``jsonAbsent``: null is absent. One that
-may be null as well needs a default, ``jsonDefault``, for Avro has one null for both.
+A name that Avro does not allow is mapped, and its field keeps the real one as ``jsonName``. A
+member that may be absent is a union with null, marked ``jsonAbsent``: null means absent. One that
+may be null as well needs a default, ``jsonDefault``, because Avro has one null for both.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mfimage.errors import SchemaError
-from mfimage.function.avro_parse import parse_schema
-from mfimage.function.avro_types import NAME, PRIMITIVES
-from mfimage.function.json_values import join
+from mfimage.errors import SchemaError, join_path
 
+PRIMITIVES = ("null", "boolean", "int", "long", "float", "double", "bytes", "string")
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+RECURSIVE = "recursive values can end the process in fastavro"
+# A JSON Schema keyword: the Avro schema of what stands there.
+GIVEN = "x-avro-schema"
 _FORMATS: dict[str, Any] = {
     "date-time": {"type": "long", "logicalType": "timestamp-micros"},
     "date": {"type": "int", "logicalType": "date"},
@@ -25,10 +27,9 @@ _FORMATS: dict[str, Any] = {
 }
 _PLAIN = {"null": "null", "boolean": "boolean", "integer": "long", "number": "double",
           "string": "string"}  # fmt: skip
+_CONSTANTS = {type(None): "null", bool: "boolean", int: "long", float: "double"}
 _HINT = "give schema= (for results, output_schema=) to @avro_function"
-_ANYTHING = "anything is welcome there"
-# A keyword of JSON Schema: the Avro schema, given outright, of what stands there.
-GIVEN = "x-avro-schema"
+_ANYTHING = "it allows any value"
 
 
 def derive_schema(json_schema: Mapping[str, Any], *, name: str, root: str = "") -> Any:
@@ -39,58 +40,41 @@ def derive_schema(json_schema: Mapping[str, Any], *, name: str, root: str = "") 
     json_schema : mapping
         As pydantic makes it.
     name : str
-        What a record is called that has no title.
+        Name of a record that has no title.
     root : str
-        What paths in errors start with.
+        Start of the paths in errors.
 
     Raises
     ------
     SchemaError
         Naming the path of what has no Avro schema.
     """
-    deriver = _Deriver(json_schema.get("$defs", {}))
+    deriver = _Deriver(json_schema)
     try:
-        deriver.reserved |= _names_given(json_schema)
-        made = deriver.derive(json_schema, root, str(json_schema.get("title", name)))
-        laid = _laid_out(made, deriver.definitions, set())
-        _check(laid, root)
-        return laid
+        return deriver.derive(json_schema, root, str(json_schema.get("title", name)))
     except RecursionError:
-        raise _none(root, "it is nested too deeply") from None
-
-
-def _check(schema: Any, root: str) -> None:
-    """Refuse a schema that is not read: of a list of empty records, say."""
-    try:
-        parse_schema(schema)
-    except SchemaError as error:
-        raise _none(root, error.message.removeprefix("Avro ")) from None
+        raise no_schema(root, "it is nested too deeply") from None
 
 
 class _Deriver:
-    """Makes types that refer to records and enums by name, and their definitions."""
-
-    def __init__(self, defs: Mapping[str, Any]) -> None:
-        self._defs = defs
-        self._made: dict[str, Any] = {}
-        self._under_way: set[str] = set()
-        self.definitions: dict[str, dict[str, Any]] = {}
-        self.reserved: set[str] = set(PRIMITIVES)
+    def __init__(self, json_schema: Mapping[str, Any]) -> None:
+        self._defs = json_schema.get("$defs", {})
+        self._types: dict[str, Any] = {}
+        self._open: set[str] = set()
+        self._taken = {*PRIMITIVES, *_given_names(json_schema)}
 
     def derive(  # noqa: PLR0911  (one return per kind)
         self, plain: Any, path: str, name: str
     ) -> Any:
-        """Return the type of a part of the JSON Schema."""
         if not isinstance(plain, Mapping):
-            raise _none(path, _ANYTHING if plain is True else "nothing is welcome there")
+            raise no_schema(path, _ANYTHING if plain is True else "it allows no value")
         if GIVEN in plain:
             return plain[GIVEN]
         if "$ref" in plain:
-            return self._referred(plain["$ref"], path)
+            return self._referred(plain["$ref"].removeprefix("#/$defs/"), path)
         for key in ("anyOf", "oneOf"):
             if key in plain:
-                parts = plain[key]
-                return _union([self.derive(each, path, name) for each in parts], path)
+                return _union([self.derive(each, path, name) for each in plain[key]], path)
         if len(plain.get("allOf", ())) == 1:
             return self.derive(plain["allOf"][0], path, name)
         if "const" in plain or "enum" in plain:
@@ -106,57 +90,51 @@ class _Deriver:
             return _FORMATS.get(plain.get("format", ""), "string")
         if kind in _PLAIN:
             return _PLAIN[kind]
-        raise _none(path, _ANYTHING)
+        raise no_schema(path, _ANYTHING)
 
-    def _referred(self, reference: str, path: str) -> Any:
-        key = reference.removeprefix("#/$defs/")
-        if key in self._made:
-            return self._made[key]
+    def _referred(self, key: str, path: str) -> Any:
+        if key in self._types:
+            return _by_name(self._types[key])
         if key not in self._defs:
-            raise _none(path, f"{reference!r} leads nowhere")
-        if key in self._under_way:
-            raise _none(path, f"{key} holds itself, and is no record")
+            raise no_schema(path, f"there is no definition {key!r}")
+        if key in self._open:
+            raise no_schema(path, f"{key} contains itself, and {RECURSIVE}")
         plain = self._defs[key]
-        name = str(plain.get("title", key)) if isinstance(plain, Mapping) else key
-        if _is_record(plain):
-            # Before its fields: they may refer to it.
-            self._made[key] = self._named(name)
-            return self._record(plain, path, self._made[key])
-        self._under_way.add(key)
-        self._made[key] = self.derive(plain, path, name)
-        self._under_way.discard(key)
-        return self._made[key]
+        self._open.add(key)
+        title = str(plain.get("title", key)) if isinstance(plain, Mapping) else key
+        self._types[key] = made = self.derive(plain, path, title)
+        self._open.discard(key)
+        return made
 
     def _object(self, plain: Mapping[str, Any], path: str, name: str) -> Any:
-        if _is_record(plain):
-            return self._record(plain, path, self._named(name))
-        values = plain.get("additionalProperties")
-        patterns = list(plain.get("patternProperties", {}).values())
+        values, patterns = plain.get("additionalProperties"), plain.get("patternProperties", {})
+        if "properties" in plain:
+            if values or patterns:
+                raise no_schema(path, "it has named members and others of any name")
+            return self._record(plain, path, name)
         if values is None and len(patterns) == 1:
-            values = patterns[0]
+            (values,) = patterns.values()
         if not isinstance(values, Mapping) or not values:
-            raise _none(path, "members of any name and kind are welcome there")
-        items = self.derive(values, f"{path}[...]", f"{name}_value")
-        return {"type": "map", "values": items}
+            raise no_schema(path, "it allows members of any name and type")
+        return {"type": "map", "values": self.derive(values, f"{path}[...]", f"{name}_value")}
 
-    def _record(self, plain: Mapping[str, Any], path: str, name: str) -> str:
-        if plain.get("additionalProperties") or plain.get("patternProperties"):
-            raise _none(path, "it has members of its own and of any name")
-        required = plain.get("required", ())
-        fields: list[dict[str, Any]] = []
-        self.definitions[name]["fields"] = fields
+    def _record(self, plain: Mapping[str, Any], path: str, name: str) -> Any:
+        made: dict[str, Any] = {"type": "record", "name": self._named(name)}
+        if plain.get("description"):
+            made["doc"] = plain["description"]
+        made["fields"] = fields = []
         taken: set[str] = set()
         for key, member in plain["properties"].items():
-            where = join(path, key) if path else key
-            field = {"name": _unique(_valid(key), taken)}
-            if field["name"] != key:
-                field["jsonName"] = key
-            made = self.derive(member, where, f"{name}_{_valid(key)}")
-            extra = {"type": made} if key in required else _optional(made, member, where)
-            fields.append({**field, **extra})
-        if plain.get("description"):
-            self.definitions[name]["doc"] = plain["description"]
-        return name
+            where = join_path(path, key) if path else key
+            kind = self.derive(member, where, f"{made['name']}_{_valid(key)}")
+            one = {"name": _unique(_valid(key), taken)}
+            if one["name"] != key:
+                one["jsonName"] = key
+            required = key in plain.get("required", ())
+            fields.append(
+                {**one, **({"type": kind} if required else _optional(kind, member, where))}
+            )
+        return made
 
     def _array(self, plain: Mapping[str, Any], path: str, name: str) -> Any:
         parts = list(plain.get("prefixItems", ()))
@@ -164,53 +142,44 @@ class _Deriver:
             parts.append(plain.get("items", True))
         made = [self.derive(each, f"{path}[]", f"{name}_item") for each in parts]
         if not made or set(map(str, made)) == {"null"}:
-            raise _none(path, "it is a list of nothing")
+            raise no_schema(path, "it is a list of nothing")
         return {"type": "array", "items": _union(made, f"{path}[]")}
 
     def _enum(self, values: list[Any], path: str, name: str) -> Any:
-        texts = [value for value in values if isinstance(value, str)]
-        others = [_kind_of(value, path) for value in values if not isinstance(value, str)]
-        if texts and all(NAME.fullmatch(text) for text in texts):
-            made = self._named(name)
-            symbols = list(dict.fromkeys(texts))
-            self.definitions[made] = {"type": "enum", "name": made, "symbols": symbols}
-            return _union([made, *others], path)
-        return _union([*(["string"] if texts else []), *others], path)
+        texts = list(dict.fromkeys(value for value in values if isinstance(value, str)))
+        others = [value for value in values if not isinstance(value, str)]
+        for value in others:
+            if type(value) not in _CONSTANTS:
+                raise no_schema(path, f"Avro has no constant {value!r}")
+        kinds: list[Any] = [_CONSTANTS[type(value)] for value in others]
+        if texts and all(map(NAME.fullmatch, texts)):
+            kinds.insert(0, {"type": "enum", "name": self._named(name), "symbols": texts})
+        elif texts:
+            kinds.insert(0, "string")
+        return _union(kinds, path)
 
     def _named(self, name: str) -> str:
-        made = _unique(_valid(name), {*self.reserved, *self.definitions})
-        self.definitions[made] = {"type": "record", "name": made}
+        return _unique(_valid(name), self._taken)
+
+
+def _by_name(made: Any) -> Any:
+    """Return a type that was defined before: Avro defines a name once."""
+    if isinstance(made, list):
+        return [_by_name(each) for each in made]
+    if not isinstance(made, dict):
         return made
+    inner = {key: _by_name(made[key]) for key in ("items", "values") if key in made}
+    return made.get("name", {**made, **inner})
 
 
-def _names_given(plain: Any) -> set[str]:
-    """Return the names of types that schemas given outright define."""
+def _given_names(plain: Any, inside: bool = False) -> set[str]:
+    """Return the names that Avro schemas inside a JSON Schema define."""
     if isinstance(plain, Mapping):
-        if GIVEN in plain:
-            return _names(plain[GIVEN])
-        plain = list(plain.values())
-    parts = plain if isinstance(plain, list) else []
-    return set().union(*map(_names_given, parts))
-
-
-def _names(made: Any) -> set[str]:
-    if isinstance(made, Mapping):
-        inner = _names(list(made.values()))
-        return {*inner, str(made["name"])} if "name" in made else inner
-    return set().union(*map(_names, made)) if isinstance(made, list) else set()
-
-
-def _is_record(plain: Any) -> bool:
-    return isinstance(plain, Mapping) and plain.get("type") == "object" and "properties" in plain
-
-
-def _kind_of(value: Any, path: str) -> str:
-    if value is None:
-        return "null"
-    for kind, name in ((bool, "boolean"), (int, "long"), (float, "double")):
-        if isinstance(value, kind):
-            return name
-    raise _none(path, f"{value!r} is a constant that Avro has not")
+        own = {str(plain["name"])} if inside and "name" in plain else set()
+        return own.union(*(_given_names(v, inside or k == GIVEN) for k, v in plain.items()))
+    if isinstance(plain, list):
+        return set().union(*(_given_names(each, inside) for each in plain))
+    return set()
 
 
 def _optional(made: Any, member: Any, path: str) -> dict[str, Any]:
@@ -230,27 +199,28 @@ def _optional(made: Any, member: Any, path: str) -> dict[str, Any]:
 
 
 def _union(parts: Iterable[Any], path: str) -> Any:
-    """Return one type for values of any of several."""
+    """Return one type for the values of several."""
     flat: list[Any] = []
     for part in parts:
         for each in part if isinstance(part, list) else [part]:
-            if each not in flat:
+            names = [other["name"] for other in flat if isinstance(other, dict) and "name" in other]
+            if each not in flat and each not in names:
                 flat.append(each)
-    # A union has one type of each kind: texts that would be two are plain texts.
-    kinds = [_kind(each) for each in flat]
-    if "string" in flat or any(_is_text(e) and kinds.count(_kind(e)) > 1 for e in flat):
+    # A union has one type of each kind: texts that would be two become plain strings.
+    kinds = [_name_of(each) for each in flat]
+    if "string" in flat or any(_is_text(e) and kinds.count(_name_of(e)) > 1 for e in flat):
         flat = [each for each in flat if not _is_text(each) and each != "string"]
         flat.append("string")
-        kinds = [_kind(each) for each in flat]
+        kinds = [_name_of(each) for each in flat]
     for kind in kinds:
         if kinds.count(kind) > 1:
-            raise _none(path, f"it is one of several kinds of {kind}, and an Avro union has one")
+            raise no_schema(path, f"it is one of several kinds of {kind}; an Avro union has one")
     flat.sort(key=lambda each: each != "null")
     return flat if len(flat) > 1 else flat[0]
 
 
-def _kind(made: Any) -> str:
-    return str(made["type"]) if isinstance(made, dict) else str(made)
+def _name_of(made: Any) -> str:
+    return str(made.get("name", made["type"])) if isinstance(made, dict) else str(made)
 
 
 def _is_text(made: Any) -> bool:
@@ -258,13 +228,13 @@ def _is_text(made: Any) -> bool:
 
 
 def _valid(name: str) -> str:
-    """Return the nearest name that Avro takes."""
+    """Return the nearest name that Avro allows."""
     made = re.sub(r"[^A-Za-z0-9_]", "_", name) or "_"
     return f"_{made}" if made[0].isdigit() else made
 
 
 def _unique(name: str, taken: set[str]) -> str:
-    """Return ``name``, with a number behind it when it is taken; it is taken then."""
+    """Return ``name``, with a number if it is taken, and take it."""
     made, number = name, 1
     while made in taken:
         number += 1
@@ -273,23 +243,6 @@ def _unique(name: str, taken: set[str]) -> str:
     return made
 
 
-def _laid_out(made: Any, definitions: Mapping[str, Any], seen: set[str]) -> Any:
-    """Put each definition where its name stands first, as Avro wants it."""
-    if isinstance(made, list):
-        return [_laid_out(each, definitions, seen) for each in made]
-    if isinstance(made, str):
-        if made not in definitions or made in seen:
-            return made
-        seen.add(made)
-        return _laid_out(definitions[made], definitions, seen)
-    inner = {key: made[key] for key in ("items", "values") if key in made}
-    laid = {key: _laid_out(each, definitions, seen) for key, each in inner.items()}
-    if "fields" in made:
-        laid["fields"] = [
-            {**each, "type": _laid_out(each["type"], definitions, seen)} for each in made["fields"]
-        ]
-    return {**made, **laid}
-
-
-def _none(path: str, reason: str) -> SchemaError:
+def no_schema(path: str, reason: str) -> SchemaError:
+    """Return the error for a part of a JSON Schema that has no Avro schema."""
     return SchemaError(f"{path or 'the value'}: no Avro schema: {reason}", hint=_HINT)

@@ -9,6 +9,8 @@ import pickle
 from collections.abc import Callable, Mapping
 from typing import Any, overload
 
+from mfimage.errors import SchemaError
+from mfimage.function.avro import avro_schema
 from mfimage.function.signature import Signature
 
 
@@ -49,6 +51,36 @@ class DecoratedFunction:
         if _find(self.__module__, self.__qualname__) is not self:
             raise pickle.PicklingError(f"{self!r} is not what its name finds")
         return (_find, (self.__module__, self.__qualname__))
+
+    @property
+    def needed_modules(self) -> dict[str, str]:
+        """The modules that the function needs and its code does not import, and why."""
+        return {"fastavro": "reads and writes Avro"} if self.kind == "avro" else {}
+
+    def package_schemas(
+        self, input_schema: Mapping[str, Any], output_schema: Mapping[str, Any]
+    ) -> dict[str, dict[str, Any]]:
+        """Return the schemas that the function was given, by serializer.
+
+        Raises
+        ------
+        SchemaError
+            When an Avro function has none for its records or results, and none follows from its
+            hints.
+        """
+        if self.kind != "avro":
+            return {}
+        given = dict(self.signature.schemas)
+        for label, root, schema in (
+            ("input", self.signature.data, input_schema),
+            ("output", "result", output_schema),
+        ):
+            if label not in given:
+                try:
+                    avro_schema(schema, name=self.__name__, root=root)
+                except SchemaError as error:
+                    raise SchemaError(f"{self.__name__}: {error}", hint=error.hint) from None
+        return {"avro": given} if given else {}
 
     def __repr__(self) -> str:
         return f"<{self.kind}_function {self.__module__}.{self.__qualname__}>"

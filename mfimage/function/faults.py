@@ -1,4 +1,4 @@
-"""pydantic's errors -> faults: one per place, in the words of the user's hints."""
+"""pydantic's errors as faults: one per place, in the words of the user's type hints."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
-from mfimage.errors import Fault
-from mfimage.function import json_values
+from mfimage.errors import Fault, join_path
 
-# A record may have a million bad places; nobody reads so many.
+# A record may have a million bad places.
 MAX_FAULTS = 50
 
 _EXPECTED = {
@@ -26,30 +25,34 @@ _UNEXPECTED = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 def explain(failure: ValidationError, payload: bytes, root: str) -> list[Fault]:
-    """Return one fault per place that does not fit, at most ``MAX_FAULTS``.
+    """Return one fault per place where JSON bytes do not fit, at most ``MAX_FAULTS``.
 
     Parameters
     ----------
     failure : ValidationError
-        What the validator raised.
+        Raised by the validator.
     payload : bytes
-        The JSON that was validated.
+        The JSON.
     root : str
-        What paths start with.
+        Start of the paths.
     """
-    details = failure.errors(include_url=False)
-    if details[0]["type"] == "json_invalid":
-        return [Fault(path=root, message=_no_json(details[0]))]
-    document = from_json(payload)
+    first = failure.errors(include_url=False)[0]
+    if first["type"] == "json_invalid":
+        return [Fault(path=root, message=_not_json(first))]
+    return explain_value(failure, from_json(payload), root)
+
+
+def explain_value(failure: ValidationError, value: Any, root: str) -> list[Fault]:
+    """Return one fault per place where a JSON value does not fit, at most ``MAX_FAULTS``."""
     by_path: dict[str, list[ErrorDetails]] = {}
-    for detail in details:
-        by_path.setdefault(_path(detail, document, root), []).append(detail)
+    for detail in failure.errors(include_url=False):
+        by_path.setdefault(_path(detail, value, root), []).append(detail)
         if len(by_path) == MAX_FAULTS:
             break
     return [Fault(path=path, message=_message(group)) for path, group in by_path.items()]
 
 
-def _no_json(detail: ErrorDetails) -> str:
+def _not_json(detail: ErrorDetails) -> str:
     reason = str(detail.get("ctx", {}).get("error", "invalid"))
     if reason.startswith("recursion limit"):
         return "nested too deeply"
@@ -57,14 +60,14 @@ def _no_json(detail: ErrorDetails) -> str:
 
 
 def _path(detail: ErrorDetails, document: Any, root: str) -> str:
-    """Follow a location through the document; what is no member is a union's tag."""
+    """Follow a location through the document; a part that is not a member is a union's tag."""
     path = root
     *parents, last = detail["loc"] or ("",)
     for part in parents:
         if _is_member(document, part):
-            document, path = document[part], json_values.join(path, part)
-    if detail["loc"] and _is_meant(detail, document, last):
-        path = json_values.join(path, last)
+            document, path = document[part], join_path(path, part)
+    if detail["loc"] and _is_place(detail, document, last):
+        path = join_path(path, last)
     return path
 
 
@@ -74,11 +77,11 @@ def _is_member(document: Any, part: int | str) -> bool:
     return isinstance(document, dict) and part in document
 
 
-def _is_meant(detail: ErrorDetails, document: Any, last: int | str) -> bool:
-    """Tell whether the last part of a location is a member, not the tag of what holds it."""
+def _is_place(detail: ErrorDetails, document: Any, last: int | str) -> bool:
+    """Return whether the last part of a location is a member, not a union's tag."""
     if detail["type"] in _ABSENT:
         return isinstance(document, dict)
-    # A member may be called "int"; then what was refused tells.
+    # A member may be called "int": compare the refused value.
     return _is_member(document, last) and _same(document[last], detail["input"])
 
 
@@ -95,9 +98,9 @@ def _message(group: list[ErrorDetails]) -> str:
     wanted = [_wanted(detail) for detail in group]
     if all(wanted):
         names = list(dict.fromkeys(str(name) for name in wanted))
-        return f"expected {_either(names)}, got {shown(first['input'])}"
+        return f"expected {_either(names)}, got {_shown(first['input'])}"
     reasons = dict.fromkeys(f"{item['msg'][:1].lower()}{item['msg'][1:]}" for item in group)
-    return f"{'; '.join(reasons)}, got {shown(first['input'])}"
+    return f"{'; '.join(reasons)}, got {_shown(first['input'])}"
 
 
 def _wanted(detail: ErrorDetails) -> str | None:
@@ -111,11 +114,11 @@ def _wanted(detail: ErrorDetails) -> str | None:
 
 
 def _either(names: Iterable[str]) -> str:
-    *most, last = names
-    return f"{', '.join(most)} or {last}" if most else last
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
-def shown(value: Any) -> str:
-    """Return how a refused value reads in a message: not all of it when it is long."""
+def _shown(value: Any) -> str:
+    """Return how a message shows a refused value: cut if it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

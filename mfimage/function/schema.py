@@ -1,88 +1,125 @@
-"""Validators and JSON Schemas of a signature, by pydantic."""
+"""Validators and JSON Schemas of a function's hints, by pydantic: of one record, and of many."""
 
 from __future__ import annotations
 
-import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
-from pydantic_core import PydanticSerializationError
+from pydantic_core import (
+    PydanticSerializationError,
+    SchemaError,
+    SchemaValidator,
+    core_schema,
+    from_json,
+)
 
 from mfimage.errors import Fault, InputError, OutputError, SignatureError, ValueFault
-from mfimage.function import hints, json_values
+from mfimage.function import hints
+from mfimage.function import json as json_values
+from mfimage.function.avro import Codec
 from mfimage.function.faults import explain
-
-if typing.TYPE_CHECKING:
-    from mfimage.function.signature import Signature
+from mfimage.function.json import may_be_infinite
 
 # Hints for which the validated value is the JSON value itself.
 _PLAIN = (Any, dict, list, str, int, bool, None, type(None), dict[str, Any], list[Any])
 RESULT = "result"
 
-# Every digit to 0, "E" to "e", no "+": one search then finds any exponent of three digits.
-_TO_ZERO = bytes.maketrans(b"123456789E", b"000000000e")
+
+# JSON Schemas that every Avro schema is narrower than.
+_OPEN: tuple[dict[str, Any], ...] = ({}, {"type": "object"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    """How one record comes in and its result goes out, both as JSON bytes."""
+    """Validators of one record and of its result, both JSON bytes.
+
+    Attributes
+    ----------
+    data : str
+        Name of the function's first parameter: start of the paths in input errors.
+    input, output : TypeAdapter
+        Of the hints.
+    plain_output : bool
+        Whether a validated result is the JSON value itself.
+    avro_input, avro_output : Codec or None
+        Of the Avro schemas that were given. JSON is validated against them as well, so that a
+        function gets the same value in either form.
+    """
 
     data: str
     input: TypeAdapter[Any]
     output: TypeAdapter[Any]
     plain_output: bool
+    avro_input: Codec | None = None
+    avro_output: Codec | None = None
 
     @classmethod
-    def of(cls, signature: Signature) -> Schema:
+    def of(
+        cls, record: Any, result: Any, *, function: str, data: str, avro: Mapping[str, Any]
+    ) -> Schema:
         """Make the validators.
+
+        Parameters
+        ----------
+        record, result : type hint
+            Of one record and of its result.
+        function, data : str
+            Names of the function and its first parameter.
+        avro : mapping of str to schema
+            The Avro schemas that were given: ``input``, ``output``.
 
         Raises
         ------
         SignatureError
-            When pydantic can make no schema of a hint.
+            When pydantic has no schema for a hint.
         """
-        input_hint, output_hint = signature.record_hints()
-        name = signature.fn.__name__
+        codecs = {label: Codec(schema) for label, schema in avro.items()}
         return cls(
-            data=signature.data,
-            input=_adapter(input_hint, f"{name}: {signature.data}"),
-            output=_adapter(output_hint, f"{name}: return"),
-            plain_output=any(output_hint is plain or output_hint == plain for plain in _PLAIN),
+            data=data,
+            input=_adapter(record, f"{function}: {data}"),
+            output=_adapter(result, f"{function}: return"),
+            plain_output=any(result is plain or result == plain for plain in _PLAIN),
+            avro_input=codecs.get("input"),
+            avro_output=codecs.get("output"),
         )
 
     def input_schema(self) -> dict[str, Any]:
         """Return the JSON Schema of one record."""
-        return _told(self.data, lambda: self.input.json_schema(mode="validation"))
+        made = _json_schema(self.data, lambda: self.input.json_schema(mode="validation"))
+        return _narrowed(made, self.avro_input)
 
     def output_schema(self) -> dict[str, Any]:
         """Return the JSON Schema of one result."""
-        return _told("return", lambda: self.output.json_schema(mode="serialization"))
+        made = _json_schema("return", lambda: self.output.json_schema(mode="serialization"))
+        return _narrowed(made, self.avro_output)
 
     def parse(self, payload: bytes) -> Any:
-        """Return the record in ``payload``, from anywhere, as the function's hints want it.
+        """Return the record in ``payload``, which comes from anywhere, as the hints have it.
 
         Raises
         ------
         InputError
             With a path and a message for every place that does not fit.
         """
-        value = _validate(self.input, payload, self.data, InputError)
+        value = self.accept_json(payload)
         if may_be_infinite(payload):
             json_values.dumps(value, root=self.data, error=InputError)
         return value
 
     def accept(self, record: Any) -> Any:
-        """Return a caller's record as the function's hints want it; ``InputError``."""
+        """Return a caller's record as the hints have it; ``InputError``."""
         return self.accept_json(json_values.dumps(record, root=self.data, error=InputError))
 
     def accept_json(self, payload: bytes) -> Any:
-        """Do what ``accept`` does, for a record that ``json_values.dumps`` has written.
+        """Do what ``accept`` does, for a record that ``json.dumps`` has encoded.
 
-        What that refuses is not looked for again, as ``parse`` does: it costs more than the rest.
+        NaN and infinities, which it refuses, are not searched again: that costs more than the rest.
         """
+        if self.avro_input is not None:
+            payload = _by_avro(self.avro_input, payload, self.data, InputError)
         return _validate(self.input, payload, self.data, InputError)
 
     def dump(self, value: Any) -> bytes:
@@ -94,22 +131,25 @@ class Schema:
             When it does not fit the hints, or a part of it has no JSON form.
         """
         payload = json_values.dumps(value, root=RESULT)
-        if not self.plain_output:
-            return self._typed(value, payload)
-        _validate(self.output, payload, RESULT, OutputError)
+        if self.plain_output:
+            _validate(self.output, payload, RESULT, OutputError)
+        else:
+            payload = self._typed(value, payload)
+        if self.avro_output is not None:
+            payload = _by_avro(self.avro_output, payload, RESULT, OutputError)
         return payload
 
     def result(self, value: Any) -> Any:
         """Return a function's result as the JSON value that every caller gets."""
+        if self.avro_output is not None or not self.plain_output:
+            return json_values.loads(self.dump(value))
         payload = json_values.dumps(value, root=RESULT)
-        if not self.plain_output:
-            return json_values.loads(self._typed(value, payload))
         return _validate(self.output, payload, RESULT, OutputError)
 
     def _typed(self, value: Any, payload: bytes) -> bytes:
-        """Return the JSON form that the output's schema promises: its aliases, its defaults."""
+        """Return the JSON form of the output's schema: with its aliases and defaults."""
         try:
-            # As it is, when it can be: a model's JSON form is not always what it takes.
+            # The value itself if possible: a model does not always accept its own JSON form.
             checked = self.output.validate_python(value, strict=True)
         except ValidationError:
             checked = _validate(self.output, payload, RESULT, OutputError)
@@ -127,21 +167,10 @@ def _validate(adapter: TypeAdapter[Any], payload: bytes, root: str, error: type[
         raise error(explain(failure, payload, root)) from None
 
 
-def may_be_infinite(payload: bytes) -> bool:
-    """Tell whether a number in ``payload`` may be NaN or past the largest float.
-
-    Python's parsers take such tokens; JSON does not know them.
-    """
-    if b"NaN" in payload or b"Infinity" in payload:
-        return True
-    digits = payload.translate(_TO_ZERO, b"+")
-    return b"0e000" in digits or b"0" * 308 in digits
-
-
 def _adapter(hint: Any, where: str) -> TypeAdapter[Any]:
     try:
         adapter = TypeAdapter(hints.adaptable(hint))
-        adapter.rebuild(raise_errors=True)  # else a name that is not there is told at a call
+        adapter.rebuild(raise_errors=True)  # else an unknown name fails at a call
         return adapter
     except PydanticUserError as error:
         raise SignatureError(f"{where}: {error.message}") from None
@@ -149,8 +178,69 @@ def _adapter(hint: Any, where: str) -> TypeAdapter[Any]:
         raise SignatureError(f"{where}: {error}") from None
 
 
-def _told(label: str, schema: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _json_schema(label: str, schema: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return schema()
     except PydanticUserError as error:
         raise SignatureError(f"{label}: no JSON Schema: {error.message}") from None
+
+
+def _narrowed(schema: dict[str, Any], codec: Codec | None) -> dict[str, Any]:
+    """Return the Avro schema's JSON Schema where the hints allow any value or object."""
+    known = {key: value for key, value in schema.items() if key != "title"}
+    if known.get("additionalProperties") is True:
+        del known["additionalProperties"]
+    return codec.json_schema() if codec is not None and known in _OPEN else schema
+
+
+def _by_avro(codec: Codec, payload: bytes, root: str, error: type[ValueFault]) -> bytes:
+    """Return the JSON bytes that a payload reads as once it was Avro."""
+    try:
+        value = from_json(payload)
+    except ValueError:
+        return payload  # the parser's error says why
+    return json_values.dumps(codec.hold(value, root=root, error=error), root=root, error=error)
+
+
+class Many:
+    """Validators of many records at once, for a batch function.
+
+    They accept what is good in every place. When they return None, each record is validated
+    alone, with the same values, or an error that names the place.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self._input = _list_of(schema.input)
+        self._output = _list_of(schema.output) if schema.plain_output else None
+
+    def accept(self, lines: bytes) -> list[Any] | None:
+        """Return the records that ``json.dumps`` has encoded, one per line."""
+        if self._input is None:
+            return None
+        try:
+            found: list[Any] = self._input.validate_json(_joined(lines), strict=True)
+        except ValidationError:
+            return None
+        return found
+
+    def dump(self, results: list[Any]) -> bytes | None:
+        """Return results as one JSON array."""
+        if self._output is None:
+            return None
+        try:
+            payload = json_values.dumps(results, root=RESULT)
+            self._output.validate_json(payload, strict=True)
+        except (ValidationError, ValueFault):
+            return None
+        return payload
+
+
+def _list_of(adapter: TypeAdapter[Any]) -> SchemaValidator | None:
+    try:
+        return SchemaValidator(core_schema.list_schema(adapter.core_schema, strict=True))
+    except SchemaError:
+        return None
+
+
+def _joined(lines: bytes) -> bytes:
+    return b"[%b]" % lines.replace(b"\n", b",")

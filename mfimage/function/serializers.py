@@ -164,7 +164,9 @@ def find_serializer(name: str) -> Serializer:
     if name in broken:
         raise broken[name]
     if name == "avro":
-        raise SerializerError("avro: fastavro is not installed here", hint="pip install fastavro")
+        raise SerializerError(
+            "avro: fastavro is not installed here", hint="pip install 'mfimage[avro]'"
+        )
     raise SerializerError(
         f"there is no serializer {name!r}; there are {', '.join(sorted(found))}",
         hint="register_serializer(...) in the function's module, or install what brings it",
@@ -187,7 +189,7 @@ def _built_in() -> dict[str, Serializer]:
 
 @functools.cache
 def _json() -> Serializer:
-    from mfimage.function.json_format import JsonSerializer
+    from mfimage.function.json import JsonSerializer
 
     return JsonSerializer()
 

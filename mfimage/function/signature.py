@@ -1,4 +1,4 @@
-"""What a function takes and gives: checked when it is decorated, used on every call."""
+"""A function's signature: checked when it is decorated, used on every call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from mfimage.errors import SchemaError, SignatureError
 from mfimage.function import hints
-from mfimage.function.avro_parse import parse_schema, plain_schema
+from mfimage.function.avro import checked_schema
 from mfimage.function.parameters import FunctionParameters
 
 if typing.TYPE_CHECKING:
@@ -125,21 +125,19 @@ class Signature:
     @functools.cached_property
     def schema(self) -> Schema:
         """The validators of one record and of its result, made when first used."""
-        if self.schemas:
-            from mfimage.function.held_schema import HeldSchema
-
-            return HeldSchema.of(self)
         from mfimage.function.schema import Schema
 
-        return Schema.of(self)
+        record, result = self.record_hints()
+        return Schema.of(
+            record, result, function=self.fn.__name__, data=self.data, avro=self.schemas
+        )
 
 
 def _checked_schemas(fn: Callable[..., Any], schemas: Mapping[str, Any]) -> dict[str, Any]:
     checked = {}
     for label, schema in schemas.items():
         try:
-            checked[label] = plain_schema(schema)
-            parse_schema(checked[label])
+            checked[label] = checked_schema(schema)
         except SchemaError as error:
             raise SchemaError(f"{fn.__name__}: {label}: {error}", hint=error.hint) from None
     return checked

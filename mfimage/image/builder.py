@@ -1,10 +1,10 @@
-"""The seam between a plan and what makes an image of it: the Docker engine, or nobody (`oci`)."""
+"""The seam between a plan and what makes an image of it: ``docker build``, or mfimage itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.plan.base import BaseImage
@@ -13,12 +13,41 @@ from mfimage.image.registry.location import Location
 from mfimage.image.registry.reference import Reference
 
 if TYPE_CHECKING:
-    from mfimage.image.engine_events import BuildEvent
     from mfimage.image.plan.layers import BlobPath
 
-OnEvent = Callable[["BuildEvent"], None]
 DOCKER, OCI, AUTO = "docker", "oci", "auto"
-BUILDERS = (DOCKER, OCI)
+Kind = Literal["started", "log", "progress", "cached", "done", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildEvent:
+    """One thing that happened in a build, a pull or a push.
+
+    Attributes
+    ----------
+    kind : str
+        ``started``; ``log`` and ``progress``, any number of them; then one of ``cached``, ``done``
+        and ``failed``.
+    step : str
+        The step's name, such as ``[build 3/7] RUN make``; for a pull or push the layer's short
+        digest.
+    text : str
+        The log line, what progresses, or what failed.
+    current, total : int
+        Bytes, of a ``progress``; 0 where unknown.
+    seconds : float, optional
+        How long the step took, when it is over.
+    """
+
+    kind: Kind
+    step: str
+    text: str = ""
+    current: int = 0
+    total: int = 0
+    seconds: float | None = None
+
+
+OnEvent = Callable[[BuildEvent], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +69,8 @@ class BuiltLayer:
         Whether it was there already.
     reason : str
         What decides its content, as ``lock sha256:...``.
+    shared : bool
+        Whether a cache in a registry had it: then whoever exported it has scanned it.
     """
 
     name: str
@@ -48,6 +79,7 @@ class BuiltLayer:
     size: int
     cached: bool
     reason: str
+    shared: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from mfimage.errors import EngineError, OptionError
 from mfimage.image.builder import AUTO, DOCKER, OCI, Builder, OnEvent
-from mfimage.image.plan.options import BuildOptions
+from mfimage.image.plan.options import BuildOptions, BuildxCache
 from mfimage.image.registry.location import LOCATIONS, Location
+from mfimage.image.registry.reference import Reference
 
 if TYPE_CHECKING:
-    from mfimage.image.engine import Engine
+    from mfimage.image.docker.command import DockerCommand
+    from mfimage.image.docker.engine import Engine
 
 
 def open_builder(
@@ -33,57 +35,72 @@ def open_builder(
     secrets : mapping of str to bytes
         Credentials for the dependency step.
     on_event : callable
-        Told of every step.
+        Called with every step.
     say : callable
-        Told which builder it is, and why, where that was left open.
+        Called with which builder it is, and why, where that was left open.
 
     Raises
     ------
     EngineError
-        When the docker builder is asked for, and no engine answers.
+        When the docker builder is asked for, and there is no engine or no ``docker`` command.
     OptionError
         When the image has nowhere to go, or the builder cannot do what is asked.
     """
-    engine, reason = None, ""
+    found, reason = None, ""
     if options.builder == OCI:
         chosen = OCI
     else:
-        engine, reason = _engine(options)
-        chosen = DOCKER if engine else OCI
-    if engine is None:
+        found, reason = _docker(options)
+        chosen = DOCKER if found else OCI
+    if found is None:
         _check_goal(options, push)
     if options.builder == AUTO:
         say(f"builder: {chosen} ({reason or 'a Docker engine answers'})")
-    if engine is not None:
-        from mfimage.image.docker_builder import DockerBuilder
+    if found is not None:
+        from mfimage.image.docker.builder import DockerBuilder
 
+        engine, command = found
         return DockerBuilder(
-            engine, tags=options.tags, secrets=secrets, no_cache=options.no_cache,
-            on_event=on_event, cache_from=options.cache_from, cache_to=options.cache_to,
+            engine, command, tags=options.tags, secrets=secrets,
+            no_cache=options.no_cache, on_event=on_event,
+            cache_from=options.cache_from, cache_to=options.cache_to,
         )  # fmt: skip
     from mfimage.image.oci.builder import OciBuilder
 
     return OciBuilder(
         compression=options.compression, compiled=options.compile, fresh=options.no_cache,
         secrets=secrets, on_event=on_event,
-        cache_from=options.cache_from, cache_to=options.cache_to,
+        cache_from=[_layers(cache, "cache-from") for cache in options.cache_from],
+        cache_to=_layers(options.cache_to, "cache-to") if options.cache_to else None,
     )  # fmt: skip
 
 
-def _engine(options: BuildOptions) -> tuple[Engine | None, str]:
-    """Return an engine to build with; or none, and why not."""
+def _docker(options: BuildOptions) -> tuple[tuple[Engine, DockerCommand] | None, str]:
+    """Return an engine and the command to build with; or none, and why not."""
     if wanted := _wants_oci(options):
         if options.builder == DOCKER:
             raise OptionError(f"builder: docker does not do {wanted}", hint="use --builder oci")
         return None, f"for {wanted}"
-    from mfimage.image.engine import Engine
+    from mfimage.image.docker.command import DockerCommand
+    from mfimage.image.docker.engine import Engine
 
     try:
-        return Engine.connect(), ""
+        command = DockerCommand.find()
+        return (Engine.connect(), command), ""
     except EngineError as error:
         if options.builder == DOCKER:
             raise
         return None, error.message
+
+
+def _layers(cache: Reference | BuildxCache, field: str) -> Reference:
+    """Return a cache of layers in a registry, the only kind that the oci builder has."""
+    if isinstance(cache, BuildxCache):
+        raise OptionError(
+            f"{field}: {cache} is a cache of buildx, which the oci builder cannot use",
+            hint="name one in a registry: NAME[:TAG], or use --builder docker",
+        )
+    return cache
 
 
 def _wants_oci(options: BuildOptions) -> str:
@@ -99,10 +116,10 @@ def _wants_oci(options: BuildOptions) -> str:
 
 
 def _check_goal(options: BuildOptions, push: bool) -> None:
-    """Refuse a build whose image nobody would ever see: without a goal it goes into the engine."""
+    """Refuse a build whose image would go nowhere: without a goal it goes into the engine."""
     if push or options.output:
         return
-    from mfimage.image.engine import Engine
+    from mfimage.image.docker.engine import Engine
 
     try:
         Engine.connect().close()

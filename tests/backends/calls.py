@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mfimage.load import JsonFunction
-from tests.function.test_json_values import same
+from tests.function.test_json import same
 
 FUNCTIONS = Path(__file__).with_name("functions.py")
 Way = Callable[[str, Any], Any]
@@ -127,7 +127,7 @@ CALLS = [
     raises("later", 13, "Refused", "refused with 13"),
     raises("later", "1", "InputError", "data: expected int, got '1'"),
     raises("doubled", 13, "Refused", "refused with 13"),
-    raises("cut", {"petals": 2**63, "when": None}, "InputError", "data.petals: 922337203685477580"),
+    raises("cut", {"petals": 2**63, "when": None}, "InputError", "data.petals: input should be"),
     raises("cut", {"when": "today"}, "InputError", "data.petals: missing"),
     raises("cut", {"petals": 1, "when": "today"}, "InputError", "data.when: expected a date and"),
     raises("cut", {"petals": 1, "when": None, "x": 1}, "InputError", "data.x: not expected here"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mfimage.image.engine import Engine
+from mfimage.image.docker.engine import Engine
 from tests.e2e.conftest import SETOSA, Project, serving
 from tests.image.builds import layer_names
 from tests.support.docker import free_port, registry

@@ -17,7 +17,7 @@ from mfimage.errors import InputError, OutputError, SignatureError
 from mfimage.function.decorator import json_function
 from mfimage.function.faults import MAX_FAULTS
 from mfimage.function.schema import Schema
-from tests.function.test_json_values import json_values, same
+from tests.function.test_json import json_values, same
 
 
 def schema_of(data: Any = Any, result: Any = Any) -> Schema:

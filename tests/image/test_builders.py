@@ -9,8 +9,9 @@ import pytest
 
 from mfimage.errors import EngineError, OptionError
 from mfimage.image.builders import open_builder
-from mfimage.image.engine import Engine
-from mfimage.image.plan.options import BuildOptions
+from mfimage.image.docker.command import DockerCommand
+from mfimage.image.docker.engine import Engine, connect
+from mfimage.image.plan.options import BuildOptions, parse_cache
 from mfimage.image.plan.settings import make_options
 from mfimage.image.registry.location import Location
 
@@ -21,11 +22,21 @@ OUT = Location(kind="oci", path=Path("out"))
 def engine(monkeypatch) -> None:
     found = SimpleNamespace(close=lambda: None)
     monkeypatch.setattr(Engine, "connect", classmethod(lambda cls: found))
+    command = DockerCommand(path="docker", buildx=(0, 29))
+    monkeypatch.setattr(DockerCommand, "find", classmethod(lambda cls: command))
 
 
 @pytest.fixture
-def no_engine(monkeypatch) -> None:
+def no_engine(engine, monkeypatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere.sock")
+    monkeypatch.setattr(Engine, "connect", classmethod(lambda cls: cls(connect())))
+
+
+@pytest.fixture
+def no_command(engine, monkeypatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(Engine, "connect", classmethod(lambda cls: SimpleNamespace()))
 
 
 def chosen(*, push: bool = False, **options) -> tuple[str, list[str]]:
@@ -80,6 +91,41 @@ def test_an_image_has_to_go_somewhere(no_engine, options):
 def test_the_docker_builder_needs_an_engine(no_engine):
     with pytest.raises(EngineError, match=r"/nowhere\.sock"):
         chosen(builder="docker", push=True)
+
+
+def test_the_docker_builder_needs_the_command(no_command):
+    with pytest.raises(EngineError, match="no `docker` command on PATH") as raised:
+        chosen(builder="docker")
+    assert "--builder oci, which needs no Docker" in raised.value.hint
+    name, (line,) = chosen(push=True)
+    assert (name, line) == (
+        "oci",
+        "builder: oci (there is no `docker` command on PATH, which builds the image)",
+    )
+
+
+def test_a_cache_of_buildx_is_for_docker(engine):
+    cache = parse_cache("type=gha,scope=iris", field="cache-to")
+    assert chosen(cache_from=(cache,), cache_to=cache)[0] == "docker"
+    for options in ({"cache_from": (cache,)}, {"cache_to": cache}):
+        with pytest.raises(OptionError, match=r"type=gha,scope=iris is a cache of buildx"):
+            chosen(builder="oci", push=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("type=gha,token=abc", "token is a credential"),
+        ("type=s3,bucket=b,secret_access_key=abc", "secret_access_key is a credential"),
+        ("type=registry,ref=https://u:abc@h/x", "has a password in it"),
+        ("mode=max", "'mode=max' has no type"),
+        ("UPPER", "cache-from"),
+    ],
+)
+def test_wrong_caches_are_named(text, message):
+    with pytest.raises(OptionError, match=message) as raised:
+        parse_cache(text, field="cache-from")
+    assert "abc" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from mfimage.package.spec import (
     parse_spec,
     sha256_of,
 )
-from tests.function.test_json_values import json_values, text
+from tests.function.test_json import json_values, text
 from tests.support.packages import make_spec
 
 HEX = "0123456789abcdef"

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mfimage.capture.avro import given_schemas
 from mfimage.function.decorator import DecoratedFunction, json_function
 from mfimage.function.parameters import FunctionParameters
 from mfimage.package.spec import (
@@ -57,7 +56,7 @@ def make_spec(
         description=inspect.getdoc(function) or "",
         input_schema=input_schema,
         output_schema=output_schema,
-        schemas=given_schemas(function, input_schema, output_schema),
+        schemas=function.package_schemas(input_schema, output_schema),
         parameter_schema={"required": sorted(artifacts or ())},
         examples=tuple(Example(input=given, output=output) for given, output in examples),
         artifacts=artifacts or {},

@@ -22,7 +22,7 @@ from mfimage.backends.process.pool import WorkerPool
 from mfimage.backends.process.process import STARTING, Launch
 from mfimage.backends.process.workers import confused, told
 from mfimage.errors import InputError, OptionError
-from mfimage.function import json_values
+from mfimage.function import json as json_values
 from mfimage.package.storage.blobs import blob_cache_folder
 from mfimage.package.storage.local import LocalStorage
 from mfimage.package.store import Package

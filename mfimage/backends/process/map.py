@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from mfimage.backends.process.workers import Resend, confused
 from mfimage.errors import InputError
-from mfimage.function import json_values
+from mfimage.function import json as json_values
 from mfimage.runtime.worker.exceptions import rebuild
 from mfimage.runtime.worker.frames import ARRAY, BATCH, MIXED, PARTS, RESULTS, Frame, split_parts
 

@@ -21,7 +21,7 @@ from mfimage.backends.ray.options import RayOptions
 from mfimage.backends.ray.pool import AHEAD, RayPool
 from mfimage.backends.ray.progress import watched
 from mfimage.errors import BackendError, InputError
-from mfimage.function import json_values
+from mfimage.function import json as json_values
 from mfimage.package.store import Package
 from mfimage.runtime.worker.frames import FAILURE, RESULT
 

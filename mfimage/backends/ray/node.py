@@ -118,7 +118,7 @@ class RayNode:
     def value(self, record: Any, *, is_json: bool) -> Any:
         """Return the result for one record as a value, or raise what can be sent anywhere."""
         from mfimage.errors import InputError
-        from mfimage.function import json_values
+        from mfimage.function import json as json_values
 
         if not is_json:
             root = self._runner.data if self._runner else ""

@@ -11,7 +11,7 @@ from typing import Any
 
 from mfimage.capture.task.task import TaskInfo, missing_artifact
 from mfimage.errors import CaptureError, InputError, OptionError
-from mfimage.function import json_values
+from mfimage.function import json as json_values
 from mfimage.function.decorator import DecoratedFunction
 from mfimage.function.parameters import declared_parameters, missing_parameters
 from mfimage.package.spec import ArtifactRef

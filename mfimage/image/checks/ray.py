@@ -106,10 +106,6 @@ def check_command(entrypoint: Sequence[str], tolerance: Tolerance) -> tuple[str,
 
 def check_head(runner: ImageRunner, recorder: Recorder, timeout: float) -> None:
     """Start a head with the image's own command; wait until it is healthy."""
-    if not runner.own_network:
-        why = "it needs a network of its own, which a Docker engine gives"
-        recorder.skip((_HEAD, _PROCESS), why)
-        return
     with ExitStack() as stack:
         started: list[Container] = []
 

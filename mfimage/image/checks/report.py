@@ -61,7 +61,7 @@ class Report:
     id : str
         The image's ID.
     runner : str
-        What ran it: ``docker`` or ``runc``.
+        What ran it: ``docker``.
     checks : tuple of Check
         In order.
     """

@@ -1,21 +1,19 @@
-"""All checks of an image, in order."""
+"""All checks of an image, in their order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from mfimage.errors import EngineError, OptionError
 from mfimage.image.checks import config
-from mfimage.image.checks.docker_runner import open_docker
 from mfimage.image.checks.ray import check_ray
 from mfimage.image.checks.report import Check, Recorder, Report
-from mfimage.image.checks.runc_runner import Tools, find_tools, open_runc
-from mfimage.image.checks.runner import ImageRunner
+from mfimage.image.checks.runner import ImageRunner, open_image
 from mfimage.image.checks.server import CheckOptions, check_server
-from mfimage.image.engine_connect import connect
+from mfimage.image.docker.engine import connect
 from mfimage.image.plan.labels import TARGET
-from mfimage.image.registry.location import Location, parse_location
+from mfimage.image.registry.location import parse_location
 from mfimage.package.spec import FunctionSpec
 
 _DEFAULTS = CheckOptions()
@@ -38,16 +36,16 @@ def check_image(
     options : CheckOptions
         How.
     say : callable
-        Called with what happens, a line each.
+        Told of what happens, a line each.
     on_check : callable
-        Called with each check.
+        Told of each check that was made.
 
     Raises
     ------
     EngineError
-        If it cannot be run here.
+        If no engine responds.
     MfimageError
-        If there is no such image, or it has no function.
+        If there is no such image, or it is none of a function.
     """
     recorder = Recorder(on_check)
     with _runner(image, say) as runner:
@@ -67,7 +65,7 @@ def check_image(
 
 
 def _check_what_it_says(runner: ImageRunner, recorder: Recorder) -> FunctionSpec | None:
-    """Check the configuration; return the function, if there is one."""
+    """Check what can be read; return the function, if it is there."""
     found: list[FunctionSpec] = []
 
     def function() -> str:
@@ -86,35 +84,15 @@ def _check_what_it_says(runner: ImageRunner, recorder: Recorder) -> FunctionSpec
 
 @contextmanager
 def _runner(image: str, say: Callable[[str], None]) -> Iterator[ImageRunner]:
-    """Open the image where it can be run."""
+    """Open the image in the Docker engine."""
     location = parse_location(image, field="image")
-    with ExitStack() as stack:
-        runner: ImageRunner
-        try:
-            api = connect()
-        except EngineError as error:
-            place, tools = _without_engine(image, location, error)
-            say(f"{error.message}; {image} is unpacked")
-            runner = stack.enter_context(open_runc(place, tools))
-        else:
-            runner = stack.enter_context(open_docker(api, image, location, say=say))
-        yield runner
-
-
-def _without_engine(
-    image: str, location: Location | None, error: EngineError
-) -> tuple[Location, Tools]:
-    """Return where the image is, and what unpacks and runs it instead of an engine."""
-    tools = find_tools()
-    if location is None:
+    try:
+        api = connect()
+    except EngineError as error:
         raise EngineError(
             f"{image} cannot be run: {error.message}",
-            hint="start an engine; without one, name an image in a folder, as oci:DIR, "
-            "where runc and umoci are",
-        )
-    if tools is None:
-        raise EngineError(
-            f"{image} cannot be run: {error.message}, and runc and umoci are not here",
-            hint="start an engine, or install them: apt-get install runc umoci",
-        )
-    return location, tools
+            hint="mfimage test runs an image in a Docker engine: start Docker, or point "
+            "DOCKER_HOST or `docker context use` at a running engine",
+        ) from None
+    with open_image(api, image, location, say=say) as runner:
+        yield runner

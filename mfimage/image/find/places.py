@@ -69,7 +69,7 @@ def see_image(name: str, *, platform: str | None = None, engine: bool = True) ->
 
 
 def _in_engine(name: str, platform: str | None) -> SeenImage | None:
-    from mfimage.image.engine import Engine
+    from mfimage.image.docker.engine import Engine
 
     with Engine.connect() as engine:
         info = engine.inspect(name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mfimage.errors import EngineError
-from mfimage.image.engine import Engine
+from mfimage.image.docker.engine import Engine
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.find.seen import info_of
 from mfimage.image.oci.base import read_image

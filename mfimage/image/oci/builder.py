@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mfimage.errors import OptionError
-from mfimage.image.builder import OCI, BuiltImage, BuiltLayer, OnEvent
-from mfimage.image.engine_events import BuildEvent
+from mfimage.image.builder import OCI, BuildEvent, BuiltImage, BuiltLayer, OnEvent
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.find.seen import info_of
 from mfimage.image.oci.base import Images
@@ -28,7 +27,6 @@ from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.client import RegistryClient
 from mfimage.image.registry.location import Location
 from mfimage.image.registry.reference import Reference
-from mfimage.image.secrets.scanning import ScanMemory
 
 if TYPE_CHECKING:
     from mfimage.image.plan.layers import BlobPath
@@ -73,11 +71,7 @@ class OciBuilder:
         self._layers = LayerCache(compression, fresh=fresh)
         self._images = Images(self._layers)
         self._cache_to = cache_to
-        # Who exported a layer has looked through it.
-        self._shared = SharedCache(
-            self._layers, self._images, sources=cache_from,
-            on_import=ScanMemory(secrets).remember,
-        )  # fmt: skip
+        self._shared = SharedCache(self._layers, self._images, sources=cache_from)
         self._compiled = compiled
         self._secrets = secrets
         self._on_event = on_event
@@ -145,6 +139,7 @@ class OciBuilder:
                 BuiltLayer(
                     name=planned.name, diff_id=layer.diff_id, digest=layer.descriptor.digest,
                     size=layer.descriptor.size, cached=cached, reason=planned.reason,
+                    shared=layer.source is not None,
                 )
             )  # fmt: skip
         composed = compose(plan, base, new, epoch=self._epoch)
@@ -196,7 +191,7 @@ class OciBuilder:
         if output is not None:
             write_images(composed, output, tags)
         else:
-            from mfimage.image.engine import Engine
+            from mfimage.image.docker.engine import Engine
 
             with Engine.connect() as engine:
                 engine.load(docker_archive(composed, tags))

@@ -33,7 +33,6 @@ def installed_version(name: str) -> str | None:
 # blocks of one size, whatever pieces the content comes in.
 
 GZIP, ZSTD = "gzip", "zstd"
-COMPRESSIONS = (GZIP, ZSTD)
 # What goes to the compressor at once: its output depends on that.
 _BLOCK = 1 << 20
 # Higher ones take twice the time for 2 % of a scikit-learn environment.
@@ -79,7 +78,7 @@ class Compressing:
     file : binary file
         Gets the compressed bytes.
     kind : str
-        One of `COMPRESSIONS`.
+        ``gzip`` or ``zstd``.
     """
 
     def __init__(self, file: BinaryIO, kind: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import BinaryIO
 
-from mfimage.image.engine_events import BuildEvent
+from mfimage.image.builder import BuildEvent
 from mfimage.image.oci.config import Composed, compose_index
 from mfimage.image.oci.images import StoredLayer
 from mfimage.image.registry.client import RegistryClient, repository_of

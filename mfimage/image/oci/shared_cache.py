@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from mfimage.errors import RegistryError
@@ -39,8 +39,6 @@ class SharedCache:
         Reads from registries.
     sources : sequence of Reference
         Where further layers are, the first that has one first.
-    on_import : callable
-        Told the diff id of each layer that another machine made.
     """
 
     def __init__(
@@ -49,12 +47,10 @@ class SharedCache:
         images: Images,
         *,
         sources: Sequence[Reference],
-        on_import: Callable[[str], None],
     ) -> None:
         self._local = local
         self._images = images
         self._sources = sources
-        self._on_import = on_import
         self._imported: Mapping[str, StoredLayer] | None = None
         self._used: dict[str, StoredLayer] = {}
 
@@ -65,7 +61,6 @@ class SharedCache:
             layer, cached = stored(found), True
         elif not self._local.fresh and key in self._others():
             layer, cached = self._others()[key], True
-            self._on_import(layer.diff_id)
         else:
             made = self._local.layer(planned.inputs, planned.chunks)
             layer, cached = stored(made), made.cached

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mfimage.files import sha256_hex
+from mfimage.files import EPOCH, sha256_hex
 
 CHUNK = 1 << 18
-MTIME = 315_532_800  # 1980-01-01, the earliest time that every archive format can hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +24,8 @@ class ContextFile:
     mode : int
         Permission bits.
     digest : str, optional
-        The content's SHA-256 in hex, if it is known already; computed otherwise. What is sent is
-        held against it.
+        The content's SHA-256 in hex, if it is known already; computed otherwise. What is written
+        is verified against it.
     """
 
     path: str
@@ -51,13 +50,13 @@ class ContextFile:
         return self.content.stat().st_size
 
     def mtime_ns(self) -> int:
-        """Return the time to tell the engine, in nanoseconds: always the same second.
+        """Return the time to give the file in a build context, in nanoseconds.
 
-        The engine takes a file for unchanged if its name, mode, size and time are. But equal inputs
-        must give equal images, so the time is fixed. Image layers hold whole seconds only, which
+        BuildKit takes a file for unchanged if its name, mode, size and time are. But equal inputs
+        must give equal images, so the second is fixed. Image layers hold whole seconds only, which
         leaves the nanoseconds free to stand for the content.
         """
         digest = self.digest
         if digest is None:
             digest = sha256_hex(self.chunks())
-        return MTIME * 10**9 + int(digest[-16:], 16) % 10**9
+        return EPOCH * 10**9 + int(digest[-16:], 16) % 10**9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from urllib.parse import urlsplit
 
 from mfimage.errors import OptionError
 from mfimage.image.registry.location import Location
-from mfimage.image.registry.reference import Reference
+from mfimage.image.registry.reference import Reference, parse_tag
 from mfimage.image.secrets.build import Secret
 from mfimage.image.targets.targets import check_ray, find_target, ray_requirement
 from mfimage.masking import URL_PASSWORD
@@ -34,6 +35,49 @@ _COMPRESSIONS = ("gzip", "zstd")
 _INDEX = re.compile(r"(?:(?P<name>[A-Za-z0-9][A-Za-z0-9_.-]*)=)?(?P<url>[A-Za-z]+://.*)")
 # A line of a Dockerfile holds 65535 bytes, and quoting can double a value.
 LONGEST_VALUE = 30_000
+
+
+# What of a cache's description would show a credential on a command line.
+_CACHE_CREDENTIALS = ("token", "secret_access_key", "session_token", "account_key", "password")
+
+
+@dataclass(frozen=True)
+class BuildxCache:
+    """A cache as buildx describes it, as ``type=gha`` or ``type=local,src=FOLDER``."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_cache(text: str, *, field: str) -> Reference | BuildxCache:
+    """Parse a cache: a name in a registry, or buildx's ``type=...``.
+
+    Raises
+    ------
+    OptionError
+        If it is neither, or has a credential in it.
+    """
+    if "=" not in text:
+        return parse_tag(text, field=field)
+    rows = list(csv.reader([text]))
+    keys = [part.partition("=")[0].strip() for row in rows for part in row]
+    if "type" not in keys:
+        raise OptionError(
+            f"{field}: {text!r} has no type",
+            hint="write NAME[:TAG], or as buildx does: type=registry,ref=NAME, type=gha, "
+            "type=local,src=FOLDER",
+        )
+    for key in keys:
+        if key in _CACHE_CREDENTIALS:
+            raise OptionError(
+                f"{field}: {key} is a credential, which every process of this machine could read",
+                hint="set the environment variable that buildx reads, as "
+                "ACTIONS_RUNTIME_TOKEN or AWS_SECRET_ACCESS_KEY",
+            )
+    refuse_credentials(field, text)
+    return BuildxCache(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +121,9 @@ class BuildOptions:
         How the oci builder compresses layers: ``gzip`` or ``zstd``.
     compile : bool
         Let the oci builder compile Python files; the docker builder always does.
-    cache_from : tuple of Reference
-        Where in registries layers of earlier builds are.
-    cache_to : Reference or None
+    cache_from : tuple of Reference or BuildxCache
+        Where layers of earlier builds are.
+    cache_to : Reference, BuildxCache or None
         Where to put this build's.
 
     Raises
@@ -106,8 +150,8 @@ class BuildOptions:
     output_engine: bool = False
     compression: str = "gzip"
     compile: bool = False
-    cache_from: tuple[Reference, ...] = ()
-    cache_to: Reference | None = None
+    cache_from: tuple[Reference | BuildxCache, ...] = ()
+    cache_to: Reference | BuildxCache | None = None
 
     def __post_init__(self) -> None:
         check_ray(find_target(self.target), self.ray_version, self.parts)

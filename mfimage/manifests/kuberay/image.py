@@ -57,7 +57,7 @@ def read_ray_image(name: str, known: Known, *, say: Callable[[str], None]) -> Ra
     OptionError
         If the image is for another target, or does not say enough.
     """
-    from mfimage.image.engine import Engine
+    from mfimage.image.docker.engine import Engine
 
     reference = parse_reference(name)
     try:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import orjson
 
 from mfimage.errors import InputError, ValueFault
-from mfimage.function import json_values
+from mfimage.function import json as json_values
 from mfimage.package.storage.objects import ObjectInfo
 from mfimage.runtime.batch.guard import Guard
 from mfimage.runtime.batch.store import locate

@@ -16,10 +16,9 @@ from typing import Any
 
 from mfimage.errors import Fault, OutputError, PackageError, ParameterError
 from mfimage.function.decorator import DecoratedFunction
-from mfimage.function.json_values import plain
-from mfimage.function.many import Many
+from mfimage.function.json import plain
 from mfimage.function.parameters import FunctionParameters, lazy_parameters
-from mfimage.function.schema import RESULT
+from mfimage.function.schema import RESULT, Many
 from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec, parse_spec
 from mfimage.runtime.calls.coroutines import LoopThread
 from mfimage.runtime.loading.modules import CodeSpace

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from mfimage.errors import InputError, MfimageError, RecordError
-from mfimage.function import json_values
+from mfimage.function import json as json_values
 from mfimage.runtime.records.formats import (
     HasSpec,
     RecordFormat,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 from mfimage.errors import Fault, OptionError, OutputError, SerializerError
-from mfimage.function.json_format import JsonSerializer
+from mfimage.function.json import JsonSerializer
 from mfimage.function.serializers import FileFormat, find_format, find_serializer, serializers
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.records.streams import Place, is_stream

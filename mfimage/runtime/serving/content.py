@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mfimage.errors import Fault, InputError, OutputError, SchemaError
-from mfimage.function import json_values
+from mfimage.function import json as json_values
 from mfimage.function.serializers import Serializer, serializers
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.calls.queue import Converter

@@ -230,7 +230,7 @@ def test_avro_that_is_not_installed_says_how(tmp_path: Path) -> None:
         "except MfimageError as error: print(error, '|', error.hint)\n"
     )
     said = subprocess.check_output([sys.executable, "-c", script], cwd=tmp_path, text=True)
-    assert said == "avro: fastavro is not installed here | pip install fastavro\n"
+    assert said == "avro: fastavro is not installed here | pip install 'mfimage[avro]'\n"
 
 
 def test_records_go_on_as_they_come() -> None:

@@ -144,11 +144,10 @@ def test_a_list_is_answered(server: Server) -> None:
 def test_what_is_wrong_is_told_in_json(server: Server) -> None:
     client, errors = Client(server), server.messages("error")
     body = client.write({"petals": 3, "name": "iris"})
-    first, last = (field["name"] for field in client.takes[AVRO]["x-avro-schema"]["fields"])
-    for wrong, path in ((body[:-1], f"data.{last}"), (b"", f"data.{first}"), (body + b"x", "data")):
+    for wrong in (body[:-1], b"", body + b"x"):
         answer = client.send(wrong, **IN)
         assert answer.headers["content-type"] == "application/problem+json"
-        assert (answer.status_code, answer.json()["errors"][0]["path"]) == (422, path)
+        assert (answer.status_code, answer.json()["errors"][0]["path"]) == (422, "data")
     answer = client.send(body, **IN, Accept="text/csv")
     assert (answer.status_code, AVRO in answer.json()["detail"]) == (406, True)
     answer = client.send(body, **{"Content-Type": "text/csv"})

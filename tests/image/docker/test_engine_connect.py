@@ -4,18 +4,49 @@ import hashlib
 import json
 import os
 import socket
+import socketserver
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import docker
 import pytest
 
 from mfimage.errors import EngineError
-from mfimage.image.engine import Engine
+from mfimage.image.docker.engine import Engine
 from tests.support.docker import free_port
-from tests.support.fake_engine import fake_engine
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"ApiVersion": "1.46"}')
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+class _Server(socketserver.UnixStreamServer):
+    def get_request(self) -> tuple[socket.socket, str]:
+        return super().get_request()[0], "client"  # the handler wants a name
+
+
+@contextmanager
+def fake_engine(directory: Path) -> Iterator[str]:
+    """Respond as an engine does when it is asked for its version; yield the address."""
+    path = directory / "engine.sock"
+    with _Server(str(path), _Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"unix://{path}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @contextmanager
@@ -59,7 +90,7 @@ def test_an_engine_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, f
         hung.listen()
         name = address if isinstance(address, str) else f"127.0.0.1:{address[1]}"
         monkeypatch.setenv("DOCKER_HOST", f"{family}://{name}")
-        assert "does not answer" in fails().message
+        assert "does not respond" in fails().message
 
 
 def test_no_permission(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +153,19 @@ def test_a_broken_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for meta in tmp_path.rglob("meta.json"):
         meta.write_text("{")
     assert "cannot reach" in fails().message
+
+
+def test_a_context_named_by_a_variable_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the ``docker`` command does, which builds what this connection then inspects."""
+    with fake_engine(tmp_path) as host:
+        use_context(tmp_path, monkeypatch, host)
+        (tmp_path / "config.json").write_text("{}")
+        monkeypatch.setenv("DOCKER_CONTEXT", "mine")
+        with Engine.connect() as engine:
+            assert engine._api.api_version == "1.46", "it is not another engine"
+            assert engine.alive()
 
 
 def test_docker_host_wins_over_the_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

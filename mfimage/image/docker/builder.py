@@ -1,39 +1,42 @@
-"""The builder that hands a plan to a Docker engine."""
+"""The builder that runs ``docker build`` on the context that ``mfimage render`` writes."""
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
-from mfimage.errors import OptionError
-from mfimage.image.builder import DOCKER, BuiltImage, BuiltLayer, OnEvent
-from mfimage.image.docker.render import context_files
-from mfimage.image.engine import Engine
-from mfimage.image.engine_events import BuildEvent
+from mfimage.errors import BuildError, EngineError, OptionError
+from mfimage.image.builder import DOCKER, BuildEvent, BuiltImage, BuiltLayer, OnEvent
+from mfimage.image.docker.command import DockerCommand, ended_by_signals
+from mfimage.image.docker.engine import Engine, engine_gone
+from mfimage.image.docker.render import write_context
 from mfimage.image.find.info import HistoryEntry, ImageInfo
 from mfimage.image.plan.base import BaseImage
 from mfimage.image.plan.layers import BlobPath, artifact_folder
+from mfimage.image.plan.options import BuildxCache
 from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.location import Location
 from mfimage.image.registry.reference import Reference
 from mfimage.package.storage.cache import cache_folder, remember
 from mfimage.runtime.layout import VENV
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
+_DOING = "building the image"
 # What history says of steps that make a layer.
 _LAYERED = ("RUN", "COPY", "ADD", "WORKDIR")
 
 
 class DockerBuilder:
-    """Builds images with a Docker engine.
+    """Builds images by ``docker build``.
 
     Parameters
     ----------
     engine : Engine
-        The connection, which `close` closes.
+        Where images end up; `close` closes it.
+    command : DockerCommand
+        What builds them.
     tags : sequence of Reference
         What to call images.
     secrets : mapping of str to bytes
@@ -41,11 +44,11 @@ class DockerBuilder:
     no_cache : bool
         Run every step anew.
     on_event : callable
-        Told of every step.
-    cache_from : sequence of Reference
-        Images in registries whose steps need not be run again.
-    cache_to : Reference, optional
-        What `export` calls the image in a registry, for others to build from.
+        Called with every step.
+    cache_from : sequence of Reference or BuildxCache
+        Caches whose steps need not run again.
+    cache_to : Reference or BuildxCache, optional
+        A cache to write; a reference is the image's name under which `export` pushes it.
     """
 
     name = DOCKER
@@ -53,15 +56,17 @@ class DockerBuilder:
     def __init__(
         self,
         engine: Engine,
+        command: DockerCommand,
         *,
         tags: Sequence[Reference],
         secrets: Mapping[str, bytes],
         no_cache: bool,
         on_event: OnEvent,
-        cache_from: Sequence[Reference] = (),
-        cache_to: Reference | None = None,
+        cache_from: Sequence[Reference | BuildxCache] = (),
+        cache_to: Reference | BuildxCache | None = None,
     ) -> None:
         self._engine = engine
+        self._command = command
         self._cache_from = cache_from
         self._cache_to = cache_to
         self._tags = tags
@@ -96,30 +101,58 @@ class DockerBuilder:
         return None
 
     def build(self, plan: ImagePlan, blob_path: BlobPath) -> BuiltImage:
-        """Build by BuildKit."""
+        """Write the context and build it."""
         start = time.perf_counter()
-        image_id = self._engine.build(
-            context=context_files(plan, blob_path),
-            tags=[str(tag) for tag in self._tags],
-            secrets=self._secrets,
-            platform=plan.platform,
-            no_cache=self._no_cache,
-            cache_from=[str(source) for source in self._cache_from],
-            # BuildKit writes into the image what its steps were.
-            build_args={"BUILDKIT_INLINE_CACHE": "1"} if self._cache_to else {},
-            on_event=self._see,
-        )
-        info = self._engine.inspect(image_id) or ImageInfo(id=image_id)
+        with ended_by_signals(), tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
+            context = Path(folder, self._context_name(plan))
+            write_context(plan, context, blob_path)
+            try:
+                names = self._command.build(
+                    context,
+                    tags=[str(tag) for tag in self._tags],
+                    platform=plan.platform,
+                    secrets=self._secrets,
+                    no_cache=self._no_cache,
+                    cache_from=self._cache_from,
+                    cache_to=self._cache_to,
+                    on_event=self._see,
+                )
+            except BuildError:
+                if not self._engine.alive():  # an engine that goes away cancels its builds
+                    raise engine_gone(_DOING) from None
+                raise
+        info = self._find(names, plan)
         base = self._engine.inspect(str(plan.base.pinned)) or self._engine.inspect(
             str(plan.base.reference)
         )
         return BuiltImage(
-            id=image_id,
+            id=info.id,
             digest=None,
             plan=plan,
             layers=tuple(_layers(plan, info, base or ImageInfo(id=""), self._cached)),
             size=info.size,
             timings={"build": time.perf_counter() - start},
+        )
+
+    def _context_name(self, plan: ImagePlan) -> str:
+        """Name the context by what builds have in common whose contexts are worth comparing."""
+        names = ",".join(tag.name for tag in self._tags) or f"{plan.function},{plan.target.name}"
+        return f"mfimage-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
+
+    def _find(self, names: Sequence[str], plan: ImagePlan) -> ImageInfo:
+        """Return the image that was built; engines know it by different digests."""
+        for name in names:
+            if (info := self._engine.inspect(name)) is not None:
+                return info
+        for tag in self._tags:
+            info = self._engine.inspect(str(tag))
+            # Another build may have taken the tag meanwhile.
+            if info is not None and plan.labels.items() <= info.labels.items():
+                return info
+        raise EngineError(
+            f"{_DOING}: the Docker engine does not have {names[0]} afterwards",
+            hint="the builder that BUILDX_BUILDER or `docker buildx use` names must load images "
+            "into the engine that DOCKER_HOST or the docker context names",
         )
 
     def _see(self, event: BuildEvent) -> None:
@@ -154,8 +187,8 @@ class DockerBuilder:
         )
 
     def export(self, images: Sequence[BuiltImage], tags: Sequence[Reference]) -> None:
-        """Push the image by its name as a cache."""
-        if self._cache_to is None:
+        """Push the image, which has the cache in it, under the cache's name."""
+        if not isinstance(self._cache_to, Reference):
             return
         name = str(self._cache_to)
         self._engine.tag(images[0].id, name)
@@ -192,10 +225,10 @@ def _digest_of(info: ImageInfo, reference: Reference) -> str | None:
 def _layers(
     plan: ImagePlan, info: ImageInfo, base: ImageInfo, cached: Sequence[str]
 ) -> Iterable[BuiltLayer]:
-    """Tell of an image's layers, by what the Dockerfile makes of the plan."""
+    """Describe an image's layers, by what the Dockerfile makes of the plan."""
     under, reason = len(base.layers), str(plan.base.pinned)
     sizes = [entry.size for entry in base.history if entry.size]
-    # The engine does not tell empty layers from steps that make none: then the first has it all.
+    # The engine does not distinguish empty layers from steps that make none: the first has it all.
     sizes = sizes if len(sizes) == under else [base.size] + [0] * (under - 1)
     for diff_id, size in zip(base.layers, sizes, strict=False):
         yield BuiltLayer(

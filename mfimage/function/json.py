@@ -1,7 +1,7 @@
-"""Values <-> JSON bytes, without loss: what has no equal JSON form is refused by path.
+"""Values to and from JSON bytes, without loss, and the JSON serializer.
 
-orjson does the work when it can. It writes NaN as ``null`` and gives up where a closer look would
-not, so those values, and only those, are looked at again.
+A value without an equal JSON form is refused, with its path. orjson encodes when it can. It writes
+NaN as ``null`` and refuses some values that have a JSON form: only those are encoded in Python.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ import enum
 import json
 import math
 import uuid
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO
 
 import orjson
 from pydantic_core import from_json
 
-from mfimage.errors import Fault, OutputError, ValueFault
+from mfimage.errors import Fault, InputError, OutputError, ValueFault, join_path
 
-# orjson and the parser both give up a little past this depth; one limit keeps them alike.
+# orjson and the parser both refuse a little more than this depth; one limit makes them agree.
 MAX_DEPTH = 200
 # Python and the parser refuse more than 4300 digits.
 MAX_BITS = 14_000
 # orjson would drop a dataclass's fields that start with "_", and the seconds of a UTC offset.
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+# Every digit to 0, "E" to "e", no "+": one search then finds any exponent of three digits.
+_TO_ZERO = bytes.maketrans(b"123456789E", b"000000000e")
 _TIMES = (datetime.datetime, datetime.date, datetime.time)
 
 
@@ -46,15 +49,15 @@ def dumps(value: Any, *, root: str, error: type[ValueFault] = OutputError) -> by
     value : Any
         What to encode.
     root : str
-        What paths in errors start with, as ``result``.
+        Start of the paths in errors, as ``result``.
     error : type
-        Which error to raise.
+        Class of the error.
 
     Raises
     ------
     ValueFault
         ``error``, naming the path of the first value that has no JSON form: NaN, infinities,
-        sets, bytes, keys that are no strings, objects.
+        sets, bytes, keys that are not strings, objects.
     """
     try:
         data = orjson.dumps(value, plain, _OPTIONS)
@@ -72,7 +75,7 @@ def dumps(value: Any, *, root: str, error: type[ValueFault] = OutputError) -> by
 
 
 def line_encoder(*, root: str, error: type[ValueFault]) -> Callable[[Any], bytes]:
-    """Return what encodes as ``dumps`` does, and adds a line's end: for many, a little faster."""
+    """Return a function that encodes as ``dumps`` and adds a newline: faster for many values."""
 
     def encode(
         value: Any,
@@ -92,21 +95,23 @@ def line_encoder(*, root: str, error: type[ValueFault]) -> Callable[[Any], bytes
 
 
 def loads(data: bytes) -> Any:
-    """Decode JSON bytes that ``dumps`` made; integers keep every digit."""
+    """Decode JSON bytes; integers keep every digit."""
     return from_json(data, allow_inf_nan=False)
 
 
-def join(path: str, key: str | int) -> str:
-    """Return the path of a member: ``data.age``, ``data["sepal length"]``, ``data[3]``."""
-    if isinstance(key, int):
-        return f"{path}[{key}]"
-    if key.isidentifier():
-        return f"{path}.{key}"
-    return f"{path}[{json.dumps(key, ensure_ascii=False)}]"
+def may_be_infinite(payload: bytes) -> bool:
+    """Return whether a number in ``payload`` may be NaN or past the largest float.
+
+    Python's parsers accept them; JSON does not have them.
+    """
+    if b"NaN" in payload or b"Infinity" in payload:
+        return True
+    digits = payload.translate(_TO_ZERO, b"+")
+    return b"0e000" in digits or b"0" * 308 in digits
 
 
 def plain(value: Any) -> Any:
-    """Return the next plainer form of a value that JSON does not know.
+    """Return a plainer form of a value that is not JSON's.
 
     Raises
     ------
@@ -122,16 +127,16 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
     if hasattr(value, "model_dump"):
-        # An error, for a warning would let inf out of an unvalidated model as null.
+        # An error: with a warning, inf in an unvalidated model would become null.
         return value.model_dump(mode="json", by_alias=True, warnings="error")
     raise TypeError
 
 
 def _plain_array(value: Any) -> Any:
-    """Return the plain form of a NumPy array or scalar, or of what behaves like one."""
+    """Return the plain form of a NumPy array or scalar, or of a similar object."""
     kind = getattr(getattr(value, "dtype", None), "kind", "")
     if kind in ("M", "m", "V"):
-        # tolist() would make NaT None, nanoseconds a bare number, and fields lose their names.
+        # tolist() would turn NaT into None and nanoseconds into a number, and drop field names.
         if getattr(value, "ndim", 0):
             return list(value)
         if kind == "M" and value == value:  # noqa: PLR0124
@@ -139,7 +144,7 @@ def _plain_array(value: Any) -> Any:
         raise TypeError
     simple = value.tolist()
     if type(simple) is type(value):
-        # np.longdouble gives itself back; most are a float all the same.
+        # np.longdouble returns itself; most equal a float.
         if float(value) != value and value == value:  # noqa: PLR0124
             raise TypeError
         return float(value)
@@ -161,10 +166,11 @@ def _walk(value: Any, path: str, depth: int) -> Any:  # noqa: PLR0911  (one line
         return _number(value, path)
     if isinstance(value, dict):
         return {
-            _key(key, path): _walk(item, join(path, key), depth + 1) for key, item in value.items()
+            _key(key, path): _walk(item, join_path(path, key), depth + 1)
+            for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_walk(item, join(path, i), depth + 1) for i, item in enumerate(value)]
+        return [_walk(item, join_path(path, i), depth + 1) for i, item in enumerate(value)]
     return _walk(_plain_or_refused(value, path), path, depth + 1)
 
 
@@ -193,7 +199,7 @@ def _number(value: float, path: str) -> float:
 
 
 def _text(value: str, path: str) -> str:
-    text = str.__str__(value)  # not what a subclass makes of itself
+    text = str.__str__(value)  # not a subclass's own
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -205,3 +211,48 @@ def _key(key: Any, path: str) -> str:
     if not isinstance(key, str):
         raise _NoJsonForm(path, f"expected string keys, got {key!r}; use str(key)")
     return _text(key, path)
+
+
+class JsonSerializer:
+    """JSON; in files, one record per line. The schemas are JSON Schemas."""
+
+    name = "json"
+    media_type = "application/json"
+    suffixes: tuple[str, ...] = (".jsonl", ".ndjson")
+
+    def schema(self, json_schema: Mapping[str, Any], *, name: str) -> Any:
+        """Return the JSON Schema as it is."""
+        return dict(json_schema)
+
+    def dumps(self, value: Any, schema: Any = None) -> bytes:
+        """Return JSON bytes; ``OutputError`` for a value without a JSON form."""
+        return dumps(value, root="result")
+
+    def loads(self, data: bytes, schema: Any = None) -> Any:
+        """Return the value of JSON bytes; ``InputError`` if they are not JSON."""
+        return _load(data, "data")
+
+    def read(self, file: BinaryIO, schema: Any = None) -> Iterator[Any]:
+        """Yield the value of each line that is not blank."""
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield _load(line, f"line {number}")
+
+    @contextmanager
+    def write(self, file: BinaryIO, schema: Any = None) -> Iterator[Callable[[Any], None]]:
+        """Give a callable that writes a value as a line."""
+
+        def append(record: Any) -> None:
+            file.write(self.dumps(record) + b"\n")
+
+        yield append
+
+
+def _load(data: bytes, path: str) -> Any:
+    try:
+        value = loads(data)
+    except ValueError as error:
+        raise InputError([Fault(path=path, message=f"not JSON: {error}")]) from None
+    if may_be_infinite(data):
+        dumps(value, root=path, error=InputError)
+    return value

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from pydantic import BaseModel
 
-from mfimage.errors import InputError, OutputError
-from mfimage.function.json_values import MAX_DEPTH, dumps, join, loads
+from mfimage.errors import InputError, OutputError, join_path
+from mfimage.function.json import MAX_DEPTH, dumps, loads
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -216,7 +216,7 @@ def test_nan_anywhere_is_an_error_that_names_its_path(value: Any, bad: Any, rand
             bad, path_end = [*others, bad], len(others)
         else:
             bad, path_end = {"other": value, key: bad}, key
-        path = join("result", path_end) + path.removeprefix("result")
+        path = join_path("result", path_end) + path.removeprefix("result")
     with pytest.raises(OutputError) as caught:
         dumps(bad, root="result")
     assert caught.value.faults[0].path == path
