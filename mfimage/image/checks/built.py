@@ -1,4 +1,4 @@
-"""Checking what was just built, before anybody gets it."""
+"""Testing the images of a build before they are pushed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from mfimage.image.registry.location import OCI, Location
 def check_built(
     builder: Builder, images: Sequence[BuiltImage], *, say: Callable[[str], None]
 ) -> tuple[Report, ...]:
-    """Test the images that this machine can run; the others are named.
+    """Test the images that this machine can run, and name the others.
 
     Parameters
     ----------
     builder : Builder
-        What built them.
+        Built them.
     images : sequence of BuiltImage
-        One a platform.
+        One for each platform.
     say : callable
-        Told of every check, and of what was not tested.
+        Called with each check, and with what is not tested.
 
     Raises
     ------

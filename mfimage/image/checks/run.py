@@ -9,7 +9,7 @@ from pkgutil import resolve_name
 from mfimage.errors import EngineError, OptionError
 from mfimage.image.checks import config
 from mfimage.image.checks.report import Check, Recorder, Report
-from mfimage.image.checks.runner import Runner, open_image
+from mfimage.image.checks.runner import ImageRunner, open_image
 from mfimage.image.checks.server import CheckOptions
 from mfimage.image.docker.engine import connect
 from mfimage.image.plan.labels import TARGET
@@ -64,7 +64,7 @@ def check_image(
     return Report(image=image, id=identity, runner=name, checks=recorder.checks)
 
 
-def _check_what_it_says(runner: Runner, recorder: Recorder) -> FunctionSpec | None:
+def _check_what_it_says(runner: ImageRunner, recorder: Recorder) -> FunctionSpec | None:
     """Check what can be read; return the function, if it is there."""
     found: list[FunctionSpec] = []
 
@@ -83,7 +83,7 @@ def _check_what_it_says(runner: Runner, recorder: Recorder) -> FunctionSpec | No
 
 
 @contextmanager
-def _runner(image: str, say: Callable[[str], None]) -> Iterator[Runner]:
+def _runner(image: str, say: Callable[[str], None]) -> Iterator[ImageRunner]:
     """Open the image in the Docker engine."""
     try:
         api = connect()

@@ -31,7 +31,7 @@ LOG_LINES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch:
+class ContainerOptions:
     """How to start a container.
 
     Attributes
@@ -61,7 +61,7 @@ class Launch:
     port: int | None = None
 
 
-class Runner:
+class ImageRunner:
     """Runs containers of an image that the engine has.
 
     Parameters
@@ -83,7 +83,7 @@ class Runner:
         return Engine(self._api).read_file(self.info.id, path)
 
     @contextmanager
-    def start(self, launch: Launch) -> Iterator[Container]:
+    def start(self, launch: ContainerOptions) -> Iterator[Container]:
         """Run a container until the block ends.
 
         Raises
@@ -106,7 +106,7 @@ class Runner:
         finally:
             self._remove(identity)
 
-    def _create(self, launch: Launch) -> str:
+    def _create(self, launch: ContainerOptions) -> str:
         local = _host(self._api) is None
         ports = {launch.port: ("127.0.0.1", None) if local else None} if launch.port else {}
         limits = self._api.create_host_config(
@@ -198,7 +198,7 @@ def _host(api: Any) -> str | None:
 @contextmanager
 def open_image(
     api: docker.APIClient, image: str, *, say: Callable[[str], None]
-) -> Iterator[Runner]:
+) -> Iterator[ImageRunner]:
     """Run containers of an image, which is pulled or, until the block ends, loaded.
 
     Parameters
@@ -230,12 +230,12 @@ def open_image(
             found = None
         if found is None:
             say(f"pulling {image}")
-            yield Runner(api, engine.pull(image))
+            yield ImageRunner(api, engine.pull(image))
         elif found.place is FILES:
             with _loaded(engine, found) as info:
-                yield Runner(api, info)
+                yield ImageRunner(api, info)
         else:
-            yield Runner(api, found.info)
+            yield ImageRunner(api, found.info)
 
 
 @contextmanager
