@@ -71,7 +71,7 @@ def test_another_function_is_refused(iris, base, built):
 def test_a_base_without_a_name_has_to_be_named(iris, reference, built):
     done = iris.mfimage("verify", built, "--reference", reference, check=False)
     assert done.returncode == 1
-    assert "hint: name it as it was then: --base-image" in done.stderr
+    assert "--base-image" in done.stderr
 
 
 def test_what_fails_its_test_is_written_nowhere(iris, base, reference, tmp_path):

@@ -1,4 +1,4 @@
-"""What an image says of itself, against what it holds."""
+"""Checks of an image's configuration: labels, credentials, user."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from mfimage.errors import OptionError, PackageError
 from mfimage.image.checks.report import Failed
-from mfimage.image.checks.runner import Container, Runner
+from mfimage.image.checks.runner import Container, ImageRunner
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.plan.labels import TARGET, image_labels
 from mfimage.image.plan.options import LABEL_PREFIX, refuse_credentials
@@ -20,8 +20,8 @@ SPEC_FILE = f"{FUNCTION}/{FUNCTION_JSON}"
 LOCK_FILE = f"{FUNCTION}/{LOCK}"
 
 
-def read_spec(runner: Runner) -> FunctionSpec:
-    """Read the function package's description out of the image.
+def read_spec(runner: ImageRunner) -> FunctionSpec:
+    """Read ``function.json`` from the image.
 
     Raises
     ------
@@ -38,12 +38,12 @@ def read_spec(runner: Runner) -> FunctionSpec:
 
 
 def check_labels(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> str:
-    """Hold the labels ``io.mfimage.*`` against the function.
+    """Validate the labels ``io.mfimage.*`` against the function.
 
     Raises
     ------
     Failed
-        Naming the first label that is missing, or says something else.
+        Naming the first label that is missing or has another value.
     """
     expected = _expected(info, spec, lock)
     wrong = [
@@ -58,13 +58,13 @@ def check_labels(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> str
 
 
 def _expected(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> Mapping[str, str]:
-    """Return the labels that an image of the function has, whoever built it."""
+    """Return the labels of every image of the function."""
     has = info.labels
     target = TARGETS.get(has.get(TARGET, ""))
     labels = image_labels(
         spec,
         target=target.name if target else " or ".join(TARGETS),
-        # Of an image that does not hold its lock, there has to be some digest.
+        # Without a lock in the image, any digest will do.
         lock=sha256_digest(lock) if lock is not None else has.get(_LOCK_LABEL) or "sha256:...",
         base="",
         base_digest=None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -14,7 +13,6 @@ from mfimage.files import chunks_of
 from mfimage.image.builder import OCI, BuildEvent, BuiltImage, BuiltLayer, OnEvent
 from mfimage.image.docker.local import ImageEngine, connect
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.find.seen import info_of
 from mfimage.image.oci.base import BasePython, Images, environment_of, find_python
 from mfimage.image.oci.cache import LayerCache
 from mfimage.image.oci.compression import decompressed
@@ -212,7 +210,7 @@ class OciBuilder:
     def info(self, image: BuiltImage) -> ImageInfo:
         """Read an image's configuration."""
         composed = self._composed[image.digest or ""]
-        return info_of(json.loads(composed.config), [layer.size for layer in image.layers])
+        return ImageInfo.from_config(composed.config, [layer.size for layer in image.layers])
 
     def layer(self, image: BuiltImage, name: str) -> Iterator[bytes]:
         """Unpack a layer of the cache."""

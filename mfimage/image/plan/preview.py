@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mfimage.errors import ReferenceNotFound
+from mfimage.image.find import places
 from mfimage.image.find.contents import Contents, contents_of
 from mfimage.image.find.diff import REMOVED, Change, diff
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.find.places import see_image
+from mfimage.image.find.places import FoundImage, find_image
 from mfimage.image.plan.layers import code_files, runtime_files, sbom_file
 from mfimage.image.plan.options import LABEL_PREFIX, BuildOptions
 from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.location import Location
 
 if TYPE_CHECKING:
-    from mfimage.image.find.seen import SeenImage
     from mfimage.image.plan.layers import BlobPath
 
 NEW, SAME, CHANGED = "new", "same", "changed"
@@ -83,12 +83,12 @@ class PlannedImage:
         return "\n".join(lines)
 
 
-def explain(plan: ImagePlan, blob_path: BlobPath, before: SeenImage | None) -> PlannedImage:
+def explain(plan: ImagePlan, blob_path: BlobPath, before: FoundImage | None) -> PlannedImage:
     """Describe what would be built instead of ``before``, and why.
 
     An image that mfimage did not build counts as none.
     """
-    if before is not None and f"{LABEL_PREFIX}version" not in before.info.labels:
+    if before is not None and not before.has_labels:
         before = None
     code, runtime = code_files(plan, blob_path), runtime_files(plan)
     sizes = {"code": sum(f.size() for f in code), "runtime": sum(f.size() for f in runtime)}
@@ -98,7 +98,7 @@ def explain(plan: ImagePlan, blob_path: BlobPath, before: SeenImage | None) -> P
         new = [PlannedPart(name=n, holds=h, size=s, change=NEW) for n, h, s, _ in layers]
         return PlannedImage(plan=plan, before=None, parts=tuple(new))
     info = dataclasses.replace(before.info, env=_without_path(before.info.env))
-    known = contents_of(info, before.sbom)
+    known = contents_of(info, before.sbom())
     changes = diff(known, after, names=(before.name, plan.function)).changes
     relocked = before.info.labels.get(_LOCK) != plan.dependencies.digest
     parts = list(_removed(plan, changes))
@@ -117,7 +117,7 @@ def explain(plan: ImagePlan, blob_path: BlobPath, before: SeenImage | None) -> P
     return PlannedImage(plan=plan, before=before.name, parts=tuple(parts))
 
 
-def image_before(options: BuildOptions, platform: str, *, engine: bool) -> SeenImage | None:
+def image_before(options: BuildOptions, platform: str, *, engine: bool) -> FoundImage | None:
     """Return what a build would replace: what the first tag names, or the output holds.
 
     ``engine`` is whether the engine is asked before a registry: where the image would go there.
@@ -126,8 +126,9 @@ def image_before(options: BuildOptions, platform: str, *, engine: bool) -> SeenI
     if output is not None and not output.path.exists():
         return None
     names = [str(place) for place in (output, *options.tags) if place]
+    where = (places.FILES, *((places.ENGINE,) if engine else ()), places.REGISTRY)
     try:
-        return see_image(names[0], platform=platform, engine=engine) if names else None
+        return find_image(names[0], platform=platform, places=where) if names else None
     except ReferenceNotFound:
         return None
 

@@ -98,9 +98,7 @@ def test_the_project_is_no_distribution(interpreter: Interpreter, root: Path, ru
     }
 
 
-def test_a_name_space_that_nobody_fills_asks_for_nothing(
-    interpreter: Interpreter, root: Path
-) -> None:
+def test_an_empty_namespace_needs_nothing(interpreter: Interpreter, root: Path) -> None:
     found = find(interpreter, root, "import google.cloud\nimport google.cloud.alpha\n")
     assert list(found.distributions()) == ["google-alpha"]
 

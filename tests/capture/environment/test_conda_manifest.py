@@ -227,9 +227,7 @@ def test_for_another_platform_the_versions_are_kept(
         describe(bare, project, resolution=resolution, platform="linux/arm64")
 
 
-def test_a_step_that_the_loader_cannot_live_with(
-    bare: Interpreter, project: Path, index: Index
-) -> None:
+def test_a_step_that_the_loader_rejects(bare: Interpreter, project: Path, index: Index) -> None:
     (project / "predict.py").write_text("import numeric\n")
     url = place(index, *wheel("pydantic", "1.10"))
     with pytest.raises(LockError, match=r"^the step's @pypi locks pydantic 1\.10, and mfimage's"):

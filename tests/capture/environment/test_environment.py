@@ -54,7 +54,7 @@ def test_without_any_file_it_is_what_is_imported_at_the_versions_installed(
     assert describe(few, project).lock.data == found.lock.data
 
 
-def test_an_editable_distribution_travels_as_a_wheel(
+def test_an_editable_distribution_becomes_a_wheel_in_the_package(
     few: Interpreter, project: Path, tmp_path: Path
 ) -> None:
     source = write_source(tmp_path / "mine", "mine", code="import learn\n")
@@ -131,7 +131,7 @@ def test_hashes_of_a_requirements_file_bind(
         describe(few, project, "requirements.txt")
 
 
-def test_a_requirement_that_the_loader_cannot_live_with(
+def test_a_requirement_that_the_loader_rejects(
     few: Interpreter, project: Path, index: Index
 ) -> None:
     index.add(wheel("pydantic", "1.10"))

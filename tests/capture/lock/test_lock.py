@@ -116,7 +116,7 @@ def test_a_source_folder_gives_the_same_wheel_twice_and_stays_clean(
     assert not folder.exists()
 
 
-def test_a_source_that_has_to_be_built_to_say_what_it_is(index: Index, tmp_path: Path) -> None:
+def test_a_source_whose_metadata_takes_a_build(index: Index, tmp_path: Path) -> None:
     source = write_source(tmp_path / "mine", "mine", version="1.7")
     text = (source / "pyproject.toml").read_text()
     (source / "pyproject.toml").write_text(text[text.index("[build-system]") :])
@@ -161,7 +161,7 @@ def test_a_source_that_does_not_build_says_why(index: Index, tmp_path: Path) -> 
         lock(str(source))
 
 
-def test_wheels_of_the_caller_are_carried_along(index: Index, tmp_path: Path) -> None:
+def test_wheels_of_the_caller_are_included(index: Index, tmp_path: Path) -> None:
     name, data = wheel("mine", requires=["app>=1"])
     (tmp_path / name).write_bytes(data)
     index.add(wheel("app"), wheel("mine", "2.0"))
@@ -270,7 +270,7 @@ def test_one_solve_says_who_requires_what_and_where_it_is(
     assert lock("app", "also").notes == expected
 
 
-def test_a_log_that_does_not_say_enough_is_made_up_for(
+def test_a_log_that_says_too_little_takes_a_second_solve(
     index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index.add(wheel("app", requires=["base"]), wheel("base"))

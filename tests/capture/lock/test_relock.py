@@ -82,7 +82,7 @@ def test_what_has_no_wheel_there_is_named(both: Index) -> None:
         target_lock(lock("model==1.0", "fast==1.0").data, platform=ARM64)
 
 
-def test_wheels_that_travel(both: Index, tmp_path: Path) -> None:
+def test_wheels_in_the_package(both: Index, tmp_path: Path) -> None:
     source = write_source(tmp_path / "mine", "mine")
     function = lock(str(source), "fast==1.0")
     joined = target_lock(function.data, platform=ARM64)

@@ -64,7 +64,10 @@ def private(
     index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Private]:
     index.add(wheel("pydantic", "2.99"), wheel("orjson", "3.99"))
-    index.add(*(wheel(text.partition(">=")[0], "99.0") for text in SERVE_REQUIREMENTS))
+    for text in SERVE_REQUIREMENTS:
+        name, _, versions = text.partition(">=")
+        # A capped one exists in its lowest version.
+        index.add(wheel(name, versions.partition(",")[0] if "<" in versions else "99.0"))
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

@@ -121,7 +121,7 @@ def test_an_image_is_read_from_the_registry_without_pulling(
     layers = {layer["digest"].removeprefix("sha256:") for layer in found["layers"]}
     fetched = {path.name for path in (cache / "blobs" / "sha256").glob("*")} - blobs
     assert layers.isdisjoint(fetched), "no layer is fetched"
-    with pytest.raises(ReferenceNotFound, match=r"nor in the registry"):
+    with pytest.raises(ReferenceNotFound, match=r"not in the registry"):
         inspect(f"{plain.address}/team/seen:other")
 
 

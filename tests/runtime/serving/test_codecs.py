@@ -1,4 +1,4 @@
-"""Other forms than JSON, through the server's front."""
+"""Media types beside JSON, through the server's app."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from mfimage.errors import Fault, OutputError, SchemaError
-from mfimage.runtime.serving import codecs
-from tests.runtime.forms import LITERAL, Literals
-from tests.runtime.fronts import served
+from mfimage.runtime.serving import content
+from tests.runtime.apps import served
+from tests.runtime.codecs import LITERAL, Literals
 from tests.runtime.packages import live
-from tests.runtime.serving.test_front import BAD, FAILING, FUNCTIONS, GOOD, fn_of, problem
+from tests.runtime.serving.test_app import BAD, FAILING, FUNCTIONS, GOOD, fn_of, problem
 
 JSON = "application/json"
 IN = {"Content-Type": LITERAL}
@@ -73,7 +73,7 @@ def form(monkeypatch: pytest.MonkeyPatch) -> Watched:
 
 
 def know(monkeypatch: pytest.MonkeyPatch, *known: Any) -> None:
-    monkeypatch.setattr(codecs, "serializers", lambda: {each.name: each for each in known})
+    monkeypatch.setattr(content, "serializers", lambda: {each.name: each for each in known})
 
 
 def literal(response: Any) -> Any:
@@ -151,7 +151,7 @@ def test_records_of_every_form_join_one_call(form: Watched) -> None:
                 await asyncio.sleep(0.01)
             posts = [it.post("/add", str(n), **(IN if n % 2 else {})) for n in range(1, 40)]
             others = asyncio.gather(*posts)
-            while it.front.inflight is None or len(it.front.inflight) < 40:
+            while it.service.inflight is None or len(it.service.inflight) < 40:
                 await asyncio.sleep(0.01)
             go.set()
             answers = await others
@@ -207,9 +207,9 @@ def test_a_form_that_has_no_schema_is_left_out_and_the_log_says_why(
     know(monkeypatch, NoLists(), Broken(), NoValue())
     caplog.set_level(logging.INFO, "mfimage.serving")
     fn = live(lambda_like)
-    spoken = fn.speaks()
-    assert list(spoken) == [LITERAL]
-    assert spoken[LITERAL].many is None
+    found = content.codecs_of(fn.spec, data=fn.data)
+    assert list(found) == [LITERAL]
+    assert found[LITERAL].many is None
     said = {record.getMessage() for record in caplog.records}
     assert said == {
         f"lambda_like/batch is not served as {LITERAL}: data: no lists",
@@ -224,9 +224,9 @@ def test_a_form_that_has_no_schema_is_left_out_and_the_log_says_why(
             refused = await it.post("/lambda_like/batch", "[3]", **IN)
             assert problem(refused)["status"] == 415
             assert "vary" not in (await it.post("/lambda_like/batch", "[3]")).headers
-            content = (await it.client.get("/openapi.json")).json()["paths"]
+            paths = (await it.client.get("/openapi.json")).json()["paths"]
             single, batch = (
-                content[path]["post"]["requestBody"]["content"]
+                paths[path]["post"]["requestBody"]["content"]
                 for path in ("/lambda_like", "/lambda_like/batch")
             )
             assert single.keys() == {JSON, LITERAL}

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from mfimage.runtime.calls.queue import Stopping
-from tests.runtime.fronts import Served, served
+from tests.runtime.apps import Served, samples, served
 from tests.runtime.packages import live
 
 
@@ -119,9 +119,10 @@ def test_a_large_list_is_answered() -> None:
             records = [{**GOOD, "name": f"n{number}"} for number in range(5000)]
             items = (await it.post("/greet_all/batch", json.dumps(records))).json()
             assert [item["result"] for item in items] == [f"hello n{n}" for n in range(5000)]
-            sizes = it.board.batch_sizes()
-            assert sizes.total == 5000
-            assert sizes.so_far[sizes.bounds.index(64.0)] == sizes.so_far[-1]
+            found = samples(it.metrics)
+            assert found["mfimage_batch_size_sum", ""] == 5000
+            calls = found["mfimage_batch_size_count", ""]
+            assert found["mfimage_batch_size_bucket", "le=64.0"] == calls
 
     asyncio.run(run())
 
@@ -238,7 +239,7 @@ def test_a_slow_call_gets_504_and_leaves_its_place_to_others() -> None:
             for _ in range(2):
                 late = problem(await it.post("/slow", "true"))
                 assert (late["status"], late["detail"]) == (504, "no answer within 0.2 s")
-                assert it.board.in_flight() == 0
+                assert it.in_flight() == 0
             # Both threads are held. Three wait, the fourth finds no place; all are answered.
             answers = await asyncio.gather(*(it.post("/slow", "false") for _ in range(4)))
             assert sorted(answer.status_code for answer in answers) == [503, 504, 504, 504]
@@ -270,7 +271,7 @@ def test_draining_answers_and_asks_to_connect_elsewhere() -> None:
     async def run() -> None:
         async with served(fn_of("greet")) as it:
             assert "connection" not in (await it.client.get("/healthz")).headers
-            it.front.drain()
+            it.service.drain()
             assert problem(await it.client.get("/readyz"))["status"] == 503
             for response in (
                 await it.post("/greet", json.dumps(GOOD)),
@@ -293,9 +294,9 @@ def test_what_the_end_of_the_grace_period_cuts_off_gets_503() -> None:
     async def run() -> None:
         async with served(live(slow)) as it:
             task = asyncio.create_task(it.post("/slow", "1"))
-            while not it.front.inflight:
+            while not it.service.inflight:
                 await asyncio.sleep(0.01)
-            it.front.inflight.stop()
+            it.service.inflight.stop()
             response = problem(await task)
             assert response["status"] == 503
             assert response["detail"] == "the server is shutting down"
@@ -347,19 +348,13 @@ def test_requests_are_counted_by_endpoint_and_status() -> None:
             await it.client.get("/nothing")
             await it.client.get("/healthz")
             await it.client.get("/metrics")
-            counted = {
-                (endpoint, status): count
-                for endpoint in ("record", "batch", "other")
-                for status, count in it.board.answers(endpoint).items()
-                if count
+            assert it.requests() == {
+                ("record", "200"): 1,
+                ("record", "422"): 1,
+                ("batch", "200"): 1,
+                ("other", "404"): 1,
             }
-            assert counted == {
-                ("record", 200): 1,
-                ("record", 422): 1,
-                ("batch", 200): 1,
-                ("other", 404): 1,
-            }
-            assert it.board.in_flight() == 0
+            assert it.in_flight() == 0
 
     asyncio.run(run())
 
@@ -377,8 +372,8 @@ def test_a_client_that_leaves_is_counted_as_such() -> None:
         async with served(live(slow), threads=1) as it:
             tasks = [asyncio.create_task(_leave(it, b"%d" % number)) for number in range(2)]
             await asyncio.gather(*tasks)
-            assert it.board.answers("record")[499] == 2
-            assert it.board.in_flight() == 0
+            assert it.requests() == {("record", "499"): 2}
+            assert it.in_flight() == 0
             go.set()
             assert (await it.post("/slow", "7")).json() == 7
             assert called == [0, 7]  # the second had left before its turn
@@ -396,4 +391,4 @@ async def _leave(it: Served, body: bytes) -> None:
         raise AssertionError("nobody is there")
 
     scope = {"type": "http", "method": "POST", "path": "/slow", "headers": []}
-    await it.front(scope, receive, send)
+    await it.app(scope, receive, send)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mfimage.errors import InputError
-from mfimage.runtime.calls.queue import Gone
-from mfimage.runtime.serving.bodies import read_body, split_list
+from mfimage.runtime.calls.queue import Disconnected
+from mfimage.runtime.serving.body import read_body, split_list
 from mfimage.runtime.serving.problems import Problem
 
 SPACE = st.text(" \t\n\r", max_size=2)
@@ -53,17 +53,17 @@ def test_any_bytes_are_split_or_refused(body: bytes) -> None:
         (b"[" * 100_000, "nested too deeply"),
     ],
 )
-def test_what_is_no_list_is_refused(body: bytes, reason: str) -> None:
+def test_what_is_not_a_list_is_refused(body: bytes, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         split_list(body)
 
 
-def read(messages: list[dict[str, Any]], most: int, **headers: bytes) -> bytes:
+def read(messages: list[dict[str, Any]], limit: int, **headers: bytes) -> bytes:
     async def receive() -> dict[str, Any]:
         return messages.pop(0)
 
     return asyncio.run(
-        read_body({k.replace("_", "-").encode(): v for k, v in headers.items()}, receive, most)
+        read_body({k.replace("_", "-").encode(): v for k, v in headers.items()}, receive, limit)
     )
 
 
@@ -89,5 +89,5 @@ def test_a_body_too_large_is_refused_while_it_is_read() -> None:
 
 
 def test_a_client_that_leaves_while_it_sends_is_noticed() -> None:
-    with pytest.raises(Gone):
+    with pytest.raises(Disconnected):
         read([chunk(b"a", more=True), {"type": "http.disconnect"}], 3)

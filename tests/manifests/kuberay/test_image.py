@@ -10,13 +10,18 @@ import yaml
 from click.testing import CliRunner
 
 from mfimage.cli import main
-from mfimage.errors import EngineError, OptionError
+from mfimage.errors import EngineError, OptionError, ReferenceNotFound, RegistryError
 from mfimage.image.docker.engine import Engine
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.plan.files import ContextFile
-from mfimage.image.registry.reference import parse_reference
-from mfimage.manifests.kuberay.image import Known, ray_image
-from tests.support.docker import ensure_engine
+from mfimage.image.find.places import FoundImage, find_image
+from mfimage.image.oci.config import recompose
+from mfimage.image.oci.outputs import docker_archive
+from mfimage.image.registry.reference import parse_tag
+from mfimage.manifests.kuberay.image import read_ray_image
+from mfimage.manifests.kuberay.options import Stated
+from mfimage.push import push
+from tests.image.oci.bases import layout
+from tests.support.docker import ensure_engine, registry
 
 FUNCTION = "sha256:" + "0123456789abcdef" * 4
 LABELS = {
@@ -31,24 +36,36 @@ DIGEST = "sha256:" + "ab" * 32
 OTHER = "sha256:" + "cd" * 32
 
 
-def read(name="registry.example.com/iris:1", labels=LABELS, known=None, digests=()):
-    told = []
+class OneImage:
+    """An engine that has one image, or none."""
+
+    name = "engine"
+
+    def __init__(self, info):
+        self._info = info
+
+    def find(self, name, platform):
+        if self._info is None:
+            raise ReferenceNotFound("it is not here")
+        return FoundImage(name=name, place=self, info=self._info)
+
+
+def read(name="registry.example.com/iris:1", labels=LABELS, stated=None, digests=()):
+    said = []
     info = None if labels is None else ImageInfo(id="x", labels=labels, repo_digests=digests)
-    image = ray_image(
-        parse_reference(name), info, known or Known(), why="it is not here", say=told.append
-    )
-    return image, told
+    image = read_ray_image(name, stated or Stated(), say=said.append, places=[OneImage(info)])
+    return image, said
 
 
 def test_labels_say_everything():
-    image, told = read(
+    image, said = read(
         digests=(f"other.example.com/iris@{OTHER}", f"registry.example.com/iris@{DIGEST}")
     )
     assert image.reference == f"registry.example.com/iris:1@{DIGEST}"
     assert (image.ray_version, image.python_version) == ("2.60.0", "3.11.7")
     assert (image.function, image.digest) == ("predict", FUNCTION)
     assert image.parts == ("default", "serve")
-    assert told == []
+    assert said == []
 
 
 @pytest.mark.parametrize(
@@ -60,10 +77,10 @@ def test_labels_say_everything():
     ],
 )
 def test_only_the_names_own_digest_pins_it(name, digests, reference):
-    image, told = read(name, digests=digests)
+    image, said = read(name, digests=digests)
     assert image.reference == reference
-    assert [line for line in told if "its tag" in line] == ([] if image.pinned else told)
-    assert bool(told) != image.pinned
+    assert [line for line in said if "its tag" in line] == ([] if image.pinned else said)
+    assert bool(said) != image.pinned
 
 
 def test_another_target_is_sent_to_build():
@@ -73,23 +90,35 @@ def test_another_target_is_sent_to_build():
 
 
 @pytest.mark.parametrize(
-    ("labels", "why"), [(None, "it is not here"), ({}, "it has no labels of mfimage")]
+    ("labels", "why"), [(None, "it is not here"), ({}, "has no labels of mfimage")]
 )
-def test_an_image_that_does_not_say_needs_the_user_to(labels, why):
+def test_an_image_without_labels_has_to_be_described(labels, why):
     with pytest.raises(OptionError, match=f"ray-version: .*{why}") as raised:
         read(labels=labels)
     assert "--ray-version" in raised.value.hint
     with pytest.raises(OptionError, match="function: "):
-        read(labels=labels, known=Known(ray_version="2.60.0"))
-    image, told = read(labels=labels, known=Known(ray_version="2.60.0", function="predict"))
+        read(labels=labels, stated=Stated(ray_version="2.60.0"))
+    image, said = read(labels=labels, stated=Stated(ray_version="2.60.0", function="predict"))
     assert (image.ray_version, image.function, image.digest) == ("2.60.0", "predict", None)
-    assert any("no placement resource" in line for line in told)
+    assert any("no placement resource" in line for line in said)
 
 
-def test_what_the_user_says_must_agree_with_the_image():
-    assert read(known=Known(ray_version="2.60.0"))[0].ray_version == "2.60.0"
+def test_a_registry_that_cannot_be_read_is_no_obstacle_to_what_is_stated():
+    class Broken(OneImage):
+        def find(self, name, platform):
+            raise RegistryError("it refuses")
+
+    stated = Stated(ray_version="2.60.0", function="predict", function_digest=FUNCTION)
+    said = []
+    image = read_ray_image("iris:1", stated, say=said.append, places=[Broken(None)])
+    assert (image.function, image.digest) == ("predict", FUNCTION)
+    assert ["its tag" in line for line in said] == [True]
+
+
+def test_what_the_user_states_must_agree_with_the_image():
+    assert read(stated=Stated(ray_version="2.60.0"))[0].ray_version == "2.60.0"
     with pytest.raises(OptionError, match=r"ray-version: '2.59.0' is not what .* '2.60.0'"):
-        read(known=Known(ray_version="2.59.0"))
+        read(stated=Stated(ray_version="2.59.0"))
 
 
 # Commands
@@ -127,20 +156,47 @@ def test_a_manifest_is_all_that_stdout_has(here, kind, arguments):
     assert f'image: "r.example.com/iris:1@{DIGEST}"' in result.stdout
 
 
-def test_without_an_engine_the_user_knows(monkeypatch):
+@pytest.mark.docker  # the registry's package is installed with the engine's
+@pytest.mark.parametrize("platforms", [("linux/amd64",), ("linux/amd64", "linux/arm64")])
+def test_an_image_in_a_registry_is_read_without_an_engine(tmp_path, no_engine, platforms):
+    source = layout(tmp_path / "layout", platforms=platforms, Labels=LABELS)
+    with registry("plain", directory=tmp_path) as running:
+        name = f"{running.address}/team/iris:1"
+        (pinned,) = push(str(source), [parse_tag(name)])
+        result = CliRunner().invoke(main, ["kuberay", "rayservice", name])
+        absent = CliRunner().invoke(main, ["kuberay", "rayservice", f"{name}0"])
+        shown = CliRunner().invoke(main, ["inspect", name])
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    manifest = yaml.safe_load(result.stdout)
+    assert manifest["spec"]["rayClusterConfig"]["rayVersion"] == "2.60.0"
+    # Of an index its own: each node chooses from it.
+    assert f'image: "{name}@{pinned.partition("@")[2]}"' in result.stdout
+    assert manifest["metadata"]["annotations"]["io.mfimage.function.digest"] == FUNCTION
+    assert absent.exit_code == 1
+    assert f"not in the registry {running.address}" in absent.stderr
+    assert ["from", "registry"] in [line.split() for line in shown.stdout.splitlines()]
+
+
+@pytest.fixture
+def no_engine(monkeypatch):
     def connect():
-        raise EngineError("no engine answers")
+        raise EngineError("no engine responds")
 
     monkeypatch.setattr(Engine, "connect", connect)
+
+
+def test_without_an_engine_the_user_describes_it(no_engine):
     command = ["kuberay", "raycluster", "iris:1"]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 1
-    assert "error: ray-version: not known of iris:1: no engine answers" in result.stderr
+    assert "error: ray-version: not known: no image 'iris:1'" in result.stderr
+    assert "no engine responds" in result.stderr
     command += ["--ray-version", "2.60.0", "--function", "f", "--function-digest", FUNCTION]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0
     assert "mfimage-0123456789abcdef" in result.stdout
-    assert "no digest is known of iris:1" in result.stderr
+    assert "the digest of iris:1 is not known" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -152,7 +208,7 @@ def test_without_an_engine_the_user_knows(monkeypatch):
         ),
         (["raycluster", "i", "--worker-memory", "8GB"], "worker-memory: '8GB'"),
         (["rayjob", "i", "--input", "a|b", "--output", "o"], "input: 'a|b' has the character '|'"),
-        (["rayservice", "i", "--serve-replicas", "0"], "serve-replicas: 0 is too few"),
+        (["rayservice", "i", "--serve-replicas", "0"], "serve-replicas: 0 is out of range"),
     ],
 )
 def test_options_are_refused_by_name(arguments, said):
@@ -164,17 +220,16 @@ def test_options_are_refused_by_name(arguments, said):
 
 
 @pytest.mark.docker
-def test_a_real_engine_says_it():
+def test_a_real_engine_says_it(tmp_path):
     ensure_engine()
     name = f"mfimage-test/{uuid.uuid4().hex}:1"
-    label = " ".join(f'{key}="{value}"' for key, value in LABELS.items())
-    dockerfile = f"FROM scratch\nLABEL {label}\nCOPY Dockerfile /\n".encode()
-    with Engine.connect() as engine:
-        engine.build(context=[ContextFile(path="Dockerfile", content=dockerfile)], tags=[name])
+    location = layout(tmp_path / "layout", Labels=LABELS)
+    with Engine.connect() as engine, find_image(str(location)).open() as stored:
+        engine.load(docker_archive([recompose(stored)], [parse_tag(name)]))
         try:
             result = CliRunner().invoke(main, ["kuberay", "raycluster", name])
         finally:
             engine.remove(name, force=True)
     assert result.exit_code == 0, result.stderr
     assert yaml.safe_load(result.stdout)["spec"]["rayVersion"] == "2.60.0"
-    assert "push it from here" in result.stderr
+    assert "push the image, or pull it" in result.stderr

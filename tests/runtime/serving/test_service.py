@@ -7,24 +7,24 @@ from typing import Any
 
 import pytest
 
-from mfimage.runtime.calls.queue import Expired, Gone, Job, Outcome, Stopping
-from mfimage.runtime.serving.app import InFlight
+from mfimage.runtime.calls.queue import Call, Disconnected, Expired, Outcome, Stopping
+from mfimage.runtime.serving.service import InFlight
 
 
 class Idle:
-    """Takes jobs and does what it is told with them."""
+    """Takes calls and does what it is told with them."""
 
-    def __init__(self, answer: Callable[[Job], None] = lambda job: None) -> None:
-        self.submitted: list[Job] = []
-        self.abandoned: list[Job] = []
+    def __init__(self, answer: Callable[[Call], None] = lambda call: None) -> None:
+        self.submitted: list[Call] = []
+        self.abandoned: list[Call] = []
         self._answer = answer
 
-    def submit(self, job: Job) -> None:
-        self.submitted.append(job)
-        self._answer(job)
+    def submit(self, call: Call) -> None:
+        self.submitted.append(call)
+        self._answer(call)
 
-    def abandon(self, job: Job) -> None:
-        self.abandoned.append(job)
+    def abandon(self, call: Call) -> None:
+        self.abandoned.append(call)
 
     def stalled(self) -> float:
         return 0.0
@@ -42,8 +42,8 @@ async def leaves() -> Any:
     return {"type": "http.disconnect"}
 
 
-def echo(job: Job) -> None:
-    job.future.set_result(job.payload)
+def echo(call: Call) -> None:
+    call.future.set_result(call.payload)
 
 
 def inflight(idle: Idle, timeout: float = 0.0) -> InFlight:
@@ -73,17 +73,17 @@ def test_a_request_expires_and_leaves_nothing_behind() -> None:
     assert idle.abandoned == idle.submitted
 
 
-def test_a_client_that_leaves_takes_its_job_along() -> None:
+def test_a_client_that_leaves_takes_its_call_along() -> None:
     idle = Idle()
 
     async def go() -> Outcome:
         return await inflight(idle).run(b"1", leaves, time.monotonic())
 
-    assert isinstance(run(go()), Gone)
+    assert isinstance(run(go()), Disconnected)
     assert idle.abandoned == idle.submitted
 
 
-def test_a_cancelled_request_abandons_its_job() -> None:
+def test_a_cancelled_request_abandons_its_call() -> None:
     idle = Idle()
 
     async def go() -> None:
@@ -114,10 +114,10 @@ def test_only_some_records_of_a_list_stand_in_the_queue_at_once() -> None:
     most = 0
     it: InFlight
 
-    def answer_soon(job: Job) -> None:
+    def answer_soon(call: Call) -> None:
         nonlocal most
         most = max(most, len(it))
-        asyncio.get_running_loop().call_soon(echo, job)
+        asyncio.get_running_loop().call_soon(echo, call)
 
     async def go() -> list[Outcome]:
         nonlocal it
@@ -130,9 +130,9 @@ def test_only_some_records_of_a_list_stand_in_the_queue_at_once() -> None:
 
 
 def test_records_that_made_it_are_kept_when_the_rest_of_a_list_expires() -> None:
-    def answer_some(job: Job) -> None:
-        if job.payload < b"3":
-            echo(job)
+    def answer_some(call: Call) -> None:
+        if call.payload < b"3":
+            echo(call)
 
     async def go() -> list[Outcome]:
         it = inflight(Idle(answer_some), 0.1)
@@ -151,7 +151,7 @@ def test_a_client_that_leaves_takes_its_list_along() -> None:
 
     async def go() -> None:
         it = inflight(idle)
-        with pytest.raises(Gone):
+        with pytest.raises(Disconnected):
             await it.run_many([b"1"] * 5, leaves, time.monotonic(), at_once=3)
         assert len(it) == 0
 
