@@ -7,7 +7,7 @@ import io
 import os
 import socket
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -177,6 +177,12 @@ class Engine:
         """
         with engine_errors(f"saving {image}"):
             yield from self._api.get_image(image)
+
+    def describe(self, image: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
+        """Return an image's description and history as the engine responds."""
+        with engine_errors(f"inspecting {image}"):
+            untyped: Any = self._api
+            return untyped.inspect_image(image), untyped.history(image)
 
     def labelled(self, label: str) -> Iterator[str]:
         """Yield the IDs of the newest images with a label, as ``NAME=VALUE``."""

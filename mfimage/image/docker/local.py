@@ -11,7 +11,7 @@ import http.client
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, urlencode
@@ -30,6 +30,9 @@ class ImageEngine(Protocol):
 
     def inspect(self, ref: str) -> ImageInfo | None:
         """Return an image; None if the engine does not have it."""
+
+    def describe(self, image: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
+        """Return what ``/images/NAME/json`` and ``/images/NAME/history`` respond."""
 
     def labelled(self, label: str) -> Iterator[str]:
         """Yield the IDs of the newest images with a label, as ``NAME=VALUE``."""
@@ -98,6 +101,15 @@ class LocalEngine:
             if response.status == 404:
                 return None
             return ImageInfo.from_engine(json.loads(response.read()), [])
+
+    def describe(self, image: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
+        """Return what ``/images/NAME/json`` and ``/images/NAME/history`` respond."""
+        found = []
+        for kind in ("json", "history"):
+            path = f"/images/{quote(image, safe='/:@')}/{kind}"
+            with self._request(f"inspecting {image}", "GET", path) as response:
+                found.append(json.loads(response.read()))
+        return found[0], found[1]
 
     def labelled(self, label: str) -> Iterator[str]:
         """Yield the IDs of the newest images with a label, as ``NAME=VALUE``."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -14,11 +15,18 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from mfimage.errors import OptionError, RegistryError
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.oci.cache import LayerCache, work_folder
-from mfimage.image.oci.compression import GZIP, decompressed
-from mfimage.image.oci.images import StoredImage, StoredLayer, layer_descriptor, pick
+from mfimage.image.oci.cache import LAYER, LayerCache, work_folder
+from mfimage.image.oci.compression import GZIP, NONE, decompressed
+from mfimage.image.oci.images import (
+    StoredImage,
+    StoredLayer,
+    encode,
+    layer_descriptor,
+    pick,
+)
 from mfimage.image.oci.layout import open_location
 from mfimage.image.registry.client import RegistryClient, open_registry, repository_of
+from mfimage.image.registry.descriptors import Descriptor
 from mfimage.image.registry.location import DOCKER_ARCHIVE, Location
 from mfimage.image.registry.reference import DEFAULT_TAG, Reference
 from mfimage.package.spec import BlobRef, sha256_digest
@@ -88,7 +96,19 @@ class Images:
         )
 
     def read_engine(self, engine: ImageEngine, info: ImageInfo) -> StoredImage:
-        """Read an image from the engine: streamed the first time, then cached by its ID."""
+        """Read an image from the engine.
+
+        For an image that stays in the engine (no compression), its description is enough. Otherwise
+        its layers are streamed the first time, then cached by its ID.
+        """
+        whole = partial(self._read_layers, engine, info)
+        if self._layers.compression == NONE:
+            config = described(*engine.describe(info.id))
+            if config is not None:
+                return _without_layers(config, whole)
+        return whole()
+
+    def _read_layers(self, engine: ImageEngine, info: ImageInfo) -> StoredImage:
         cached = cache_folder() / "bases" / f"{info.id.removeprefix('sha256:')}.config"
         with contextlib.suppress(OSError, ValueError, LookupError):
             if (found := self._from_cache(cached.read_bytes())) is not None:
@@ -196,9 +216,64 @@ class BasePython:
     version: str  # as ``3.11.7``, or ``3.11`` if the patch version was not found
 
 
+def described(
+    image: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """Return an image's configuration from an engine's description; None if that is not enough.
+
+    An engine does not tell an empty layer from an entry without one.
+    """
+    layers = image["RootFS"]["Layers"]
+    if len(layers) != sum(1 for entry in history if entry["Size"]):
+        return None
+    entries = []
+    for entry in reversed(history):
+        created = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=entry["Created"])
+        entries.append(
+            {
+                "created": f"{created.isoformat()}Z",
+                "created_by": entry.get("CreatedBy"),
+                "comment": entry.get("Comment"),
+                "empty_layer": not entry["Size"],
+                "size": entry["Size"],
+            }
+        )
+    names = {
+        "architecture": "Architecture", "os": "Os", "os.version": "OsVersion",
+        "variant": "Variant", "author": "Author", "config": "Config",
+    }  # fmt: skip
+    return {
+        **{name: image.get(theirs) for name, theirs in names.items()},
+        "history": entries,
+        "rootfs": {"type": "layers", "diff_ids": layers},
+    }
+
+
+def _without_layers(config: Mapping[str, Any], whole: Callable[[], StoredImage]) -> StoredImage:
+    sizes = (entry["size"] for entry in config["history"] if not entry["empty_layer"])
+
+    def opened(number: int) -> BinaryIO:
+        return whole().layers[number].open()
+
+    layers = tuple(
+        StoredLayer(
+            descriptor=Descriptor(media_type=LAYER, digest=diff_id, size=size),
+            diff_id=diff_id,
+            open=partial(opened, number),
+        )
+        for number, (diff_id, size) in enumerate(
+            zip(config["rootfs"]["diff_ids"], sizes, strict=True)
+        )
+    )
+    return StoredImage(
+        digest=None, config=config, raw_config=encode(config), raw_manifest=b"", layers=layers,
+        whole=whole,
+    )  # fmt: skip
+
+
 def environment_of(image: StoredImage) -> dict[str, str]:
     """Return a base's variables, in order; ``PATH`` is always among them."""
-    pairs = image.config.get("config", {}).get("Env") or ()
+    pairs = (image.config.get("config") or {}).get("Env") or ()
     found = dict(pair.partition("=")[::2] for pair in pairs)
     return {**found, "PATH": found.get("PATH") or DEFAULT_PATH}
 

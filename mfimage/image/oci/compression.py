@@ -32,6 +32,8 @@ def installed_version(name: str) -> str | None:
 
 
 GZIP, ZSTD = "gzip", "zstd"
+# What an engine gets: it names layers by their uncompressed tars, and would only unpack them again.
+NONE = "none"
 _BLOCK = 1 << 20
 # Higher levels take twice the time to save 2 % of a scikit-learn environment.
 _GZIP_LEVEL = 1
@@ -41,6 +43,8 @@ _GZIP_HEADER = 31  # asks zlib for a gzip header
 
 def compressor_id(kind: str) -> str:
     """Return what compressed bytes depend on beside the content: library, version, level."""
+    if kind == NONE:
+        return NONE
     if kind == GZIP:
         return f"isal-{installed_version('isal')}-{_GZIP_LEVEL}"
     found = installed_version("zstandard")
@@ -67,9 +71,9 @@ class Compressing:
 
     def __init__(self, file: BinaryIO, kind: str) -> None:
         self._file = file
-        self._compressor = _compressor(kind)
+        self._compressor = None if kind == NONE else _compressor(kind)
         self._raw = hashlib.sha256()
-        self._packed = hashlib.sha256()
+        self._packed = self._raw if kind == NONE else hashlib.sha256()
         self._held = bytearray()
         self.size = 0
 
@@ -87,15 +91,17 @@ class Compressing:
         """Write the rest; return the diff ID, the digest, and the compressed size."""
         if self._held:
             self._block(bytes(self._held))
-        self._out(self._compressor.flush())
+        if self._compressor:
+            self._out(self._compressor.flush())
         return _name(self._raw), _name(self._packed), self.size
 
     def _block(self, block: bytes) -> None:
         self._raw.update(block)
-        self._out(self._compressor.compress(block))
+        self._out(self._compressor.compress(block) if self._compressor else block)
 
     def _out(self, data: bytes) -> None:
-        self._packed.update(data)
+        if self._compressor:
+            self._packed.update(data)
         self._file.write(data)
         self.size += len(data)
 
