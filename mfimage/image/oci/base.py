@@ -8,12 +8,13 @@ import json
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
-from mfimage.errors import OptionError, RegistryError
+from mfimage.errors import EngineError, OptionError, RegistryError
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.oci.cache import LAYER, LayerCache, work_folder
 from mfimage.image.oci.compression import GZIP, NONE, decompressed
@@ -35,7 +36,7 @@ from mfimage.package.storage.cache import cache_folder, remember
 from mfimage.runtime.layout import VENV
 
 if TYPE_CHECKING:
-    from mfimage.image.docker.local import ImageEngine
+    from mfimage.image.docker.local import ImageEngine, ImageFiles
 
 
 @contextlib.contextmanager
@@ -198,7 +199,7 @@ _OFFICIAL = "/usr/local/bin"
 _NAMES = ("python3", "python")
 _PYTHON = re.compile(r"python(3\.\d+)")
 _INTERPRETER = re.compile(r"(?:.*/)?python(?:3(?:\.\d+)?)?")
-_HEADER = re.compile(r".*/include/python(3\.\d+)/patchlevel\.h")
+_HEADER = re.compile(r".*/include/python3\.\d+/patchlevel\.h")
 _DEFINED = re.compile(rb'#define\s+PY_VERSION\s+"(3\.[\d.]+)')
 _DPKG = "var/lib/dpkg/status"
 _PACKAGE = re.compile(
@@ -278,10 +279,15 @@ def environment_of(image: StoredImage) -> dict[str, str]:
     return {**found, "PATH": found.get("PATH") or DEFAULT_PATH}
 
 
-def find_python(image: StoredImage, where: str) -> BasePython:
+def find_python(
+    image: StoredImage,
+    where: str,
+    files: Callable[[], AbstractContextManager[ImageFiles]] | None = None,
+) -> BasePython:
     """Find the Python on a base's ``PATH``.
 
-    Official images name its version in a variable. The layers of others are searched, once.
+    Official images name its version in a variable. Of others the ``files`` are asked where an
+    engine has them, or the layers are searched; once.
     """
     environment = environment_of(image)
     folders = [folder for folder in environment["PATH"].split(":") if folder.startswith("/")]
@@ -298,7 +304,11 @@ def find_python(image: StoredImage, where: str) -> BasePython:
     try:
         return BasePython(**json.loads(known.read_bytes()))
     except (OSError, ValueError, TypeError):
-        found = _Search(folders).run(image)
+        found = None
+    if files is not None:
+        with contextlib.suppress(EngineError), files() as opened:
+            found = _ask(opened, folders)
+    found = found or _Search(folders).run(image)
     if found is None:
         raise OptionError(
             f"base-image: {where} has no Python in {':'.join(folders)}",
@@ -306,6 +316,29 @@ def find_python(image: StoredImage, where: str) -> BasePython:
         )
     remember(known, json.dumps(vars(found)).encode())
     return found
+
+
+def _ask(files: ImageFiles, folders: Sequence[str]) -> BasePython | None:
+    """Find the Python as `_Search` does; None if its patch version is not found."""
+    for path in _candidates(folders):
+        real = files.resolve(path)
+        if real and (found := _PYTHON.fullmatch(PurePosixPath(real).name)):
+            minor = found[1]
+            header = files.read(_header(real, minor))
+            if header and (defined := _DEFINED.search(header)):
+                return BasePython(path=path, version=defined[1].decode())
+            version = _versions(files.read(f"/{_DPKG}") or b"").get(minor)
+            return BasePython(path=path, version=version) if version else None
+    return None
+
+
+def _candidates(folders: Sequence[str]) -> Iterator[str]:
+    for folder in folders:
+        yield from (f"{folder.rstrip('/')}/{name}" for name in _NAMES)
+
+
+def _header(python: str, minor: str) -> str:
+    return str(PurePosixPath(python).parent.parent / f"include/python{minor}/patchlevel.h")
 
 
 @dataclass
@@ -326,11 +359,13 @@ class _Search:
             ):
                 for member in tar:
                     self._see(member, tar)
-        for path in self._candidates():
+        for path in _candidates(self.folders):
             real = self._resolve(path)
             if real and (found := _PYTHON.fullmatch(PurePosixPath(real).name)):
                 minor = found[1]
-                version = self.headers.get(minor) or self.packages.get(minor) or minor
+                version = (
+                    self.headers.get(_header(real, minor)) or self.packages.get(minor) or minor
+                )
                 return BasePython(path=path, version=version)
         return None
 
@@ -345,9 +380,9 @@ class _Search:
                 self.links[name] = member.linkname
         elif _INTERPRETER.fullmatch(name) and (member.issym() or member.isfile() or member.islnk()):
             self.links[name] = member.linkname if member.issym() else ""
-        elif found := _HEADER.fullmatch(name):
+        elif _HEADER.fullmatch(name):
             if defined := _DEFINED.search(_content(tar, member)):
-                self.headers[found[1]] = defined[1].decode()
+                self.headers[name] = defined[1].decode()
         elif name == f"/{_DPKG}":
             self.packages = _versions(_content(tar, member))
 
@@ -357,10 +392,6 @@ class _Search:
         for name in list(self.links):
             if name == gone or name.startswith(f"{whole or gone}/"):
                 del self.links[name]
-
-    def _candidates(self) -> Iterator[str]:
-        for folder in self.folders:
-            yield from (f"{folder.rstrip('/')}/{name}" for name in _NAMES)
 
     def _resolve(self, path: str) -> str | None:
         """Follow links to a regular file."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from mfimage.errors import EngineError, OptionError
 from mfimage.files import chunks_of
 from mfimage.image.builder import OCI, BuildEvent, BuiltImage, BuiltLayer, OnEvent
-from mfimage.image.docker.local import ImageEngine, connect
+from mfimage.image.docker.local import ImageEngine, LocalEngine, connect
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.oci.base import BasePython, Images, environment_of, find_python
 from mfimage.image.oci.cache import LayerCache
@@ -102,15 +102,17 @@ class OciBuilder:
 
     def base(self, source: Reference | Location, platform: str) -> BaseImage:
         """Read a base: the engine's image of that name if there is one, else the registry's."""
-        info = None
+        info = files = None
         if isinstance(source, Reference) and (info := self._in_engine(source, platform)):
             image = self._images.read_engine(self.engine, info)
             digest = info.digest_of(source)
+            if image.whole and isinstance(self.engine, LocalEngine):
+                files = partial(self.engine.files, info.id)
             where = f"the Docker engine, image {info.id}"
         else:
             image = self._images.read(source, platform)
             digest, where = image.digest, _place(source)
-        python = find_python(image, str(source))
+        python = find_python(image, str(source), files)
         self._bases[str(source), platform] = image, python
         self._say(f"base: {source}, from {where}")
         settings = image.config.get("config") or {}

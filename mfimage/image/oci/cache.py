@@ -131,10 +131,10 @@ class LayerCache:
         ) as file:
             path = Path(file.name)
             try:
-                sink = Compressing(file, self.compression)  # type: ignore[arg-type]
-                for chunk in chunks:
-                    sink.write(chunk)
-                diff_id, digest, size = sink.finish()
+                with Compressing(file, self.compression) as sink:  # type: ignore[arg-type]
+                    for chunk in chunks:
+                        sink.write(chunk)
+                    diff_id, digest, size = sink.finish()
                 file.flush()
                 held = self._blobs.adopt(BlobRef(digest=digest, size=size), path)
             except BaseException:
