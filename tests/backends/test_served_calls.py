@@ -20,7 +20,7 @@ from mfimage.runtime.loading.loader import load_function
 from mfimage.runtime.records import run
 from mfimage.runtime.records.files import open_sink
 from mfimage.runtime.records.formats import choose_format
-from tests.backends.calls import CALLS, Call, Way, check
+from tests.backends.calls import CALLS, Call, Caller, check
 from tests.runtime.servers import Server, running, until
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ def is_ready(server: Server) -> bool:
 JSON = {"Content-Type": "application/json"}  # an avro function assumes none
 
 
-def over_http(servers: Mapping[str, Server]) -> Way:
+def over_http(servers: Mapping[str, Server]) -> Caller:
     def ask(name: str, record: Any) -> Any:
         body = json.dumps(record).encode()
         answer = httpx.post(f"{servers[name].url}/{name}", content=body, headers=JSON, timeout=60)
@@ -62,7 +62,7 @@ def over_http(servers: Mapping[str, Server]) -> Way:
     return ask
 
 
-def in_a_list(servers: Mapping[str, Server]) -> Way:
+def in_a_list(servers: Mapping[str, Server]) -> Caller:
     def ask(name: str, record: Any) -> Any:
         body = json.dumps([record]).encode()
         answer = httpx.post(
@@ -92,14 +92,14 @@ def outcome(status: int, answer: Any) -> Any:
     raise Answered(status, answer)
 
 
-@pytest.mark.parametrize("way", [over_http, in_a_list])
+@pytest.mark.parametrize("method", [over_http, in_a_list])
 @pytest.mark.parametrize("call", CALLS, ids=str)
-def test_over_http(call: Call, way: Any, servers: Mapping[str, Server]) -> None:
+def test_over_http(call: Call, method: Any, servers: Mapping[str, Server]) -> None:
     if not call.error:
-        check(call, way(servers))
+        check(call, method(servers))
         return
     with pytest.raises(Answered) as caught:
-        way(servers)(call.function, call.record)
+        method(servers)(call.function, call.record)
     if call.error == "InputError":
         assert caught.value.status == 422
         if "NaN" not in json.dumps(call.record):  # which is no JSON, whatever the path

@@ -1,7 +1,7 @@
 """The actor that Ray runs on a node; it needs nothing there but Ray.
 
-Its class goes to the node by value, so this module imports mfimage only where its source has been
-put: the node's own if it is the same, else the caller's, from the archive that comes along.
+This module is pickled by value. It imports mfimage only after making it importable: the node's own
+source if that is the same, else the caller's, from an archive.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 Luggage = tuple[Any, "dict[str, Any] | None"]
-# What stands before a payload: the frame's kind, and how many records the function gets at a time,
-# or how many microseconds it took. (A struct.Struct cannot go to a node.)
+# What precedes a payload: the frame's kind; and how many records the function gets at a time, or
+# how many microseconds it took. (Not a struct.Struct, which cannot be pickled.)
 HEAD = "<BI"
 HEAD_SIZE = struct.calcsize(HEAD)
 
@@ -26,18 +26,11 @@ HEAD_SIZE = struct.calcsize(HEAD)
 class FunctionHost:
     """One function in one process of a node.
 
-    Parameters
-    ----------
-    name : str
-        The function's.
-    config : bytes
-        What to load, as JSON; see ``ray_node``.
-    digest : str
-        Of mfimage's source.
+    ``config`` is for ``node``, ``digest`` that of mfimage's source.
     """
 
     def __init__(self, name: str, config: bytes, digest: str) -> None:
-        # What the function prints is no result: it goes where its logs go.
+        # The function's output is a log, not a result.
         os.dup2(2, 1)
         sys.stdout = sys.stderr
         self._name = name
@@ -46,17 +39,14 @@ class FunctionHost:
         self._node: Any = None
 
     def __repr__(self) -> str:
-        # What Ray puts before each line that the function prints.
+        # Ray's prefix for each line that the function prints.
         return self._name
 
     def load(self, luggage: Luggage) -> bytes:
-        """Load the function; return JSON that tells how that went.
+        """Load the function; return the outcome as JSON.
 
-        Parameters
-        ----------
-        luggage : tuple
-            References to the archive of mfimage's source, and to the package's blobs by their
-            hexadecimal digest, or None. They are fetched where they are not there yet.
+        ``luggage`` refers to the archive of mfimage's source, and to the package's blobs by
+        hexadecimal digest, or None. Each is fetched only if it is missing here.
         """
         archive, blobs = luggage
         if self._node is None:
@@ -67,22 +57,22 @@ class FunctionHost:
         return bytes(self._node.load(blobs))
 
     def answer(self, *pieces: bytes) -> bytes:
-        """Return the answer to a request, which may come in pieces."""
+        """Return the reply to a request, which may come in pieces."""
         request = b"".join(pieces) if len(pieces) > 1 else pieces[0]
         kind, size = struct.unpack_from(HEAD, request)
-        found, micros, answer = self._node.answer(kind, request[HEAD_SIZE:], size)
-        return struct.pack(HEAD, found, micros) + bytes(answer)
+        kind, micros, payload = self._node.answer(kind, request[HEAD_SIZE:], size)
+        return struct.pack(HEAD, kind, micros) + bytes(payload)
 
     def value(self, record: Any, is_json: bool, luggage: Luggage) -> Any:
         """Return the result for one record, which is JSON or a value, as a value."""
-        # Ray may ask a process for it that it has started again and that has loaded nothing.
+        # Ray may send it to a restarted process, which has loaded nothing.
         if self._node is None or not self._node.is_loaded:
             self.load(luggage)
         return self._node.value(record, is_json=is_json)
 
 
 def find_source(digest: str, archive: Any) -> None:
-    """Make mfimage importable: as it is here if that is the same, else from the archive."""
+    """Make mfimage importable: the source installed here if it is the same, else the archive's."""
     if "mfimage" in sys.modules:
         return
     from importlib.machinery import PathFinder
@@ -102,7 +92,7 @@ def find_source(digest: str, archive: Any) -> None:
 
 def _unpack(data: bytes, folder: Path, digest: str) -> None:
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Its own place for each process; the first to be ready gives it its name.
+    # Each process has its own temporary folder; the first to finish renames it.
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         fresh = Path(temporary, "fresh")
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -112,8 +102,8 @@ def _unpack(data: bytes, folder: Path, digest: str) -> None:
                 (fresh / name).parent.mkdir(parents=True, exist_ok=True)
                 (fresh / name).write_bytes(archive.read(name))
         if source_digest(fresh) != digest:
-            raise ValueError("mfimage's source is not what its digest says")
-        if folder.is_dir() and source_digest(folder) != digest:  # cleaned by half
+            raise ValueError("mfimage's source does not match its digest")
+        if folder.is_dir() and source_digest(folder) != digest:  # cleaned in part
             folder.rename(Path(temporary, "old"))
         try:
             fresh.rename(folder)
@@ -123,13 +113,13 @@ def _unpack(data: bytes, folder: Path, digest: str) -> None:
 
 
 def source_files(root: Path) -> dict[str, bytes]:
-    """Return mfimage's own files below a folder, by name."""
+    """Return mfimage's source files below a folder, by name."""
     found = [*root.glob("mfimage/**/*.py"), *root.glob("metaflow_extensions/mfimage/**/*.py")]
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(found)}
 
 
 def source_digest(root: Path) -> str:
-    """Return the digest of mfimage's own files below a folder."""
+    """Return the digest of mfimage's source files below a folder."""
     return digest_of(source_files(root))
 
 

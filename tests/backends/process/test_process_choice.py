@@ -90,8 +90,7 @@ class TestChoice:
                 assert isinstance(backend, LocalBackend)
                 backend.close()
         assert [r.getMessage() for r in caplog.records if r.name == "mfimage"] == [
-            "predict runs in this process (backend 'local'): this interpreter has all that it is "
-            "locked to"
+            "predict runs in this process (backend 'local'): this interpreter satisfies its lock"
         ]
 
     @pytest.mark.parametrize(
@@ -126,14 +125,14 @@ class TestChoice:
         assert isinstance(backend, ProcessBackend)
         assert backend({"x": 1}) == {"x": 1}
         backend.close()
-        assert "(backend 'process'): backend= says so" in caplog.text
+        assert "(backend 'process'): backend= is given" in caplog.text
         by_options = open_backend(package, workers=1)
         assert isinstance(by_options, ProcessBackend)
         by_options.close()
 
     def test_not_to_be_had(self, process_packages: Packages) -> None:
         package = process_packages.write(ECHO)
-        with pytest.raises(OptionError, match="no backend 'remote'"):
+        with pytest.raises(OptionError, match=r"backend: expected 'local', .*, got 'remote'"):
             open_backend(package, "remote")
         with pytest.raises(OptionError, match="'local' runs in this process"):
             open_backend(package, "local", timeout=1)

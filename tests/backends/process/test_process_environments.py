@@ -185,9 +185,9 @@ def test_make_once_leaves_nothing_when_it_fails(tmp_path: Path) -> None:
 def test_runtime_folder_is_mended(process_packages: Packages, fresh_cache: Path) -> None:
     folder = runtime_folder()
     (folder / "mfimage" / "errors.py").unlink()
-    (folder / "mfimage" / "runtime" / "worker.py").write_text("changed")
+    (folder / "mfimage" / "runtime" / "settings.py").write_text("changed")
     assert runtime_folder() == folder
-    assert "changed" not in (folder / "mfimage" / "runtime" / "worker.py").read_text()[:20]
+    assert "changed" not in (folder / "mfimage" / "runtime" / "settings.py").read_text()[:20]
     assert (folder / "mfimage" / "errors.py").exists()
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mfimage.backends.calls import Resend
 from mfimage.backends.process.backend import ProcessBackend, ProcessOptions
-from mfimage.backends.process.workers import Resend
 from mfimage.errors import BackendError, PackageError
 from mfimage.runtime.worker.frames import CALL, Frame
 from tests.backends.process_support import Packages, children, is_running, until
@@ -41,8 +41,8 @@ def predict(data: dict) -> int:
         ("os.kill(os.getpid(), signal.SIGTERM)", "killed by SIGTERM", None),
         ("os._exit(3)", "ended with exit status 3", None),
         ("os._exit(0)", "ended with exit status 0", None),
-        ("os.closerange(3, 50); time.sleep(50)", "hung up", None),
-        ("[os.write(fd, b'x' * 100) for fd in sockets()]", "what no worker does", "write"),
+        ("os.closerange(3, 50); time.sleep(50)", "closed its connection", None),
+        ("[os.write(fd, b'x' * 100) for fd in sockets()]", "an invalid reply", "write"),
     ],
 )
 def test_worker_that_ends_fails_its_call_and_is_replaced(
@@ -121,9 +121,9 @@ def test_answers_that_were_given_before_the_end_count(run_process: Run) -> None:
     fourth = pool.post(CALL, b"{}", 1, wait=True)
     assert fourth
     assert fourth.worker is not worker
-    assert isinstance(first.answer, Frame)
-    assert "exit status 5" in str(second.answer)
-    assert isinstance(third.answer, Resend)
+    assert isinstance(first.reply, Frame)
+    assert "exit status 5" in str(second.reply)
+    assert isinstance(third.reply, Resend)
 
 
 def test_function_that_cannot_start_fails_every_call(

@@ -175,10 +175,10 @@ def test_dead_addresses(kind: str) -> None:
 @pytest.mark.parametrize(
     ("options", "asked"),
     [
-        ({"num_gpus": 2}, "1 CPU, 2 GPU asked for"),
-        ({"memory": "64TiB"}, "1 CPU, 6.55e\\+04 GiB memory asked for"),
-        ({"min_actors": 9, "max_actors": 9}, "9 actors with 1 CPU each asked for"),
-        ({"placement": "image"}, "1 CPU, 0.001 mfimage-[0-9a-f]{16} asked for"),
+        ({"num_gpus": 2}, "1 CPU, 2 GPU requested"),
+        ({"memory": "64TiB"}, "1 CPU, 6.55e\\+04 GiB memory requested"),
+        ({"min_actors": 9, "max_actors": 9}, "9 actors with 1 CPU each requested"),
+        ({"placement": "image"}, "1 CPU, 0.001 mfimage-[0-9a-f]{16} requested"),
     ],
 )
 def test_what_is_not_there(options: dict[str, Any], asked: str, run_ray: Start) -> None:
@@ -337,7 +337,7 @@ def test_options(ray_cluster: Any, ray_packages: Packages) -> None:
         function_from_json(reference, backend="ray", workers=1)
     with pytest.raises(OptionError, match="max_actors: expected at least min_actors=2, got 1"):
         function_from_json(reference, backend="ray", min_actors=2, max_actors=1)
-    with pytest.raises(OptionError, match="memory: expected bytes, got 'much'"):
+    with pytest.raises(OptionError, match="memory: 'much' is not a size"):
         function_from_json(reference, backend="ray", memory="much")
     address = ray_cluster.address
     with function_from_json(reference, backend="ray", address=address, max_actors=1) as fn:
