@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ from mfimage.backends.process.worker import WorkerLaunch
 from mfimage.capture.lock.indexes import OWN_CONFIGURATION
 from mfimage.capture.lock.uv import UvFailure, explain, run_uv
 from mfimage.errors import BackendError, LockError
+from mfimage.files import sha256_hex
 from mfimage.package.storage.blobs import blob_cache_folder
 from mfimage.package.storage.cache import cache_folder, make_once
 from mfimage.package.storage.local import LocalStorage
@@ -192,14 +192,12 @@ def runtime_folder() -> Path:
     root = Path(mfimage.__file__).parent.parent
     found = sorted({path for pattern in RUNTIME_FILES for path in root.glob(pattern)})
     files = {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
-    hasher = hashlib.sha256()
-    for name, content in files.items():
-        hasher.update(f"{name}\0{len(content)}\0".encode() + content)
+    parts = (f"{name}\0{len(content)}\0".encode() + content for name, content in files.items())
 
     def fill(fresh: Path) -> None:
         for name, content in files.items():
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
             (fresh / name).write_bytes(content)
 
-    folder = cache_folder() / "runtime" / hasher.hexdigest()[:32]
+    folder = cache_folder() / "runtime" / sha256_hex(parts)[:32]
     return make_once(folder, fill, lambda folder: holds(folder, files))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import io
 import json
 import logging
 import math
@@ -12,7 +10,6 @@ import struct
 import threading
 import time
 import weakref
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,8 +104,9 @@ class Launcher:
         self._package = package
         self._blobs: dict[str, Any] | None = None
         ray = import_ray()
-        self._digest, archive = source_archive()
-        self._archive = ray.put(archive)
+        source = boot.source_files(Path(mfimage.__file__).parents[1])
+        self._digest = boot.digest_of(source)
+        self._source = ray.put(source)
         self._config = json.dumps(
             {
                 "spec": package.spec.to_json().decode(),
@@ -141,7 +139,7 @@ class Launcher:
             handle = self._class.remote(self._package.spec.name, self._config, self._digest)
         finally:
             cloudpickle.unregister_pickle_by_value(boot)
-        return Actor(handle, (self._archive, self._blobs))
+        return Actor(handle, (self._source, self._blobs))
 
     def loaded(self, reply: bytes) -> str | None:
         """Return the name of the function's first parameter; None when actors need the blobs."""
@@ -157,17 +155,6 @@ class Launcher:
             refs = all_blobs(spec)
             self._blobs = {name: ray.put(self._package.read(ref)) for name, ref in refs.items()}
         return None
-
-
-@functools.cache
-def source_archive() -> tuple[str, bytes]:
-    """Return the digest of mfimage's own source, and an archive of it."""
-    files = boot.source_files(Path(mfimage.__file__).parents[1])
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(zipfile.ZipInfo(name), content)
-    return boot.digest_of(files), buffer.getvalue()
 
 
 class ActorSet:

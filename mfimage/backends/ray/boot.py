@@ -1,18 +1,16 @@
 """The actor that Ray runs on a node; it needs nothing there but Ray.
 
 This module is pickled by value. It imports mfimage only after making it importable: the node's own
-source if that is the same, else the caller's, from an archive.
+source if that is the same, else the caller's.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import struct
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +43,12 @@ class FunctionHost:
     def load(self, luggage: Luggage) -> bytes:
         """Load the function; return the outcome as JSON.
 
-        ``luggage`` refers to the archive of mfimage's source, and to the package's blobs by
-        hexadecimal digest, or None. Each is fetched only if it is missing here.
+        ``luggage`` refers to the files of mfimage's source, and to the package's blobs by
+        hexadecimal digest, or None. They are fetched only if they are missing here.
         """
-        archive, blobs = luggage
+        source, blobs = luggage
         if self._node is None:
-            find_source(self._digest, archive)
+            find_source(self._digest, source)
             from mfimage.backends.ray.node import RayNode
 
             self._node = RayNode(self._config)
@@ -71,8 +69,8 @@ class FunctionHost:
         return self._node.value(record, is_json=is_json)
 
 
-def find_source(digest: str, archive: Any) -> None:
-    """Make mfimage importable: the source installed here if it is the same, else the archive's."""
+def find_source(digest: str, source: Any) -> None:
+    """Make mfimage importable: the source installed here if it is the same, else ``source``."""
     if "mfimage" in sys.modules:
         return
     from importlib.machinery import PathFinder
@@ -86,23 +84,20 @@ def find_source(digest: str, archive: Any) -> None:
     cache = Path(os.environ.get("MFIMAGE_CACHE") or Path(base) / "mfimage")
     folder = cache / "ray" / "source" / digest
     if not folder.is_dir() or source_digest(folder) != digest:
-        _unpack(ray.get(archive), folder, digest)
+        _write(ray.get(source), folder, digest)
     sys.path.insert(0, str(folder))
 
 
-def _unpack(data: bytes, folder: Path, digest: str) -> None:
+def _write(files: dict[str, bytes], folder: Path, digest: str) -> None:
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Each process has its own temporary folder; the first to finish renames it.
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         fresh = Path(temporary, "fresh")
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            for name in archive.namelist():
-                if name.startswith("/") or ".." in name.split("/"):
-                    raise ValueError(f"mfimage's source has a file {name!r}")
-                (fresh / name).parent.mkdir(parents=True, exist_ok=True)
-                (fresh / name).write_bytes(archive.read(name))
-        if source_digest(fresh) != digest:
+        if digest_of(files) != digest:
             raise ValueError("mfimage's source does not match its digest")
+        for name, content in files.items():
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+            (fresh / name).write_bytes(content)
         if folder.is_dir() and source_digest(folder) != digest:  # cleaned in part
             folder.rename(Path(temporary, "old"))
         try:
