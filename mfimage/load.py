@@ -175,10 +175,9 @@ class JsonFunction:
         """
         if on_error not in ("raise", "return"):
             raise OptionError(f"on_error: expected 'raise' or 'return', got {on_error!r}")
-        if batch_size < 1:
-            raise OptionError(f"batch_size: expected at least 1, got {batch_size}")
-        if max_in_flight is not None and max_in_flight < 1:
-            raise OptionError(f"max_in_flight: expected at least 1, got {max_in_flight}")
+        for name, value in (("batch_size", batch_size), ("max_in_flight", max_in_flight)):
+            if value is not None and value < 1:
+                raise OptionError(f"{name}: expected at least 1, got {value}")
         return self._running().map(
             records, batch_size=batch_size, on_error=on_error, max_in_flight=max_in_flight
         )

@@ -119,8 +119,8 @@ IN_AVRO = {
 }  # fmt: skip
 
 
-class Spoken:
-    """What the documentation says of a path's Avro."""
+class AvroPath:
+    """A path that takes Avro, by its documentation."""
 
     def __init__(self, server: Server, path: str) -> None:
         post = server.get("/openapi.json").json()["paths"][path]["post"]
@@ -138,16 +138,16 @@ class Spoken:
         return avro.loads(answer.content, self.gives["x-avro-schema"])
 
 
-def test_what_is_spoken(servers: Mapping[str, Server]) -> None:
+def test_documented_avro_paths(servers: Mapping[str, Server]) -> None:
     for name, server in servers.items():
         paths = (f"/{name}", f"/{name}/batch")
-        spoken = [Spoken(server, path).takes is not None for path in paths]
-        assert spoken == [name in IN_AVRO, IN_AVRO.get(name, False)], name
+        documented = [AvroPath(server, path).takes is not None for path in paths]
+        assert documented == [name in IN_AVRO, IN_AVRO.get(name, False)], name
 
 
 @pytest.mark.parametrize("call", [call for call in CALLS if call.function in IN_AVRO], ids=str)
 def test_in_avro(call: Call, servers: Mapping[str, Server]) -> None:
-    ask = Spoken(servers[call.function], f"/{call.function}").ask
+    ask = AvroPath(servers[call.function], f"/{call.function}").ask
     if not call.error:
         check(call, lambda _name, record: ask(record))
         return
@@ -163,7 +163,7 @@ def test_in_avro(call: Call, servers: Mapping[str, Server]) -> None:
 
 @pytest.mark.parametrize("call", [call for call in CALLS if IN_AVRO.get(call.function)], ids=str)
 def test_in_an_avro_list(call: Call, servers: Mapping[str, Server]) -> None:
-    ask = Spoken(servers[call.function], f"/{call.function}/batch").ask
+    ask = AvroPath(servers[call.function], f"/{call.function}/batch").ask
     try:
         (item,) = ask([call.record])
     except OutputError:

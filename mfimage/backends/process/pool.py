@@ -268,9 +268,9 @@ class WorkerPool:
             self._workers = set()
             self._wake(list(self._line))
         for worker in taken:
-            worker.process.stop()  # the thread that uses it notices, and cleans up
+            worker.stop()  # the thread that uses it notices, and cleans up
         for worker in free:
-            worker.process.sock.close()
+            worker.hang_up()
         limit = time.monotonic() + _GRACE_SECONDS
         for worker in free:
             worker.drop(BackendError(f"{self._launch.name} was closed"), limit - time.monotonic())

@@ -64,78 +64,6 @@ class WorkerLaunch:
     start_timeout: float  # seconds until the function must be imported
 
 
-class WorkerProcess:
-    """The process of a worker, and the socket to it."""
-
-    def __init__(self, launch: WorkerLaunch) -> None:
-        self.stopped = False  # by this process, which has ended it or is about to
-        self._owner = os.getpid()
-        self._process: subprocess.Popen[bytes] | None = None
-        with STARTING, contextlib.ExitStack() as stack:
-            self.sock, theirs = socket.socketpair()
-            stack.callback(theirs.close)
-            lifeline, self._lifeline = os.pipe()
-            stack.callback(os.close, lifeline)
-            self._process = _spawn(launch, theirs, lifeline)
-
-    def __del__(self) -> None:
-        # For one whose start failed or was interrupted; all others were finished.
-        if getattr(self, "_lifeline", -1) >= 0 and self._owner == os.getpid():
-            self.finish(0)
-
-    def stop(self) -> None:
-        """Kill it and what it has started; thread-safe."""
-        self.stopped = True
-        process = self._process
-        if process is None:
-            return
-        if process.returncode is None:
-            # Before it is reaped: until then its number is not reused. The group gets SIGTERM,
-            # which multiprocessing's resource tracker ignores: it has to clean up.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGTERM)
-            process.kill()
-        process.wait()
-
-    def finish(self, seconds: float) -> int | None:
-        """Give it some seconds to end by itself, then kill it.
-
-        Return its exit code if it ended by itself, negative for a signal.
-        """
-        limit = time.monotonic() + seconds
-        ended = self._poll()
-        while ended is None and time.monotonic() < limit:
-            time.sleep(_POLL_SECONDS)
-            ended = self._poll()
-        self.stop()
-        self._close_files()
-        return ended
-
-    def forget(self) -> None:
-        """Release a process that belongs to the parent of this forked process."""
-        if self._process is not None:
-            self._process.returncode = 0  # it is not ours to wait for
-        self._close_files()
-
-    def _poll(self) -> int | None:
-        """Return its exit code if it ended, without reaping it."""
-        if self._process is None:
-            return None
-        try:
-            found = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return self._process.returncode
-        if found is None:
-            return None
-        return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
-
-    def _close_files(self) -> None:
-        self.sock.close()
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
-
-
 def _spawn(launch: WorkerLaunch, control: socket.socket, lifeline: int) -> subprocess.Popen[bytes]:
     environment = {name: text for name, text in os.environ.items() if name not in _NOT_INHERITED}
     folder = launch.python.parent
@@ -189,23 +117,35 @@ class WorkerRequest:
 
 
 class Worker:
-    """A worker, for one thread at a time."""
+    """A worker, for one thread at a time; ``stop`` alone is for any thread."""
 
     def __init__(self, launch: WorkerLaunch) -> None:
         self._launch = launch
+        self._owner = os.getpid()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False  # by this process, which has ended it or is about to
         self._limit = 0.0
         # Name of the function's first parameter; None until the function is imported.
         self.data: str | None = None
         self.pending: deque[WorkerRequest] = deque()  # without a reply, in order
         self.alive = True
         self.user = 0  # the thread that uses it; 0 for none
-        self.process = WorkerProcess(launch)
-        self._sock = self.process.sock
+        with STARTING, contextlib.ExitStack() as stack:
+            self._sock, theirs = socket.socketpair()
+            stack.callback(theirs.close)
+            lifeline, self._lifeline = os.pipe()
+            stack.callback(os.close, lifeline)
+            self._process = _spawn(launch, theirs, lifeline)
         for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             self._sock.setsockopt(socket.SOL_SOCKET, buffer, _BUFFER)
         self._set_timeout(launch.start_timeout)
         with contextlib.suppress(OSError):  # wait_ready raises it
             self._send(START, launch.start)
+
+    def __del__(self) -> None:
+        # For one whose start failed or was interrupted; all others were finished.
+        if getattr(self, "_lifeline", -1) >= 0 and self._owner == os.getpid():
+            self._finish(0)
 
     def is_ready(self) -> bool:
         """Return whether ``wait_ready`` would return at once."""
@@ -264,11 +204,31 @@ class Worker:
         The request that it may have begun gets ``error`` as its reply; the others can be resent.
         """
         self._fail(error)
-        self.process.finish(seconds)
+        self._finish(seconds)
+
+    def stop(self) -> None:
+        """Kill it and what it has started; thread-safe."""
+        self._stopped = True
+        process = self._process
+        if process is None:
+            return
+        if process.returncode is None:
+            # Before it is reaped: until then its number is not reused. The group gets SIGTERM,
+            # which multiprocessing's resource tracker ignores: it has to clean up.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.kill()
+        process.wait()
+
+    def hang_up(self) -> None:
+        """Close the connection, so that the worker ends by itself."""
+        self._sock.close()
 
     def forget(self) -> None:
         """Release a worker that belongs to the parent of this forked process."""
-        self.process.forget()
+        if self._process is not None:
+            self._process.returncode = 0  # it is not ours to wait for
+        self._close_files()
         self._fail(Resend())
 
     def _send(self, kind: int, payload: bytes) -> None:
@@ -311,10 +271,10 @@ class Worker:
 
     def _lost(self, error: Exception) -> BackendError:
         """Return why there is no reply, and end what is left of the worker."""
-        name, stopped = self._launch.name, self.process.stopped
+        name, stopped = self._launch.name, self._stopped
         doing = "ran" if self.data is not None else "was imported"
         invalid, slow = isinstance(error, ProtocolError), isinstance(error, BlockingIOError)
-        ended = self.process.finish(0 if stopped or invalid or slow else _DYING_SECONDS)
+        ended = self._finish(0 if stopped or invalid or slow else _DYING_SECONDS)
         if stopped:
             return BackendError(f"{name} was closed while it {doing}")
         if invalid:
@@ -326,6 +286,38 @@ class Worker:
             )
         how, hint = _describe_end(ended)
         return BackendError(f"{name}: its worker {how} while it {doing}", hint=hint)
+
+    def _finish(self, seconds: float) -> int | None:
+        """Give it some seconds to end by itself, then kill it.
+
+        Return its exit code if it ended by itself, negative for a signal.
+        """
+        limit = time.monotonic() + seconds
+        ended = self._poll()
+        while ended is None and time.monotonic() < limit:
+            time.sleep(_POLL_SECONDS)
+            ended = self._poll()
+        self.stop()
+        self._close_files()
+        return ended
+
+    def _poll(self) -> int | None:
+        """Return its exit code if it ended, without reaping it."""
+        if self._process is None:
+            return None
+        try:
+            found = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return self._process.returncode
+        if found is None:
+            return None
+        return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+    def _close_files(self) -> None:
+        self._sock.close()
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
 
 
 def start_worker(launch: WorkerLaunch) -> Worker:

@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -97,16 +97,21 @@ def decode_reply(data: bytes) -> Frame:
     return Frame(kind, data[boot.HEAD_SIZE :], micros)
 
 
-class Launcher:
-    """Starts actors of one function."""
+class ActorSet:
+    """The actors of one function.
+
+    They start at once and load the function while the caller goes on. Ray restarts one that dies.
+    """
 
     def __init__(self, package: Package, options: RayOptions) -> None:
         self._package = package
-        self._blobs: dict[str, Any] | None = None
-        ray = import_ray()
+        self._name = package.spec.name
+        self._options = options
+        self._ray = import_ray()
         source = boot.source_files(Path(mfimage.__file__).parents[1])
         self._digest = boot.digest_of(source)
-        self._source = ray.put(source)
+        self._source = self._ray.put(source)
+        self._blobs: dict[str, Any] | None = None
         self._config = json.dumps(
             {
                 "spec": package.spec.to_json().decode(),
@@ -117,57 +122,17 @@ class Launcher:
             }
         ).encode()
         # What an actor takes of its node, by Ray's names.
-        self.resources = options.requested()
+        self._resources = options.requested()
         if options.placement == "image":
-            self.resources[placement_resource(package.spec.digest)] = _SLIVER
-        custom = dict(self.resources)
-        self._class = ray.remote(boot.FunctionHost).options(
+            self._resources[placement_resource(package.spec.digest)] = _SLIVER
+        custom = dict(self._resources)
+        self._class = self._ray.remote(boot.FunctionHost).options(
             num_cpus=custom.pop("CPU", 0),
             num_gpus=custom.pop("GPU", 0),
             memory=custom.pop("memory", None),
             resources=custom,
             max_restarts=-1,
         )
-
-    def start(self) -> Actor:
-        """Start an actor; it loads the function while the caller goes on."""
-        cloudpickle: Any = import_ray().cloudpickle
-        # By value, as a node may not have this module. Ray pickles the class when it is first
-        # used; none of the caller's own modules is pickled with it.
-        cloudpickle.register_pickle_by_value(boot)
-        try:
-            handle = self._class.remote(self._package.spec.name, self._config, self._digest)
-        finally:
-            cloudpickle.unregister_pickle_by_value(boot)
-        return Actor(handle, (self._source, self._blobs))
-
-    def loaded(self, reply: bytes) -> str | None:
-        """Return the name of the function's first parameter; None when actors need the blobs."""
-        found = json.loads(reply)
-        if found["status"] == READY:
-            return str(found["data"])
-        if found["status"] != NEEDS_BLOBS:
-            raise rebuild(found["error"].encode())
-        if self._blobs is None:
-            spec, ray = self._package.spec, import_ray()
-            text = "%s: its package is sent to the nodes, which cannot read it: %s"
-            logger.info(text, spec.name, found["why"])
-            refs = all_blobs(spec)
-            self._blobs = {name: ray.put(self._package.read(ref)) for name, ref in refs.items()}
-        return None
-
-
-class ActorSet:
-    """The actors of one function.
-
-    They start at once and load the function while the caller goes on. Ray restarts one that dies.
-    """
-
-    def __init__(self, name: str, launcher: Launcher, options: RayOptions) -> None:
-        self._name = name
-        self._launcher = launcher
-        self._options = options
-        self._ray = import_ray()
         fits = self._check_room(options.patience)
         fits = fits if math.isfinite(fits) else options.min_actors
         self.maximum = options.max_actors or max(options.min_actors, int(fits))
@@ -185,7 +150,7 @@ class ActorSet:
         if self._options.placement == "image":
             hint = "start the cluster's nodes from the function's image, or omit placement="
         minimum = self._options.min_actors
-        return check_room(self._name, self._launcher.resources, minimum, patience, hint)
+        return check_room(self._name, self._resources, minimum, patience, hint)
 
     def when_ready(self, find: Callable[[], _Found | None]) -> _Found:
         """Return what ``find`` finds, with the lock held; wait for actors while that is None."""
@@ -198,28 +163,29 @@ class ActorSet:
                 return found
             self._wait_for_start(began)
 
-    def take(self) -> Actor:
-        """Return an actor for the caller alone."""
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[Actor]:
+        """Give an actor to the caller alone, and stop it if the caller fails."""
 
-        def find() -> Actor | None:
-            if not self.ready:
-                return None
-            actor = min(self.ready, key=lambda each: len(each.pending))
-            self.ready.remove(actor)
-            self._taken.append(actor)
+        def take() -> Actor | None:
+            actor = min(self.ready, key=lambda each: len(each.pending), default=None)
+            if actor is not None:
+                self.ready.remove(actor)
+                self._taken.append(actor)
             return actor
 
-        return self.when_ready(find)
-
-    def give_back(self, actor: Actor, *, usable: bool) -> None:
-        """Give back an actor that was taken; one that is not usable is stopped."""
-        with self.lock:
-            self._taken.remove(actor)
-            if usable and not self._closed:
-                actor.used = time.monotonic()
-                self.ready.append(actor)
-            else:
-                actor.stop()
+        actor, usable = self.when_ready(take), False
+        try:
+            yield actor
+            usable = True
+        finally:
+            with self.lock:
+                self._taken.remove(actor)
+                if usable and not self._closed:
+                    actor.used = time.monotonic()
+                    self.ready.append(actor)
+                else:
+                    actor.stop()
 
     def least_busy(self, enough: int) -> Actor | None:
         """Return the actor with the fewest requests; start more when it has ``enough``."""
@@ -242,12 +208,37 @@ class ActorSet:
     def _grow(self, count: int) -> None:
         had = len(self.ready)
         for _ in range(count):
-            self._starting.append(self._launcher.start())
+            self._starting.append(self._start())
         if had and count > 0:
             logger.info("%s: %d actors, starting %d more", self._name, had, count)
             threading.Thread(
                 target=_shrink_later, args=(weakref.ref(self),), name="mfimage-idle", daemon=True
             ).start()
+
+    def _start(self) -> Actor:
+        # By value, as a node may not have this module. Ray pickles the class when it is first
+        # used; none of the caller's own modules is pickled with it.
+        self._ray.cloudpickle.register_pickle_by_value(boot)
+        try:
+            handle = self._class.remote(self._name, self._config, self._digest)
+        finally:
+            self._ray.cloudpickle.unregister_pickle_by_value(boot)
+        return Actor(handle, (self._source, self._blobs))
+
+    def loaded(self, reply: bytes) -> str | None:
+        """Return the name of the function's first parameter; None when actors need the blobs."""
+        found = json.loads(reply)
+        if found["status"] == READY:
+            return str(found["data"])
+        if found["status"] != NEEDS_BLOBS:
+            raise rebuild(found["error"].encode())
+        if self._blobs is None:
+            text = "%s: its package is sent to the nodes, which cannot read it: %s"
+            logger.info(text, self._name, found["why"])
+            refs = all_blobs(self._package.spec)
+            put, read = self._ray.put, self._package.read
+            self._blobs = {name: put(read(ref)) for name, ref in refs.items()}
+        return None
 
     def start_again(self, actor: Actor) -> None:
         """Wait for Ray to restart an actor that died or was killed."""
@@ -277,7 +268,7 @@ class ActorSet:
         from ray.exceptions import GetTimeoutError, RayError
 
         try:
-            data = self._launcher.loaded(self._ray.get(actor.loading, timeout=0))
+            data = self.loaded(self._ray.get(actor.loading, timeout=0))
         except GetTimeoutError:
             return
         except Exception as error:
@@ -294,7 +285,7 @@ class ActorSet:
         self._starting.remove(actor)
         if data is None:  # it cannot read the package; the next one gets the blobs
             actor.stop()
-            self._starting.append(self._launcher.start())
+            self._starting.append(self._start())
             return
         self.data = data
         actor.loading = None
@@ -314,7 +305,7 @@ class ActorSet:
             if self.ready:
                 return
         waited = time.monotonic() - began
-        each = f"takes {describe(self._launcher.resources)}, and free is "
+        each = f"takes {describe(self._resources)}, and free is "
         if waited > self._options.start_timeout + self._options.patience:
             raise BackendError(
                 f"{self._name}: no actor was ready within {waited:.0f} s; each {each}"

@@ -57,7 +57,7 @@ class FunctionWorker:
 
 
 class RayNode:
-    """What an actor does; ``Launcher`` makes its configuration."""
+    """What an actor does; ``ActorSet`` makes its configuration."""
 
     def __init__(self, config: bytes) -> None:
         self._config = json.loads(config)

@@ -30,19 +30,16 @@ def backends(bound_calls: Mapping[str, str], process_root: Path) -> Iterator[Bac
         patch.setenv("MFIMAGE_CACHE", str(process_root / "cache"))
         patch.setenv("UV_CACHE_DIR", str(process_root / "uv"))
         patch.setenv("UV_OFFLINE", "1")
-        started = {name: _start(reference) for name, reference in bound_calls.items()}
+        # The same functions, locked to what is installed here; all packages have one root.
+        packages = Packages(Path(bound_calls["echo"]).parents[3])
+        environment = packages.environment(*LIBRARIES)
+        started = {}
+        for name, reference in bound_calls.items():
+            spec = dataclasses.replace(open_package(reference).spec, environment=environment)
+            started[name] = ProcessBackend(open_package(packages.store.write(spec)))
     yield started
     for backend in started.values():
         backend.close()
-
-
-def _start(reference: str) -> ProcessBackend:
-    """Start the same function, locked to what is installed here."""
-    package = open_package(reference)
-    packages = Packages(Path(reference).parents[3])
-    environment = packages.environment(*LIBRARIES)
-    spec = dataclasses.replace(package.spec, environment=environment)
-    return ProcessBackend(open_package(packages.store.write(spec)))
 
 
 @pytest.mark.parametrize("call", [*CALLS, *PYTHON_CALLS], ids=str)

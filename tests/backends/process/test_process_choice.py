@@ -118,8 +118,8 @@ class TestChoice:
         package = process_packages.write(ECHO, environment=environment)
         assert difference(package) == f"this is Python {MINOR}, and the lock is for 3.9"
 
-    def test_asked_for(self, process_packages: Packages, caplog: pytest.LogCaptureFixture) -> None:
-        package = process_packages.write(ECHO + "# asked for\n")
+    def test_explicit(self, process_packages: Packages, caplog: pytest.LogCaptureFixture) -> None:
+        package = process_packages.write(ECHO + "# explicit\n")
         with caplog.at_level(logging.INFO, "mfimage"):
             backend = open_backend(package, "process")
         assert isinstance(backend, ProcessBackend)
@@ -130,7 +130,7 @@ class TestChoice:
         assert isinstance(by_options, ProcessBackend)
         by_options.close()
 
-    def test_not_to_be_had(self, process_packages: Packages) -> None:
+    def test_invalid_options(self, process_packages: Packages) -> None:
         package = process_packages.write(ECHO)
         with pytest.raises(OptionError, match=r"backend: expected 'local', .*, got 'remote'"):
             open_backend(package, "remote")

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 pytest_plugins = ["tests.backends.process_fixtures"]
 Run = Callable[..., ProcessBackend]
 
-# Does what it is told, else says who it is.
+# Runs the code in its record, and returns its process.
 OBEDIENT = """
 @json_function
 def predict(data: dict) -> int:
@@ -105,7 +105,7 @@ def test_worker_killed_while_idle_is_replaced_unnoticed(run_process: Run) -> Non
         assert predict({}) != worker
 
 
-def test_answers_that_were_given_before_the_end_count(run_process: Run) -> None:
+def test_replies_sent_before_the_end_count(run_process: Run) -> None:
     predict = run_process(OBEDIENT)
     predict({})
     pool = predict._pool
@@ -117,7 +117,7 @@ def test_answers_that_were_given_before_the_end_count(run_process: Run) -> None:
     assert third
     worker = first.worker
     assert worker is second.worker is third.worker
-    until(lambda: not is_running(worker.process._process.pid))  # type: ignore[union-attr]
+    until(lambda: not is_running(worker._process.pid))  # type: ignore[union-attr]
     fourth = pool.post(CALL, b"{}", 1, wait=True)
     assert fourth
     assert fourth.worker is not worker
@@ -136,7 +136,7 @@ def test_function_that_cannot_start_fails_every_call(
     until(lambda: len(children()) <= 1)
 
 
-def test_function_that_cannot_start_fails_all_who_wait(run_process: Run) -> None:
+def test_function_that_cannot_start_fails_all_waiting_calls(run_process: Run) -> None:
     predict = run_process("time.sleep(0.5); raise LookupError('no')")
     start = time.perf_counter()
     with ThreadPoolExecutor(64) as pool:
@@ -173,7 +173,7 @@ def test_timeout_stops_and_replaces(run_process: Run, code: str) -> None:
     assert predict({}) != before
 
 
-def test_timeout_is_of_each_record(run_process: Run) -> None:
+def test_timeout_is_per_record(run_process: Run) -> None:
     predict = run_process(OBEDIENT, timeout=0.5)
     nap = {"run": "time.sleep(0.1)"}
     predict({})

@@ -30,7 +30,7 @@ ECHO = """
 def predict(data: int) -> int:
     return data
 """
-# A function that does what it is told.
+# Runs the code in its record.
 OBEDIENT = """
 @json_function
 def predict(data: dict) -> int:
@@ -41,11 +41,11 @@ RAISE, RETURN = {"on_error": "raise"}, {"on_error": "return"}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("batch_size", [1, 7, 256])
-@pytest.mark.parametrize("count", [0, 1, 6, 7, 8, 5000])
-def test_order(run_process: Run, workers: int, batch_size: int, count: int) -> None:
+def test_order(run_process: Run, workers: int) -> None:
     predict = run_process(ECHO, workers=workers)
-    assert list(predict.map(range(count), batch_size=batch_size, **RAISE)) == list(range(count))
+    for batch_size, count in itertools.product([1, 7, 256], [0, 1, 6, 7, 8, 5000]):
+        found = predict.map(range(count), batch_size=batch_size, **RAISE)
+        assert list(found) == list(range(count)), (batch_size, count)
 
 
 def test_all_workers_take_part(run_process: Run) -> None:
