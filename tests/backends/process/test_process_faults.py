@@ -32,9 +32,13 @@ def predict(data: dict) -> int:
 """
 
 
-@pytest.mark.parametrize(
-    ("code", "expected", "hint"),
-    [
+def test_worker_that_ends_fails_its_call_and_is_replaced(run_process: Run) -> None:
+    predict = run_process(
+        OBEDIENT + "is_socket = lambda fd: os.path.islink(f'/proc/self/fd/{fd}') and"
+        " 'socket' in os.readlink(f'/proc/self/fd/{fd}')\n"
+        "sockets = lambda: [fd for fd in range(3, 99) if is_socket(fd)]"
+    )
+    for code, expected, hint in [
         ("os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL (Killed)", "memory runs out"),
         ("ctypes.string_at(0)", "killed by SIGSEGV (Segmentation fault)", "compiled code crashed"),
         ("os.abort()", "killed by SIGABRT", "compiled code crashed"),
@@ -43,26 +47,17 @@ def predict(data: dict) -> int:
         ("os._exit(0)", "ended with exit status 0", None),
         ("os.closerange(3, 50); time.sleep(50)", "closed its connection", None),
         ("[os.write(fd, b'x' * 100) for fd in sockets()]", "an invalid reply", "write"),
-    ],
-)
-def test_worker_that_ends_fails_its_call_and_is_replaced(
-    run_process: Run, code: str, expected: str, hint: str | None
-) -> None:
-    predict = run_process(
-        OBEDIENT + "is_socket = lambda fd: os.path.islink(f'/proc/self/fd/{fd}') and"
-        " 'socket' in os.readlink(f'/proc/self/fd/{fd}')\n"
-        "sockets = lambda: [fd for fd in range(3, 99) if is_socket(fd)]"
-    )
-    before = predict({})
-    with pytest.raises(BackendError) as caught:
-        predict({"run": code})
-    assert "predict: its worker" in caught.value.message
-    assert expected in caught.value.message
-    assert (hint or "") in (caught.value.hint or "")
-    assert bool(hint) == bool(caught.value.hint)
-    after = predict({})
-    assert after != before
-    assert children() == {after}
+    ]:
+        before = predict({})
+        with pytest.raises(BackendError) as caught:
+            predict({"run": code})
+        assert "predict: its worker" in caught.value.message
+        assert expected in caught.value.message
+        assert (hint or "") in (caught.value.hint or "")
+        assert bool(hint) == bool(caught.value.hint)
+        after = predict({})
+        assert after != before
+        assert children() == {after}
 
 
 def test_segfault_leaves_its_traceback_on_stderr(
@@ -158,19 +153,17 @@ def test_start_that_hangs(process_packages: Packages) -> None:
     assert not children()
 
 
-@pytest.mark.parametrize(
-    "code", ["while True: pass", "time.sleep(100)", "ctypes.PyDLL(None).sleep(100)"]
-)
-def test_timeout_stops_and_replaces(run_process: Run, code: str) -> None:
+def test_timeout_stops_and_replaces(run_process: Run) -> None:
     predict = run_process(OBEDIENT, timeout=0.3)
-    before = predict({})
-    start = time.perf_counter()
-    with pytest.raises(BackendError, match=r"longer than 0\.3 s") as caught:
-        predict({"run": code})
-    assert 0.25 < time.perf_counter() - start < 5
-    assert caught.value.hint == "allow more with timeout="
-    assert not is_running(before)
-    assert predict({}) != before
+    for code in ("while True: pass", "time.sleep(100)", "ctypes.PyDLL(None).sleep(100)"):
+        before = predict({})
+        start = time.perf_counter()
+        with pytest.raises(BackendError, match=r"longer than 0\.3 s") as caught:
+            predict({"run": code})
+        assert 0.25 < time.perf_counter() - start < 5
+        assert caught.value.hint == "allow more with timeout="
+        assert not is_running(before)
+        assert predict({}) != before
 
 
 def test_timeout_is_per_record(run_process: Run) -> None:

@@ -150,11 +150,9 @@ class TestRunning:
 
 def test_no_retries(run_ray: Start) -> None:
     predict = run_ray(ECHO, max_retries=0)
-    began = time.monotonic()
     with pytest.raises(BackendError, match="its actor died while it ran"):
         predict("die")
     assert predict(1) == 1
-    assert time.monotonic() - began < 30
 
 
 def test_more_actors_when_there_is_more_to_do(run_ray: Start) -> None:
