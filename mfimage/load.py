@@ -71,7 +71,7 @@ class JsonFunction:
         root: str | os.PathLike[str] | None = None,
     ) -> None:
         with _explained_imports():
-            from mfimage.capture.environment.needed import require_needed
+            from mfimage.capture.needed import require_needed
 
             require_needed()
             from mfimage.bind import BindOptions, bind
@@ -230,7 +230,7 @@ def _explained_imports() -> Iterator[None]:
                 "functions cannot be bound or loaded here: only mfimage's runtime is installed",
                 hint="do it where all of mfimage is installed: pip install mfimage",
             ) from None
-        from mfimage.capture.environment.needed import require_needed
+        from mfimage.capture.needed import require_needed
 
         require_needed(error.name or "")
         raise

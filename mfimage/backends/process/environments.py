@@ -17,7 +17,7 @@ import mfimage
 from mfimage.backends.code_cache import code_folder, holds
 from mfimage.backends.process.worker import WorkerLaunch
 from mfimage.capture.lock.indexes import OWN_CONFIGURATION
-from mfimage.capture.lock.uv import UvFailure, explain, run_uv
+from mfimage.capture.lock.uv import UvFailure, run_uv
 from mfimage.errors import BackendError, LockError
 from mfimage.files import sha256_hex
 from mfimage.package.storage.blobs import blob_cache_folder
@@ -179,9 +179,8 @@ def _run_uv(arguments: list[str], folder: Path, python: Path) -> None:
     try:
         run_uv(arguments, folder, environment, prefix=tied, pass_fds=[reader])
     except UvFailure as failure:
-        error = explain(failure)
-        message = f"the environment cannot be made: {error.message}"
-        raise LockError(message, hint=error.hint) from None
+        message = f"the environment cannot be made: {failure.message}"
+        raise LockError(message, hint=failure.hint) from None
     finally:
         os.close(reader)
         os.close(writer)
