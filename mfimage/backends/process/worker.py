@@ -270,7 +270,7 @@ class Worker:
             error = Resend()  # only the first can have been begun
 
     def _lost(self, error: Exception) -> BackendError:
-        """Return why there is no reply, and end what is left of the worker."""
+        """Return why the reply is missing, and end what is left of the worker."""
         name, stopped = self._launch.name, self._stopped
         doing = "ran" if self.data is not None else "was imported"
         invalid, slow = isinstance(error, ProtocolError), isinstance(error, BlockingIOError)
