@@ -159,13 +159,13 @@ def test_inspect_tells_of_reference_and_image(iris, image):
     [
         (["build", "{reference}", "-t", "a b"], {}, "tag: 'a b'"),
         (["build", "{reference}"], {"DOCKER_HOST": "unix:///nowhere.sock"}, "/nowhere.sock"),
-        (["build", "predict.py:predict"], {}, "name the task: --task"),
+        (["build", "predict.py:predict"], {}, "is a function, not a reference"),
         (["build", "/no/functions/x/1/function.json"], {}, "no function package at"),
         (["bind", "nofile.py:predict", "--task", "IrisFlow"], {}, "there is no nofile.py here"),
         (["bind", "predict.py:nothing", "--task", "IrisFlow"], {}, "predict, predict_many"),
         (["bind", "predict.py:predict", "--task", "{start}"], {}, "has no artifact"),
         (["bind", "predict.py:predict", "--task", "NoFlow"], {}, "NoFlow"),
-        (["inspect", "no-such-image:1"], {}, "neither a reference nor an image"),
+        (["inspect", "no-such-image:1"], {}, "no image 'no-such-image:1'"),
     ],
 )
 def test_wrong_input_is_told_in_two_lines(iris, base_image, arguments, env, message):
