@@ -166,6 +166,7 @@ def _config(app: App, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http="httptools",
+        interface="asgi3",
         ws="none",
         lifespan="off",
         log_config=None,

@@ -8,7 +8,7 @@ from typing import Any
 
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.serving import openapi
-from mfimage.runtime.serving.route import Expectation, Handler, Request, Response, Route
+from mfimage.runtime.serving.route import Expectation, Handler, HttpRequest, Response, Route
 from mfimage.runtime.serving.service import Service
 
 _DOCUMENT, _DOCS, _REDIRECT, _REDOC = (
@@ -32,7 +32,7 @@ def routes(spec: FunctionSpec) -> tuple[Route, ...]:
     )
 
 
-async def _openapi(service: Service, request: Request) -> Response:
+async def _openapi(service: Service, request: HttpRequest) -> Response:
     assert service.media_types is not None
     making = service.loop.run_in_executor(
         None, openapi.render, service.spec, service.media_types.codecs, request.routes
@@ -41,7 +41,7 @@ async def _openapi(service: Service, request: Request) -> Response:
 
 
 def _page(render: Callable[[FunctionSpec, str], Any]) -> Handler:
-    async def handler(service: Service, request: Request) -> Response:
+    async def handler(service: Service, request: HttpRequest) -> Response:
         # In a thread: importing FastAPI takes half a second.
         page = await service.loop.run_in_executor(None, render, service.spec, request.root)
         return Response(page.body, [(b"content-type", b"text/html; charset=utf-8")])

@@ -22,7 +22,7 @@ from mfimage.runtime.serving.route import (
     Described,
     Expectation,
     Operation,
-    Request,
+    HttpRequest,
     Response,
     Route,
 )
@@ -94,7 +94,7 @@ def routes(spec: FunctionSpec) -> tuple[Route, ...]:
     )  # fmt: skip
 
 
-async def _record(service: Service, request: Request) -> Response | BaseException:
+async def _record(service: Service, request: HttpRequest) -> Response | BaseException:
     assert service.media_types is not None
     negotiated = service.media_types.record.negotiate(request.headers)
     body = await read_body(request.headers, request.receive, service.settings.max_body)
@@ -105,7 +105,7 @@ async def _record(service: Service, request: Request) -> Response | BaseExceptio
     return outcome
 
 
-async def _batch(service: Service, request: Request) -> Response:
+async def _batch(service: Service, request: HttpRequest) -> Response:
     assert service.media_types is not None
     negotiated = service.media_types.batch.negotiate(request.headers)
     body = await read_body(request.headers, request.receive, service.settings.max_body)

@@ -15,7 +15,7 @@ from mfimage.runtime.serving.route import (
     Described,
     Expectation,
     Operation,
-    Request,
+    HttpRequest,
     Response,
     Route,
 )
@@ -92,21 +92,21 @@ def about(spec: FunctionSpec) -> dict[str, str]:
     }
 
 
-async def _about(service: Service, request: Request) -> Response:
+async def _about(service: Service, request: HttpRequest) -> Response:
     text = json.dumps(about(service.spec), ensure_ascii=False, separators=(",", ":"))
     return Response(text.encode())
 
 
-async def _healthz(service: Service, request: Request) -> Response:
+async def _healthz(service: Service, request: HttpRequest) -> Response:
     return Response(b'{"status":"alive"}')
 
 
-async def _readyz(service: Service, request: Request) -> Response | BaseException:
+async def _readyz(service: Service, request: HttpRequest) -> Response | BaseException:
     reason = service.not_ready()
     return unavailable(reason) if reason else Response(b'{"status":"ready"}')
 
 
-async def _metrics(service: Service, request: Request) -> Response:
+async def _metrics(service: Service, request: HttpRequest) -> Response:
     accept = request.headers.get(b"accept", b"").decode("latin-1")
     # In a thread: it reads files.
     rendering = service.loop.run_in_executor(
