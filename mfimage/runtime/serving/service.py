@@ -17,36 +17,25 @@ from mfimage.runtime.calls.queue import (
     Expired,
     Outcome,
     Stopping,
-)
+)  # fmt: skip
 from mfimage.runtime.serving.content import MediaTypes
 from mfimage.runtime.serving.metrics import Metrics
-from mfimage.runtime.serving.problems import unavailable
+from mfimage.runtime.serving.problems import STOPPING, unavailable
 from mfimage.runtime.settings import Settings
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 LOADING = "the function is still loading"
-_STOPPING = "the server is shutting down"
-
 _TICK = 0.05
 # Watching for a disconnect costs a task; quick requests do without.
 _WATCH_AFTER = 0.1
 
 
 class InFlight:
-    """Submits calls and waits for them.
+    """Submits calls to the dispatcher and waits for them, at most ``timeout`` seconds; 0: for ever.
 
     One timer serves all of them: a timer and a task for each request would cost more than all
     else that is done here.
-
-    Parameters
-    ----------
-    loop : asyncio.AbstractEventLoop
-        The server's.
-    dispatcher : Dispatcher
-        Runs the calls.
-    timeout : float
-        Seconds from the request to ``Expired``; 0 for never.
     """
 
     def __init__(
@@ -66,19 +55,7 @@ class InFlight:
     async def run(
         self, payload: bytes, receive: Receive, started: float, converter: Converter | None = None
     ) -> Outcome:
-        """Return the outcome of one record.
-
-        Parameters
-        ----------
-        payload : bytes
-            The record.
-        receive : callable
-            The request's, which reports a disconnect.
-        started : float
-            ``time.monotonic()`` when the request came.
-        converter : Converter, optional
-            Reads the record and writes the result, if not the function's own.
-        """
+        """Return the outcome of one record of a request that came at ``started``."""
         call = self._start(payload, started, converter)
         call.receive = receive
         try:
@@ -89,39 +66,30 @@ class InFlight:
     async def run_many(
         self, payloads: Sequence[bytes], receive: Receive, started: float, *, at_once: int
     ) -> list[Outcome]:
-        """Return the outcomes of the records of one request, in order; see ``run``.
+        """Return the outcomes of the records of one request, in order.
 
         At most ``at_once`` of them are queued at a time, so that other requests get a turn.
-
-        Raises
-        ------
-        Disconnected
-            When the client closes the connection.
         """
         gone = self._loop.create_task(_disconnect(receive))
         outcomes: list[Outcome] = []
+        calls: list[Call] = []
         try:
             for start in range(0, len(payloads), at_once):
                 chunk = payloads[start : start + at_once]
-                outcomes += await self._run_chunk(chunk, gone, started)
+                calls = [self._start(payload, started) for payload in chunk]
+                together = asyncio.gather(*(call.future for call in calls))
+                await asyncio.wait((together, gone), return_when=asyncio.FIRST_COMPLETED)
+                if not together.done():
+                    together.cancel()
+                    raise Disconnected
+                outcomes += together.result()
+                while calls:
+                    self._forget(calls.pop())
         finally:
             gone.cancel()
-        return outcomes
-
-    async def _run_chunk(
-        self, payloads: Sequence[bytes], gone: asyncio.Task[None], started: float
-    ) -> list[Outcome]:
-        calls = [self._start(payload, started) for payload in payloads]
-        try:
-            everything = asyncio.gather(*(call.future for call in calls))
-            await asyncio.wait((everything, gone), return_when=asyncio.FIRST_COMPLETED)
-            if everything.done():
-                return everything.result()
-            everything.cancel()
-            raise Disconnected
-        finally:
             for call in calls:
                 self._forget(call)
+        return outcomes
 
     def stop(self) -> None:
         """End every call that still runs or waits with ``Stopping``."""
@@ -173,17 +141,7 @@ async def _disconnect(receive: Receive) -> None:
 
 @dataclass(kw_only=True)
 class Service:
-    """A function that is served.
-
-    Attributes
-    ----------
-    media_types : MediaTypes or None
-        Its media types, once it is loaded.
-    inflight : InFlight or None
-        Its calls, once it is loaded.
-    draining : bool
-        Whether the server is about to end.
-    """
+    """A function that is served; it has media types and calls once it is loaded."""
 
     spec: FunctionSpec
     settings: Settings
@@ -191,7 +149,7 @@ class Service:
     loop: asyncio.AbstractEventLoop
     media_types: MediaTypes | None = field(init=False, default=None)
     inflight: InFlight | None = field(init=False, default=None)
-    draining: bool = field(init=False, default=False)
+    draining: bool = field(init=False, default=False)  # the server is about to end
     _dispatcher: Dispatcher | None = field(init=False, default=None)
 
     def start(self, dispatcher: Dispatcher, media_types: MediaTypes) -> None:
@@ -209,7 +167,7 @@ class Service:
     def not_ready(self) -> str | None:
         """Return why the server should get no requests, if so."""
         if self.draining:
-            return _STOPPING
+            return STOPPING
         if self._dispatcher is None:
             return LOADING
         timeout = self.settings.timeout
@@ -218,16 +176,8 @@ class Service:
         return None
 
     def admit(self) -> InFlight:
-        """Return the calls in flight, if another may join them.
-
-        Raises
-        ------
-        Problem
-            503.
-        """
-        inflight = self.inflight
-        if inflight is None:
-            raise unavailable(LOADING)
-        if len(inflight) >= self.settings.max_waiting:
+        """Return the calls in flight, or raise a 503 when another must not join them."""
+        assert self.inflight is not None
+        if len(self.inflight) >= self.settings.max_waiting:
             raise unavailable("too many requests are waiting (MFIMAGE_MAX_WAITING)")
-        return inflight
+        return self.inflight
