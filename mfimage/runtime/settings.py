@@ -23,22 +23,10 @@ _FLAGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Variable:
-    """An environment variable.
-
-    Attributes
-    ----------
-    field : str
-        Its field in ``Settings``; empty for one that is read elsewhere.
-    default, meaning : str
-        As in the documentation.
-    parse : callable
-        Text to value; raises ``ValueError``.
-    wanted : str
-        Description of a valid value, for the error.
-    """
+    """An environment variable, as documented."""
 
     name: str
-    field: str
+    field: str  # of ``Settings``; empty for one that is read elsewhere
     default: str
     meaning: str
     parse: Callable[[str], Any] = str

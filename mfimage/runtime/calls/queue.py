@@ -165,9 +165,7 @@ def call_many(
 
 
 def _dump(converter: Converter, result: Any) -> Outcome:
-    if isinstance(result, BaseException):
-        return result
     try:
-        return converter.dump(result)
+        return result if isinstance(result, BaseException) else converter.dump(result)
     except BaseException as error:  # noqa: BLE001
         return error

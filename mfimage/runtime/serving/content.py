@@ -7,6 +7,7 @@ whatever their media types.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -133,10 +134,16 @@ def _codec(spec: FunctionSpec, serializer: Serializer, data: str) -> MediaCodec:
     }
     many = None
     sides |= {side: {f"x-{serializer.name}-schema": schema} for side, schema in given.items()}
+    # Definitions belong at the root.
+    definitions = sides["input"].get(_DEFINITIONS)
+    record = {name: value for name, value in sides["input"].items() if name != _DEFINITIONS}
+    records = {"type": "array", "items": record}
+    if definitions:
+        records[_DEFINITIONS] = definitions
     with _left_out_if_it_fails(f"{spec.name}/batch", serializer):
         many = MediaCodec(
             serializer=serializer,
-            input=_schema(serializer, _list_schema(sides["input"]), spec.name),
+            input=_schema(serializer, records, spec.name),
             output=_schema(serializer, _outcomes_schema(sides["output"]), spec.name),
             data="records",
         )
@@ -153,16 +160,10 @@ def _schema(serializer: Serializer, json_schema: Mapping[str, Any], name: str) -
     return made
 
 
-def _list_schema(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON Schema of a list of records."""
-    item, definitions = _split_definitions(record)
-    made = {"type": "array", "items": item}
-    return {**made, _DEFINITIONS: definitions} if definitions else made
-
-
 def _outcomes_schema(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON Schema of the outcomes of a list of records."""
-    item, definitions = _split_definitions(result)
+    item = dict(result)
+    definitions = dict(item.pop(_DEFINITIONS, {}))
 
     def define(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
         key = name
@@ -178,12 +179,6 @@ def _outcomes_schema(result: Mapping[str, Any]) -> dict[str, Any]:
         for name, key, schema in (("Answer", "result", item), ("Refusal", "error", problem))
     ]
     return {"type": "array", "items": {"oneOf": items}, _DEFINITIONS: definitions}
-
-
-def _split_definitions(schema: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a schema without its definitions, and them: they belong at the root."""
-    own = dict(schema)
-    return own, dict(own.pop(_DEFINITIONS, {}))
 
 
 # Content negotiation
@@ -230,9 +225,7 @@ class Negotiation:
         self._shown = " or ".join(self._codecs)
         self._cache: dict[tuple[bytes | None, bytes | None], Negotiated] = {}
         self._pairs = {
-            (reader, writer): self._pair(reader, writer)
-            for reader in self._codecs
-            for writer in self._codecs
+            pair: self._pair(*pair) for pair in itertools.product(self._codecs, repeat=2)
         }
 
     def negotiate(self, headers: Mapping[bytes, bytes]) -> Negotiated:
@@ -246,7 +239,7 @@ class Negotiation:
         return found
 
     def _choose(self, kind: bytes | None, accept: bytes | None) -> Negotiated:
-        reader = self._reader(None if kind is None else kind.decode("latin-1").strip())
+        reader = self._reader((kind or b"").decode("latin-1").strip())
         writer = self._writer((accept or b"").decode("latin-1"), reader)
         found = self._pairs[reader, writer]
         if len(kind or b"") + len(accept or b"") <= _CACHED_LENGTH:
@@ -255,18 +248,13 @@ class Negotiation:
             self._cache[kind, accept] = found
         return found
 
-    def _reader(self, kind: str | None) -> str:
-        if not kind:
-            if self._assume_json:
-                return JSON
-            got = "a request without Content-Type"
-        else:
-            essence = kind.partition(";")[0].strip().lower()
-            if essence != JSON and essence in self._codecs:
-                return essence
-            if _JSON_TYPES.fullmatch(kind):
-                return JSON
-            got = kind
+    def _reader(self, kind: str) -> str:
+        essence = kind.partition(";")[0].strip().lower()
+        if essence != JSON and essence in self._codecs:
+            return essence
+        if _JSON_TYPES.fullmatch(kind) or (self._assume_json and not kind):
+            return JSON
+        got = kind or "a request without Content-Type"
         expected = self._shown.replace(JSON, f"{JSON} in UTF-8")
         supported = ", ".join(self._codecs).encode()
         raise Problem(415, f"expected {expected}, got {got}", headers=[(b"accept-post", supported)])
@@ -326,7 +314,5 @@ def media_ranges(accept: str) -> Iterator[tuple[str, float]]:
 
 def _weight(ranges: Mapping[str, float], name: str) -> float:
     """Return the weight of a media type: that of the most specific range that matches it."""
-    for media in (name, f"{name.partition('/')[0]}/*", "*/*"):
-        if media in ranges:
-            return ranges[media]
-    return 0.0
+    matching = (name, f"{name.partition('/')[0]}/*", "*/*")
+    return next((ranges[media] for media in matching if media in ranges), 0.0)

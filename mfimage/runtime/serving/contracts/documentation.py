@@ -97,13 +97,11 @@ def _references(value: Any) -> Iterator[str]:
             yield from _references(item)
 
 
-def _resolves(document: Any, reference: str) -> bool:
-    if not reference.startswith("#/"):
-        return reference == "#"
-    found = document
-    for part in reference[2:].split("/"):
+def _resolves(found: Any, reference: str) -> bool:
+    root, *parts = reference.split("/")
+    for part in parts:
         name = part.replace("~1", "/").replace("~0", "~")
         if not isinstance(found, Mapping) or name not in found:
             return False
         found = found[name]
-    return True
+    return root == "#"
