@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from mfimage.errors import BackendError, OptionError
-from mfimage.runtime.calls.queue import Dispatcher
 from mfimage.runtime.layout import function_folder
 from mfimage.runtime.loading.loader import LiveFunction
 from mfimage.runtime.ray.preflight import connect, import_serve
@@ -22,7 +21,7 @@ from mfimage.runtime.serving.app import App, headers_of
 from mfimage.runtime.serving.content import MediaTypes
 from mfimage.runtime.serving.contract import mounted
 from mfimage.runtime.serving.metrics import Metrics
-from mfimage.runtime.serving.process import dispatcher_for, load_whole, read_spec
+from mfimage.runtime.serving.process import load_whole, read_spec
 from mfimage.runtime.serving.route import Message, Scope, Send
 from mfimage.runtime.serving.service import Receive, Service
 from mfimage.runtime.settings import Settings
@@ -115,32 +114,28 @@ class Replica:
         gc.collect()
         gc.freeze()  # see docs/serving.md
         self._retired: set[asyncio.Task[None]] = set()
-        self._service, self._dispatcher = self._new(self._settings)
+        self._service = self._new(self._settings)
         self.app = MountedApp(self._service)
         _replica = self
 
-    def _new(self, settings: Settings) -> tuple[Service, Dispatcher]:
-        fn, metrics, loop = self._fn, self._metrics, self._loop
-        service = Service(spec=fn.spec, settings=settings, metrics=metrics, loop=loop)
-        observe = metrics.batch_sizes.observe
-        dispatcher = dispatcher_for(fn, settings, loop=loop, on_batch=observe)
-        service.start(dispatcher, self._media_types)
-        return service, dispatcher
+    def _new(self, settings: Settings) -> Service:
+        spec, metrics = self._fn.spec, self._metrics
+        service = Service(spec=spec, settings=settings, metrics=metrics, loop=self._loop)
+        service.start(self._fn, self._media_types)
+        return service
 
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Take new settings; requests in flight keep the old ones."""
-        settings = changed(self._settings, config)
-        before = self._service, self._dispatcher
-        self._service, self._dispatcher = self._new(settings)
+        before, self._service = self._service, self._new(changed(self._settings, config))
         self.app.use(self._service)
-        task = self._loop.create_task(self._retire(*before))
+        task = self._loop.create_task(self._retire(before))
         self._retired.add(task)
         task.add_done_callback(self._retired.discard)
 
-    async def _retire(self, service: Service, dispatcher: Dispatcher) -> None:
+    async def _retire(self, service: Service) -> None:
         while service.inflight:
             await asyncio.sleep(_RETIRED_POLL)
-        await self._loop.run_in_executor(None, dispatcher.close)
+        await self._loop.run_in_executor(None, service.close)
 
     async def check_health(self) -> None:
         """Raise when the function takes no more calls: Serve then makes a new copy."""

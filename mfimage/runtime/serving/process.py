@@ -23,9 +23,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mfimage.errors import MfimageError, OptionError
 from mfimage.package.spec import FunctionSpec, parse_spec
-from mfimage.runtime.calls.coroutines import CoroutineDispatcher, new_loop
-from mfimage.runtime.calls.queue import Dispatcher
-from mfimage.runtime.calls.threads import DEFAULT_THREADS, ThreadDispatcher, ThreadOptions
+from mfimage.runtime.calls.coroutines import new_loop
 from mfimage.runtime.layout import FUNCTION_JSON
 from mfimage.runtime.serving import logs
 from mfimage.runtime.serving.app import App
@@ -64,7 +62,6 @@ class Process:
         out = logs.configure(settings.log_level)
         self._code = 0
         self._fn: LiveFunction | None = None
-        self._dispatcher: Dispatcher | None = None
         self._loop = new_loop()
         self._loaded = asyncio.Event()
         self._signalled = False
@@ -121,10 +118,7 @@ class Process:
 
     def _start(self, fn: LiveFunction, media_types: MediaTypes, seconds: float) -> None:
         self._fn = fn
-        self._dispatcher = dispatcher_for(
-            fn, self._settings, loop=self._loop, on_batch=self._service.metrics.batch_sizes.observe
-        )
-        self._service.start(self._dispatcher, media_types)
+        self._service.start(fn, media_types)
         self._on_ready()
         self._loaded.set()
         extra = {"function": fn.name, "digest": fn.digest, "seconds": seconds}
@@ -143,8 +137,7 @@ class Process:
         if self._server.cut:
             log.error("ended with %d requests unanswered", self._server.cut)
             self._code = FAILED
-        idle = self._dispatcher is not None and self._dispatcher.close()
-        if not idle:
+        if not self._service.close():
             # A thread still loads or computes: waiting for it may take forever, and ending
             # Python under it may crash.
             self._leave(self._code)
@@ -164,21 +157,6 @@ class Process:
         log.info("exit %d", code)
         self._flush()
         os._exit(code)
-
-
-def dispatcher_for(
-    fn: LiveFunction, settings: Settings, *, loop: asyncio.AbstractEventLoop,
-    on_batch: Callable[[int], None],
-) -> Dispatcher:  # fmt: skip
-    """Return the dispatcher that suits the kind of a function, and the settings."""
-    if fn.is_async and not fn.batch:
-        return CoroutineDispatcher(fn, loop=loop, limit=settings.threads)
-    options = ThreadOptions(
-        limit=settings.threads or (1 if fn.batch else DEFAULT_THREADS),
-        max_batch=settings.max_batch,
-        batch_wait=settings.batch_wait,
-    )
-    return ThreadDispatcher(fn, loop=loop, options=options, on_batch=on_batch)
 
 
 def read_spec(folder: Path) -> FunctionSpec:

@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mfimage.package.spec import FunctionSpec
+from mfimage.runtime.calls.coroutines import CoroutineDispatcher
 from mfimage.runtime.calls.queue import (
     Call,
     Converter,
@@ -18,10 +19,14 @@ from mfimage.runtime.calls.queue import (
     Outcome,
     Stopping,
 )  # fmt: skip
+from mfimage.runtime.calls.threads import DEFAULT_THREADS, ThreadDispatcher, ThreadOptions
 from mfimage.runtime.serving.content import MediaTypes
 from mfimage.runtime.serving.metrics import Metrics
 from mfimage.runtime.serving.problems import STOPPING, unavailable
 from mfimage.runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from mfimage.runtime.loading.loader import LiveFunction
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -152,12 +157,26 @@ class Service:
     draining: bool = field(init=False, default=False)  # the server is about to end
     _dispatcher: Dispatcher | None = field(init=False, default=None)
 
-    def start(self, dispatcher: Dispatcher, media_types: MediaTypes) -> None:
-        """Become ready."""
-        self._dispatcher = dispatcher
+    def start(self, fn: LiveFunction, media_types: MediaTypes) -> None:
+        """Become ready, with the dispatcher that suits the kind of the function."""
+        settings, loop = self.settings, self.loop
+        if fn.is_async and not fn.batch:
+            self._dispatcher = CoroutineDispatcher(fn, loop=loop, limit=settings.threads)
+        else:
+            options = ThreadOptions(
+                limit=settings.threads or (1 if fn.batch else DEFAULT_THREADS),
+                max_batch=settings.max_batch,
+                batch_wait=settings.batch_wait,
+            )
+            observe = self.metrics.batch_sizes.observe
+            self._dispatcher = ThreadDispatcher(fn, loop=loop, options=options, on_batch=observe)
         self.media_types = media_types
-        self.inflight = InFlight(self.loop, dispatcher, self.settings.timeout)
+        self.inflight = InFlight(loop, self._dispatcher, settings.timeout)
         self.metrics.ready.set(not self.draining)
+
+    def close(self) -> bool:
+        """End the dispatcher; return whether no call runs and the function is not loading."""
+        return self._dispatcher is not None and self._dispatcher.close()
 
     def drain(self) -> None:
         """Become not ready; every response now asks its client to connect elsewhere."""
