@@ -15,7 +15,7 @@ class Iris(TypedDict):
 
 @json_function(batch=True)
 def predict(records: list[dict], params: FunctionParameters) -> list[Iris]:
-    """Tell which irises they are."""
+    """Classify irises."""
     rows = [[record[name] for name in params.feature_names] for record in records]
     labels = params.model.predict(rows).tolist()
     return [{"prediction": label, "name": params.class_names[label]} for label in labels]
