@@ -117,7 +117,7 @@ def test_beside_the_functions_of_another_extension(first: str, wheel: str, tmp_p
 
 
 BREAKABLE = [
-    "click", "cloudpickle", "docker", "fastavro", "h2", "jinja2", "orjson", "pydantic", "rich",
+    "click", "cloudpickle", "docker", "fastavro", "jinja2", "orjson", "pydantic", "rich",
     "uv",
 ]  # fmt: skip
 DECORATE = """

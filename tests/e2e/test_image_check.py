@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 
-from mfimage.image.checks.runc_runner import find_tools
-from mfimage.image.engine import Engine
-from mfimage.image.plan.files import ContextFile
+from mfimage.image.docker.command import DockerCommand
+from mfimage.image.docker.engine import Engine
 from tests.e2e.conftest import Project
 
 pytestmark = [pytest.mark.docker, pytest.mark.e2e, pytest.mark.index]
@@ -43,16 +42,15 @@ def good(iris: Project, base_image: str, images: list[str]) -> str:
 
 
 @pytest.fixture
-def spoiled(good: str, images: list[str]):
+def spoiled(good: str, images: list[str], tmp_path: Path):
     """Makes an image of the good one by further lines of a Dockerfile."""
 
     def spoil(name: str, *lines: str) -> str:
         tag = f"{NAME}:{name}"
-        text = "\n".join((f"FROM {good}", *lines, ""))
-        with Engine.connect() as engine:
-            engine.build(
-                context=[ContextFile(path="Dockerfile", content=text.encode())], tags=[tag]
-            )
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "Dockerfile").write_text("\n".join((f"FROM {good}", *lines, "")))
+        DockerCommand.find().build(folder, tags=[tag])
         images.append(tag)
         return tag
 
@@ -170,16 +168,6 @@ def test_what_an_image_needs_too_much_is_named(iris, needy):
     assert "example 0: result: answered 500" in checks["read-only"]["detail"]
 
 
-def test_without_an_engine(iris, needy, tmp_path):
-    if find_tools() is None or os.geteuid() != 0:
-        pytest.skip("needs root, and runc and umoci: apt-get install runc umoci")
-    subprocess.run(["docker", "save", needy, "-o", tmp_path / "image.tar"], check=True)
-    checks, failed, told = check(iris, f"docker-archive:{tmp_path}/image.tar", env=NO_ENGINE)
-    assert failed == {"read-only", "no-capabilities"}
-    assert checks["sigterm"]["status"] == checks["labels"]["status"] == "passed"
-    assert "by runc" in told
-
-
 def test_an_archive_is_in_the_engine_only_while_it_is_tested(iris, spoiled, tmp_path):
     function = "/opt/function/function.json"
     lines = ("FROM scratch", f"COPY --from=0 {function} {function}", 'ENTRYPOINT ["/none"]')
@@ -231,8 +219,9 @@ def test_an_image_for_ray(iris, spoiled):
     ("image", "env", "said"),
     [
         ("{base}", {}, "holds no function"),
-        ("oci:.", {}, "oci:.: cannot be read"),
-        ("iris:1", NO_ENGINE, "as oci:DIR"),
+        ("oci:.", {}, "index.json"),
+        ("iris:1", NO_ENGINE, "runs an image in a Docker engine: start Docker"),
+        ("oci:.", NO_ENGINE, "runs an image in a Docker engine: start Docker"),
     ],
 )
 def test_what_cannot_be_tested(iris, base_image, image, env, said):

@@ -21,8 +21,9 @@ import pytest
 from uv import find_uv_bin
 
 import mfimage
-from mfimage.image.docker.render import context_files, context_tar
-from mfimage.image.engine import Engine
+from mfimage.image.docker.builder import DockerBuilder
+from mfimage.image.docker.command import DockerCommand
+from mfimage.image.docker.engine import Engine
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.oci.base import read_image
 from mfimage.image.oci.builder import OciBuilder
@@ -41,28 +42,34 @@ class Builds:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.command = DockerCommand.find()
         self.images: list[str] = []
         # Engines remember a context by the image's name, so no other build meddles with these.
         self.tag = f"mfimage-test-{uuid.uuid4().hex}:1"
         bundle = host_ca_bundle()
         self.secrets = (parse_secret(f"id=ca,src={bundle}"),) if bundle else ()
 
-    def __call__(
-        self, sample: Sample, *, as_tar: bool = False, no_cache: bool = False, **options
-    ) -> ImageInfo:
+    def __call__(self, sample: Sample, *, no_cache: bool = False, **options) -> ImageInfo:
         plan = sample.plan(secrets=self.secrets, **options)
-        files = context_files(plan, sample.blobs.path)
-        return self.build(
-            context_tar(plan, sample.blobs.path) if as_tar else files, no_cache=no_cache
-        )
+        docker = DockerBuilder(
+            self.engine, self.command, tags=[parse_tag(self.tag)],
+            secrets=read_secrets(self.secrets), no_cache=no_cache, on_event=lambda _: None,
+        )  # fmt: skip
+        return self._keep(docker.build(plan, sample.blobs.path).id)
 
-    def build(self, context, *, no_cache: bool = False) -> ImageInfo:
-        image = self.engine.build(
-            context=context,
-            tags=[self.tag],
-            secrets=read_secrets(self.secrets),
-            no_cache=no_cache,
-        )
+    def folder(self, context: Path, **options) -> ImageInfo:
+        """Build a folder's Dockerfile."""
+        options.setdefault("tags", [self.tag])
+        names = self.command.build(context, secrets=read_secrets(self.secrets), **options)
+        return self._keep(next(name for name in names if self.engine.inspect(name)))
+
+    def lines(self, folder: Path, *lines: str, **options) -> ImageInfo:
+        """Build a Dockerfile of these lines."""
+        folder.mkdir(exist_ok=True)
+        (folder / "Dockerfile").write_text("\n".join((*lines, "")))
+        return self.folder(folder, **options)
+
+    def _keep(self, image: str) -> ImageInfo:
         self.images.append(image)
         info = self.engine.inspect(image)
         assert info is not None
@@ -72,9 +79,7 @@ class Builds:
 class OciBuilds(Builds):
     """The same by the builder that needs no engine; the engine runs what comes out."""
 
-    def __call__(
-        self, sample: Sample, *, as_tar: bool = False, no_cache: bool = False, **options
-    ) -> ImageInfo:
+    def __call__(self, sample: Sample, *, no_cache: bool = False, **options) -> ImageInfo:
         oci = OciBuilder(
             compression="gzip", compiled=True, fresh=no_cache,
             secrets=read_secrets(self.secrets), on_event=lambda _: None,
@@ -84,10 +89,7 @@ class OciBuilds(Builds):
             plan = sample.plan(secrets=self.secrets, base=base, **options)
             built = oci.build(plan, sample.blobs.path)
             oci.write([built], None, [parse_tag(self.tag)])
-        self.images.append(built.id)
-        info = self.engine.inspect(built.id)
-        assert info is not None
-        return info
+        return self._keep(built.id)
 
 
 @functools.cache

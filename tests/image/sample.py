@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mfimage.image.docker.render import context_tar
+from mfimage.image.docker.render import context_files
 from mfimage.image.plan.base import BaseImage, default_base
 from mfimage.image.plan.options import BuildOptions
 from mfimage.image.plan.plan import ImagePlan, make_plan
@@ -131,18 +131,7 @@ def make_sample(folder: Path) -> Sample:
     return Sample(blobs=Blobs(folder))
 
 
-def tarred(sample: Sample, plan: ImagePlan | None = None) -> bytes:
-    """Return the context as a tar."""
-    return b"".join(context_tar(plan or sample.plan(), sample.blobs.path))
-
-
-def entries(data: bytes) -> dict[str, tarfile.TarInfo]:
-    """List a tar's members."""
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        return {member.name: member for member in tar}
-
-
-def contents(data: bytes) -> dict[str, bytes]:
-    """Read a tar's files."""
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        return {m.name: tar.extractfile(m).read() for m in tar if m.isfile()}
+def contents(sample: Sample, plan: ImagePlan | None = None) -> dict[str, bytes]:
+    """Return what is in the context's files."""
+    files = context_files(plan or sample.plan(), sample.blobs.path)
+    return {file.path: b"".join(file.chunks()) for file in files}

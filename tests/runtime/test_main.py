@@ -133,7 +133,7 @@ def test_the_shim_brings_no_tool_of_a_build_along() -> None:
         "import sys, mfimage.runtime.__main__, mfimage.runtime.serving.process\n"
         "import mfimage.runtime.serving.openapi, mfimage.runtime.serving.supervisor\n"
         "import mfimage.runtime.loading.loader, mfimage.runtime.records.run\n"
-        "print(*{'docker', 'jinja2', 'metaflow', 'rich', 'uv', 'h2', 'boto3'} & set(sys.modules))"
+        "print(*{'docker', 'jinja2', 'metaflow', 'rich', 'uv', 'boto3'} & set(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -5,10 +5,14 @@ Plain functions and context managers: `tests/conftest.py` decides how long thing
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
+import re
+import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +26,9 @@ os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 import docker
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.labels import LABEL_SESSION_ID, SESSION_ID
+
+from mfimage.errors import EngineError
+from mfimage.image.docker.command import DockerCommand
 
 HERE = Path(__file__).parent
 RegistryKind = Literal["plain", "auth", "tls"]
@@ -40,7 +47,55 @@ def ensure_engine() -> str:
     Unavailable
         If there is none, with what to do.
     """
-    return _script("engine", timeout=600)
+    address = _script("engine", timeout=600)
+    ensure_client()
+    return address
+
+
+@functools.cache
+def ensure_client() -> None:
+    """Let ``docker`` on PATH be one that can build: with buildx, or older than 23.
+
+    Raises
+    ------
+    Unavailable
+        If there is none.
+    """
+    try:
+        DockerCommand.find()
+    except EngineError as error:
+        old = old_client()
+        if old is None:
+            raise Unavailable(str(error)) from None
+        os.environ["PATH"] = f"{old}{os.pathsep}{os.environ['PATH']}"
+
+
+@functools.cache
+def old_client() -> Path | None:
+    """Return a folder with a ``docker`` that builds without buildx, if there is one on PATH."""
+    for folder in os.get_exec_path():
+        path = Path(folder, "docker")
+        if path.is_file():
+            shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+            version = re.match(r"Docker version (\d+)", shown.stdout)
+            if version and int(version[1]) < 23:
+                alone = tempfile.mkdtemp(prefix="mfimage-docker-")
+                atexit.register(shutil.rmtree, alone, ignore_errors=True)
+                Path(alone, "docker").symlink_to(path)
+                return Path(alone)
+    return None
+
+
+@functools.cache
+def buildx_config() -> Path:
+    """Return a folder for DOCKER_CONFIG with the buildx plugin in it.
+
+    Raises
+    ------
+    Unavailable
+        If there is none.
+    """
+    return Path(_script("buildx", timeout=600))
 
 
 @functools.cache

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from pkgutil import resolve_name
 
 from mfimage.errors import EngineError, OptionError
 from mfimage.image.checks import config
-from mfimage.image.checks.docker_runner import open_docker
-from mfimage.image.checks.ray import check_ray
 from mfimage.image.checks.report import Check, Recorder, Report
-from mfimage.image.checks.runc_runner import Tools, find_tools, open_runc
-from mfimage.image.checks.runner import Runner
-from mfimage.image.checks.server import CheckOptions, check_server
-from mfimage.image.engine_connect import connect
+from mfimage.image.checks.runner import ImageRunner, open_image
+from mfimage.image.checks.server import CheckOptions
+from mfimage.image.docker.engine import connect
 from mfimage.image.plan.labels import TARGET
-from mfimage.image.registry.location import Location, parse_location
+from mfimage.image.targets import DEFAULT_TARGET, TARGETS
 from mfimage.package.spec import FunctionSpec
 
 _DEFAULTS = CheckOptions()
@@ -45,7 +43,7 @@ def check_image(
     Raises
     ------
     EngineError
-        If nothing here can run it.
+        If no engine responds.
     MfimageError
         If there is no such image, or it is none of a function.
     """
@@ -60,13 +58,13 @@ def check_image(
         say(f"testing {image} by {runner.name}")
         spec = _check_what_it_says(runner, recorder)
         if spec is not None:
-            check = check_ray if target == "ray" else check_server
-            check(runner, spec, recorder, options)
+            found = TARGETS.get(target or DEFAULT_TARGET, TARGETS[DEFAULT_TARGET])
+            resolve_name(found.check)(runner, spec, recorder, options)
         identity, name = runner.info.id, runner.name
     return Report(image=image, id=identity, runner=name, checks=recorder.checks)
 
 
-def _check_what_it_says(runner: Runner, recorder: Recorder) -> FunctionSpec | None:
+def _check_what_it_says(runner: ImageRunner, recorder: Recorder) -> FunctionSpec | None:
     """Check what can be read; return the function, if it is there."""
     found: list[FunctionSpec] = []
 
@@ -85,36 +83,15 @@ def _check_what_it_says(runner: Runner, recorder: Recorder) -> FunctionSpec | No
 
 
 @contextmanager
-def _runner(image: str, say: Callable[[str], None]) -> Iterator[Runner]:
-    """Open the image where it can be run."""
-    location = parse_location(image, field="image")
-    with ExitStack() as stack:
-        runner: Runner
-        try:
-            api = connect()
-        except EngineError as error:
-            place, tools = _without_engine(image, location, error)
-            say(f"{error.message}; {image} is unpacked")
-            runner = stack.enter_context(open_runc(place, tools))
-        else:
-            runner = stack.enter_context(open_docker(api, image, location, say=say))
-        yield runner
-
-
-def _without_engine(
-    image: str, location: Location | None, error: EngineError
-) -> tuple[Location, Tools]:
-    """Return where the image is, and what unpacks and runs it instead of an engine."""
-    tools = find_tools()
-    if location is None:
+def _runner(image: str, say: Callable[[str], None]) -> Iterator[ImageRunner]:
+    """Open the image in the Docker engine."""
+    try:
+        api = connect()
+    except EngineError as error:
         raise EngineError(
             f"{image} cannot be run: {error.message}",
-            hint="start an engine; without one, name an image in a folder, as oci:DIR, "
-            "where runc and umoci are",
-        )
-    if tools is None:
-        raise EngineError(
-            f"{image} cannot be run: {error.message}, and runc and umoci are not here",
-            hint="start an engine, or install them: apt-get install runc umoci",
-        )
-    return location, tools
+            hint="mfimage test runs an image in a Docker engine: start Docker, or point "
+            "DOCKER_HOST or `docker context use` at a running engine",
+        ) from None
+    with open_image(api, image, say=say) as runner:
+        yield runner

@@ -7,9 +7,8 @@ import os
 import re
 import shlex
 import shutil
-import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -192,11 +191,10 @@ def uv_requirement() -> bytes:
 # layers/runtime/                  mfimage's own
 # layers/code/                     the function's
 #
-# The same plan gives the same bytes: names sorted, fixed times, owner 0, modes 0644 and 0755.
+# The same plan gives the same layers: fixed times to the second, modes 0644 and 0755.
 
 DOCKERFILE = "Dockerfile"
 _FOLDERS = ("build", "layers")
-_BLOCK = tarfile.BLOCKSIZE
 
 
 def context_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
@@ -228,34 +226,6 @@ def context_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
 
 def _moved(file: ContextFile, path: str) -> ContextFile:
     return ContextFile(path=path, content=file.content, mode=file.mode, digest=file.digest)
-
-
-def context_tar(plan: ImagePlan, blob_path: BlobPath) -> Iterator[bytes]:
-    """Stream the context as a tar (GNU format), in memory bounded whatever the artifacts' sizes.
-
-    Raises
-    ------
-    PackageError
-        Before the end, when a blob is damaged.
-    """
-    done: set[PurePosixPath] = set()
-    for file in context_files(plan, blob_path):
-        for folder in reversed(PurePosixPath(file.path).parents[:-1]):
-            if folder not in done:
-                done.add(folder)
-                yield _header(str(folder), mode=0o755, kind=tarfile.DIRTYPE)
-        size = file.size()
-        yield _header(file.path, mode=file.mode, size=size)
-        yield from verified(file)
-        yield b"\0" * (-size % _BLOCK)
-    yield b"\0" * (2 * _BLOCK)
-
-
-def _header(name: str, *, mode: int, size: int = 0, kind: bytes = tarfile.REGTYPE) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.mode, info.size, info.mtime, info.type = mode, size, EPOCH, kind
-    # BuildKit takes a PAX header at the start for a Dockerfile.
-    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
 
 
 def write_context(plan: ImagePlan, folder: Path, blob_path: BlobPath) -> None:
@@ -331,7 +301,7 @@ def _write_files(files: list[ContextFile], root: Path) -> None:
         with path.open("wb") as out:
             out.writelines(verified(file))
         path.chmod(file.mode)
-        os.utime(path, (EPOCH, EPOCH))
+        os.utime(path, ns=(EPOCH * 10**9, file.mtime_ns()))
     for folder in sorted(folders - {root}, reverse=True):
         folder.chmod(0o755)
         os.utime(folder, (EPOCH, EPOCH))

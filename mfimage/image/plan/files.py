@@ -1,4 +1,4 @@
-"""A file for an image or a build's context: content by bytes or by path, mode, digest."""
+"""A file of an image or of a build context: its content as bytes or path, mode, digest."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mfimage.files import sha256_hex
+from mfimage.files import EPOCH, sha256_hex
 
 CHUNK = 1 << 18
-MTIME = 315_532_800  # 1980-01-01, the earliest time that every archive format can hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +18,13 @@ class ContextFile:
     Attributes
     ----------
     path : str
-        Where in the context, with ``/``.
+        Its path in the context or image, with ``/``.
     content : bytes or Path
-        What is in it, or the file that holds that.
+        Its content, or a file with the same.
     mode : int
         Permission bits.
     digest : str, optional
-        The content's SHA-256 in hex, if it is known already; computed otherwise. What is sent is
-        held against it.
+        The content's SHA-256 in hex, if known; what is written is verified against it.
     """
 
     path: str
@@ -45,19 +43,17 @@ class ContextFile:
                 yield chunk
 
     def size(self) -> int:
-        """Return the content's length in bytes."""
+        """Return the size of the content in bytes."""
         if isinstance(self.content, bytes):
             return len(self.content)
         return self.content.stat().st_size
 
     def mtime_ns(self) -> int:
-        """Return the time to tell the engine, in nanoseconds: always the same second.
+        """Return the time of the file in a build context, in nanoseconds: always the same second.
 
-        The engine takes a file for unchanged if its name, mode, size and time are. But equal inputs
-        must give equal images, so the time is fixed. Image layers hold whole seconds only, which
+        BuildKit takes a file for unchanged if its name, mode, size and time are. But equal inputs
+        must give equal images, so the second is fixed. Image layers hold whole seconds only, which
         leaves the nanoseconds free to stand for the content.
         """
-        digest = self.digest
-        if digest is None:
-            digest = sha256_hex(self.chunks())
-        return MTIME * 10**9 + int(digest[-16:], 16) % 10**9
+        digest = self.digest or sha256_hex(self.chunks())
+        return EPOCH * 10**9 + int(digest[-16:], 16) % 10**9

@@ -17,7 +17,7 @@ from mfimage.errors import FunctionError, MfimageError
 from mfimage.runtime.calls.queue import Outcome
 from mfimage.runtime.layout import BLOBS, CODE
 from mfimage.runtime.loading.loader import LiveFunction
-from mfimage.runtime.serving.bodies import split_list
+from mfimage.runtime.serving.body import split_list
 from mfimage.runtime.worker.exceptions import rebuild
 from mfimage.runtime.worker.frames import (
     ARRAY,

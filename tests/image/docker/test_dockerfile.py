@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,10 @@ from hypothesis import strategies as st
 from mfimage import templating
 from mfimage.errors import OptionError
 from mfimage.image.docker.render import MARKER, comment, exec_form, line, quote, render, word
-from mfimage.image.engine import Engine
-from mfimage.image.plan.files import ContextFile
 from mfimage.image.plan.options import BuildOptions
 from mfimage.image.secrets.build import parse_secret
+from tests.image.builds import builder
 from tests.image.sample import RAY_LOCK, make_sample
-from tests.support.docker import ensure_base_image
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 DIGEST = "sha256:" + "0a" * 32
@@ -55,13 +52,6 @@ HOSTILE = [
 @pytest.fixture
 def sample(tmp_path):
     return make_sample(tmp_path / "blobs")
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    ensure_base_image("3.11")
-    with Engine.connect() as connected:
-        yield connected
 
 
 def everything(sample):
@@ -234,18 +224,14 @@ def test_artifact_names_are_comments(sample):
 
 
 @pytest.mark.docker
-def test_hostile_values_come_out_of_an_image_as_they_went_in(engine):
+def test_hostile_values_come_out_of_an_image_as_they_went_in(tmp_path):
     BuildOptions(env={f"A{n}": value for n, value in enumerate(HOSTILE)})
     steps = ["FROM python:3.11-slim"]
     for instruction, name in (("ENV", "A"), ("LABEL", "a.b/c-")):
         pairs = [f"{word(f'{name}{n}')}={quote(value)}" for n, value in enumerate(HOSTILE)]
         steps.append(f"{instruction} " + " \\\n    ".join(pairs))
         steps += [f"{instruction} {pair}" for pair in pairs[:3]]
-    text = "\n".join(steps) + "\n"
-    image = engine.build(context=[ContextFile(path="Dockerfile", content=text.encode())])
-    try:
-        info = engine.inspect(image)
-    finally:
-        engine.remove(image, force=True)
+    with builder() as build:
+        info = build.lines(tmp_path, *steps)
     assert {n: info.env[f"A{n}"] for n in range(len(HOSTILE))} == dict(enumerate(HOSTILE))
     assert {n: info.labels[f"a.b/c-{n}"] for n in range(len(HOSTILE))} == dict(enumerate(HOSTILE))

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import pytest
 
 from mfimage.errors import BuildError
-from mfimage.image.plan.files import ContextFile
 from tests.image.builds import Builds, OciBuilds, builder, fresh, layer_names, run
 from tests.image.sample import Sample
 
@@ -96,14 +95,13 @@ def test_distributions_are_compiled(image):
     assert any(name.endswith("orjson/__pycache__/__init__.cpython-311.pyc") for name in names)
 
 
-def test_a_base_with_a_user_of_its_own(docker_build, sample):
+def test_a_base_with_a_user_of_its_own(docker_build, sample, tmp_path):
     build = docker_build
-    steps = 'FROM python:3.11-slim\nUSER 4711\nHEALTHCHECK CMD false\nENTRYPOINT ["false"]\n'
-    base = build.engine.build(
-        context=[ContextFile(path="Dockerfile", content=steps.encode())],
+    build.lines(
+        tmp_path / "base",
+        "FROM python:3.11-slim", "USER 4711", "HEALTHCHECK CMD false", 'ENTRYPOINT ["false"]',
         tags=["mfimage-test-base:1"],
-    )
-    build.images.append(base)
+    )  # fmt: skip
     info = build(sample, base="mfimage-test-base:1", apt=("libgomp1",))
     assert info.user == "1000:0"
     assert run(info.id, "python", "-c", "import orjson, os; print(os.getuid())").strip() == "1000"

@@ -16,8 +16,9 @@ import docker
 import pytest
 
 from mfimage.errors import BuildError
-from mfimage.image.docker.render import context_files
-from mfimage.image.engine import Engine
+from mfimage.image.docker.builder import DockerBuilder
+from mfimage.image.docker.command import DockerCommand
+from mfimage.image.docker.engine import Engine
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.secrets.build import Secret, parse_secret, read_secrets
 from tests.image.sample import Sample, make_sample
@@ -102,9 +103,11 @@ def build(engine: Engine, sample: Sample, secrets: list[Secret], **options) -> I
     if bundle := host_ca_bundle():
         secrets = [*secrets, parse_secret(f"id=ca,src={bundle}")]
     plan = sample.plan(secrets=tuple(secrets), **options)
-    image = engine.build(
-        context=context_files(plan, sample.blobs.path), secrets=read_secrets(secrets), no_cache=True
-    )
+    builder = DockerBuilder(
+        engine, DockerCommand.find(), tags=(), secrets=read_secrets(secrets), no_cache=True,
+        on_event=lambda _: None,
+    )  # fmt: skip
+    image = builder.build(plan, sample.blobs.path).id
     try:
         info = engine.inspect(image)
         assert engine.run_capture(image, ["python", "-c", "import mfprivate"]) == ""

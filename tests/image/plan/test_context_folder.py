@@ -7,8 +7,8 @@ import pytest
 
 from mfimage.errors import BuildError, OptionError
 from mfimage.files import EPOCH
-from mfimage.image.docker.render import write_context
-from tests.image.sample import contents, entries, make_sample, tarred
+from mfimage.image.docker.render import context_files, write_context
+from tests.image.sample import contents, make_sample
 
 
 @pytest.fixture
@@ -28,10 +28,24 @@ def test_a_folder_holds_the_same(sample, tmp_path):
     plan = sample.plan()
     out = tmp_path / "new" / "out"
     write_context(plan, out, sample.blobs.path)
-    assert tree(out) == contents(tarred(sample, plan))
-    for name, member in entries(tarred(sample, plan)).items():
-        state = (out / name).stat()
-        assert (name, state.st_mode & 0o7777, int(state.st_mtime)) == (name, member.mode, EPOCH)
+    assert tree(out) == contents(sample, plan)
+    modes = {file.path: file.mode for file in context_files(plan, sample.blobs.path)}
+    for path in (each for name in ("build", "layers") for each in (out / name).rglob("*")):
+        state, name = path.stat(), path.relative_to(out).as_posix()
+        assert int(state.st_mtime) == EPOCH, name
+        assert state.st_mode & 0o7777 == modes.get(name, 0o755), name
+
+
+def test_a_change_of_equal_size_shows_in_a_files_time(sample, tmp_path):
+    """BuildKit compares names, modes, sizes and times with those of the last build."""
+    times = []
+    for value in (b"x = 1\n", b"x = 2\n", b"x = 1\n"):
+        sample.code = {"predict.py": value}
+        write_context(sample.plan(), tmp_path / "out", sample.blobs.path)
+        code = tmp_path / "out/layers/code/opt/function/code/predict.py"
+        times.append(code.stat().st_mtime_ns)
+    assert times[0] == times[2] != times[1]
+    assert {time // 10**9 for time in times} == {EPOCH}
 
 
 def test_a_folder_does_not_depend_on_the_umask(sample, tmp_path):
@@ -57,7 +71,7 @@ def test_rendering_again_replaces(sample, tmp_path):
     (out / "notes.txt").write_text("mine")
     (out / ".dockerignore").write_text("notes.txt\n")
     write_context(sample.plan(), out, sample.blobs.path)
-    expected = contents(tarred(sample)) | {"notes.txt": b"mine", ".dockerignore": b"notes.txt\n"}
+    expected = contents(sample) | {"notes.txt": b"mine", ".dockerignore": b"notes.txt\n"}
     assert tree(out) == expected
 
 
@@ -99,7 +113,7 @@ def test_a_full_disk_leaves_what_was_there(sample, tmp_path, monkeypatch):
     write_context(sample.plan(), out, sample.blobs.path)
     before = tree(out)
 
-    def full(*args):
+    def full(*args, **kwargs):
         raise OSError(28, "No space left on device", str(out))
 
     monkeypatch.setattr("os.utime", full)
