@@ -428,9 +428,10 @@ class _Compiler:
 def _any_of(branches: Sequence[_Type]) -> dict[str, Any]:
     # What is equal in a type is preferred: a double to a float, a string to a timestamp.
     last = [each for each in branches if each.label == "float" or "function" in each.core]
-    ranked = [*(each for each in branches if each not in last), *last]
+    ranked = [each for each in branches if each not in last and each.label != "null"] + last
     choices = [_after(lambda value, of=each.label: (of, value), each.core) for each in ranked]
-    return {"type": "union", "choices": choices}
+    core = {"type": "union", "choices": choices} if len(choices) > 1 else [*choices, _NONE][0]
+    return {"type": "nullable", "schema": core} if len(ranked) < len(branches) else core
 
 
 def _after(function: Callable[..., Any], schema: Any) -> dict[str, Any]:
@@ -447,7 +448,7 @@ def _member(field: dict[str, Any], kind: _Type, path: str) -> tuple[dict[str, An
             raise _wrong(path, "jsonAbsent: true is for a union with null")
         described = {"anyOf": rest} if len(rest) > 1 else dict(rest[0])
         core = _any_of([branch for branch in kind.branches if branch.label != "null"])
-        core = {"type": "default", "schema": core, "default": ("null", None)}
+        core = {"type": "default", "schema": core, "default": None}
     elif "jsonDefault" in field or "default" in field:
         raw = field.get("jsonDefault", field.get("default"))
         for branch in kind.branches or (kind,):
@@ -470,8 +471,9 @@ def _validator(core: Any) -> Callable[[Any], Any]:
 
 
 _STRING = {"type": "str", "max_length": 1 << 40}  # a limit, so that pydantic refuses surrogates
+_NONE = {"type": "none"}
 _LEAVES = {
-    "null": _Type("null", "null", {"type": "none"}, {"type": "null"}, is_empty=True),
+    "null": _Type("null", "null", _NONE, {"type": "null"}, is_empty=True),
     "boolean": _Type("boolean", "boolean", {"type": "bool"}, {"type": "boolean"}),
     "int": _Type("int", "int", {"type": "int", "ge": -(2**31), "le": 2**31 - 1},
                  {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1}),
