@@ -269,6 +269,12 @@ def test_a_key_that_is_there_twice_counts_once() -> None:
     assert avro.loads(data, {"type": "map", "values": "long"}) == {"a": 2}
 
 
+def test_what_is_read_leniently() -> None:
+    """As docs/serializers.md says: neither can do harm, and the hints validate the values."""
+    assert avro.loads(b"\x07", "boolean") is True
+    assert avro.loads(b"\x82" + b"\x80" * 9 + b"\x00", "long") == 1
+
+
 def test_absent_is_not_null() -> None:
     schema = avro.schema(
         {"type": "object", "properties": {"x": {"type": "integer"}}, "title": "R"}, name="r"
