@@ -59,10 +59,12 @@ def call(
     if (backend, workers, timeout) == (None, None, None):
         given = [f"--{name.replace('_', '-')}={value}" for name, value in files.items() if value]
         _runtime(reference, "call", *given)
-    from mfimage.run import Files, call_files
+    from mfimage.run import RecordFiles, call_files
 
     call_files(
-        _loader(reference, backend, workers, timeout), Files(**files), ahead=max(workers or 1, 1)
+        _loader(reference, backend, workers, timeout),
+        RecordFiles(**files),
+        ahead=max(workers or 1, 1),
     )
 
 
@@ -93,12 +95,12 @@ def map_(
     Results come in order. The output is there when it is whole.
     """
     from mfimage.cli.console import file_story
-    from mfimage.run import Failing, Files, map_files
+    from mfimage.run import Failing, RecordFiles, map_files
 
     with file_story(bar=files["output"] != "-" or not sys.stdout.isatty()) as story:
         done = map_files(
             _loader(reference, backend, workers, timeout),
-            Files(**files),
+            RecordFiles(**files),
             Failing.of(on_error, errors),
             on_progress=story.progress,
             on_failure=story.failure,
