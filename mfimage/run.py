@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
@@ -41,45 +41,9 @@ class RecordFiles:
     output_format: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Failing:
-    """What happens to records that fail.
-
-    Attributes
-    ----------
-    skip : bool
-        Continue without them; by default stop at the first.
-    errors : str or None
-        File for their numbers and errors, as JSON lines.
-    """
-
-    skip: bool = False
-    errors: str | None = None
-
-    @classmethod
-    def of(cls, on_error: str | None, errors: str | None) -> Failing:
-        """Make it of ``--on-error`` and ``--errors``, which implies to skip."""
-        if on_error == "stop" and errors is not None:
-            raise OptionError(
-                "errors: nothing to write if the run stops at the first one",
-                hint="omit --on-error stop, or --errors",
-            )
-        return cls(skip=on_error == "skip" or errors is not None, errors=errors)
-
-
 @dataclass(kw_only=True)
 class FileProgress:
-    """The progress of a run.
-
-    Attributes
-    ----------
-    records, failed : int
-        Records so far, and how many of them failed.
-    position, size : int
-        Bytes read, and the input's size; 0 if unknown.
-    seconds : float
-        Since the first record was read.
-    """
+    """The progress of a run: ``position`` and ``size`` are in bytes, and 0 if unknown."""
 
     records: int = 0
     failed: int = 0
@@ -102,8 +66,9 @@ def _opened(
 def map_files(
     load: Callable[[], JsonFunction],
     files: RecordFiles,
-    failing: Failing = Failing(),
     *,
+    on_error: Literal["stop", "skip"] | None = None,
+    errors: str | None = None,
     on_progress: Callable[[FileProgress], None] = lambda progress: None,
     on_failure: Callable[[str], None] = lambda text: None,
     **options: Any,
@@ -116,12 +81,15 @@ def map_files(
         Returns the function; what it prints meanwhile goes to stderr.
     files : RecordFiles
         The input and the output.
-    failing : Failing
-        What happens to records that fail.
+    on_error : str, optional
+        Whether to ``stop`` at the first record that fails, or ``skip`` it; by default skip only
+        if there is a file for errors.
+    errors : str, optional
+        File for the numbers and errors of records that fail, as JSON lines.
     on_progress : callable
         Called from time to time with the progress.
     on_failure : callable
-        Called with the error of each skipped record, unless there is a file for errors.
+        Called with the error of each skipped record, unless ``errors`` is given.
     **options
         For ``map``: ``batch_size``, ``max_in_flight``.
 
@@ -130,8 +98,13 @@ def map_files(
     RecordError
         At the first record that fails, unless they are skipped; when the input is damaged.
     """
-    refuse_same(input=files.input, output=files.output, errors=failing.errors)
-    with _opened(files, load) as (fn, source, sink), _failures(failing, on_failure) as report:
+    if on_error == "stop" and errors is not None:
+        raise OptionError(
+            "errors: nothing to write if the run stops at the first one",
+            hint="omit --on-error stop, or --errors",
+        )
+    refuse_same(input=files.input, output=files.output, errors=errors)
+    with _opened(files, load) as (fn, source, sink), _failures(errors, on_failure) as report:
         progress = FileProgress(size=source.size)
         start = due = time.monotonic()
         for number, error in write_results(_mapped(fn, source, options), sink.append):
@@ -139,7 +112,7 @@ def map_files(
             if error is not None:
                 progress.failed += 1
                 failure = failed(fn.name, f"{source.unit} {number}", error)
-                if not failing.skip:
+                if on_error != "skip" and errors is None:
                     failure.hint = failure.hint or "to skip it: --errors FILE, or --on-error skip"
                     raise failure from error
                 described = {"error": type(error).__name__, "message": str(error)}
@@ -174,12 +147,12 @@ def _mapped(
 
 @contextlib.contextmanager
 def _failures(
-    failing: Failing, on_failure: Callable[[str], None]
+    errors: str | None, on_failure: Callable[[str], None]
 ) -> Iterator[Callable[[RecordError, Mapping[str, Any]], object]]:
-    if failing.errors is None:
+    if errors is None:
         yield lambda error, _: on_failure(str(error))
         return
-    with output_file(failing.errors) as file:
+    with output_file(errors) as file:
         yield lambda _, failure: file.write(orjson.dumps(failure) + b"\n")
 
 

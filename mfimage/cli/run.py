@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
@@ -86,7 +86,7 @@ def map_(
     timeout: float | None,
     batch_size: int,
     max_in_flight: int | None,
-    on_error: str | None,
+    on_error: Literal["stop", "skip"] | None,
     errors: str | None,
     **files: Any,
 ) -> None:
@@ -95,13 +95,14 @@ def map_(
     Results come in order. The output is there when it is whole.
     """
     from mfimage.cli.console import file_story
-    from mfimage.run import Failing, RecordFiles, map_files
+    from mfimage.run import RecordFiles, map_files
 
     with file_story(bar=files["output"] != "-" or not sys.stdout.isatty()) as story:
         done = map_files(
             _loader(reference, backend, workers, timeout),
             RecordFiles(**files),
-            Failing.of(on_error, errors),
+            on_error=on_error,
+            errors=errors,
             on_progress=story.progress,
             on_failure=story.failure,
             batch_size=batch_size,

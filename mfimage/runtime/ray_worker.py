@@ -26,29 +26,17 @@ class FunctionActor:
     """
 
     def __init__(self, folder: str | None = None) -> None:
-        self._live = load_folder(Path(folder) if folder else function_folder())
+        self._attach(load_folder(Path(folder) if folder else function_folder()))
 
     @classmethod
     def of(cls, live: LiveFunction) -> FunctionActor:
         """Return an actor for a function that is already loaded."""
         actor = cls.__new__(cls)
-        actor._live = live
+        actor._attach(live)
         return actor
 
-    @property
-    def name(self) -> str:
-        """The function's name."""
-        return self._live.name
-
-    @property
-    def digest(self) -> str:
-        """The package's digest."""
-        return self._live.digest
-
-    @property
-    def data(self) -> str:
-        """Name of the function's first parameter, which paths in input errors start with."""
-        return self._live.data
+    def _attach(self, live: LiveFunction) -> None:
+        self._live, self.name, self.digest, self.data = live, live.name, live.digest, live.data
 
     def predict(self, records: list[Any]) -> list[Any]:
         """Return the results of records, all in one call of a batch function.

@@ -14,21 +14,14 @@ from mfimage.errors import PackageError
 
 
 def load_value(path: Path, *, python: str, builtins: Any) -> Any:
-    """Return the decorated function in a pickle.
+    """Return the decorated function in a pickle; ``PackageError`` if this is another Python.
 
     Parameters
     ----------
-    path : Path
-        The pickle.
     python : str
         The Python that captured it, as ``3.11``: it contains bytecode.
     builtins : mapping or module
         ``__builtins__`` of the calling module, so that the function's imports are the same.
-
-    Raises
-    ------
-    PackageError
-        When this is another Python.
     """
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if python != here:

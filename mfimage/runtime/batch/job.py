@@ -45,21 +45,7 @@ class JobError(MfimageError):
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """The result of a job.
-
-    Attributes
-    ----------
-    records, failed : int
-        Of the whole job, earlier starts included.
-    parts, skipped : int
-        All parts, and those that were done before this start.
-    seconds : float
-        Duration of this start.
-    output : str
-        The folder.
-    errors : str or None
-        The file that lists the records that failed.
-    """
+    """The result of a job, earlier starts included; ``seconds`` and ``skipped`` are of this one."""
 
     records: int
     failed: int
@@ -73,12 +59,7 @@ class Summary:
 class BatchJob:
     """A job that has found its input and claimed its output folder.
 
-    Attributes
-    ----------
-    options : BatchOptions
-        As given, with both formats filled in.
-    parts : list of BatchPart
-        All parts, done or not.
+    Its ``options`` are those given, with both formats filled in.
 
     Raises
     ------
@@ -119,12 +100,17 @@ class BatchJob:
 
     def run(self, run_parts: RunParts) -> Summary:
         """Run the parts that are left, then commit the whole job."""
-        started = time.monotonic()
-        done = dict(self._before)
-        progress = _Progress(self.parts, done)
+        done, total, records = dict(self._before), len(self.parts), 0
+        started = reported = time.monotonic()
+        if done:
+            sys.stderr.write(f"{len(done)} of {total} parts were done before\n")
         for part, result in run_parts([part for part in self.parts if part.index not in done]):
             done[part.index] = result
-            progress.add(result)
+            records += result.records
+            now = time.monotonic()
+            if now - reported >= _REPORT_SECONDS or len(done) == total:
+                reported, rate = now, records / max(now - started, 1e-9)
+                sys.stderr.write(f"{len(done)} of {total} parts, {records} records, {rate:.0f}/s\n")
         return self._commit(done, seconds=time.monotonic() - started)
 
     def _claim(self, identity: Mapping[str, Any]) -> None:
@@ -233,25 +219,3 @@ def _identity(
         "part_bytes": part_bytes,
         "input": listed.hexdigest(),
     }
-
-
-class _Progress:
-    """Reports on stderr, every few seconds, how many parts are done."""
-
-    def __init__(self, parts: list[BatchPart], done: Mapping[int, PartResult]) -> None:
-        self._done, self._all = len(done), len(parts)
-        self._records = 0
-        self._started = self._reported = time.monotonic()
-        if done:
-            sys.stderr.write(f"{self._done} of {self._all} parts were done before\n")
-
-    def add(self, part: PartResult) -> None:
-        self._done += 1
-        self._records += part.records
-        now = time.monotonic()
-        if now - self._reported >= _REPORT_SECONDS or self._done == self._all:
-            self._reported = now
-            rate = self._records / max(now - self._started, 1e-9)
-            sys.stderr.write(
-                f"{self._done} of {self._all} parts, {self._records} records, {rate:.0f}/s\n"
-            )

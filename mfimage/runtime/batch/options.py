@@ -10,12 +10,7 @@ from mfimage.errors import OptionError
 
 
 def _option(
-    text: str,
-    *,
-    type: type = str,
-    metavar: str = "N",
-    default: Any = MISSING,
-    minimum: float | None = None,
+    text: str, type: type = str, default: Any = None, *, metavar: str = "N", minimum: Any = None
 ) -> Any:
     """Return a field with its help text, its type and its minimum."""
     metadata = {"help": text, "type": type, "metavar": metavar, "minimum": minimum}
@@ -35,28 +30,25 @@ class BatchOptions(_Checked):
     """What a job reads and writes; formats are serializers' names."""
 
     input: str = _option(
-        "file, folder or pattern (*, ?, **): a path, s3://, gs:// or azure://", metavar="URL"
+        "file, folder or pattern (*, ?, **): a path, s3://, gs:// or azure://",
+        default=MISSING,
+        metavar="URL",
     )
-    output: str = _option("folder for the results of this job alone", metavar="URL")
+    output: str = _option(
+        "folder for the results of this job alone", default=MISSING, metavar="URL"
+    )
     format: str | None = _option(
         "format of the input: jsonl, avro, parquet or a registered one (default: by suffix)",
         metavar="NAME",
-        default=None,
     )
     output_format: str | None = _option(
-        "format of the results (default: that of the input)", metavar="NAME", default=None
+        "format of the results (default: that of the input)", metavar="NAME"
     )
     batch_size: int = _option(
-        "maximum number of records in one call of a batch function",
-        type=int,
-        default=256,
-        minimum=1,
+        "maximum number of records in one call of a batch function", int, 256, minimum=1
     )
     part_bytes: int | None = _option(
-        "bytes of a file of lines in one part (default: by the size of the input)",
-        type=int,
-        default=None,
-        minimum=1,
+        "bytes of a file of lines in one part (default: by the size of the input)", int, minimum=1
     )
 
 
@@ -68,25 +60,24 @@ class ClusterOptions(_Checked):
         "the Ray cluster; auto: the one on this machine; local: start one here "
         "(default: $RAY_ADDRESS, else auto, else local)",
         metavar="HOST:PORT",
-        default=None,
     )
     num_actors: int | None = _option(
-        "number of processes (default: as many as fit)", type=int, default=None, minimum=1
+        "number of processes (default: as many as fit)", int, minimum=1
     )
-    num_cpus: float = _option("CPUs per process", type=float, default=1, minimum=0)
-    num_gpus: float = _option("GPUs per process", type=float, default=0, minimum=0)
+    num_cpus: float = _option("CPUs per process", float, 1, minimum=0)
+    num_gpus: float = _option("GPUs per process", float, 0, minimum=0)
     max_retries: int = _option(
         "how often a part is retried after its process died; the last retry isolates the record "
         "that ends the process",
-        type=int,
-        default=2,
+        int,
+        2,
         minimum=1,
     )
     start_timeout: float = _option(
         "how long to wait for a first process when the cluster has no room",
-        type=float,
+        float,
+        300,
         metavar="SECONDS",
-        default=300,
         minimum=0,
     )
 

@@ -6,7 +6,6 @@ written whole, then a mark says that it is done: a job that is started again run
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import itertools
@@ -18,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,17 +57,7 @@ _READ_AHEAD = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPart:
-    """Some of the records of one file.
-
-    Attributes
-    ----------
-    index : int
-        Its place among all parts.
-    url : str
-        The file.
-    start, end : int
-        The lines that start in this range of bytes; ignored in a format without lines.
-    """
+    """The lines of a file that start in a range of bytes, or a whole file without lines."""
 
     index: int
     url: str
@@ -114,34 +104,23 @@ class PartRunner:
     def run(self, part: BatchPart, guard: Path | None = None) -> PartResult:
         """Run a part and commit its results.
 
-        Parameters
-        ----------
-        part : BatchPart
-            The part.
-        guard : Path, optional
-            Folder of the function's package: run it in a process that a record may end.
+        With ``guard``, the folder of the function's package, in a process that a record may end.
         """
         output, folder = locate(self._options.output.rstrip("/"))
         name = f"{part.index:05}"
         suffix = self._output.suffixes[0]
-        with tempfile.TemporaryDirectory(prefix="mfimage-") as private:
+        call: Call = functools.partial(call_many, self._fn)
+        with tempfile.TemporaryDirectory(prefix="mfimage-") as private, ExitStack() as stack:
+            if guard is not None:
+                call = stack.enter_context(closing(Guard(self._fn, guard)))
             results, errors = Path(private, "results"), Path(private, "errors")
-            with self._caller(guard) as call, results.open("wb") as out, errors.open("wb") as bad:
+            with results.open("wb") as out, errors.open("wb") as bad:
                 done = self._run(part, call, out, bad)
             output.write(f"{folder}/part-{name}{suffix}", results)
             output.write(f"{folder}/{PRIVATE}/errors/{name}.jsonl", errors)
         # Last: it marks the others as complete.
         output.write(f"{folder}/{PRIVATE}/done/{name}.json", orjson.dumps(asdict(done)))
         return done
-
-    @contextlib.contextmanager
-    def _caller(self, guard: Path | None) -> Iterator[Call]:
-        if guard is None:
-            yield functools.partial(call_many, self._fn)
-            return
-        guarded = Guard(self._fn, guard)
-        with contextlib.closing(guarded):
-            yield guarded
 
     def _run(self, part: BatchPart, call: Call, out: BinaryIO, bad: BinaryIO) -> PartResult:
         records = failed = 0
@@ -226,14 +205,9 @@ class Poison(MfimageError):
 
 
 class Guard:
-    """Calls a function in a process that a record may end; then each record in one of its own.
+    """Calls a function in a process that a record may end; then with each record alone.
 
-    Parameters
-    ----------
-    fn : LiveFunction
-        The function; never called here, so its artifacts are not loaded here.
-    folder : Path
-        Folder of its unpacked package.
+    ``folder`` is its unpacked package. ``fn`` is not called, so its artifacts are not loaded here.
     """
 
     def __init__(self, fn: LiveFunction, folder: Path) -> None:

@@ -13,13 +13,7 @@ _WILD = re.compile(r"[*?\[]")
 
 
 def locate(url: str) -> tuple[Objects, str]:
-    """Return the store and the key of a URL or path.
-
-    Raises
-    ------
-    OptionError
-        When the scheme is unknown, or the URL has a password in it.
-    """
+    """Return the store and the key of a URL or path."""
     remote = _REMOTE.fullmatch(url)
     if remote:
         scheme, bucket, path = remote.groups()
@@ -41,17 +35,9 @@ def locate(url: str) -> tuple[Objects, str]:
 def find_inputs(url: str, suffixes: tuple[str, ...]) -> list[ObjectInfo]:
     """Return the file, the files below the folder, or those of the pattern that a URL names.
 
-    Parameters
-    ----------
-    url : str
-        ``*``, ``?``, ``[a-z]`` and ``[!a-z]`` match anything but ``/``; ``**`` matches ``/``, too.
-    suffixes : tuple of str
-        Which files of a folder are taken; names that start with ``_`` or ``.`` are skipped.
-
-    Raises
-    ------
-    OptionError
-        When there is none.
+    ``*``, ``?``, ``[a-z]`` and ``[!a-z]`` match anything but ``/``; ``**`` matches ``/``, too. Of
+    a folder, files with these suffixes are taken, unless their path has a name that starts with
+    ``_`` or ``.``. ``OptionError`` when there is none.
     """
     store, key = locate(url)
     wild = _WILD.search(key)

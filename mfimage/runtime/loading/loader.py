@@ -173,11 +173,11 @@ def _checked(results: Any, count: int) -> list[Any]:
         results = plain(results)
     if not isinstance(results, list | tuple):
         message = f"expected a list of {count}, got {type(results).__name__}"
-        raise OutputError([Fault(path=RESULT, message=message)])
-    if len(results) != count:
+    elif len(results) != count:
         message = f"expected {count} results for {count} records, got {len(results)}"
-        raise OutputError([Fault(path=RESULT, message=message)])
-    return list(results)
+    else:
+        return list(results)
+    raise OutputError([Fault(path=RESULT, message=message)])
 
 
 def load_function(
@@ -187,19 +187,12 @@ def load_function(
 
     Parameters
     ----------
-    spec : FunctionSpec
-        The function.
     code : Path
         Folder of the extracted, verified code archive.
     read_blob : callable
         Returns a blob's verified bytes.
     dedicated : bool
         Whether this process runs only this function; see ``CodeSpace``.
-
-    Raises
-    ------
-    PackageError
-        When the code has no such function.
     """
     space = CodeSpace(code, key=spec.code.hex[:16], dedicated=dedicated, main=spec.script)
     function = _find(spec, space)
@@ -293,13 +286,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load_artifact(name: str, ref: ArtifactRef, data: bytes, code: CodeSpace) -> Any:
-    """Return the object in an artifact's verified bytes, as Metaflow would load it.
-
-    Raises
-    ------
-    ParameterError
-        When a class it names is missing, or its encoding is unknown.
-    """
+    """Return the object in an artifact's verified bytes, as Metaflow would load it."""
     try:
         return _decode(ref, data, code)
     except Exception as error:

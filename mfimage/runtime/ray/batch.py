@@ -51,18 +51,8 @@ class RayParts:
     """Runs a job's parts on the cluster that this process has joined.
 
     Actors stay pending until there is room for them, so that a cluster that scales itself sees
-    the demand. A part goes to an actor that is ready.
-
-    Parameters
-    ----------
-    name, digest : str
-        The function's.
-    folder : Path
-        Its package, on every node.
-    options : BatchOptions
-        Those of the ``BatchJob``.
-    cluster : ClusterOptions
-        The processes.
+    the demand. A part goes to an actor that is ready. ``folder`` is the function's package on
+    every node, and ``options`` are those of the ``BatchJob``.
     """
 
     def __init__(

@@ -22,8 +22,6 @@ def connect(ray: Any, address: str | None) -> None:
 
     Parameters
     ----------
-    ray : module
-        Ray.
     address : str or None
         ``host:port``; ``auto``: the cluster on this machine; ``local``: a new one here. By
         default the one that ``RAY_ADDRESS`` names, the one on this machine, or a new one.

@@ -35,12 +35,8 @@ Payload = bytes | InputError
 class RecordSource:
     """The records of an open file, numbered from 1.
 
-    Attributes
-    ----------
-    unit : str
-        What the numbers count: ``line``, blank ones included, or ``record``.
-    size : int
-        Size of the file in bytes; 0 if unknown.
+    ``unit`` is what the numbers count: ``line``, blank ones included, or ``record``. ``size`` is
+    the file's, in bytes; 0 if unknown.
     """
 
     def __init__(self, file: BinaryIO, name: str, form: RecordFormat, schema: Any = None) -> None:
@@ -124,17 +120,9 @@ def _reason(error: Exception, form: str) -> str:
 def open_source(
     place: Place, name: str | None = None, function: HasSpec | None = None
 ) -> Iterator[RecordSource]:
-    """Open a file of records, or stdin for ``-``.
+    """Open a file of records, or stdin for ``-``; its suffix is the default for the format.
 
-    Parameters
-    ----------
-    place : str or path
-        The file.
-    name : str, optional
-        Its format; by its suffix by default.
-    function : function, optional
-        If it was given a schema of this format, records are read by that; by default by the
-        file's own.
+    Records are read by the schema that the function was given for the format, if any.
     """
     form = choose_format(place, name)
     schema = given_schema(function.spec, form, "input") if function else None

@@ -38,13 +38,7 @@ def is_lines(form: RecordFormat) -> bool:
 
 
 def choose_format(place: Place, name: str | None = None, *, option: str = "format") -> RecordFormat:
-    """Return the format of a name, by default of the file's suffix; of a stream, JSON lines.
-
-    Raises
-    ------
-    OptionError, SerializerError
-        When there is none; the message lists those there are.
-    """
+    """Return the format of a name, by default of the file's suffix; of a stream, JSON lines."""
     suffix = Path(place).suffix.lower()
     by_default = is_stream(place) or suffix in JsonSerializer.suffixes
     if name == _LINES or (name is None and by_default):
@@ -87,13 +81,7 @@ def given_schema(spec: FunctionSpec, form: RecordFormat, side: Literal["input", 
 
 
 def output_schema(spec: FunctionSpec, form: RecordFormat) -> Any:
-    """Return a format's schema of a function's results: the one it was given, or one derived.
-
-    Raises
-    ------
-    SchemaError
-        When none can be derived from the function's hints.
-    """
+    """Return a format's schema of a function's results: the one it was given, or one derived."""
     given = given_schema(spec, form, "output")
     if given is not None or is_lines(form):
         return given

@@ -38,13 +38,8 @@ def write_results(
     """Append each result to a file; yield each record's number and the error it failed with.
 
     The one loop over records: of ``call`` and ``map``, in an image, and of a batch job's parts.
-
-    Parameters
-    ----------
-    outcomes : iterable of (int, object)
-        The number of each record, and its result or exception.
-    append : callable
-        Appends a result; raises ``ValueFault`` if the file's format cannot represent it.
+    An outcome is a result or an exception. ``append`` raises ``ValueFault`` for a result that the
+    file's format cannot represent.
     """
     for number, outcome in outcomes:
         if isinstance(outcome, BaseException):
@@ -96,17 +91,7 @@ def failed(name: str, place: str, error: BaseException) -> RecordError:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A difference between a result and the recorded one.
-
-    Attributes
-    ----------
-    example : int
-        Index of the example.
-    path : str
-        Place in the result, as ``result.prediction``.
-    message : str
-        The expected and the actual value.
-    """
+    """A difference between a result and the recorded one, at a path as ``result.prediction``."""
 
     example: int
     path: str

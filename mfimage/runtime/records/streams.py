@@ -72,11 +72,6 @@ def output_file(place: Place) -> Iterator[BinaryIO]:
     """Open a temporary file that replaces the one at ``place`` if the block succeeds.
 
     Special files, as ``/dev/null`` or a pipe, are written directly.
-
-    Raises
-    ------
-    StorageError
-        When it cannot be written.
     """
     path = Path(os.path.realpath(place))  # keeps a symbolic link
     special = path.exists() and not path.is_file()

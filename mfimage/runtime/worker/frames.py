@@ -39,17 +39,7 @@ class ProtocolError(OSError):
 
 
 class Frame(NamedTuple):
-    """One message.
-
-    Attributes
-    ----------
-    kind : int
-        One of this module's constants.
-    payload : bytes
-        JSON, or lines of JSON.
-    micros : int
-        In a reply: how long the worker took, in microseconds.
-    """
+    """One message; the payload is JSON or lines of it. A reply has the microseconds it took."""
 
     kind: int
     payload: bytes
@@ -61,10 +51,7 @@ def send_frame(
 ) -> memoryview:
     """Send a message; return the unsent rest, which only flags or signals can leave.
 
-    Raises
-    ------
-    OSError
-        When the other side is gone, or ``flags`` has ``MSG_DONTWAIT`` and nothing could be sent.
+    ``OSError`` when the other side is gone, or with ``MSG_DONTWAIT`` nothing could be sent.
     """
     header = _HEADER.pack(kind, min(micros, _MAX_MICROS), len(payload))
     sent = sock.sendmsg((header, payload), (), flags)
@@ -76,12 +63,8 @@ def send_frame(
 def receive_frame(sock: socket.socket) -> Frame:
     """Wait for a message.
 
-    Raises
-    ------
-    EOFError
-        When the other side is gone.
-    OSError
-        When it is gone, what it sent is not a message, or the socket's timeout has passed.
+    ``EOFError`` or ``OSError`` when the other side is gone; ``OSError`` when what it sent is not a
+    message, or the socket's timeout has passed.
     """
     kind, micros, length = _HEADER.unpack(_receive(sock, _HEADER.size))
     if kind not in _KINDS:
