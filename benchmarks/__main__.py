@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 SUITES = (
+    "bind",
     "call_overhead",
     "process_backend",
     "serving",
     "build",
-    "oci_build",
     "ray_backend",
     "ray_image",
 )

@@ -8,18 +8,18 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mfimage.capture.code.archive import Code, archive, capture_code, staged
+from mfimage.capture.code.archive import CapturedCode, archive, capture_code, staged
 from mfimage.capture.code.code_package import packaged_commit
-from mfimage.capture.code.locate import IMPORTING, locate, require_decorated
-from mfimage.capture.environment.choose import Environment, describe_environment
-from mfimage.capture.environment.conda import Resolution
-from mfimage.capture.environment.resolution import FIELD, find_resolution
-from mfimage.capture.examples import record_examples
-from mfimage.capture.lock.solve import IndexOptions
+from mfimage.capture.code.imports import Code
+from mfimage.capture.code.interpreter import IMPORTING
+from mfimage.capture.code.locate import locate, require_decorated
+from mfimage.capture.environment.sources import Environment, Request, describe_environment
+from mfimage.capture.environment.sources.resolution import find_resolution
+from mfimage.capture.lock.indexes import IndexOptions
 from mfimage.capture.task.artifacts import (
     Needs,
     checked_values,
@@ -34,7 +34,7 @@ from mfimage.capture.task.running import is_running, running_task
 from mfimage.capture.task.task import TaskInfo, describe_task
 from mfimage.errors import CaptureError, OptionError, TaskError
 from mfimage.function.decorator import DecoratedFunction
-from mfimage.package.spec import NAME, ArtifactRef, EnvironmentSpec, FunctionSpec, Lineage
+from mfimage.package.spec import NAME, EnvironmentSpec, FunctionSpec, Lineage
 from mfimage.package.store import PackageStore
 
 if TYPE_CHECKING:
@@ -44,26 +44,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BindOptions:
-    """What may be said when a function is bound.
+    """Options of ``bind``.
 
     Attributes
     ----------
     name : str, optional
-        Name of the function package; the function's own by default.
+        Name of the function package; by default the function's own.
     artifacts : sequence of str, optional
-        Which artifacts go along; by default those that the function reads.
+        Artifacts to include; by default those that the function reads.
     environment : path, optional
         A requirements file, ``pylock.toml`` or ``uv.lock`` that describes the environment.
     examples : sequence
-        Records to run the function on; their outputs are kept.
+        Records to call the function with; the package keeps its results.
     parameters : mapping
-        JSON values that take the place of artifacts of the same name.
+        JSON values that replace artifacts of the same name.
     root : str or path, optional
         Where function packages are kept.
     namespace : str, optional
-        Metaflow namespace in which a task given as text is looked up; ``""`` is the global one.
+        Metaflow namespace to look up a task in that is given as text; ``""`` is the global one.
     platform : str
         What the environment is locked for.
+    index : IndexOptions
+        Package indexes to ask.
     """
 
     name: str | None = None
@@ -82,8 +84,8 @@ def bind(
 ) -> str:
     """Write a function package and return its reference.
 
-    ``function.json`` is written last, so an interrupted bind leaves nothing that looks whole;
-    binding the same thing twice gives the same reference.
+    ``function.json`` is written last, so an interrupted bind leaves no package that looks
+    complete; binding the same thing twice gives the same reference.
 
     Parameters
     ----------
@@ -105,24 +107,35 @@ def bind(
     needs = needs_of(function, options.artifacts, values)
     info = describe_task(_task(task, options, needs))
     chosen = needs.choose(info)
-    schema = function.signature.schema
-    input_schema, output_schema = schema.input_schema(), schema.output_schema()
-    schemas = function.package_schemas(input_schema, output_schema)
     script = info.metadata.get("script-name", "")
     code = capture_code(function, locate(function), script=script)
     archived = archive(code)
     # Nothing was written up to here.
     store = PackageStore(options.root or default_root(info.store.kind, info.store.root))
     artifacts = copy_artifacts(info, chosen, store)
-    environment = _describe(
-        code,
-        archived,
-        artifacts,
-        store,
-        needed=function.needed_modules,
-        options=options,
-        resolution=_resolution(info, options),
-    )
+    schemas = cache(partial(_schemas, function))
+    with staged(archived) as folder:
+        stored = {
+            name: StoredBytes(encoding=ref.encoding, open=partial(store.open_blob, ref))
+            for name, ref in artifacts.items()
+        }
+        request = Request(
+            code=Code(
+                root=folder,
+                files=[Path(name) for name in code.names],
+                module=code.module,
+                functions=[code.entrypoint.rpartition(":")[2]],
+                artifacts=stored,
+                needed=function.needed_modules,
+            ),
+            project=code.root or Path.cwd(),
+            declared=Path(options.environment) if options.environment else None,
+            resolution=partial(find_resolution, info, platform=options.platform),
+            platform=options.platform,
+            index=options.index,
+            meanwhile=schemas,
+        )
+        environment = describe_environment(request)
     spec = FunctionSpec(
         name=name,
         kind=function.kind,
@@ -131,17 +144,29 @@ def bind(
         script=code.module_of(script) if script else None,
         description=inspect.cleandoc(function.__doc__ or ""),
         task=info.pathspec,
-        input_schema=input_schema,
-        output_schema=output_schema,
-        schemas=schemas,
         parameter_schema=parameter_schema(function, needs, artifacts, values),
         parameters=values,
         code=store.put_bytes(archived),
         environment=_stored_environment(environment, store),
         artifacts=artifacts,
         lineage=_lineage(info, code),
+        **schemas(),
     )
-    return store.write(replace(spec, examples=record_examples(spec, options.examples, store)))
+    if options.examples:
+        from mfimage.capture.examples import record_examples
+
+        spec = replace(spec, examples=record_examples(spec, options.examples, store))
+    return store.write(spec)
+
+
+def _schemas(function: DecoratedFunction) -> dict[str, Any]:
+    schema = function.signature.schema
+    input_schema, output_schema = schema.input_schema(), schema.output_schema()
+    return {
+        "input_schema": input_schema,
+        "output_schema": output_schema,
+        "schemas": function.package_schemas(input_schema, output_schema),
+    }
 
 
 def _refuse_while_importing() -> None:
@@ -179,43 +204,6 @@ def _task(task: Task | Current | str, options: BindOptions, needs: Needs) -> Any
     return task
 
 
-def _resolution(info: TaskInfo, options: BindOptions) -> Resolution | None:
-    """Find what Metaflow resolved for the task, unless the caller names an environment."""
-    if options.environment or FIELD not in info.metadata:
-        return None
-    graph = info.store.constant("_graph_info") or {}
-    return find_resolution(info, platform=options.platform, graph=graph)
-
-
-def _describe(
-    code: Code,
-    archived: bytes,
-    artifacts: Mapping[str, ArtifactRef],
-    store: PackageStore,
-    *,
-    needed: Mapping[str, str],
-    options: BindOptions,
-    resolution: Resolution | None,
-) -> Environment:
-    with staged(archived) as folder:
-        return describe_environment(
-            declared=Path(options.environment) if options.environment else None,
-            project=code.root or Path.cwd(),
-            code_root=folder,
-            files=[Path(name) for name in code.names],
-            module=code.module,
-            functions=[code.entrypoint.rpartition(":")[2]],
-            needed=needed,
-            resolution=resolution,
-            artifacts={
-                name: StoredBytes(encoding=ref.encoding, open=partial(store.open_blob, ref))
-                for name, ref in artifacts.items()
-            },
-            platform=options.platform,
-            index=options.index,
-        )
-
-
 def _stored_environment(environment: Environment, store: PackageStore) -> EnvironmentSpec:
     return EnvironmentSpec(
         python=environment.python,
@@ -228,7 +216,7 @@ def _stored_environment(environment: Environment, store: PackageStore) -> Enviro
     )
 
 
-def _lineage(info: TaskInfo, code: Code) -> Lineage:
+def _lineage(info: TaskInfo, code: CapturedCode) -> Lineage:
     now = datetime.datetime.now(datetime.timezone.utc)
     return Lineage(
         flow=info.flow,

@@ -1,7 +1,7 @@
 """copy: a function package from one root to another.
 
-Blobs first, those that are missing, in parallel; ``function.json`` last. A transfer that broke
-left nothing that looks whole, and the same copy again sends only what had not arrived.
+Missing blobs are copied first, in parallel; ``function.json`` last. An interrupted copy leaves no
+package that looks complete, and copying again sends only what is missing.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from mfimage.package.spec import BlobRef, FunctionSpec
 from mfimage.package.store import Package, PackageStore, blob_name, open_package, package_name
 
 THREADS = "mfimage-copy"
-# Seconds that transfers under way have to end when one failed or the user said stop.
+# Seconds for running transfers to end after one failed or the user interrupted the copy.
 _GRACE = 1.0
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class CopyEvent:
-    """How far a blob is.
+    """Progress of one blob.
 
     Attributes
     ----------
     kind : str
-        ``found``: it was there already. ``moving``: ``current`` of its bytes were read. ``copied``.
+        ``found``: it exists there already. ``moving``: ``current`` bytes were read. ``copied``.
     blob : str
-        What it is, as ``artifact 'model'``.
+        What it is, such as ``artifact 'model'``.
     size, current : int
         Bytes.
     total : int
@@ -66,20 +66,20 @@ def copy_package(
     reference : str or path
         The package.
     root : str or path
-        Folder or URL under which packages are kept.
+        Folder or URL of the other root.
     on_progress : callable
-        Told of every blob, by one thread at a time.
+        Receives events, from one thread at a time.
     jobs : int
-        How many blobs move at once.
+        Number of blobs copied at the same time.
 
     Raises
     ------
     ReferenceNotFound
-        When no package is there.
+        If there is no such package.
     PackageError
-        When it is damaged; nothing damaged is written.
+        If it is damaged; nothing damaged is written.
     StorageError
-        When a root cannot be read or written. What arrived is not sent again by the next copy.
+        If a root cannot be read or written.
     """
     if jobs < 1:
         raise OptionError(f"jobs: expected at least 1, got {jobs}")
@@ -88,7 +88,7 @@ def copy_package(
     name = package_name(package.spec)
     if target.storage.url(name) == package.reference:
         return package.reference
-    # Whether there is such a root, said once and not by every blob.
+    # A root that does not exist is reported once, not by every blob.
     target.storage.size(name)
     _Copy(package, target, on_progress).run(jobs)
     with _named("function.json"):
@@ -96,18 +96,18 @@ def copy_package(
 
 
 def blob_labels(spec: FunctionSpec) -> dict[str, str]:
-    """Return what each blob of a package is, by digest, as an error or a progress bar says it."""
+    """Return what each blob of a package is, by digest, for errors and progress."""
     labels = {ref.digest: f"wheel {name}" for name, ref in spec.environment.wheels.items()}
     labels |= {ref.digest: f"artifact {name!r}" for name, ref in spec.artifacts.items()}
     return {**labels, spec.code.digest: "code", spec.environment.lock.digest: "lock"}
 
 
 class _Stopped(Exception):
-    """Another blob failed, or the user said stop."""
+    """Another blob failed, or the user interrupted the copy."""
 
 
 class _Copy:
-    """The blobs of one copy, under way."""
+    """The blobs of one copy."""
 
     def __init__(self, package: Package, target: PackageStore, on_progress: OnProgress) -> None:
         self._package = package
@@ -115,11 +115,11 @@ class _Copy:
         self._on_progress = on_progress
         self._labels = blob_labels(package.spec)
         self._total = sum(ref.size for ref in package.spec.blobs.values())
-        self._telling = threading.Lock()
+        self._reporting = threading.Lock()
         self._stop = threading.Event()
 
     def run(self, jobs: int) -> None:
-        # The largest first, so that no thread is left alone with it in the end.
+        # The largest first, so that it does not run alone at the end.
         refs = sorted(self._package.spec.blobs.values(), key=lambda ref: ref.size, reverse=True)
         pool = ThreadPoolExecutor(min(jobs, len(refs)), thread_name_prefix=THREADS)
         moving = [pool.submit(self._move, ref) for ref in refs]
@@ -137,12 +137,12 @@ class _Copy:
         label = self._labels[ref.digest]
         with _named(label):
             if self._target.holds(ref):
-                self._tell("found", ref, ref.size)
+                self._report("found", ref, ref.size)
                 return
             if self._stop.is_set():
                 raise _Stopped
             self._send(ref)
-        self._tell("copied", ref, ref.size)
+        self._report("copied", ref, ref.size)
 
     def _send(self, ref: BlobRef) -> None:
         path = self._package.store.blob_file(ref)
@@ -150,12 +150,14 @@ class _Copy:
         def on_read(current: int) -> None:
             if self._stop.is_set():
                 raise _Stopped
-            self._tell("moving", ref, current)
+            self._report("moving", ref, current)
 
         with BufferedReader(_Watched(path, on_read), _CHUNK) as file:
             self._target.storage.write(blob_name(ref), file)
 
-    def _tell(self, kind: Literal["found", "moving", "copied"], ref: BlobRef, current: int) -> None:
+    def _report(
+        self, kind: Literal["found", "moving", "copied"], ref: BlobRef, current: int
+    ) -> None:
         event = CopyEvent(
             kind=kind,
             blob=self._labels[ref.digest],
@@ -163,12 +165,12 @@ class _Copy:
             current=current,
             total=self._total,
         )
-        with self._telling:
+        with self._reporting:
             self._on_progress(event)
 
 
 class _Watched(FileIO):
-    """A file that tells how far it was read."""
+    """A file that reports how far it was read."""
 
     def __init__(self, path: Path, on_read: Callable[[int], None]) -> None:
         super().__init__(path)
@@ -183,14 +185,14 @@ class _Watched(FileIO):
 def _raise_first(futures: list[Future[None]]) -> None:
     faults = [f.exception() for f in futures if f.done() and not f.cancelled()]
     failed = [fault for fault in faults if fault is not None]
-    # What was stopped because another failed has nothing to tell.
+    # A transfer that was stopped is not the cause.
     for fault in sorted(failed, key=lambda fault: isinstance(fault, _Stopped)):
         raise fault
 
 
 @contextmanager
 def _named(label: str) -> Iterator[None]:
-    """Say which blob failed, and that nothing is lost."""
+    """Name the blob that failed, and say that nothing is lost."""
     try:
         yield
     except (StorageError, PackageError) as error:

@@ -1,4 +1,4 @@
-"""The environment of a function package: what is in it, where that came from, and why."""
+"""Reports the environment of a function package: what is in it, from where, and why."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from urllib.parse import urlsplit
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from mfimage.capture.lock.pylock import Package as Locked
-from mfimage.capture.lock.pylock import read_lock
+from mfimage.capture.lock.pylock import LockedPackage, read_lock
 from mfimage.package.spec import EnvironmentSpec
 from mfimage.package.store import open_package
 
@@ -29,15 +28,15 @@ class DistributionReport:
     Attributes
     ----------
     name, version : str
-        What is locked.
+        Name and exact version.
     origin : str
-        ``wheel in the package``, or ``index`` with the path of the index's URL.
+        ``wheel in the package``, or ``index`` and the path of the index's URL.
     files : tuple of str
-        Names of the wheels that fit.
+        File names of the wheels that fit.
     why : str
-        What asked for it, as ``imported by predict.py:3``.
+        Why it is included, as ``imported by predict.py:3``.
     here : str or None
-        The version in the running interpreter, if it was compared and has one.
+        The version in the running interpreter, if that was compared and has it.
     """
 
     name: str
@@ -49,7 +48,7 @@ class DistributionReport:
 
     @property
     def is_here(self) -> bool:
-        """Whether the running interpreter has just this version."""
+        """Whether the running interpreter has this version."""
         try:
             return self.here is not None and Version(self.here) == Version(self.version)
         except InvalidVersion:
@@ -71,9 +70,9 @@ class EnvironmentReport:
     system_packages : tuple of str
         Debian packages.
     distributions : tuple of DistributionReport
-        By name.
+        Sorted by name.
     differences : tuple of str or None
-        How the running interpreter differs, a line each; None when it was not compared.
+        How the running interpreter differs; None when it was not compared.
     """
 
     function: str
@@ -86,13 +85,15 @@ class EnvironmentReport:
     differences: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the report as JSON values."""
         return dataclasses.asdict(self)
 
     def to_text(self) -> str:
-        """Return it as lines for people."""
+        """Return the report as text."""
         if self.differences is not None:
-            return "\n".join(self.differences or ("the running interpreter has all of it",))
+            return "\n".join(
+                self.differences or ("the running interpreter has exactly this environment",)
+            )
         head = {
             "function": self.function,
             "python": self.python,
@@ -112,12 +113,12 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def report_environment(reference: str, *, diff: bool = False) -> EnvironmentReport:
-    """Describe the environment of a function package.
+    """Report the environment of a function package.
 
     Parameters
     ----------
     reference : str
-        The function package.
+        Reference of the function package.
     diff : bool
         Compare it with the running interpreter.
 
@@ -145,7 +146,7 @@ def report_environment(reference: str, *, diff: bool = False) -> EnvironmentRepo
 
 
 def _distribution(
-    locked: Locked, spec: EnvironmentSpec, installed: Mapping[str, str]
+    locked: LockedPackage, spec: EnvironmentSpec, installed: Mapping[str, str]
 ) -> DistributionReport:
     return DistributionReport(
         name=locked.name,
@@ -157,7 +158,7 @@ def _distribution(
     )
 
 
-def _origin(locked: Locked) -> str:
+def _origin(locked: LockedPackage) -> str:
     if locked.is_local:
         return "wheel in the package"
     return f"index {urlsplit(locked.index or '').path.strip('/')}".strip()
@@ -181,11 +182,11 @@ def _differences(
     running = f"{system}/{_MACHINES.get(machine, machine)}"
     found = []
     if ".".join(python.split(".")[:2]) != spec.python_minor:
-        found.append(f"Python {spec.python_minor} is locked, and this is {python}")
+        found.append(f"Python {spec.python_minor} is locked; this is {python}")
     if running != spec.platform:
-        found.append(f"{spec.platform} is locked for, and this is {running}")
+        found.append(f"it is locked for {spec.platform}; this is {running}")
     for each in distributions:
         if not each.is_here:
-            here = f"{each.here} is" if each.here else "none is"
-            found.append(f"{each.name} {each.version} is locked, and {here} installed here")
+            here = f"{each.here} is" if each.here else "it is not"
+            found.append(f"{each.name} {each.version} is locked; {here} installed here")
     return tuple(found)

@@ -33,7 +33,7 @@ Each says what was wrong and which value; ``hint`` says what to do next.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -213,3 +213,11 @@ class CheckError(MfimageError):
 
 class RegistryError(MfimageError):
     """A registry refused, or cannot be reached."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return the hint for an unknown name: the closest known one, else all of them."""
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(known)}"

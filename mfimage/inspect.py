@@ -1,7 +1,8 @@
-"""What a function package or an image says of itself."""
+"""inspect: a function package or an image -> its description; compare: two images -> a diff."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,20 +18,20 @@ _PREFIX = "io.mfimage."
 
 
 def inspect(what: str, *, platform: str | None = None) -> dict[str, Any]:
-    """Describe a function package, or an image: the engine's, a registry's, a folder's or file's.
+    """Describe a function package or an image.
 
     Parameters
     ----------
     what : str
-        A reference, or an image's name or ID, ``oci:DIR``, ``oci-archive:FILE`` or
-        ``docker-archive:FILE``. An image of a registry is not pulled: a few kilobytes are read.
+        The package's reference; or an image's name or ID, ``oci:DIR``, ``oci-archive:FILE`` or
+        ``docker-archive:FILE``. Nothing is pulled.
     platform : str, optional
         Which image of an index; this machine's by default.
 
     Raises
     ------
     ReferenceNotFound
-        When it is neither.
+        If there is neither.
     """
     if what.endswith(FILE_NAME) or "://" in what or Path(what).is_dir():
         package = open_package(what)
@@ -63,16 +64,16 @@ def _package(spec: FunctionSpec) -> dict[str, Any]:
 
 def _image(name: str, platform: str | None) -> dict[str, Any]:
     from mfimage.image.find.contents import contents_of
-    from mfimage.image.find.places import see_image
+    from mfimage.image.find.places import find_image
 
-    image = see_image(name, platform=platform)
-    info = image.info
+    image = find_image(name, platform=platform)
+    info, sbom = image.info, image.sbom()
     ours = {
-        k.removeprefix(_PREFIX): _plain(v) for k, v in info.labels.items() if k.startswith(_PREFIX)
+        k.removeprefix(_PREFIX): _parsed(v) for k, v in info.labels.items() if k.startswith(_PREFIX)
     }
     found = {
         "image": info.id or image.digest or name,
-        "from": image.place,
+        "from": image.place.name,
         "tags": list(info.repo_tags),
         "digests": list(info.repo_digests),
         "digest": image.digest,
@@ -83,16 +84,16 @@ def _image(name: str, platform: str | None) -> dict[str, Any]:
         "created": info.created,
         "user": info.user or "root",
         **ours,
-        "lineage": _lineage(contents_of(info, image.sbom)),
-        "sbom": _summary(image.sbom),
-        "layers": [layer.to_dict() for layer in image.layers],
+        "lineage": _lineage(contents_of(info, sbom)),
+        "sbom": _summary(sbom),
+        "layers": [dataclasses.asdict(layer) for layer in image.layers],
         "labels": {k: v for k, v in info.labels.items() if not k.startswith(_PREFIX)},
     }
     return {name: value for name, value in found.items() if value not in (None, [], {})}
 
 
 def _lineage(contents: Contents) -> dict[str, str]:
-    """Return where the function comes from: flow, run, step, task, user, commit."""
+    """Return the function's flow, run, step, task, user and commit."""
     from mfimage.image.find.contents import LINEAGE
 
     known = contents.sections["function"] or {}
@@ -100,7 +101,7 @@ def _lineage(contents: Contents) -> dict[str, str]:
 
 
 def _summary(sbom: bytes | None) -> dict[str, Any] | None:
-    """Return what an SBOM lists, and what it is called."""
+    """Return how many components of each kind an SBOM has, and its serial number."""
     from mfimage.image.find.contents import components, parse_sbom
 
     if sbom is None:
@@ -113,31 +114,30 @@ def _summary(sbom: bytes | None) -> dict[str, Any] | None:
 
 
 def compare(before: str, after: str, *, platform: str | None = None) -> ImageDiff:
-    """Tell what changed between two images, wherever they stand; neither is pulled.
+    """Compare two images; neither is pulled.
 
     Parameters
     ----------
     before, after : str
         Names, IDs, ``oci:DIR``, ``oci-archive:FILE`` or ``docker-archive:FILE``.
     platform : str, optional
-        Which of an index; this machine's by default.
+        Which image of an index; this machine's by default.
 
     Raises
     ------
     ReferenceNotFound
-        When there is no such image.
+        If one of them does not exist.
     """
     from mfimage.image.find.contents import contents_of
     from mfimage.image.find.diff import diff
-    from mfimage.image.find.places import see_image
+    from mfimage.image.find.places import find_image
 
-    one, other = (see_image(name, platform=platform) for name in (before, after))
-    return diff(
-        contents_of(one.info, one.sbom), contents_of(other.info, other.sbom), names=(before, after)
-    )
+    images = [find_image(name, platform=platform) for name in (before, after)]
+    one, other = (contents_of(image.info, image.sbom()) for image in images)
+    return diff(one, other, names=(before, after))
 
 
-def _plain(text: str) -> Any:
+def _parsed(text: str) -> Any:
     try:
         return json.loads(text) if text[:1] in "{[" else text
     except ValueError:

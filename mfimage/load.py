@@ -78,7 +78,7 @@ class JsonFunction:
         root: str | os.PathLike[str] | None = None,
     ) -> None:
         with _whole():
-            from mfimage.capture.environment.needed import require_needed
+            from mfimage.capture.needed import require_needed
 
             require_needed()
             from mfimage.bind import BindOptions, bind
@@ -237,7 +237,7 @@ def _whole() -> Iterator[None]:
                 "functions cannot be bound or loaded here: only mfimage's runtime is installed",
                 hint="do it where the whole of mfimage is installed: pip install mfimage",
             ) from None
-        from mfimage.capture.environment.needed import require_needed
+        from mfimage.capture.needed import require_needed
 
         require_needed(error.name or "")
         raise

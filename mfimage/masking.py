@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from urllib.parse import unquote
 
 MASK = "***"
 # The password of a URL, as `://user:PASSWORD@`: what may not stand in an image or a manifest.
@@ -19,6 +20,14 @@ NAMED_SECRET = re.compile(r"(?i)\b(?:password|token|secret)\b\s*[=:]?\s*(\S+)")
 # A shorter line of a secret occurs by chance in other texts.
 _SHORTEST_LINE = 8
 _SHORTEST = 4
+
+
+def url_secrets(text: str) -> set[str]:
+    """Return the passwords and tokens in the URLs of `text`, as written and unquoted."""
+    found = (userinfo.partition(":") for userinfo in _USERINFO.findall(text))
+    # A token may stand alone, as the user; the user of every git+ssh URL is none.
+    values = {password or user for user, _, password in found} - {"git"}
+    return values | set(map(unquote, values))
 
 
 def mask_urls(text: str) -> str:

@@ -1,36 +1,39 @@
-"""push: an image that is there already -> registries."""
+"""push: an existing image -> registries."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 
-from mfimage.errors import OptionError
+from mfimage.errors import OptionError, ReferenceNotFound, RegistryError
 from mfimage.image.builder import OnEvent
-from mfimage.image.registry.location import Location, parse_location
+from mfimage.image.find.places import ENGINE, FILES, REGISTRY, FoundImage, find_image, sbom_of
 from mfimage.image.registry.reference import Reference, parse_reference
-from mfimage.image.sbom.attach import attach_found
+from mfimage.image.sbom.attach import attach_sbom
+
+Say = Callable[[str], None]
 
 
 def push(
-    what: str,
+    image: str,
     tags: Sequence[Reference],
     *,
     on_event: OnEvent = lambda _: None,
-    say: Callable[[str], None] = lambda _: None,
+    say: Say = lambda _: None,
 ) -> tuple[str, ...]:
-    """Push an image under one or more tags.
+    """Push an image under one or more tags, and attach its SBOM.
 
     Parameters
     ----------
-    what : str
-        ``oci:DIR``, ``oci-archive:FILE``, ``docker-archive:FILE``, or the name of an image that
-        the Docker engine has.
+    image : str
+        ``oci:DIR``, ``oci-archive:FILE``, ``docker-archive:FILE``, or the name of an image in the
+        Docker engine.
     tags : sequence of Reference
-        What to call it, each with its registry.
+        The names to push, each with its registry.
     on_event : callable
-        Told of every layer.
+        Receives an event for every layer.
     say : callable
-        Told when a registry does not take the SBOM.
+        Receives a line if a registry refuses the SBOM.
 
     Returns
     -------
@@ -40,55 +43,54 @@ def push(
     Raises
     ------
     MfimageError
-        When it is not there, or a registry refuses.
+        If the image does not exist, or a registry refuses it.
     """
     if not tags:
         raise OptionError("push: the image has no name", hint="REGISTRY/NAME:TAG")
-    location = parse_location(what, field="image")
-    if location is not None:
-        digests = _push_location(location, tags, on_event)
-    else:
-        digests = _push_engine(str(parse_reference(what)), tags, on_event)
-    attach_found(digests, say)
-    return digests
+    found = find_image(image, places=(FILES, ENGINE))
+    if found.place is ENGINE:
+        return _push_from_engine(found, tags, on_event, say)
+    return _push_from_files(found, tags, on_event, say)
 
 
-def _push_location(
-    location: Location, tags: Sequence[Reference], on_event: OnEvent
+def _push_from_files(
+    found: FoundImage, tags: Sequence[Reference], on_event: OnEvent, say: Say
 ) -> tuple[str, ...]:
-    from mfimage.image.oci.base import Images
-    from mfimage.image.oci.cache import LayerCache
-    from mfimage.image.oci.compression import GZIP
     from mfimage.image.oci.config import recompose
-    from mfimage.image.oci.layout import platforms_of
     from mfimage.image.oci.pushing import Push, by_repository
+    from mfimage.image.registry.client import open_registry
 
-    layers = LayerCache(GZIP)
-    images = Images(layers)
-    try:
-        platforms = dict.fromkeys(platforms_of(location))
-        composed = [recompose(images.read(location, platform)) for platform in platforms]
+    with ExitStack() as stack:
+        opened = [stack.enter_context(found.open(each)) for each in dict.fromkeys(found.platforms)]
+        images = [recompose(stored) for stored in opened]
         digests: dict[Reference, str] = {}
         for (_, repository), group in by_repository(tags).items():
             names = [tag.tag or "latest" for tag in group]
-            digest = Push(images.client(group[0]), repository, on_event).run(composed, names)
+            with closing(open_registry(group[0])) as client:
+                digest = Push(client, repository, on_event).run(images, names)
             digests |= {tag: f"{tag.name}@{digest}" for tag in group}
-        return tuple(digests[tag] for tag in tags)
-    finally:
-        images.close()
-        layers.close()
+            for stored, image in zip(opened, images, strict=True):
+                if sbom := sbom_of(stored):
+                    attach_sbom(group[0], image.digest, sbom, say)
+    return tuple(digests[tag] for tag in tags)
 
 
-def _push_engine(name: str, tags: Sequence[Reference], on_event: OnEvent) -> tuple[str, ...]:
+def _push_from_engine(
+    found: FoundImage, tags: Sequence[Reference], on_event: OnEvent, say: Say
+) -> tuple[str, ...]:
     from mfimage.image.docker.engine import Engine
 
     with Engine.connect() as engine:
-        if engine.inspect(name) is None:
-            raise OptionError(
-                f"push: the Docker engine has no image {name}",
-                hint="an image in a folder or file is named as oci:DIR, oci-archive:FILE or "
-                "docker-archive:FILE",
-            )
         for tag in tags:
-            engine.tag(name, str(tag))
-        return tuple(f"{tag.name}@{engine.push(str(tag), on_event=on_event)}" for tag in tags)
+            engine.tag(found.name, str(tag))
+        digests = [f"{tag.name}@{engine.push(str(tag), on_event=on_event)}" for tag in tags]
+    if sbom := found.sbom():
+        for pinned in sorted(set(digests)):
+            try:
+                # An engine may push an index: the SBOM belongs to the image that it lists.
+                pushed = find_image(pinned, platform=found.platform, places=(REGISTRY,))
+            except (RegistryError, ReferenceNotFound) as error:
+                say(f"the SBOM is in the image, but not attached to it: {error.message}")
+            else:
+                attach_sbom(parse_reference(pinned), pushed.digest or "", sbom, say)
+    return tuple(digests)

@@ -1,4 +1,4 @@
-"""Templates, rendered strictly: nothing reaches the text that no filter has quoted."""
+"""Templates, rendered strictly: every value must be quoted by a filter."""
 
 from __future__ import annotations
 
@@ -13,20 +13,14 @@ import mfimage
 
 
 class Quoted(str):
-    """Text that may stand in what is rendered as it is."""
+    """Text that is written as it is."""
 
     __slots__ = ()
 
 
 def environment(filters: Mapping[str, Callable[..., Quoted]]) -> jinja2.Environment:
-    """Return an environment for the templates that ship with mfimage.
-
-    Parameters
-    ----------
-    filters : mapping of str to callable
-        Each makes `Quoted` text of a value, in the way of the language that is written.
-    """
-    made = jinja2.Environment(  # noqa: S701  (no HTML: `finalize` sees to quoting)
+    """Return an environment for mfimage's templates; filters quote values for their language."""
+    made = jinja2.Environment(  # noqa: S701  (not HTML: `finalize` enforces quoting)
         loader=jinja2.FunctionLoader(template_text),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
@@ -41,14 +35,13 @@ def template_text(name: str) -> str:
     try:
         folder: Any = resources.files("mfimage.templates")
     except ModuleNotFoundError:
-        # A source checkout that is not installed: the folder stands beside the package.
+        # A source checkout that is not installed: the folder is beside the package.
         folder = Path(mfimage.__file__).parent.parent / "templates"
     text: str = folder.joinpath(name).read_text(encoding="utf-8")
     return text
 
 
 def _finalize(value: object) -> object:
-    # Raises for whatever a template writes without a filter that quotes it.
     if not isinstance(value, Quoted):
         raise TypeError(f"{value!r} is written without quoting")
     return value

@@ -1,4 +1,4 @@
-"""Bars below what is written to a terminal; drawn on stderr, by rich."""
+"""Progress bars on stderr, by rich."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 
 def is_terminal() -> bool:
-    """Whether stderr is one; a process may have none, or have closed it."""
+    """Whether stderr is a terminal; a process may have none, or have closed it."""
     with contextlib.suppress(AttributeError, ValueError):
         return sys.stderr.isatty()
     return False
 
 
 def step_bars() -> Any:
-    """Return a ``rich.progress.Progress`` of steps, each with its time."""
+    """Return a ``rich.progress.Progress`` that shows steps, each with its time."""
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
     text = TextColumn("{task.description}{task.fields[amount]}", markup=False)
@@ -23,20 +23,14 @@ def step_bars() -> Any:
 
 
 def byte_bar(text: str) -> Any:
-    """Return one of bytes."""
+    """Return one that shows bytes."""
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 
     return _progress(TextColumn(text), BarColumn(), DownloadColumn(), TimeRemainingColumn())
 
 
 def text_bar(*, refresh: bool = True) -> Any:
-    """Return one whose description says how far it is.
-
-    Parameters
-    ----------
-    refresh : bool
-        Whether a thread draws it again and again.
-    """
+    """Return one whose description shows how much is done; a thread redraws it if ``refresh``."""
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
     text = TextColumn("{task.description}", markup=False)
@@ -52,6 +46,6 @@ def _progress(*columns: Any, auto_refresh: bool = True) -> Any:
         console=Console(stderr=True),
         transient=True,
         auto_refresh=auto_refresh,
-        # What goes into a file or a pipe must not end up beside the bar.
+        # Output to a file or a pipe must not be redirected to the bar.
         redirect_stdout=sys.stdout.isatty(),
     )

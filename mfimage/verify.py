@@ -4,56 +4,53 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from mfimage.errors import OptionError
 from mfimage.image.builder import DOCKER, OCI
 from mfimage.image.builders import open_builder
+from mfimage.image.checks.built import placed
 from mfimage.image.checks.compare import FileChange, compare_layers
 from mfimage.image.checks.config import LOCK_FILE
-from mfimage.image.find.run import image_anywhere, machine_platform, saved
-from mfimage.image.find.seen import read_member
-from mfimage.image.oci.base import read_image
-from mfimage.image.plan.labels import FUNCTION_DIGEST, RAY_PARTS, TARGET
+from mfimage.image.find.places import find_image, machine_platform, read_member
+from mfimage.image.plan.labels import FUNCTION_DIGEST, TARGET
 from mfimage.image.plan.options import BuildOptions
 from mfimage.image.plan.plan import make_plan
-from mfimage.image.registry.location import OCI as OCI_LAYOUT
-from mfimage.image.registry.location import Location
 from mfimage.image.registry.reference import Reference, parse_reference
 from mfimage.image.secrets.build import read_secrets
+from mfimage.image.targets import find_target
 from mfimage.package.spec import sha256_digest
-from mfimage.package.store import open_package
+from mfimage.package.store import Package, open_package
 
 if TYPE_CHECKING:
     from mfimage.image.builder import Builder, BuiltImage
-    from mfimage.image.oci.images import StoredImage
+    from mfimage.image.oci.images import StoredImage, StoredLayer
 
 Say = Callable[[str], None]
 _BASE = "org.opencontainers.image.base."
-# What the oci builder's lines of a history start with.
-_OURS = "mfimage "
+# How the history's lines of the oci builder start.
+_OCI_HISTORY = "mfimage "
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerResult:
-    """What came of one layer.
+    """Whether one layer is the same.
 
     Attributes
     ----------
     name : str
-        As ``dependencies``.
+        Such as ``dependencies``.
     diff_id : str
-        The image's, or the new build's of a layer that only this one has.
+        The image's; the new build's if the image has no such layer.
     same : bool
-        Whether it is the same; where Docker built it, times do not count.
+        Whether it is the same; file times do not count if Docker built it.
     changes : tuple of FileChange
-        How the new build's files differ.
+        How the files of the new build differ.
     detail : str
-        What else there is to say.
+        A note on the result.
     """
 
     name: str
@@ -65,21 +62,21 @@ class LayerResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """Whether an image is what its function package gives.
+    """Whether a build of the function package gives the image again.
 
     Attributes
     ----------
-    image, id : str
-        As it was asked for; its configuration's digest.
-    rebuilt : str
-        The configuration's digest of the new build.
+    image : str
+        As it was asked for.
+    id, rebuilt : str
+        Digests of the image's configuration, and of the new build's.
     builder : str
-        What built it, and built it again.
+        What built both.
     layers : tuple of LayerResult
         Lowest first.
     settings : tuple of str
-        Parts of the configuration that differ, as ``Labels``; of an image of Docker's, those that
-        decide how it runs.
+        Keys of the configuration that differ, such as ``Labels``; for an image that Docker built,
+        of those that decide how it runs.
     """
 
     image: str
@@ -95,16 +92,11 @@ class Verification:
         return all(layer.same for layer in self.layers) and not self.settings
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        plain = dataclasses.asdict(self)
-        layers = [
-            {**vars(layer), "changes": [change.to_dict() for change in layer.changes]}
-            for layer in self.layers
-        ]
-        return {**plain, "same": self.same, "layers": layers, "settings": list(self.settings)}
+        """Return the JSON form."""
+        return {**dataclasses.asdict(self), "same": self.same}
 
     def to_text(self) -> str:
-        """Return it as lines for people: each layer, and below it its files that differ."""
+        """Return a line for each layer, followed by its files that differ."""
         width = max(len(layer.name) for layer in self.layers)
         lines = []
         for layer in self.layers:
@@ -120,79 +112,79 @@ class Verification:
 def verify(
     image: str, reference: str, options: BuildOptions, *, say: Say = lambda _: None
 ) -> Verification:
-    """Build an image again, by the lock and the base that it names, and compare.
+    """Build an image again, with its own lock and base, and compare.
 
     Parameters
     ----------
     image : str
-        ``oci:DIR``, ``oci-archive:FILE``, ``docker-archive:FILE``, or a name.
+        ``oci:DIR``, ``oci-archive:FILE``, ``docker-archive:FILE``, or a name or ID.
     reference : str
         The function package.
     options : BuildOptions
-        What it was built with, as far as the image does not say: variables, labels, packages, a
+        Options of the original build that the image does not state: variables, labels, packages, a
         base without a digest, credentials.
     say : callable
-        Told of what happens, a line each.
+        Receives progress, a line at a time.
 
     Raises
     ------
     MfimageError
-        When it is no image of this function, or cannot be built.
+        If the image is not of this function, or cannot be built.
     """
     package = open_package(reference)
     platform = options.platform or machine_platform()
-    with image_anywhere(image, platform) as original:
+    with find_image(image, platform=platform).open() as original:
         labels = (original.config.get("config") or {}).get("Labels") or {}
-        if labels.get(FUNCTION_DIGEST) != package.spec.digest:
-            raise OptionError(
-                f"image: {image} holds the function {labels.get(FUNCTION_DIGEST)}, "
-                f"not {package.spec.digest}",
-                hint="name the function package that it was built from",
-            )
-        lock = read_member(original.layers[-1].open, LOCK_FILE)
-        if lock is None:
-            raise OptionError(
-                f"image: {image} has no {LOCK_FILE} in its last layer",
-                hint="an older mfimage built it, or something was added: build it anew",
-            )
-        options = _as_it_was(options, labels, original, platform)
-        builder = open_builder(
-            options,
-            push=True,  # it goes nowhere, which is for us to know
-            secrets=read_secrets(options.secrets),
-            on_event=lambda _: None,
-            say=say,
+        _check_function(image, labels, package)
+        lock = _read_lock(image, original)
+        options = _original_options(options, labels, original, platform)
+        with closing(_builder(options, say)) as builder:
+            built = _build_again(builder, package, options, lock, say)
+            names = [layer.name for layer in built.layers]
+            with (
+                placed(builder, built) as name,
+                find_image(name, platform=platform).open() as again,
+            ):
+                return _compare(image, original, again, builder.name, names)
+
+
+def _check_function(image: str, labels: Mapping[str, str], package: Package) -> None:
+    if labels.get(FUNCTION_DIGEST) != package.spec.digest:
+        raise OptionError(
+            f"image: {image} holds the function {labels.get(FUNCTION_DIGEST)}, "
+            f"not {package.spec.digest}",
+            hint="name the function package that it was built from",
         )
-        with closing(builder):
-            source = options.base_image
-            assert source is not None
-            base = builder.base(source, platform)
-            plan = make_plan(package.spec, base=base, lock=lock, options=options)
-            say(f"building {plan.function} on {base.pinned} again, by {builder.name}")
-            built = builder.build(plan, package.store.unverified_file)
-            with _stored(builder, built, platform) as again:
-                return _compare(image, original, again, builder.name, built)
 
 
-def _as_it_was(
+def _read_lock(image: str, original: StoredImage) -> bytes:
+    lock = read_member(original.layers[-1].open, LOCK_FILE)
+    if lock is None:
+        raise OptionError(
+            f"image: {image} has no {LOCK_FILE} in its last layer",
+            hint="an older mfimage built it, or layers were added: build it again",
+        )
+    return lock
+
+
+def _original_options(
     options: BuildOptions, labels: Mapping[str, str], original: StoredImage, platform: str
 ) -> BuildOptions:
-    """Return the options that the image was built with, as far as it says them."""
+    """Return the options that the image was built with, as far as it states them."""
     history = original.config.get("history") or ()
-    by_us = any((entry.get("created_by") or "").startswith(_OURS) for entry in history)
-    parts = [part for part in labels.get(RAY_PARTS, "").split(",") if part not in ("", "default")]
+    by_oci = any((entry.get("created_by") or "").startswith(_OCI_HISTORY) for entry in history)
+    target = labels.get(TARGET, options.target)
     return dataclasses.replace(
         options,
-        target=labels.get(TARGET, options.target),
-        parts=tuple(parts),
+        target=target,
+        **find_target(target).options_from(labels),
         platform=platform,
         base_image=options.base_image or _base(labels),
-        builder=OCI if by_us else DOCKER,
-        # What is in a cache is what was built before, and proves nothing.
+        builder=OCI if by_oci else DOCKER,
+        # A cache holds what was built before, which proves nothing.
         no_cache=True,
         tags=(),
         output=None,
-        output_engine=False,
     )
 
 
@@ -200,50 +192,42 @@ def _base(labels: Mapping[str, str]) -> Reference:
     name, digest = labels.get(f"{_BASE}name"), labels.get(f"{_BASE}digest")
     if not name:
         raise OptionError(
-            "image: it does not say which base it was built on",
-            hint="name it as it was then: --base-image",
+            "image: it does not state which base it was built on",
+            hint="name that base: --base-image",
         )
     reference = parse_reference(name)
     return reference.with_digest(digest) if digest else reference
 
 
-@contextmanager
-def _stored(builder: Builder, built: BuiltImage, platform: str) -> Iterator[StoredImage]:
-    if builder.name == DOCKER:
-        with saved(built.id) as location, read_image(location, platform) as image:
-            yield image
-        return
-    with TemporaryDirectory(prefix="mfimage-") as folder:
-        place = Location(kind=OCI_LAYOUT, path=Path(folder) / "layout")
-        builder.write([built], place, ())
-        with read_image(place, platform) as image:
-            yield image
+def _builder(options: BuildOptions, say: Say) -> Builder:
+    return open_builder(
+        options,
+        push=True,  # so that it does not need a place for the image
+        secrets=read_secrets(options.secrets),
+        on_event=lambda _: None,
+        say=say,
+    )
+
+
+def _build_again(
+    builder: Builder, package: Package, options: BuildOptions, lock: bytes, say: Say
+) -> BuiltImage:
+    assert options.base_image is not None
+    assert options.platform is not None
+    base = builder.base(options.base_image, options.platform)
+    plan = make_plan(package.spec, base=base, lock=lock, options=options)
+    say(f"building {plan.function} on {base.pinned} again, by {builder.name}")
+    return builder.build(plan, package.store.unverified_file)
 
 
 def _compare(
-    name: str, one: StoredImage, other: StoredImage, builder: str, built: BuiltImage
+    name: str, one: StoredImage, other: StoredImage, builder: str, names: list[str]
 ) -> Verification:
-    names = [layer.name for layer in built.layers]
-    layers = []
-    for number in range(max(len(one.layers), len(other.layers))):
-        called = names[number] if number < len(names) else "beyond"
-        before = one.layers[number] if number < len(one.layers) else None
-        after = other.layers[number] if number < len(other.layers) else None
-        if before is None or after is None:
-            only = "only the image has it" if before else "only the new build has it"
-            diff_id = (before or after).diff_id  # type: ignore[union-attr]
-            layers.append(LayerResult(name=called, diff_id=diff_id, same=False, detail=only))
-        elif before.diff_id == after.diff_id:
-            layers.append(LayerResult(name=called, diff_id=before.diff_id, same=True))
-        else:
-            changes = compare_layers(before, after)
-            times = builder == DOCKER and all(change.only_time for change in changes)
-            detail = "but for times" if times else f"{len(changes)} files"
-            layers.append(
-                LayerResult(
-                    name=called, diff_id=before.diff_id, same=times, changes=changes, detail=detail
-                )
-            )
+    layers = [
+        _compare_layer(layer or "beyond", before, after, exactly=builder != DOCKER)
+        for layer, before, after in zip_longest(names, one.layers, other.layers)
+        if before or after
+    ]
     return Verification(
         image=name,
         id=sha256_digest(one.raw_config),
@@ -254,8 +238,26 @@ def _compare(
     )
 
 
+def _compare_layer(
+    name: str, before: StoredLayer | None, after: StoredLayer | None, *, exactly: bool
+) -> LayerResult:
+    if after is None:
+        assert before is not None
+        detail = "only in the image"
+        return LayerResult(name=name, diff_id=before.diff_id, same=False, detail=detail)
+    if before is None:
+        detail = "only in the new build"
+        return LayerResult(name=name, diff_id=after.diff_id, same=False, detail=detail)
+    if before.diff_id == after.diff_id:
+        return LayerResult(name=name, diff_id=before.diff_id, same=True)
+    changes = compare_layers(before, after)
+    same = not exactly and all(change.only_time for change in changes)
+    detail = "except for times" if same else f"{len(changes)} files"
+    return LayerResult(name=name, diff_id=before.diff_id, same=same, changes=changes, detail=detail)
+
+
 def _settings(one: Mapping[str, Any], other: Mapping[str, Any], *, exactly: bool) -> Iterator[str]:
-    """Yield which settings differ; Docker adds times, and names of its own making."""
+    """Yield which settings differ; Docker adds times, and names of its own."""
     before, after = one.get("config") or {}, other.get("config") or {}
     for key in sorted({*before, *after} - {"Image", "Hostname"}):
         if (before.get(key) or None) != (after.get(key) or None):

@@ -66,7 +66,8 @@ OWNERS = {
     "starlette": "mfimage.runtime",
     "prometheus_client": "mfimage.runtime",
     "fastavro": "mfimage.function.avro",
-    "cyclonedx": "mfimage.image.sbom.components",
+    "cyclonedx": "mfimage.image.sbom.document",
+    "yaml": "mfimage.manifests.text",
     "ray": ("mfimage.backends.ray", "mfimage.runtime.ray", "mfimage.runtime.batch"),
 }
 SHIPPED = [
@@ -215,7 +216,7 @@ def shipped(folder: Path) -> list[str]:
     return names
 
 
-NEVER = {"docker", "jinja2", "click", "rich", "uv", "metaflow", "packaging"}
+NEVER = {"docker", "jinja2", "click", "rich", "uv", "metaflow", "packaging", "yaml"}
 
 
 def test_what_ships_in_an_image_is_small(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -56,6 +58,18 @@ def test_debug_shows_the_traceback(tmp_path):
     assert "Traceback" in done.stderr
 
 
+COMMANDS = [command for name, command in main.commands.items() if name != "kuberay"]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_help_says_what_an_option_does(command):
+    """In a sentence, not a fragment, as each command's own does."""
+    options = [each for each in command.params if isinstance(each, click.Option)]
+    for text in (command.help, *(each.help for each in options)):
+        assert re.match(r"[A-Z].*\.( \[default: \w+\])?$", text.strip(), re.DOTALL), text
+        assert text.split()[0] not in ("Of", "For", "By", "Until", "The", "In"), text
+
+
 def test_wrong_usage_exits_with_2():
     assert run("bind").returncode == 2
     assert run("no-such-command").returncode == 2
@@ -65,7 +79,7 @@ def test_wrong_usage_exits_with_2():
     ("failure", "code", "said"),
     [
         (BuildError("step 3 failed", hint="do this"), 1, "error: step 3 failed\nhint: do this\n"),
-        (RuntimeError("odd"), 1, "error: RuntimeError: odd\nhint: mfimage did not expect this"),
+        (RuntimeError("odd"), 1, "error: RuntimeError: odd\nhint: this is a bug"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
@@ -82,13 +96,13 @@ def test_every_failure_has_its_exit_code(monkeypatch, failure, code, said):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["bind", "a.py:f", "--task", "F", "--param", "x"], "--param: expected NAME=VALUE"),
-        (["bind", "a.py:f", "--task", "F", "--param", "x=y"], "--param x: 'y' is no JSON"),
-        (["bind", "a.py:f", "--task", "F", "--example", "{"], "--example: '{' is no JSON"),
+        (["bind", "a.py:f", "--task", "F", "--param", "x"], "--param: expected NAME=JSON"),
+        (["bind", "a.py:f", "--task", "F", "--param", "x=y"], "--param x: 'y' is not JSON"),
+        (["bind", "a.py:f", "--task", "F", "--example", "{"], "--example: '{' is not JSON"),
         (["bind", "a.py:f", "--task", "F", "--example", "@no"], "--example: cannot read no"),
-        (["build", "x", "--target", "fastapy"], "target: there is no target 'fastapy'"),
+        (["build", "x", "--target", "fastapy"], "target: unknown target 'fastapy'"),
         (["build", "x", "--env", "A"], "env: 'A' has no value"),
-        (["build", "x", "--platform", "amiga"], "platform: 'amiga' is no platform"),
+        (["build", "x", "--platform", "amiga"], "platform: images cannot be built for 'amiga'"),
         (["build", "x", "--push"], "push: the image has no name"),
     ],
 )

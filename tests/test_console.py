@@ -1,4 +1,4 @@
-"""What is told of a build, a copy or a run over a file, on a terminal and elsewhere."""
+"""What stderr shows of a build, a copy or a run over a file, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ import io
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from mfimage.cli.console import (
-    CopyBar,
-    FileBar,
-    PlainStory,
-    TerminalStory,
-    copy_story,
-    file_story,
-)
+from mfimage.cli.console import BuildStory, CopyStory, FileStory, show
 from mfimage.copy import CopyEvent
 from mfimage.image.builder import BuildEvent
 from mfimage.run import FileProgress
@@ -33,14 +26,14 @@ LINES = ["[build 2/3] RUN a b  1.2 s", "COPY x /  cached", "[internal] load meta
 
 
 def test_plain_lines(capsys):
-    story = PlainStory(verbose=False)
+    story = BuildStory()
     for event in EVENTS:
         story(event)
     assert capsys.readouterr().err.splitlines() == LINES
 
 
-def test_verbose_tells_all(capsys):
-    story = PlainStory(verbose=True)
+def test_verbose_shows_all(capsys):
+    story = BuildStory(verbose=True)
     for event in EVENTS:
         story(event)
     said = capsys.readouterr().err.splitlines()
@@ -51,7 +44,7 @@ def test_verbose_tells_all(capsys):
 def test_terminal_shows_no_step_that_is_over():
     out = io.StringIO()
     progress = Progress(TextColumn("{task.description}", markup=False), console=Console(file=out))
-    story = TerminalStory(progress, verbose=False)
+    story = BuildStory(progress)
     for event in EVENTS:
         story(event)
     assert progress.tasks == []
@@ -73,10 +66,11 @@ COPY_LINES = ["artifact 'model'  4.0 MB", "lock  1.5 kB"]
 SUMMARY = "copied 2 blobs (4.0 MB); 1 blob (1.0 MB) there already"
 
 
-def test_a_copy_is_told_in_plain_lines(capsys):
-    with copy_story() as story:
+def test_a_copy_is_shown_in_plain_lines(capsys):
+    with show(CopyStory) as story:
         for event in COPIED:
             story(event)
+        story.summary()
     assert capsys.readouterr().err.splitlines() == [*COPY_LINES, SUMMARY]
 
 
@@ -84,36 +78,36 @@ def test_a_bar_shows_how_much_of_a_copy_is_done():
     """Also when a blob is read twice: it never runs back."""
     out = io.StringIO()
     progress = Progress(TextColumn("{task.description}"), console=Console(file=out))
-    bar = CopyBar(progress)
+    bar = CopyStory(progress)
     done = []
     for event in COPIED:
         bar(event)
         done.append(progress.tasks[0].completed)
     assert done == [4_000_000, 5_000_000, 5_000_000, 5_000_000, 5_001_500]
     assert progress.tasks[0].total == 6_000_000
-    assert out.getvalue().splitlines() == COPY_LINES
-    assert bar.summary() == SUMMARY
+    bar.summary()
+    assert out.getvalue().splitlines() == [*COPY_LINES, SUMMARY]
 
 
 RUN = FileProgress(records=1200, failed=1, position=30, size=60, seconds=2.0)
 RUN_LINE = "1200 records in 2.0 s (600/s), 1 failed"
 
 
-def test_a_run_over_a_file_is_told_in_few_lines(capsys):
-    with file_story(bar=True) as story:
+def test_a_run_over_a_file_is_shown_in_few_lines(capsys):
+    with show(FileStory) as story:
         story.progress(RUN)
         for number in range(20):
             story.failure(f"line {number}: x")
         story.summary(RUN)
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "line 0: x"
-    assert said[10:] == ["... and more; --errors FILE takes all of them", RUN_LINE]
+    assert said[10:] == ["... and more; --errors FILE records all of them", RUN_LINE]
 
 
 def test_a_bar_shows_how_far_a_file_is_read():
     out = io.StringIO()
     progress = Progress(TextColumn("{task.description}"), console=Console(file=out))
-    bar = FileBar(progress)
+    bar = FileStory(progress)
     bar.progress(RUN)
     [task] = progress.tasks
     assert (task.description, task.completed, task.total) == (RUN_LINE, 30, 60)

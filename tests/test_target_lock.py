@@ -72,7 +72,7 @@ def test_a_root_that_cannot_be_written_is_told_of(reference, solved, monkeypatch
     monkeypatch.setattr(LocalStorage, "write", write)
     said: list[str] = []
     first = lock(reference, said=said)
-    assert said == ["the target's lock stays on this machine: cannot write: read-only"]
+    assert said == ["the image's lock stays on this machine: cannot write: read-only"]
     assert lock(reference, said=said) == first
     assert len(solved) == 1, "this machine remembers"
 
@@ -89,7 +89,7 @@ def test_a_changed_lock_is_refused(reference, solved, damage):
     path.write_text("{" if damage == "text" else json.dumps(plain))
     with pytest.raises(PackageError, match="damaged") as raised:
         lock(reference)
-    assert "locks anew" in raised.value.hint
+    assert "locks again" in raised.value.hint
 
 
 def test_it_is_no_part_of_the_package(reference, solved):

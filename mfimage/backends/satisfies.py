@@ -7,8 +7,7 @@ import sys
 
 from packaging.version import InvalidVersion, Version
 
-from mfimage.capture.lock.pylock import Package as Locked
-from mfimage.capture.lock.pylock import read_lock
+from mfimage.capture.lock.pylock import LockedPackage, read_lock
 from mfimage.package.store import Package
 
 
@@ -38,7 +37,7 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _same(found: str, locked: Locked) -> bool:
+def _same(found: str, locked: LockedPackage) -> bool:
     try:
         return found == locked.version or Version(found) == Version(locked.version)
     except InvalidVersion:

@@ -1,4 +1,4 @@
-"""Running examples at bind time, in a fresh interpreter, as the package will run."""
+"""Runs examples at bind time, in a fresh interpreter, as the package will run."""
 
 from __future__ import annotations
 
@@ -22,19 +22,12 @@ from mfimage.package.store import PackageStore
 def record_examples(
     spec: FunctionSpec, inputs: Sequence[Any], store: PackageStore
 ) -> tuple[Example, ...]:
-    """Call a function with each example and keep what it returns.
-
-    Parameters
-    ----------
-    spec : FunctionSpec
-        A package whose blobs are in ``store``; it is not written yet.
-    inputs : sequence
-        Records, JSON values.
+    """Call a function with each example; return the examples with their results.
 
     Raises
     ------
     CaptureError
-        With the example and what the function raised.
+        Naming the example and what the function raised.
     """
     if not inputs:
         return ()
@@ -60,7 +53,7 @@ def _run(folder: Path, lines: list[bytes], name: str) -> list[Any]:
         [sys.executable, "-m", "mfimage.runtime", "call"],
         input=b"\n".join(lines) + b"\n",
         capture_output=True,
-        cwd=folder,  # not where the project's files lie: they must have come along
+        cwd=folder,  # not where the project's files are: the package must contain them
         env={**os.environ, "PYTHONPATH": path, "MFIMAGE_FUNCTION": str(folder)},
         check=False,
     )
@@ -72,5 +65,5 @@ def _run(folder: Path, lines: list[bytes], name: str) -> list[Any]:
     errors = [line.removeprefix("error: ") for line in story if line.startswith("error: ")]
     raise CaptureError(
         f"{name} failed on the example {failed[:200]}: {[story[-1], *errors][-1]}",
-        hint="correct the example or the function; the whole story:\n" + "\n".join(story[-20:]),
+        hint="correct the example or the function; its output:\n" + "\n".join(story[-20:]),
     )

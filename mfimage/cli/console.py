@@ -1,11 +1,12 @@
-"""The story on stderr: what is under way on a terminal, plain lines everywhere else."""
+"""What stderr shows: bars of what is under way on a terminal, plain lines everywhere else."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mfimage.terminal import byte_bar, is_terminal, step_bars, text_bar
 
@@ -15,78 +16,72 @@ if TYPE_CHECKING:
     from mfimage.run import FileProgress
 
 
-def say(text: str) -> None:
+def note(text: str) -> None:
     """Write a line to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
-class Story(Protocol):
-    """Tells what a build, a pull or a push is doing."""
+class _Story:
+    """Writes lines to stderr, above the bars if there are any."""
 
-    def __call__(self, event: BuildEvent) -> None:
-        """Tell one event."""
+    bars: Callable[[], Any]
+
+    def __init__(self, progress: Any = None) -> None:
+        self._progress = progress
+
+    def _write(self, line: str) -> None:
+        if self._progress is None:
+            note(line)
+        else:
+            self._progress.console.print(line, markup=False, highlight=False)
+
+
+AnyStory = TypeVar("AnyStory", bound=_Story)
 
 
 @contextlib.contextmanager
-def story(*, verbose: bool = False) -> Iterator[Story]:
-    """Yield the teller that fits where stderr goes.
-
-    Parameters
-    ----------
-    verbose : bool
-        Tell the steps' own output, too.
-    """
-    if not is_terminal():
-        yield PlainStory(verbose=verbose)
+def show(kind: type[AnyStory], *, bars: bool = True, **options: Any) -> Iterator[AnyStory]:
+    """Yield a story, with bars if they are wanted and stderr is a terminal."""
+    if not bars or not is_terminal():
+        yield kind(**options)
         return
-    with step_bars() as progress:
-        yield TerminalStory(progress, verbose=verbose)
+    with kind.bars() as progress:
+        yield kind(progress, **options)
 
 
-class PlainStory:
-    """A line for each step when it is over, and for each log line when asked for."""
+class BuildStory(_Story):
+    """A line for each step that ended, and for its output if ``verbose``; a bar for the others."""
 
-    def __init__(self, *, verbose: bool) -> None:
+    bars = staticmethod(step_bars)
+
+    def __init__(self, progress: Any = None, *, verbose: bool = False) -> None:
+        super().__init__(progress)
         self._verbose = verbose
+        self._tasks: dict[str, Any] = {}
+        self._ended: set[str] = set()
 
     def __call__(self, event: BuildEvent) -> None:
-        """Tell one event."""
+        """Show an event."""
         if line := _line(event, verbose=self._verbose):
-            say(line)
-
-
-class TerminalStory:
-    """The same lines, and below them what each step under way is doing."""
-
-    def __init__(self, progress: Any, *, verbose: bool) -> None:
-        self._progress = progress
-        self._verbose = verbose
-        self._bars: dict[str, Any] = {}
-        self._over: set[str] = set()
-
-    def __call__(self, event: BuildEvent) -> None:
-        """Tell one event."""
-        if line := _line(event, verbose=self._verbose):
-            self._progress.console.print(line, markup=False, highlight=False)
-        if event.step in self._over:
-            return  # what BuildKit tells of a step may come after its end
+            self._write(line)
+        if self._progress is None or event.step in self._ended:
+            return  # BuildKit reports on a step even after its end
         if event.kind in ("cached", "done", "failed"):
-            self._over.add(event.step)
-            if (bar := self._bars.pop(event.step, None)) is not None:
-                self._progress.remove_task(bar)
+            self._ended.add(event.step)
+            if (task := self._tasks.pop(event.step, None)) is not None:
+                self._progress.remove_task(task)
             return
-        bar = self._bars.get(event.step)
-        if bar is None:
-            bar = self._progress.add_task(_short(event.step, 70), total=None, amount="")
-            self._bars[event.step] = bar
+        if event.step not in self._tasks:
+            name = _short(event.step, 70)
+            self._tasks[event.step] = self._progress.add_task(name, total=None, amount="")
         if event.total:
             amount = f"  {event.text} {event.current / 1e6:.1f} of {event.total / 1e6:.1f} MB"
-            self._progress.update(bar, amount=amount)
+            self._progress.update(self._tasks[event.step], amount=amount)
 
 
-def _short(step: str, most: int) -> str:
+def _short(step: str, limit: int) -> str:
     text = " ".join(step.split())
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def _line(event: BuildEvent, *, verbose: bool) -> str | None:
@@ -104,66 +99,40 @@ def _line(event: BuildEvent, *, verbose: bool) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def copy_story() -> Iterator[CopyStory]:
-    """Yield the teller of a copy; when the block ends well, it says what there was to do."""
-    if not is_terminal():
-        story = CopyStory()
-        yield story
-    else:
-        with byte_bar("copying") as progress:
-            story = CopyBar(progress)
-            yield story
-    say(story.summary())
+class CopyStory(_Story):
+    """A line for each blob that was copied, a bar of all, and a summary."""
 
+    bars = staticmethod(partial(byte_bar, "copying"))
 
-class CopyStory:
-    """A line for each blob that was copied."""
-
-    def __init__(self) -> None:
+    def __init__(self, progress: Any = None) -> None:
+        super().__init__(progress)
         self._copied: list[int] = []
         self._found: list[int] = []
+        self._task: Any = None
+        self._done: dict[str, int] = {}
 
     def __call__(self, event: CopyEvent) -> None:
-        """Tell one event."""
+        """Show an event."""
         if event.kind == "found":
             self._found.append(event.size)
         elif event.kind == "copied":
             self._copied.append(event.size)
-            self._say(f"{event.blob}  {_bytes(event.size)}")
+            self._write(f"{event.blob}  {_bytes(event.size)}")
+        if self._progress is None:
+            return
+        if self._task is None:
+            self._task = self._progress.add_task("", total=event.total)
+        # A blob may be read twice: for its checksum, and to be sent.
+        self._done[event.blob] = max(event.current, self._done.get(event.blob, 0))
+        self._progress.update(self._task, completed=sum(self._done.values()))
 
-    def _say(self, line: str) -> None:
-        say(line)
-
-    def summary(self) -> str:
-        """Return what was copied, and what was there."""
+    def summary(self) -> None:
+        """Show what was copied, and what was there already."""
         copied, found = self._copied, self._found
-        return (
+        self._write(
             f"copied {_count(len(copied), 'blob')} ({_bytes(sum(copied))}); "
             f"{_count(len(found), 'blob')} ({_bytes(sum(found))}) there already"
         )
-
-
-class CopyBar(CopyStory):
-    """The same lines, and below them a bar."""
-
-    def __init__(self, progress: Any) -> None:
-        super().__init__()
-        self._progress = progress
-        self._task: Any = None
-        self._at: dict[str, int] = {}
-
-    def __call__(self, event: CopyEvent) -> None:
-        """Tell one event."""
-        super().__call__(event)
-        if self._task is None:
-            self._task = self._progress.add_task("", total=event.total)
-        # A blob may be read twice, for its checksum and to be sent.
-        self._at[event.blob] = max(event.current, self._at.get(event.blob, 0))
-        self._progress.update(self._task, completed=sum(self._at.values()))
-
-    def _say(self, line: str) -> None:
-        self._progress.console.print(line, markup=False, highlight=False)
 
 
 def _count(number: int, what: str) -> str:
@@ -174,66 +143,39 @@ def _bytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
-@contextlib.contextmanager
-def file_story(*, bar: bool) -> Iterator[FileStory]:
-    """Yield the teller of a run over a file; ``bar`` says whether one may be drawn."""
-    if not bar or not is_terminal():
-        yield FileStory()
-        return
-    with text_bar() as progress:
-        yield FileBar(progress)
+class FileStory(_Story):
+    """The first few records that fail, a bar, and a summary."""
 
+    bars = staticmethod(text_bar)
+    limit = 10
 
-class FileStory:
-    """The first few records that fail, and what it was in the end."""
+    def __init__(self, progress: Any = None) -> None:
+        super().__init__(progress)
+        self._failures = 0
+        self._task = None if progress is None else progress.add_task("", total=None)
 
-    most = 10
-
-    def __init__(self) -> None:
-        self._told = 0
-
-    def progress(self, progress: FileProgress) -> None:
-        """Tell how far it is: nothing, where that would be lines of it."""
+    def progress(self, done: FileProgress) -> None:
+        """Show how much is done; without a bar, nothing."""
+        if self._progress is not None:
+            total = done.size or None
+            self._progress.update(
+                self._task, description=_rate(done), total=total, completed=done.position
+            )
 
     def failure(self, text: str) -> None:
-        """Tell of a record that failed."""
-        self._told += 1
-        if self._told <= self.most:
-            self._say(text)
-        elif self._told == self.most + 1:
-            self._say("... and more; --errors FILE takes all of them")
+        """Show a record that failed."""
+        self._failures += 1
+        if self._failures <= self.limit:
+            self._write(text)
+        elif self._failures == self.limit + 1:
+            self._write("... and more; --errors FILE records all of them")
 
-    def summary(self, progress: FileProgress) -> None:
-        """Tell what it was."""
-        self._say(_rate(progress))
-
-    def _say(self, line: str) -> None:
-        say(line)
+    def summary(self, done: FileProgress) -> None:
+        """Show the totals."""
+        self._write(_rate(done))
 
 
-class FileBar(FileStory):
-    """The same lines, and below them a bar."""
-
-    def __init__(self, progress: Any) -> None:
-        super().__init__()
-        self._progress = progress
-        self._task = progress.add_task("", total=None)
-
-    def progress(self, progress: FileProgress) -> None:
-        """Show how far it is."""
-        self._progress.update(
-            self._task,
-            description=_rate(progress),
-            total=progress.size or None,
-            completed=progress.position,
-        )
-
-    def _say(self, line: str) -> None:
-        self._progress.console.print(line, markup=False, highlight=False)
-
-
-def _rate(progress: FileProgress) -> str:
-    rate = progress.records / progress.seconds if progress.seconds else 0.0
-    failed = f", {progress.failed} failed" if progress.failed else ""
-    count = _count(progress.records, "record")
-    return f"{count} in {progress.seconds:.1f} s ({rate:,.0f}/s){failed}"
+def _rate(done: FileProgress) -> str:
+    rate = done.records / done.seconds if done.seconds else 0.0
+    failed = f", {done.failed} failed" if done.failed else ""
+    return f"{_count(done.records, 'record')} in {done.seconds:.1f} s ({rate:,.0f}/s){failed}"

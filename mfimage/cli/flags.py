@@ -1,11 +1,20 @@
-"""Flags that several commands take."""
+"""Flags that several commands take, and the options that they make."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from mfimage.errors import OptionError
+from mfimage.image.plan.options import OPTIONS, Option
+
+if TYPE_CHECKING:
+    from mfimage.bind import BindOptions
+    from mfimage.image.plan.options import BuildOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -21,85 +30,94 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
     return apply
 
 
+json_flag = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
 bind_flags = options(
-    click.option("--name", help="Name of the function package; the function's own by default."),
+    click.option("--name", help="Name of the function package; by default the function's."),
     click.option(
         "--artifact", "artifacts", multiple=True, metavar="NAME",
-        help="Artifact that goes along; by default those that the function reads.",
+        help="Artifact to include; by default those that the function reads.",
     ),
     click.option(
         "--environment", type=click.Path(dir_okay=False), metavar="FILE",
-        help="requirements, pylock.toml or uv.lock that describes the environment.",
+        help="File that describes the environment: requirements, pylock.toml or uv.lock.",
     ),
     click.option(
         "--example", "examples", multiple=True, metavar="JSON",
-        help="Record to run the function on; @FILE reads a line each.",
+        help="Record to run the function on; @FILE reads one from each line.",
     ),
     click.option(
         "--param", "params", multiple=True, metavar="NAME=JSON",
-        help="Value that takes the place of an artifact.",
+        help="Value to use instead of an artifact.",
     ),
-    click.option("--root", metavar="DIR", help="Where packages are kept."),
-    click.option("--namespace", help="Metaflow namespace to look in; '' is the global one."),
+    click.option("--root", metavar="DIR", help="Folder or URL to write the package to."),
+    click.option("--namespace", help="Metaflow namespace to search; '' is the global one."),
     click.option(
         "--code", type=click.Choice(["here", "task"]),
-        help="Where FUNCTION's file is: here, or in the code package of the task's run; "
-        "by default here, if it is.",
+        help="Where to find FUNCTION: here, or in the code package of the task's run; "
+        "by default here, if it exists.",
     ),
 )  # fmt: skip
 
-builder_flags = options(
-    click.option(
-        "--builder", type=click.Choice(["auto", "docker", "oci"]),
-        help="auto: docker when an engine answers, else oci, which needs none.",
-    ),
-    click.option(
-        "--output", metavar="WHERE",
-        help="docker, oci:DIR, oci-archive:FILE or docker-archive:FILE.",
-    ),
-    click.option(
-        "--compression", type=click.Choice(["gzip", "zstd"]), help="Of the oci builder's layers."
-    ),
-    click.option(
-        "--compile", is_flag=True, help="Let the oci builder compile Python files; docker's does."
-    ),
-)  # fmt: skip
 
-pipeline_flags = options(
-    click.option("--dry-run", is_flag=True, help="Tell what would be built, and build nothing."),
-    click.option("--max-size", metavar="SIZE", help="Fail if an image is larger, as 500MB."),
-    click.option(
-        "--cache-from", multiple=True, metavar="NAME[:TAG]",
-        help="Cache to use: a name in a registry, or as buildx has it: type=gha, type=local,...",
-    ),
-    click.option(
-        "--cache-to", metavar="NAME[:TAG]", help="Cache to write this build's layers to, likewise."
-    ),
-    click.option(
-        "--iidfile", type=click.Path(dir_okay=False), metavar="FILE", help="Write its ID there."
-    ),
-    click.option(
-        "--metadata-file", type=click.Path(dir_okay=False), metavar="FILE",
-        help="Write all there is to know there, as JSON.",
-    ),
-)  # fmt: skip
+def build_flags(command: str) -> Callable[[Command], Command]:
+    """Return the decorator that adds the build options of a command."""
+    return options(*(_flag(option) for option in OPTIONS if command in option.commands))
 
-build_flags = options(
-    click.option("--target", default=None, help="Interface of the image: fastapi or ray."),
-    click.option("--base-image", metavar="IMAGE", help="python:<minor>-slim by default."),
-    click.option("--apt", multiple=True, metavar="PACKAGE", help="Debian package to install."),
-    click.option("--env", multiple=True, metavar="NAME=VALUE", help="Variable of the image."),
-    click.option("--label", multiple=True, metavar="NAME=VALUE", help="Label of the image."),
-    click.option("--platform", metavar="OS/ARCH", help="linux/amd64, linux/arm64, or both."),
-    click.option(
-        "--secret", multiple=True, metavar="id=ID,src=FILE|env=VAR",
-        help="Credential for the dependency step: ca, netrc, pip.conf, or a UV_ variable.",
-    ),
-    click.option("--index-url", metavar="URL", help="Package index to install from."),
-    click.option("--extra-index-url", multiple=True, metavar="URL", help="Index beside it."),
-    click.option("--ray-version", metavar="VERSION", help="Of an image for Ray; newest that fits."),
-    click.option(
-        "--with", "parts", multiple=True, metavar="PART",
-        help="What of Ray goes along beside its core: serve, data.",
-    ),
-)  # fmt: skip
+
+def _flag(option: Option) -> Callable[[Command], Command]:
+    names = (*option.flags, option.name)
+    if option.kind == "switch":
+        return click.option(*names, is_flag=True, default=None, help=option.help)
+    return click.option(
+        *names,
+        multiple=option.kind in ("list", "table"),
+        type=click.Choice(option.choices) if option.choices else str,
+        metavar=option.metavar,
+        help=option.help,
+    )
+
+
+def build_options(given: Mapping[str, Any]) -> BuildOptions:
+    """Return the build options that flags and the project's settings give."""
+    from mfimage.image.plan.settings import make_options, read_settings
+
+    return make_options(given, read_settings(Path.cwd()))
+
+
+def bind_options(given: Mapping[str, Any]) -> BindOptions:
+    """Return the bind options that flags give."""
+    from mfimage.bind import BindOptions
+
+    parameters = {}
+    for text in given["params"]:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise OptionError(f"--param: expected NAME=JSON, got {text!r}")
+        parameters[name] = _json(value, f"--param {name}")
+    return BindOptions(
+        name=given["name"],
+        artifacts=given["artifacts"] or None,
+        environment=given["environment"],
+        examples=[record for text in given["examples"] for record in _records(text)],
+        parameters=parameters,
+        root=given["root"],
+        namespace=given["namespace"],
+    )
+
+
+def _records(text: str) -> list[Any]:
+    if not text.startswith("@"):
+        return [_json(text, "--example")]
+    try:
+        lines = Path(text[1:]).read_text().splitlines()
+    except OSError as error:
+        raise OptionError(f"--example: cannot read {text[1:]}: {error.strerror}") from None
+    return [_json(line, f"--example {text}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise OptionError(f"{where}: {text[:80]!r} is not JSON: {error}") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -20,27 +19,36 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("reference")
-@click.option("--host", help="Address to listen on; MFIMAGE_HOST.")
-@click.option("--port", type=int, help="Port to listen on; PORT.")
+@click.option("--host", help="Address to listen on; by default MFIMAGE_HOST.")
+@click.option("--port", type=int, help="Port to listen on; by default PORT.")
 def serve(reference: str, host: str | None, port: int | None) -> None:
-    """Serve the function over HTTP on this machine, as its image would."""
+    """Serve a function over HTTP, as its image would."""
     given = {"MFIMAGE_HOST": host, "PORT": port}
     os.environ.update({name: str(value) for name, value in given.items() if value is not None})
     _runtime(reference, "serve")
 
 
 _file_flags = options(
-    click.option("--input", default="-", metavar="FILE", help="Records; - is stdin."),
-    click.option("--output", default="-", metavar="FILE", help="Results; - is stdout."),
-    click.option("--format", metavar="NAME", help="Of the input; by its suffix, else json."),
     click.option(
-        "--output-format", metavar="NAME", help="Of the output; by its suffix, else json."
+        "--input", default="-", metavar="FILE", help="File to read records from; - is stdin."
     ),
-)
+    click.option(
+        "--output", default="-", metavar="FILE", help="File to write results to; - is stdout."
+    ),
+    click.option(
+        "--format", metavar="NAME", help="Format of the input; by default by its suffix, else json."
+    ),
+    click.option(
+        "--output-format", metavar="NAME",
+        help="Format of the output; by default by its suffix, else json.",
+    ),
+)  # fmt: skip
 _backend_flags = options(
-    click.option("--backend", metavar="NAME", help="Where it runs: local, process or ray."),
-    click.option("--workers", type=int, metavar="N", help="Processes that run it."),
-    click.option("--timeout", type=float, metavar="SECONDS", help="The most for a record."),
+    click.option(
+        "--backend", metavar="NAME", help="Where the function runs: local, process or ray."
+    ),
+    click.option("--workers", type=int, metavar="N", help="Processes that run the function."),
+    click.option("--timeout", type=float, metavar="SECONDS", help="Time limit for each record."),
 )
 
 
@@ -51,10 +59,10 @@ _backend_flags = options(
 def call(
     reference: str, *, backend: str | None, workers: int | None, timeout: float | None, **files: Any
 ) -> None:
-    """Call the function with each record, one by one, and write each result at once.
+    """Call a function with each record, one by one.
 
-    Records are lines of JSON, or a file's. It runs in this process, as its image would, unless a
-    backend is named. The first record that fails ends it.
+    Each result is written at once. The function runs in this process, as its image would, unless
+    a backend is named. The first record that fails ends the run.
     """
     if (backend, workers, timeout) == (None, None, None):
         given = [f"--{name.replace('_', '-')}={value}" for name, value in files.items() if value]
@@ -72,12 +80,16 @@ def call(
 @click.argument("reference")
 @_file_flags
 @_backend_flags
-@click.option("--batch-size", type=int, default=256, metavar="N", help="Records sent together.")
-@click.option("--max-in-flight", type=int, metavar="N", help="Batches that are under way.")
+@click.option("--batch-size", type=int, default=256, metavar="N", help="Records to send together.")
 @click.option(
-    "--on-error", type=click.Choice(["stop", "skip"]), help="At a record that fails; stop."
+    "--max-in-flight", type=int, metavar="N", help="Batches to send before results are back."
 )
-@click.option("--errors", metavar="FILE", help="Skip records that fail; write here why.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["stop", "skip"]),
+    help="What to do when a record fails; by default stop.",
+)
+@click.option("--errors", metavar="FILE", help="Skip records that fail, and write why to a file.")
 def map_(
     reference: str,
     *,
@@ -89,15 +101,17 @@ def map_(
     on_error: Literal["stop", "skip"] | None,
     errors: str | None,
     **files: Any,
-) -> None:
-    """Run the function on all records of a file, as fast as it goes.
+) -> None:  # fmt: skip
+    """Run a function on all records of a file.
 
-    Results come in order. The output is there when it is whole.
+    Records are sent in batches, results are written in order. The output appears when it is
+    complete.
     """
-    from mfimage.cli.console import file_story
+    from mfimage.cli.console import FileStory, show
     from mfimage.run import RecordFiles, map_files
 
-    with file_story(bar=files["output"] != "-" or not sys.stdout.isatty()) as story:
+    bars = files["output"] != "-" or not sys.stdout.isatty()
+    with show(FileStory, bars=bars) as story:
         done = map_files(
             _loader(reference, backend, workers, timeout),
             RecordFiles(**files),
@@ -117,7 +131,7 @@ def _loader(
 ) -> Callable[[], JsonFunction]:
     from mfimage.load import function_from_json
 
-    # The command has a bar of its own.
+    # The command shows its own bar.
     cluster = {"progress": False} if backend == "ray" else {}
     return functools.partial(
         function_from_json, reference, backend=backend, workers=workers, timeout=timeout, **cluster
@@ -126,6 +140,8 @@ def _loader(
 
 def _runtime(reference: str, *command: str) -> NoReturn:
     """Run the image's own entrypoint on a package, in this process."""
+    import tempfile
+
     from mfimage.package.archive import unpack
     from mfimage.package.store import open_package
     from mfimage.runtime.__main__ import main as run

@@ -1,1 +1,6 @@
-"""Manifests for the platforms that run images."""
+"""Manifests that run an image elsewhere.
+
+A kind of manifest is a module that turns an image and options into data, which `text.to_yaml`
+writes; `checks` has the rules of Kubernetes that options are validated against. The command line
+calls the functions named after kinds, such as `kuberay.manifest.rayjob`.
+"""

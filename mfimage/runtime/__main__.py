@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"hint: {error.hint}\n")
         return 1
     except BrokenPipeError:
-        return 1  # whoever reads has had enough
+        return 1  # the reader has closed the pipe
     except KeyboardInterrupt:
         return 130
 
@@ -42,9 +42,9 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m mfimage.runtime", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for verb, text in (
-        (serve, "answer HTTP"),
+        (serve, "serve the function over HTTP"),
         (call, "read records as JSON lines, write results as JSON lines"),
-        (check, "load the function and run its recorded examples again"),
+        (check, "load the function and replay its recorded examples"),
         (batch, "run the function over files of records, on a Ray cluster"),
     ):
         sub = verbs.add_parser(verb.__name__, help=text, description=verb.__doc__)
@@ -56,7 +56,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             _add_files(sub)
         if verb is check:
             _add_tolerance(sub)
-        # What these import, only they need.
+        # Only this verb needs the import.
         if verb is batch and "batch" in arguments[:1]:
             from mfimage.runtime.batch.command import add_arguments
 
@@ -82,8 +82,8 @@ def _add_tolerance(parser: argparse.ArgumentParser) -> None:
 
 
 def serve(options: argparse.Namespace) -> int:
-    """Answer HTTP until SIGTERM; the variables in docs/serving.md say how."""
-    # PID 1 has no default for these, and importing what follows takes a moment.
+    """Serve over HTTP until SIGTERM; docs/serving.md lists the settings."""
+    # PID 1 has no default handlers, and the imports below take a moment.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
     from mfimage.runtime.settings import Settings
@@ -100,9 +100,9 @@ def serve(options: argparse.Namespace) -> int:
         from mfimage.runtime.serving.supervisor import supervise
 
         return supervise(_folder(options), settings)
-    from mfimage.runtime.serving.process import serve as serve_until_told
+    from mfimage.runtime.serving.process import serve as serve_alone
 
-    return serve_until_told(_folder(options), settings)
+    return serve_alone(_folder(options), settings)
 
 
 def call(options: argparse.Namespace) -> int:
@@ -132,7 +132,7 @@ def call(options: argparse.Namespace) -> int:
 
 
 def check(options: argparse.Namespace) -> int:
-    """Load the function, run its recorded examples again; exit code 1 if a result differs."""
+    """Load the function and replay its recorded examples; exit code 1 if a result differs."""
     from mfimage.runtime.loading.loader import load_folder
     from mfimage.runtime.records import run, streams
 

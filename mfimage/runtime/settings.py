@@ -1,4 +1,4 @@
-"""Every variable that the server reads, in one table, and what their values mean."""
+"""The server's settings, and the table of variables that they are read from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NO = ("0", "false", "no", "off")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How the server behaves; each field is one of ``VARIABLES``."""
+    """The server's settings; each field is read from one of ``VARIABLES``."""
 
     host: str = "0.0.0.0"  # noqa: S104  (a container is reached from outside)
     port: int = 8000
@@ -44,7 +44,7 @@ class Settings:
         Raises
         ------
         OptionError
-            Naming the variable, what it should be, and what it is.
+            Naming the variable, what was expected and its value.
         """
         environ = os.environ if environ is None else environ
         given = {
@@ -57,22 +57,22 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Variable:
-    """One row of the table.
+    """A variable.
 
     Attributes
     ----------
     name : str
-        The environment variable.
+        Its name.
     field : str
-        Its field in ``Settings``; empty for what is read elsewhere.
+        Its field in ``Settings``; empty for one that is read elsewhere.
     default : str
-        As the documentation shows it.
+        The default, as in the documentation.
     meaning : str
-        One sentence.
+        Description for the documentation.
     parse : callable
-        Text to value; ``ValueError`` when it cannot.
+        Text to value; raises ``ValueError``.
     wanted : str
-        What a value should look like, for the error.
+        Description of a valid value, for the error.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Variable:
     wanted: str = "text"
 
     def read(self, text: str) -> Any:
-        """Parse a value, or say which variable is wrong and how."""
+        """Return the value of a text, or raise an ``OptionError`` that names the variable."""
         try:
             return self.parse(text.strip())
         except ValueError:
@@ -152,8 +152,8 @@ VARIABLES: tuple[Variable, ...] = (
         name="MFIMAGE_THREADS",
         field="threads",
         default="40; 1 for batch functions",
-        meaning="The most calls of the function at once in a process. "
-        "`1`: never two at once, for a model that is not thread-safe.",
+        meaning="Maximum number of concurrent calls of the function in a process. "
+        "`1` is for models that are not thread-safe.",
         parse=_whole(1, 4096),
         wanted=_COUNT,
     ),
@@ -161,7 +161,7 @@ VARIABLES: tuple[Variable, ...] = (
         name="MFIMAGE_MAX_BATCH",
         field="max_batch",
         default="64",
-        meaning="The most records that go into one call of a batch function.",
+        meaning="Maximum number of records in one call of a batch function.",
         parse=_whole(1, 1_000_000),
         wanted=_COUNT,
     ),
@@ -169,7 +169,7 @@ VARIABLES: tuple[Variable, ...] = (
         name="MFIMAGE_BATCH_WAIT",
         field="batch_wait",
         default="0",
-        meaning="Seconds that a call of a batch function waits for more records to join.",
+        meaning="Seconds that a call of a batch function waits for more records.",
         parse=_seconds,
         wanted=_TIME,
     ),
@@ -177,7 +177,7 @@ VARIABLES: tuple[Variable, ...] = (
         name="MFIMAGE_MAX_BODY",
         field="max_body",
         default="16MiB",
-        meaning="The largest request body; a larger one gets 413.",
+        meaning="Maximum size of a request body; a larger one gets 413.",
         parse=partial(parse_size, field="MFIMAGE_MAX_BODY"),
         wanted="a size, as 16777216 or 16MiB",
     ),
@@ -185,7 +185,7 @@ VARIABLES: tuple[Variable, ...] = (
         name="MFIMAGE_MAX_WAITING",
         field="max_waiting",
         default="2048",
-        meaning="The most records in a process that wait or run; more get 503.",
+        meaning="Maximum number of records that wait or run in a process; more get 503.",
         parse=_whole(1, 10_000_000),
         wanted=_COUNT,
     ),
@@ -201,7 +201,7 @@ VARIABLES: tuple[Variable, ...] = (
         name="MFIMAGE_GRACE",
         field="grace",
         default="25",
-        meaning="Seconds that requests in flight have to finish after SIGTERM.",
+        meaning="Seconds after SIGTERM in which requests in flight can finish.",
         parse=_seconds,
         wanted=_TIME,
     ),
@@ -210,7 +210,7 @@ VARIABLES: tuple[Variable, ...] = (
         field="drain",
         default="1",
         meaning="Seconds after SIGTERM in which new connections are still served, while load "
-        "balancers learn that this server goes.",
+        "balancers learn of the shutdown.",
         parse=_seconds,
         wanted=_TIME,
     ),
@@ -218,8 +218,8 @@ VARIABLES: tuple[Variable, ...] = (
         name="MFIMAGE_KEEP_ALIVE",
         field="keep_alive",
         default="75",
-        meaning="Seconds that an idle connection stays open; longer than a load balancer's "
-        "own limit, or clients see 502.",
+        meaning="Seconds that an idle connection stays open; must be longer than the load "
+        "balancer's idle timeout, or clients see 502.",
         parse=_whole(1, 86400),
         wanted="a whole number of seconds",
     ),
@@ -235,7 +235,7 @@ VARIABLES: tuple[Variable, ...] = (
         name="MFIMAGE_ACCESS_LOG",
         field="access_log",
         default="1",
-        meaning="`0`: no log line for each request.",
+        meaning="`0` turns off the log line for each request.",
         parse=_flag,
         wanted="1 or 0",
     ),
@@ -243,6 +243,6 @@ VARIABLES: tuple[Variable, ...] = (
         name=FUNCTION_VARIABLE,
         field="",
         default=FUNCTION,
-        meaning="The folder of the function's package.",
+        meaning="Folder of the function's package.",
     ),
 )

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from mfimage.backends.process.environments import this_platform
-from mfimage.capture.lock.platform import Target
-from mfimage.capture.lock.pylock import Package as Locked
-from mfimage.capture.lock.pylock import WheelFile, write_pylock
+from mfimage.capture.lock.platform import Platform
+from mfimage.capture.lock.pylock import LockedPackage, WheelFile, write_pylock
 from mfimage.package.spec import ArtifactRef, EnvironmentSpec, FunctionSpec, Lineage
 from mfimage.package.store import Package, PackageStore, open_package
 
@@ -79,8 +78,8 @@ class Packages:
             wheels[file] = self.store.put_bytes(data)
             files = (WheelFile(name=file, sha256=wheels[file].hex),)
             version = importlib.metadata.version(name)
-            locked.append(Locked(name=name, version=version, files=files))
-        target = Target(python=PYTHON, platform=this_platform())
+            locked.append(LockedPackage(name=name, version=version, files=files))
+        target = Platform(python=PYTHON, name=this_platform())
         values: dict[str, Any] = {
             "python": PYTHON,
             "platform": this_platform(),

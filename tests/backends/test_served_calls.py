@@ -16,7 +16,7 @@ from mfimage.errors import OutputError, RecordError
 from mfimage.function.avro import AvroSerializer
 from mfimage.package.archive import unpack
 from mfimage.package.store import open_package
-from mfimage.runtime.loading.loader import load_function
+from mfimage.runtime.loading.loader import LiveFunction, load_function
 from mfimage.runtime.records import run
 from mfimage.runtime.records.files import open_sink
 from mfimage.runtime.records.formats import choose_format
@@ -175,6 +175,12 @@ def test_in_an_avro_list(call: Call, servers: Mapping[str, Server]) -> None:
         assert item["error"]["status"] == (422 if call.error == "InputError" else 500)
 
 
+def write(fn: LiveFunction, lines: Any, sink: Any) -> None:
+    run.stop_at_failure(
+        run.invoke_each(fn, lines), sink.append_json, sink.flush, name=fn.name, unit="line"
+    )
+
+
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_by_lines(call: Call, bound_calls: Mapping[str, str], tmp_path: Path) -> None:
     package = open_package(bound_calls[call.function])
@@ -187,14 +193,14 @@ def test_by_lines(call: Call, bound_calls: Mapping[str, str], tmp_path: Path) ->
     try:
         if not call.error:
             with open_sink(out, choose_format("-"), fn) as sink:
-                run.call(fn, lines, sink)
+                write(fn, lines, sink)
             check(call, lambda _name, _record: json.loads(out.getvalue()))
             return
         with (
             pytest.raises(RecordError) as caught,
             open_sink(out, choose_format("-"), fn) as sink,
         ):
-            run.call(fn, lines, sink)
+            write(fn, lines, sink)
         assert out.getvalue() == b""
         assert type(caught.value.__cause__).__name__ == call.error
     finally:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mfimage.capture.code.imports import Imports, find_imports
-from mfimage.capture.environment.choose import Environment, describe_environment
+from mfimage.capture.code.imports import Code, Imports, search_imports
+from mfimage.capture.environment.sources import Environment, Request, describe_environment
+from mfimage.capture.environment.sources.conda import Resolution
 from mfimage.capture.task.pickles import StoredBytes
 from tests.capture.wheelhouse import Interpreter
 
@@ -40,31 +41,41 @@ def find(
         name: StoredBytes(encoding="pickle-v4", open=lambda data=data: io.BytesIO(data))
         for name, data in (artifacts or {}).items()
     }
-    return find_imports(
-        code_root=root,
-        files=written,
-        module=module,
-        artifacts=stored,
-        run=run,
-        python_executable=interpreter.python,
+    asked = Code(
+        root=root, files=written, module=module, artifacts=stored, python=interpreter.python
     )
+    with search_imports(asked, run=run) as search:
+        return search.result()
 
 
 def describe(
-    interpreter: Interpreter, project: Path, declared: str = "", **options: Any
+    interpreter: Interpreter,
+    project: Path,
+    declared: str = "",
+    *,
+    code_root: Path | None = None,
+    functions: Sequence[str] = ("predict",),
+    artifacts: Mapping[str, StoredBytes] | None = None,
+    resolution: Resolution | None = None,
+    **options: Any,
 ) -> Environment:
-    root = options.pop("code_root", project)
-    return describe_environment(
-        declared=project / declared if declared else None,
-        project=project,
-        code_root=root,
+    root = code_root or project
+    code = Code(
+        root=root,
         files=sorted(root.rglob("*.py")),
         module="predict",
-        functions=options.pop("functions", ["predict"]),
-        artifacts=options.pop("artifacts", {}),
-        python_executable=interpreter.python,
+        functions=functions,
+        artifacts=artifacts or {},
+        python=interpreter.python,
+    )
+    request = Request(
+        code=code,
+        project=project,
+        declared=project / declared if declared else None,
+        resolution=lambda: resolution,
         **options,
     )
+    return describe_environment(request)
 
 
 def versions(environment: Environment) -> dict[str, str]:

@@ -219,7 +219,7 @@ def test_an_image_for_ray(iris, spoiled):
     ("image", "env", "said"),
     [
         ("{base}", {}, "holds no function"),
-        ("oci:.", {}, "oci:.: cannot be read"),
+        ("oci:.", {}, "index.json"),
         ("iris:1", NO_ENGINE, "runs an image in a Docker engine: start Docker"),
         ("oci:.", NO_ENGINE, "runs an image in a Docker engine: start Docker"),
     ],

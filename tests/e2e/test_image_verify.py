@@ -47,17 +47,17 @@ def test_a_build_gives_the_same_again(iris, base, reference, built):
 
 def test_the_layer_and_its_files_are_named(iris, base, reference, tmp_path):
     place = f"oci:{tmp_path}/layout"
-    options = ["--builder", "oci", "--compile", "--label", "team=a", "--output", place]
+    options = ["--builder", "oci", "--no-compile", "--label", "team=a", "--output", place]
     iris.mfimage("build", reference, *base, *options)
     done = iris.mfimage("verify", place, "--reference", reference, *base, "--json", check=False)
     assert done.returncode == 1
     found = json.loads(done.stdout)
     assert {layer["name"] for layer in found["layers"] if not layer["same"]} == {"dependencies"}
     (layer,) = (layer for layer in found["layers"] if not layer["same"])
-    assert {tuple(change["how"]) for change in layer["changes"]} == {("removed",)}
+    assert {tuple(change["how"]) for change in layer["changes"]} == {("added",)}
     assert all("__pycache__" in change["path"] for change in layer["changes"])
     assert found["settings"] == ["Labels"]
-    same = ["--compile", "--label", "team=a"]
+    same = ["--no-compile", "--label", "team=a"]
     iris.mfimage("verify", place, "--reference", reference, *base, *same)
 
 
@@ -71,7 +71,7 @@ def test_another_function_is_refused(iris, base, built):
 def test_a_base_without_a_name_has_to_be_named(iris, reference, built):
     done = iris.mfimage("verify", built, "--reference", reference, check=False)
     assert done.returncode == 1
-    assert "hint: name it as it was then: --base-image" in done.stderr
+    assert "--base-image" in done.stderr
 
 
 def test_what_fails_its_test_is_written_nowhere(iris, base, reference, tmp_path):

@@ -1,10 +1,9 @@
-# Made by mfimage 1.2.3: the function predict, target fastapi.
+# Made by mfimage 1.2.3: function predict, target fastapi.
 #
-# A folder below layers/ holds a layer's files as they stand in the image. It is copied onto /, so
-# that the folders around the files get fixed times too: then the layer's digest depends on its
-# content alone, and whoever has the layer need not get it again.
+# A folder below layers/ has the files of one layer. It is copied onto /, so that parent folders get
+# fixed times too: the layer's digest then depends on its content alone, and is the same everywhere.
 
-# The build stage: uv installs what the lock lists, hashes verified. Only /out leaves it.
+# Build stage: uv installs what the lock lists, and verifies hashes. Only /out is copied from it.
 FROM python:3.11-slim AS build
 USER 0:0
 ENV PIP_CACHE_DIR=/var/cache/mfimage/pip \
@@ -27,7 +26,7 @@ RUN --mount=type=cache,id=mfimage-uv,target=/var/cache/mfimage/uv \
     /opt/uv/bin/uv pip install --python=/opt/venv/bin/python \
         --require-hashes --no-build --requirement=/build/lock/pylock.toml && \
     rm -f /opt/venv/.lock /opt/venv/.gitignore /opt/venv/CACHEDIR.TAG && \
-    # Compiled once here rather than at each start. Nobody imports tests.
+    # Compiled once here rather than at each start; tests are not imported.
     { /opt/venv/bin/python -m compileall -qq -j 0 -x '/tests?/' \
         --invalidation-mode unchecked-hash /opt/venv/lib || true; } && \
     mkdir -p /out/opt /out/opt/function/code && \
@@ -38,7 +37,7 @@ RUN --mount=type=cache,id=mfimage-uv,target=/var/cache/mfimage/uv \
 FROM python:3.11-slim
 USER 0:0
 COPY --from=build /out/ /
-# Before what changes often: it is a layer, if an empty one.
+# Before what changes often, because it makes a layer, an empty one.
 WORKDIR /opt/function/code
 # model
 COPY layers/artifact-8dc41a85a349b16d/ /
@@ -71,8 +70,8 @@ LABEL \
 USER 1000:0
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-# The base's, if it has one, is of another program. An own one would start a Python every few
-# seconds, and Kubernetes ignores it: probe GET /healthz and GET /readyz.
+# The base's would check another program. One of our own would start Python every few seconds, and
+# Kubernetes ignores it: probe GET /healthz and GET /readyz.
 HEALTHCHECK NONE
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mfimage.runtime"]
 CMD ["serve"]

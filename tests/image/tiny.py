@@ -15,7 +15,7 @@ from mfimage.image.oci.builder import OciBuilder
 from mfimage.image.plan.options import BuildOptions
 from mfimage.image.plan.plan import ImagePlan, make_plan
 from mfimage.image.registry.location import Location
-from mfimage.image.secrets.scanning import scan_image
+from mfimage.image.secrets.scan import scan_image
 from tests.image.sample import Sample
 
 _OCI = "application/vnd.oci.image."

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import mfimage
 from mfimage.capture.lock.indexes import OWN_CONFIGURATION
-from mfimage.capture.lock.uv import UvFailure, explain, run_uv
+from mfimage.capture.lock.uv import UvFailure, run_uv
 from mfimage.errors import BackendError, LockError
 from mfimage.package.storage.cache import cache_folder, make_once
 from mfimage.package.store import Package
@@ -174,9 +174,8 @@ def _run_uv(arguments: list[str], folder: Path, python: Path) -> None:
     try:
         run_uv(arguments, folder, environment, prefix=tied, pass_fds=[reader])
     except UvFailure as failure:
-        error = explain(failure)
-        message = f"the environment cannot be made: {error.message}"
-        raise LockError(message, hint=error.hint) from None
+        message = f"the environment cannot be made: {failure.message}"
+        raise LockError(message, hint=failure.hint) from None
     finally:
         os.close(reader)
         os.close(writer)

@@ -1,7 +1,9 @@
-"""Runs in a fresh interpreter: imports a module, and tells what its project's files import.
+"""Runs in a fresh interpreter: imports a module, and reports what its project's files import.
 
-Only the standard library, and run as a script: the interpreter may have no mfimage.
-``_probe.py REQUEST ANSWER`` reads and writes JSON; :mod:`mfimage.capture.code.traced` starts it.
+Standard library only, and run as a script: the interpreter may not have mfimage.
+:mod:`mfimage.capture.code.interpreter` starts it with the folder that holds mfimage, and modules
+to import ahead of the request. That comes by stdin, as JSON. What the files' source says goes to
+stdout; then the module is imported, if the request says so, and the rest goes to a file.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ import importlib.util
 import json
 import os
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# Installed packages, and what is shipped apart from the function's code.
+# Installed packages, and what ships apart from the function's code.
 _NOT_LOCAL = {"site-packages", "dist-packages", "mfimage", "metaflow_extensions"}
 _SUFFIXES = (".py", ".so", ".pyd")
 
@@ -32,13 +34,12 @@ _SUFFIXES = (".py", ".so", ".pyd")
 class Tracer:
     """Notes which modules a project's files import while they run.
 
-    What libraries import for themselves is none of the function's business: their requirements
-    say it.
+    What libraries import themselves is left to their requirements.
     """
 
     def __init__(self, root: Path) -> None:
         self.seen: dict[tuple[str, str, int], None] = {}
-        self._root = root
+        self.root = root
         self._local: dict[str, bool] = {}
         self._import = builtins.__import__
         self._import_module = importlib.import_module
@@ -53,13 +54,13 @@ class Tracer:
         importlib.import_module = self._import_module
 
     def is_local(self, file: str | None) -> bool:
-        """Tell whether a file is the project's; an environment inside its folder is not."""
+        """Return whether a file is the project's; an environment inside its folder is not."""
         if not file:
             return False
         if file not in self._local:
             path = Path(os.path.realpath(file))
-            inside = self._root in path.parents
-            parts = path.relative_to(self._root).parts if inside else ()
+            inside = self.root in path.parents
+            parts = path.relative_to(self.root).parts if inside else ()
             self._local[file] = inside and _NOT_LOCAL.isdisjoint(parts)
         return self._local[file]
 
@@ -96,7 +97,7 @@ class Tracer:
 
 
 def import_function(tracer: Tracer, module: str) -> dict[str, Any] | None:
-    """Import a module under the tracer; return what went wrong."""
+    """Import a module under the tracer; return the error, if any."""
     try:
         with tracer:
             importlib.import_module(module)
@@ -122,14 +123,14 @@ def _describe(tracer: Tracer, error: BaseException) -> dict[str, Any]:
 
 
 def loaded_modules(tracer: Tracer) -> dict[str, Path]:
-    """Return the project's modules that are imported now, and their files."""
+    """Return the project's modules that are imported, and their files."""
     modules = list(sys.modules.items())
     files = {name: getattr(module, "__file__", None) for name, module in modules}
     return {name: Path(file) for name, file in files.items() if file and tracer.is_local(file)}
 
 
 def find_origins(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return where modules lie; one that is not loaded is looked up by its first name."""
+    """Return where modules are; one that is not loaded is looked up by its first name."""
     return {name: _origin(name) for name in names if _top(name) not in _STANDARD}
 
 
@@ -156,53 +157,59 @@ def _origin(name: str) -> list[str]:
     return [spec.origin] if spec.origin and spec.has_location else places
 
 
-def list_distributions() -> list[dict[str, Any]]:
-    """Return the installed distributions; of those with one name, the first on the path."""
-    found: dict[str, dict[str, Any]] = _packaged_metaflow()
-    for distribution in importlib.metadata.distributions():
-        modern = distribution.read_text("METADATA")
-        header = _header(modern or distribution.read_text("PKG-INFO") or "")
-        name = (header.get("name") or [""])[0]
-        if name and name.lower() not in found:
-            found[name.lower()] = {
-                "name": name,
-                "version": (header.get("version") or [""])[0],
-                "requires": header.get("requires-dist", [])
-                if modern
-                else list(distribution.requires or ()),
-                "location": str(distribution.locate_file("")),
-                "direct_url": distribution.read_text("direct_url.json"),
-                "installer": (distribution.read_text("INSTALLER") or "").strip(),
-                "legacy": modern is None,
-                "modules": _modules(distribution.read_text),
-            }
+def describe_distributions(places: list[str] | None = None) -> list[dict[str, Any]]:
+    """Describe the distributions on a path, by default on ``sys.path``."""
+    path = sys.path if places is None else places
+    found = map(_describe_distribution, importlib.metadata.distributions(path=path))
+    return [each for each in found if each["name"]]
+
+
+def _describe_distribution(distribution: importlib.metadata.Distribution) -> dict[str, Any]:
+    modern = distribution.read_text("METADATA")
+    header = _header(modern or distribution.read_text("PKG-INFO") or "")
+    return {
+        "name": (header.get("name") or [""])[0],
+        "version": (header.get("version") or [""])[0],
+        "requires": header.get("requires-dist", [])
+        if modern
+        else list(distribution.requires or ()),
+        "location": str(distribution.locate_file("")),
+        "direct_url": distribution.read_text("direct_url.json"),
+        "installer": (distribution.read_text("INSTALLER") or "").strip(),
+        "legacy": modern is None,
+        "modules": _modules(distribution.read_text),
+    }
+
+
+def join_distributions(*groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return distributions in the order of their path: of those with one name, the first."""
+    found: dict[str, dict[str, Any]] = {}
+    for each in (*_packaged_metaflow(), *(each for group in groups for each in group)):
+        found.setdefault(each["name"].lower(), each)
     _keep_shared(list(found.values()))
     return list(found.values())
 
 
-def _packaged_metaflow() -> dict[str, dict[str, Any]]:
-    """Return the Metaflow that a code package brought here; Python takes it for no distribution."""
+def _packaged_metaflow() -> Iterator[dict[str, Any]]:
+    """Yield the Metaflow of a code package, which Python does not see as a distribution."""
     for entry in map(Path, sys.path):
         info = entry.parent / ".mf_meta" / "INFO"
         if entry.name == ".mf_code" and info.is_file():
             version = json.loads(info.read_text())["metaflow_version"]
-            return {
-                "metaflow": {
-                    "name": "metaflow",
-                    "version": version.partition("+")[0].partition("-")[0],
-                    "requires": ["requests", "boto3"],
-                    "location": str(entry),
-                    "direct_url": None,
-                    "installer": "",
-                    "legacy": False,
-                    "modules": {"metaflow": []},
-                }
+            yield {
+                "name": "metaflow",
+                "version": version.partition("+")[0].partition("-")[0],
+                "requires": ["requests", "boto3"],
+                "location": str(entry),
+                "direct_url": None,
+                "installer": "",
+                "legacy": False,
+                "modules": {"metaflow": []},
             }
-    return {}
 
 
 def _header(text: str) -> dict[str, list[str]]:
-    # The e-mail parser takes a millisecond for each.
+    # The e-mail parser takes a millisecond for each distribution.
     found: dict[str, list[str]] = {}
     last: list[str] = []
     for line in text.splitlines():
@@ -218,7 +225,7 @@ def _header(text: str) -> dict[str, list[str]]:
 
 
 def _modules(read_text: Callable[[str], str | None]) -> dict[str, list[str]]:
-    """Return first names of modules -> the files below them."""
+    """Return top-level module -> the files below it."""
     found: dict[str, list[str]] = {}
     for name in (read_text("top_level.txt") or "").split():
         found[name] = []
@@ -230,7 +237,7 @@ def _modules(read_text: Callable[[str], str | None]) -> dict[str, list[str]]:
 
 
 def _keep_shared(distributions: list[dict[str, Any]]) -> None:
-    """Drop the files of names that one distribution has alone: nothing is to be decided there."""
+    """Drop the files of modules that only one distribution has: they are never compared."""
     owners: dict[str, int] = {}
     for distribution in distributions:
         for name in distribution["modules"]:
@@ -243,39 +250,88 @@ def _keep_shared(distributions: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Answer one request."""
-    request = json.loads(Path(sys.argv[1]).read_text())
+    channel = os.dup(1)
+    os.dup2(2, 1)  # whatever is imported may print
+    home, *ahead = sys.argv[1:]
+    sites = describe_distributions()
+    before = set(sys.modules)
+    sys.path.append(home)
+    for name in ahead:
+        importlib.import_module(name)
+    imported = set(sys.modules) - before
+    request_text = sys.stdin.buffer.read()
+    request = json.loads(request_text)
     reading = _sibling("_reading")
     root = Path(os.path.realpath(request["root"]))
-    sys.path[:] = [str(root), *sys.path, *request["path"]]
-    tracer = Tracer(root)
-    answer: dict[str, Any] = {"python": ".".join(map(str, sys.version_info[:3])), "error": None}
-    answer["standard"] = sorted(_STANDARD)
+    if imported and _hides(reading, root, imported):
+        _start_again(request_text, request["answer"], channel)
+    sys.path.insert(0, str(root))
+    own, ours = describe_distributions([str(root)]), describe_distributions([home])
+    found = {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "standard": sorted(_STANDARD),
+        "distributions": join_distributions(own, sites, ours),
+    }
+    try:
+        found |= _read(reading, request, Tracer(root), {})
+    except SyntaxError:
+        if not request["run"]:
+            raise
+    with os.fdopen(channel, "w") as stdout:
+        stdout.write(json.dumps(found))
+    if request["run"]:
+        tracer = Tracer(root)
+        failure = import_function(tracer, request["module"])
+        ran = (
+            {"error": failure}
+            if failure
+            else _read(reading, request, tracer, loaded_modules(tracer))
+        )
+        Path(request["answer"]).write_text(json.dumps(ran))
+
+
+def _hides(reading: Any, root: Path, imported: Iterable[str]) -> bool:
+    """Return whether the project has modules that would have been imported instead."""
+    names = {_top(name) for name in imported}
+    own = {_top(path.name) for path in root.iterdir()} & (names | {"metaflow_extensions"})
+    return any(name == "metaflow_extensions" or reading.find_local(root, name) for name in own)
+
+
+def _start_again(request: bytes, answer: str, channel: int) -> None:
+    """Become a new interpreter, which imports nothing ahead, for the same request."""
+    file = Path(answer).with_suffix(".request")
+    file.write_bytes(request)
+    os.dup2(os.open(file, os.O_RDONLY), 0)
+    os.dup2(channel, 1)
+    os.execv(sys.executable, [sys.executable, __file__, sys.argv[1]])  # noqa: S606
+
+
+def _read(
+    reading: Any, request: Mapping[str, Any], tracer: Tracer, loaded: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Return what the project's files import, by their source and by what the tracer saw."""
     module = request["module"]
-    if module and request["run"]:
-        answer["error"] = import_function(tracer, module)
-    if answer["error"] is None:
-        loaded = loaded_modules(tracer)
-        start = [module, *loaded] if module else []
-        project = reading.walk_project(root, start, loaded)
-        foreign = [each for each in project.imports if not each.means]
-        called = _called(reading, root, project, request)
-        answer["read"] = [
+    start = [module, *loaded] if module else []
+    project = reading.walk_project(tracer.root, start, loaded)
+    foreign = [each for each in project.imports if not each.means]
+    called = _called(reading, project, tracer.root, request)
+    names = {each.module for each in foreign} | {name for name, _, _ in tracer.seen}
+    return {
+        "read": [
             [each.module, str(each.file), each.line, each.optional, each in called]
             for each in foreign
-        ]
-        answer["traced"] = list(tracer.seen)
-        answer["files"] = [str(file) for file in project.files]
-        names = {each.module for each in foreign} | {name for name, _, _ in tracer.seen}
-        answer["origins"] = find_origins(sorted(names | {*request["names"], *start}))
-        answer["distributions"] = list_distributions()
-    Path(sys.argv[2]).write_text(json.dumps(answer))
+        ],
+        "traced": list(tracer.seen),
+        "files": [str(file) for file in project.files],
+        "origins": find_origins(sorted(names | {*request["names"], *start})),
+    }
 
 
-def _called(reading: Any, root: Path, project: Any, request: Mapping[str, Any]) -> set[Any]:
+def _called(reading: Any, project: Any, root: Path, request: Mapping[str, Any]) -> set[Any]:
     """Return the imports that run when the function is called."""
     names = reading.prefixes(request["module"])
     start = [file for file in (reading.find_local(root, name) for name in names) if file]
-    return set(_sibling("_reaching").reached_imports(project, start, request["functions"]))
+    return set(reading.reached_imports(project, start, request["functions"]))
 
 
 def _sibling(name: str) -> Any:
@@ -291,4 +347,4 @@ def _sibling(name: str) -> Any:
 if __name__ == "__main__":
     main()
     sys.stdout.flush()
-    os._exit(0)  # no finalizers, no threads to wait for: the answer is written
+    os._exit(0)  # no finalizers or threads to wait for: the answer is written

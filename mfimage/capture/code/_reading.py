@@ -1,22 +1,22 @@
-"""Reads import statements from source without running it.
+"""Reads import statements from source, without running it, and which of them a call runs.
 
-Only the standard library: the probe loads this file beside itself, in an interpreter that may
-have no mfimage, so that code is parsed by the Python that will run it.
+Standard library only: the probe loads this file from beside itself, in an interpreter that may
+not have mfimage, so that code is parsed by the Python that will run it.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 
 class Statement(NamedTuple):
-    """One import.
+    """One import: the name (``a.b`` of ``from a import b``), the line, and whether it may fail.
 
-    What it names (``a.b`` of ``from a import b``), where, if it may fail, and the function or
-    class at the module's top level that it stands in: ``""`` when it runs on import.
+    ``within`` is the module's top-level function or class that holds it, ``""`` when it runs on
+    import.
     """
 
     module: str
@@ -25,7 +25,7 @@ class Statement(NamedTuple):
     within: str = ""
 
 
-class Source(NamedTuple):
+class SourceFile(NamedTuple):
     """A file: what it imports, and which names each of its top-level definitions mentions."""
 
     imports: list[Statement]
@@ -33,7 +33,7 @@ class Source(NamedTuple):
 
 
 class FileImport(NamedTuple):
-    """A statement, the file that holds it, and the project's files that it means."""
+    """A statement, the file that holds it, and the project's files that it imports."""
 
     module: str
     file: Path
@@ -44,14 +44,14 @@ class FileImport(NamedTuple):
 
 
 class Project(NamedTuple):
-    """The files that a walk reached, and all that they import, the project's own files too."""
+    """The files that a walk reached, and all their imports, including the project's own files."""
 
     imports: list[FileImport]
-    files: dict[Path, Source]
+    files: dict[Path, SourceFile]
 
 
 def find_local(root: Path, module: str) -> Path | None:
-    """Return the project file that ``module`` means when ``root`` is on ``sys.path``."""
+    """Return the project file that ``module`` is when ``root`` is on ``sys.path``."""
     base = root.joinpath(*module.split("."))
     for path in (base / "__init__.py", base.with_name(base.name + ".py")):
         if path.is_file():
@@ -81,17 +81,17 @@ def walk_project(root: Path, start: Iterable[str], loaded: Mapping[str, Path]) -
     start : iterable of str
         Modules to start from.
     loaded : mapping of str to Path
-        Modules of the project that an import of the function's module loads, and their files:
-        what these ask for is not optional on account of how they were reached.
+        The project's modules that importing the function's module loads, and their files: what
+        these import is not optional because of how they were reached.
 
     Returns
     -------
     Project
-        In reading order. An import that means a file below ``root`` asks for nothing else.
+        In reading order. An import of a file below ``root`` needs nothing else.
     """
     imports: list[FileImport] = []
-    seen: dict[Path, Source] = {}
-    # What is surely needed first: a file that is also reached by an optional import is required.
+    seen: dict[Path, SourceFile] = {}
+    # Required imports first: a file that is reached both ways is required.
     queue = [(name, False) for module in start for name in prefixes(module)]
     later: list[tuple[str, bool]] = []
     while queue or later:
@@ -109,27 +109,52 @@ def walk_project(root: Path, start: Iterable[str], loaded: Mapping[str, Path]) -
     return Project(imports, seen)
 
 
-def _read_file(module: str, path: Path) -> Source:
+def reached_imports(
+    project: Project, start: Iterable[Path], functions: Sequence[str]
+) -> list[FileImport]:
+    """Return the imports that run when files are imported, or when functions are called.
+
+    A definition counts as called when code that runs mentions its bare name: that finds too many
+    rather than too few, but not a helper that only a flow's steps or a script's main part call.
+    """
+    files, names = set(start), set(functions)
+    while True:
+        found = [each for each in project.imports if each.file in files and _is_run(each, names)]
+        sizes = len(files), len(names)
+        files.update(file for each in found for file in each.means)
+        for file in files & project.files.keys():
+            for within, mentioned in project.files[file].mentions.items():
+                if not within or within in names:
+                    names |= mentioned
+        if sizes == (len(files), len(names)):
+            return found
+
+
+def _is_run(statement: FileImport, names: set[str]) -> bool:
+    return not statement.within or statement.within in names
+
+
+def _read_file(module: str, path: Path) -> SourceFile:
     if path.suffix != ".py":
-        return Source([], {})
+        return SourceFile([], {})
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     return read_source(path.read_bytes(), package=package, label=str(path))
 
 
-def read_source(source: bytes, *, package: str = "", label: str = "<source>") -> Source:
+def read_source(source: bytes, *, package: str = "", label: str = "<source>") -> SourceFile:
     """Return the imports of a module, at its top and inside its functions.
 
-    Left out are those for type checkers alone, those of ``if __name__ == "__main__":``, and
-    those of a flow's steps: none runs when the function does.
+    Left out are imports for type checkers, those below ``if __name__ == "__main__":``, and those
+    of a flow's steps: none of them runs when the function does.
 
     Raises
     ------
     SyntaxError
-        When it is no Python.
+        When it is not Python.
     """
     reader = _Reader(package)
     reader.visit(ast.parse(source, label))
-    return Source(reader.found, reader.mentions)
+    return SourceFile(reader.found, reader.mentions)
 
 
 class _Reader(ast.NodeVisitor):
@@ -181,7 +206,7 @@ class _Reader(ast.NodeVisitor):
             self._visit(handler.body, optional=True)
         self._visit([*node.orelse, *node.finalbody])
 
-    # mypy knows each visitor by its own node; these nodes have the same fields.
+    # mypy types each visitor by its node; these nodes have the same fields.
     visit_TryStar = visit_Try  # type: ignore[assignment]  # Python 3.11
 
     def visit_With(self, node: ast.With) -> None:
@@ -236,7 +261,7 @@ class _Reader(ast.NodeVisitor):
 
 
 def _runs(test: ast.expr) -> bool | None:
-    """Tell whether a condition holds in an imported module; None when that depends."""
+    """Return whether a condition holds in an imported module; None when that depends."""
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         runs = _runs(test.operand)
         return None if runs is None else not runs

@@ -1,4 +1,4 @@
-"""Which source files go along, and the reproducible archive that carries them."""
+"""Which source files are included, and the reproducible archive of them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mfimage.capture.code.by_value import capture_value
-from mfimage.capture.code.locate import Source
+from mfimage.capture.code.locate import Definition
 from mfimage.errors import CaptureError
 from mfimage.function.decorator import DecoratedFunction
 from mfimage.package.archive import extract
@@ -22,7 +21,7 @@ from mfimage.package.archive import extract
 MAX_FILES = 20_000
 MAX_SIZE = 256 << 20
 _NEVER = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
-# A virtual environment, a conda environment, a cache (ours, too).
+# A virtual environment, a conda environment, a cache (including ours).
 _MARKS = ("pyvenv.cfg", "conda-meta", "CACHEDIR.TAG")
 _SECRETS = (".env", ".pem", ".key", ".p12", ".pfx")
 _NO_DATA = (".pyc", ".pyo")
@@ -30,7 +29,7 @@ _TOO_MUCH = "bind from a folder that holds the project alone"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Code:
+class CapturedCode:
     """A function's code, ready to be archived.
 
     Attributes
@@ -40,9 +39,9 @@ class Code:
     root : Path or None
         The project's folder.
     files : mapping of str to Path
-        Path inside the archive -> file on this machine, sorted.
+        Path in the archive -> file on this machine, sorted.
     generated : mapping of str to bytes
-        Files that stand on no disk: a function captured by value.
+        Files that are on no disk: a function captured by value.
     """
 
     entrypoint: str
@@ -61,34 +60,21 @@ class Code:
         return sorted({*self.files, *self.generated})
 
     def module_of(self, script: str) -> str | None:
-        """Return the module that a script is inside the archive; None when it is not there.
-
-        Parameters
-        ----------
-        script : str
-            Its file name, as ``train.py``.
-        """
+        """Return the module of a script in the archive; None when it is not there."""
         found = [name for name in self.files if name.rpartition("/")[2] == script]
         shortest = min(found, key=lambda name: (name.count("/"), name), default=None)
         return shortest.removesuffix(".py").replace("/", ".") if shortest else None
 
 
-def capture_code(function: DecoratedFunction, source: Source, *, script: str = "") -> Code:
+def capture_code(
+    function: DecoratedFunction, definition: Definition, *, script: str = ""
+) -> CapturedCode:
     """Choose the files that a function needs.
 
-    From the project's folder, what Metaflow's own packaging takes (by suffix, nothing hidden),
-    and the data files of the function's own package. Never virtual environments, ``.env`` files,
-    keys, or the datastore. A function captured by value takes the folder along only when it
-    refers to something there.
-
-    Parameters
-    ----------
-    function : DecoratedFunction
-        The function.
-    source : Source
-        Where it is defined.
-    script : str
-        File name of the flow that ran the task: its classes may be in artifacts.
+    From the project's folder, the files that Metaflow packages (by suffix, nothing hidden), and
+    the data files of the function's own package. Never virtual environments, ``.env`` files,
+    keys, or the datastore. With a function captured by value, the folder is included only when
+    the function refers to something in it.
 
     Raises
     ------
@@ -96,13 +82,17 @@ def capture_code(function: DecoratedFunction, source: Source, *, script: str = "
         When it cannot be captured, or the folder holds too much.
     """
     generated: Mapping[str, bytes] = {}
-    entrypoint, root = f"{source.module}:{source.name}", source.root
-    if source.by_value:
+    entrypoint, root = f"{definition.module}:{definition.name}", definition.root
+    if definition.by_value:
+        from mfimage.capture.code.by_value import capture_value
+
         value = capture_value(function)
         generated, entrypoint = value.files, value.entrypoint
         root = root if root and _refers_to(root, value.modules, script) else None
-    files = _project_files(root, source.module.partition(".")[0]) if root else {}
-    return Code(entrypoint=entrypoint, root=source.root, files=files, generated=generated)
+    files = _project_files(root, definition.module.partition(".")[0]) if root else {}
+    return CapturedCode(
+        entrypoint=entrypoint, root=definition.root, files=files, generated=generated
+    )
 
 
 def _refers_to(root: Path, modules: Collection[str], script: str) -> bool:
@@ -136,7 +126,7 @@ def _project_files(root: Path, package: str) -> dict[str, Path]:
 
 
 def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
-    """Yield the files below a folder; links are followed, but not round in circles."""
+    """Yield the files below a folder; links are followed, loops are not."""
     real = folder.resolve()
     if real in above:
         return
@@ -144,7 +134,7 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
     except PermissionError:
-        return  # not ours, and not needed: what the function imports is imported before it is bound
+        return  # not needed: what the function imports was imported before it is bound
     for entry in entries:
         path = folder / entry.name
         if entry.is_dir():
@@ -175,7 +165,7 @@ def _suffixes() -> tuple[str, ...]:
     return tuple(suffix for suffix in given if suffix)
 
 
-def archive(code: Code) -> bytes:
+def archive(code: CapturedCode) -> bytes:
     """Return ``code.tar.gz``: the same files give the same bytes.
 
     Raises
@@ -196,7 +186,7 @@ def archive(code: Code) -> bytes:
     return buffer.getvalue()
 
 
-def _content(code: Code, name: str) -> tuple[bytes, int]:
+def _content(code: CapturedCode, name: str) -> tuple[bytes, int]:
     if name in code.generated:
         return code.generated[name], 0o644
     path = code.files[name]
@@ -209,7 +199,7 @@ def _content(code: Code, name: str) -> tuple[bytes, int]:
 
 @contextlib.contextmanager
 def staged(archived: bytes) -> Iterator[Path]:
-    """Yield a folder that holds just the archived files, as they will be imported."""
+    """Yield a folder with exactly the archived files, as they will be imported."""
     with tempfile.TemporaryDirectory(prefix="mfimage-") as text:
         folder = Path(text).resolve() / "code"
         extract(archived, folder, where="the captured code")

@@ -97,7 +97,7 @@ def capture_value(function: DecoratedFunction) -> Value:
 
 
 def _is_real(name: object) -> bool:
-    """Tell whether a loaded module can be imported: Cython's own, say, can not."""
+    """Return whether a loaded module can be imported: Cython's own, for one, cannot."""
     top = sys.modules.get(name.partition(".")[0]) if isinstance(name, str) else None
     return getattr(top, "__spec__", None) is not None
 
@@ -109,13 +109,13 @@ def _tidy(modules: Iterable[str]) -> list[str]:
 
 def _statements(needed: Iterable[str], optional: Iterable[str]) -> str:
     lines = [f"    import {name}\n" for name in needed]
-    # What function bodies import may not be there: they say what then.
+    # Function bodies decide what to do when their imports fail.
     for name in optional:
         lines.append(f"    try:\n        import {name}\n    except ImportError:\n        pass\n")
     return "".join(lines)
 
 
-# What dataclasses compare by identity: a copy would be nothing to them.
+# Dataclasses compare these by identity, so a copy would not be recognized.
 _SENTINELS = {
     id(getattr(dataclasses, name)): name
     for name in (
@@ -127,13 +127,13 @@ _SENTINELS = {
 
 
 class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has no hints
-    """Pickles the same function to the same bytes, and notes the modules it needs."""
+    """Pickles the same function to the same bytes, and notes which modules it needs."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, protocol=4)
         self.needed = {"cloudpickle"}
         self.optional: set[str] = set()
-        # Alive until the end: pickle remembers objects by their ids.
+        # Kept alive: pickle remembers objects by their ids.
         self._clones: dict[int, Any] = {}
 
     def reducer_override(self, obj: Any) -> Any:
@@ -157,7 +157,7 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has no hin
             self.needed.add(type(obj).__module__)
 
     def _clone(self, function: types.FunctionType) -> types.FunctionType:
-        """Return a copy whose hints are no strings: the names in them stay behind."""
+        """Return a copy with resolved hints: the names in strings would not be captured."""
         if id(function) in self._clones:
             return self._clones[id(function)][1]  # type: ignore[no-any-return]
         clone = types.FunctionType(
@@ -176,13 +176,13 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has no hin
 
 
 def _nameless(code: types.CodeType) -> types.CodeType:
-    """Return code that does not tell in which temporary file a notebook kept it."""
+    """Return code without the temporary folder in which a notebook keeps it."""
     constants = (_nameless(c) if isinstance(c, types.CodeType) else c for c in code.co_consts)
     return code.replace(co_filename=Path(code.co_filename).name, co_consts=tuple(constants))
 
 
 def _stable_class(cls: type, reduced: Any) -> Any:
-    """Drop the random name by which cloudpickle tells classes apart, and resolve the hints."""
+    """Drop the random name by which cloudpickle tracks a class, and resolve the hints."""
     maker = reduced[0] if isinstance(reduced, tuple) else None
     if not getattr(maker, "__name__", "").startswith("_make_skeleton"):
         return reduced

@@ -25,9 +25,9 @@ def read_code_package(task: TaskInfo) -> bytes | None:
     Raises
     ------
     TaskError
-        When the datastore has lost it.
+        When it is missing from the datastore.
     PackageError
-        When its content is not what its name says.
+        When its content does not have the digest in its name.
     """
     about = task.metadata.get(_FIELD)
     if not about:
@@ -36,12 +36,7 @@ def read_code_package(task: TaskInfo) -> bytes | None:
 
 
 def with_code_package(task: Any) -> TaskInfo:
-    """Return a task of the same run that has a code package: itself, or any; it is the same.
-
-    Parameters
-    ----------
-    task : metaflow.Task
-        A task of the run.
+    """Return a task of the same run that has a code package; all of them have the same one.
 
     Raises
     ------
@@ -66,9 +61,9 @@ def unpacked_code(task: TaskInfo) -> Iterator[Path]:
     Raises
     ------
     TaskError
-        When it has none, or the datastore has lost it.
+        When it has none, or it is missing from the datastore.
     PackageError
-        When it is damaged, or what is in it would land elsewhere.
+        When it is damaged, or has a file that would land outside.
     """
     data = read_code_package(task)
     if data is None:
@@ -81,13 +76,13 @@ def unpacked_code(task: TaskInfo) -> Iterator[Path]:
 
 
 def packaged_commit(folder: Path) -> str | None:
-    """Return the git commit of an unpacked code package's files, when Metaflow noted it."""
+    """Return the git commit of an unpacked code package's files, if Metaflow recorded it."""
     file = folder / _META / "INFO"
     if not file.is_file():
         return None
     try:
         found: Mapping[str, Any] = json.loads(file.read_bytes())
     except ValueError:
-        raise PackageError(f"{file}: no JSON", hint="run the flow again") from None
+        raise PackageError(f"{file}: not JSON", hint="run the flow again") from None
     commit = found.get("commit_sha")
     return str(commit) if commit else None

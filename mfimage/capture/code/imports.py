@@ -1,22 +1,28 @@
-"""What a function imports, by its code and by its artifacts' pickles, and why."""
+"""What a function imports, through its code and its artifacts' pickles, and why.
+
+A fresh interpreter (``_probe.py``) first reads the project's source, then imports the function's
+module and watches. What it read is known early, so that a lock can be solved for it meanwhile.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from packaging.utils import canonicalize_name
 
 from mfimage.capture.code._reading import find_local, prefixes
-from mfimage.capture.code.traced import start_probe
+from mfimage.capture.code.interpreter import Interpreter, open_interpreter
 from mfimage.capture.environment.installed import SITES, Installed, parse_distributions
 from mfimage.capture.task.pickles import StoredBytes, named_modules
 from mfimage.errors import CaptureError, LockError
 
-# Where the stub of a function captured by value names what it needs
+# The function in which the stub of a function captured by value names its imports
 # (`mfimage.capture.code.by_value`).
 _NEEDS = "_imports"
 # Ships apart from the function's environment.
@@ -25,10 +31,10 @@ _DECLARE = "or name the whole environment with environment="
 
 
 class Asked(NamedTuple):
-    """A module that something asks for.
+    """A module that code or an artifact asks for, and why.
 
-    What, why, where it lies, if it may be nobody's, and if it is surely imported when the
-    function is called.
+    ``origins`` are the places where it is; ``optional`` says that it may belong to no
+    distribution, ``certain`` that calling the function imports it.
     """
 
     module: str
@@ -62,7 +68,7 @@ class Imports:
         Raises
         ------
         LockError
-            When a module that must be there belongs to none.
+            When a required module belongs to none.
         """
         reasons: dict[str, str] = {}
         for asked in self.asked:
@@ -76,7 +82,7 @@ class Imports:
 
 
 def module_names(module: str) -> set[str]:
-    """Return the canonical names that a distribution of a module would have by its own name."""
+    """Return the canonical names of distributions that are named as a module or its parents."""
     return {canonicalize_name(name.replace(".", "-")) for name in prefixes(module)}
 
 
@@ -84,7 +90,7 @@ def _lost(asked: Asked) -> LockError:
     if asked.origins:
         return LockError(
             f"{asked.module} belongs to no installed distribution and to no file of the project "
-            f"({asked.reason}; it lies at {asked.origins[0]})",
+            f"({asked.reason}; it is at {asked.origins[0]})",
             hint=f"install it as a distribution, or move it into the project's folder, {_DECLARE}",
         )
     return LockError(
@@ -93,69 +99,130 @@ def _lost(asked: Asked) -> LockError:
     )
 
 
-def find_imports(
-    *,
-    code_root: Path,
-    files: Sequence[Path],
-    module: str,
-    artifacts: Mapping[str, StoredBytes],
-    functions: Sequence[str] = (),
-    python_executable: str = sys.executable,
-    run: bool = True,
-) -> Imports:
-    """Find out what a function imports.
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    """Code and artifacts whose imports are wanted.
+
+    Attributes
+    ----------
+    root : Path
+        The folder that will be on ``sys.path``.
+    files : sequence of Path
+        The project's files that are included.
+    module : str
+        The function's module.
+    functions : sequence of str
+        Names of the module's definitions that are called.
+    artifacts : mapping of str to StoredBytes
+        The artifacts that it uses; their pickles are read, never run.
+    needed : mapping of str to str
+        Modules that the function needs and does not import -> why.
+    python : str
+        The interpreter to ask.
+    """
+
+    root: Path
+    files: Sequence[Path]
+    module: str
+    artifacts: Mapping[str, StoredBytes]
+    functions: Sequence[str] = ()
+    needed: Mapping[str, str] | None = None
+    python: str = sys.executable
+
+
+@contextmanager
+def search_imports(code: Code, *, run: bool = True) -> Iterator[Search]:
+    """Start to find out what code imports; everything is stopped when the block is left.
 
     Parameters
     ----------
-    code_root : Path
-        The folder that will be on ``sys.path``.
-    files : sequence of Path
-        The project's files that go along.
-    module : str
-        The function's module.
-    artifacts : mapping of str to StoredBytes
-        The artifacts that it uses; their pickles are read and never run.
-    functions : sequence of str
-        Names of the module's definitions that are called.
-    python_executable : str
-        The interpreter to ask.
+    code : Code
+        What to look at.
     run : bool
-        Whether to import the module there, in a fresh process; otherwise its source is read, and
-        a pickle that cannot be read is nobody's business.
-
-    Raises
-    ------
-    LockError
-        When a module cannot be imported because something is not installed.
-    CaptureError
-        When importing it fails otherwise, a file of the project that it imports does not go
-        along, or a pickle cannot be read.
+        Import the module, in a fresh process. Otherwise only its source is read, and a pickle
+        that cannot be read is ignored.
     """
-    root = code_root.resolve()
-    request = {"root": str(root), "module": module, "functions": [*functions, _NEEDS], "run": run}
-    with start_probe(python_executable, request) as probe:
-        # While the other process imports.
-        pickled = list(_named_by_pickles(artifacts, strict=run))
-        answer = probe.answer()
-    if answer["error"]:
-        raise _import_error(answer["error"], module, root)
-    if run:
-        _check_captured(answer["files"], files, root)
-    installed = parse_distributions(answer["distributions"])
-    asked = [*_asked_by_code(answer, root, module)]
-    asked += _asked_by_pickles(pickled, answer, root, installed, python_executable)
-    if not run:
-        asked = _doubted(asked, [Path(_relative(str(file), root)) for file in files])
-    return Imports(python=answer["python"], asked=tuple(asked), installed=installed)
+    root = code.root.resolve()
+    request = {"module": code.module, "functions": [*code.functions, _NEEDS], "run": run}
+    with open_interpreter(code.python) as interpreter:
+        interpreter.ask(root, request)
+        yield Search(code, root, interpreter, run=run)
 
 
-def _doubted(asked: Iterable[Asked], files: Iterable[Path]) -> list[Asked]:
-    """Let nothing be certain that may be the project's: its code may change ``sys.path``."""
-    own = {part.partition(".")[0] for file in files for part in file.parts}
-    return [
-        each._replace(certain=each.certain and each.module.partition(".")[0] not in own)
-        for each in asked
-    ]
+class Search:
+    """Imports that are being found; ``search_imports`` makes it."""
+
+    def __init__(self, code: Code, root: Path, interpreter: Interpreter, *, run: bool) -> None:
+        self._code, self._root, self._interpreter, self._run = code, root, interpreter, run
+
+    def expected(self) -> Imports | None:
+        """Return the imports as the source says, before anything ran; None if it cannot be read.
+
+        Raises
+        ------
+        CaptureError
+            As ``result``.
+        """
+        return self._imports(self._read) if "read" in self._read else None
+
+    def result(self) -> Imports:
+        """Return the imports.
+
+        Raises
+        ------
+        LockError
+            When a module cannot be imported because something is not installed.
+        CaptureError
+            When importing it fails otherwise, it imports a file of the project that is not
+            included, or a pickle cannot be read.
+        """
+        if not self._run:
+            return self._imports(self._read)
+        _ = self._by_pickles  # while the other process imports
+        ran = self._interpreter.ran(self._code.module)
+        if ran.get("error"):
+            raise _import_error(ran["error"], self._code.module, self._root)
+        _check_captured(ran["files"], self._code.files, self._root)
+        return self._imports(ran)
+
+    def _imports(self, found: Mapping[str, Any]) -> Imports:
+        asked = [*_asked_by_code(found, self._root, self._code.module), *self._by_pickles]
+        if not self._run:
+            asked = _doubted(asked, [Path(_relative(str(f), self._root)) for f in self._code.files])
+        needed = (self._code.needed or {}).items()
+        asked += [Asked(module, why, (), optional=False) for module, why in needed]
+        return Imports(python=self._read["python"], asked=tuple(asked), installed=self._installed)
+
+    @cached_property
+    def _read(self) -> dict[str, Any]:
+        return self._interpreter.read()
+
+    @cached_property
+    def _installed(self) -> Installed:
+        return parse_distributions(self._read["distributions"])
+
+    @cached_property
+    def _by_pickles(self) -> list[Asked]:
+        named = list(_named_by_pickles(self._code.artifacts, strict=self._run))
+        standard = set(self._read["standard"])
+        wanted = {
+            module: f"named by the pickle of artifact {name!r}"
+            for module, name in reversed(named)
+            if module.partition(".")[0] not in standard
+        }
+        # Most belong to a distribution that lists its files; the rest is looked up.
+        names = [module for module in wanted if not self._installed.owners(module, ())]
+        origins: dict[str, list[str]] = {}
+        if names:
+            with open_interpreter(self._code.python) as interpreter:
+                interpreter.ask(self._root, {"names": names})
+                origins = interpreter.read()["origins"]
+        return [
+            Asked(module, reason, tuple(found), _is_below(found, self._root))
+            for module, reason in wanted.items()
+            if not _is_local(module, self._root)
+            for found in [origins.get(module, [])]
+        ]
 
 
 def _named_by_pickles(
@@ -172,58 +239,40 @@ def _named_by_pickles(
         yield from ((module, name) for module in sorted(modules))
 
 
-def _asked_by_code(answer: Mapping[str, Any], root: Path, module: str) -> Iterator[Asked]:
-    read = answer["read"]
+def _doubted(asked: Iterable[Asked], files: Iterable[Path]) -> list[Asked]:
+    """Make modules uncertain that may be the project's: its code may change ``sys.path``."""
+    own = {part.partition(".")[0] for file in files for part in file.parts}
+    return [
+        each._replace(certain=each.certain and each.module.partition(".")[0] not in own)
+        for each in asked
+    ]
+
+
+def _asked_by_code(found: Mapping[str, Any], root: Path, module: str) -> Iterator[Asked]:
+    read = found["read"]
     soft = {(name.partition(".")[0], file, line) for name, file, line, opt, _ in read if opt}
     traced = [
         (name, file, line, (name.partition(".")[0], file, line) in soft, True)
-        for name, file, line in answer["traced"]
+        for name, file, line in found["traced"]
     ]
-    if find_local(root, module) is None and module in answer["origins"]:
-        yield Asked(module, "the function's own module", tuple(answer["origins"][module]), False)
+    if find_local(root, module) is None and module in found["origins"]:
+        yield Asked(module, "the function's own module", tuple(found["origins"][module]), False)
     for name, file, line, optional, certain in (*traced, *read):
-        origins = answer["origins"].get(name)
+        origins = found["origins"].get(name)
         if origins is None or _is_local(name, root):
             continue
         reason = f"imported by {_relative(file, root)}:{line}"
         yield Asked(name, reason, tuple(origins), optional or _is_below(origins, root), certain)
 
 
-def _asked_by_pickles(
-    pickled: Iterable[tuple[str, str]],
-    answer: Mapping[str, Any],
-    root: Path,
-    installed: Installed,
-    python_executable: str,
-) -> list[Asked]:
-    standard = set(answer["standard"])
-    wanted = {
-        module: f"named by the pickle of artifact {name!r}"
-        for module, name in reversed(list(pickled))
-        if module.partition(".")[0] not in standard
-    }
-    # Most belong to a distribution that lists its files; the rest is looked up.
-    names = [module for module in wanted if not installed.owners(module, ())]
-    origins: dict[str, list[str]] = {}
-    if names:
-        with start_probe(python_executable, {"root": str(root), "names": names}) as probe:
-            origins = probe.answer()["origins"]
-    return [
-        Asked(module, reason, tuple(found), _is_below(found, root))
-        for module, reason in wanted.items()
-        if not _is_local(module, root)
-        for found in [origins.get(module, [])]
-    ]
-
-
 def _is_local(module: str, root: Path) -> bool:
-    """Tell whether an import with the project's folder on the path finds it there."""
+    """Return whether an import with the project's folder on the path finds it there."""
     names = prefixes(module)
     return names[0] in _OURS or any(find_local(root, name) for name in names)
 
 
 def _is_below(origins: Iterable[str], root: Path) -> bool:
-    """Tell whether it is the project's file after all: some change ``sys.path`` themselves."""
+    """Return whether it is the project's file after all: some projects change ``sys.path``."""
     paths = [Path(origin).resolve() for origin in origins]
     return any(
         path.is_relative_to(root) and SITES.isdisjoint(path.relative_to(root).parts)
@@ -234,12 +283,12 @@ def _is_below(origins: Iterable[str], root: Path) -> bool:
 def _check_captured(reached: Iterable[str], files: Sequence[Path], root: Path) -> None:
     captured = {(root / file).resolve() for file in files}
     if not captured or not all(file.is_relative_to(root) for file in captured):
-        return  # they stand elsewhere on this machine
+        return  # they are elsewhere on this machine
     for file in map(Path, reached):
         if file.is_relative_to(root) and file.resolve() not in captured:
             raise CaptureError(
-                f"{_relative(str(file), root)} is imported, and does not go along with the code",
-                hint="files go along by suffix: set METAFLOW_DEFAULT_PACKAGE_SUFFIXES",
+                f"{_relative(str(file), root)} is imported, and is not included with the code",
+                hint="files are included by suffix: set METAFLOW_DEFAULT_PACKAGE_SUFFIXES",
             )
 
 

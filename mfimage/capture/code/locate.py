@@ -12,18 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType
 
+from mfimage.capture.code.interpreter import IMPORTING
 from mfimage.errors import CaptureError, MfimageError
 from mfimage.function.decorator import DecoratedFunction
 
-# Set while mfimage imports somebody's module, so that a module that binds when it is imported
-# does not bind for ever.
-IMPORTING = "MFIMAGE_IMPORTING"
 _SITES = {"site-packages", "dist-packages"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """A function's place.
+class Definition:
+    """Where a function is defined.
 
     Attributes
     ----------
@@ -51,7 +49,7 @@ def load_decorated(text: str, folder: Path | None = None) -> DecoratedFunction:
     text : str
         What names it.
     folder : Path, optional
-        Where a module is; it may be any that can be imported here by default.
+        Where the module must be; by default any that can be imported here.
 
     Raises
     ------
@@ -61,7 +59,7 @@ def load_decorated(text: str, folder: Path | None = None) -> DecoratedFunction:
     place, _, name = text.rpartition(":")
     if not place or not name.isidentifier():
         raise CaptureError(
-            f"{text!r} names no function", hint="write file.py:function or module:function"
+            f"{text!r} does not name a function", hint="write file.py:function or module:function"
         )
     module = _import(place, folder)
     found = getattr(module, name, None)
@@ -92,7 +90,7 @@ def require_decorated(value: object, *, label: str = "") -> DecoratedFunction:
 
 
 def is_file(place: str) -> bool:
-    """Tell whether a text means a file rather than a module."""
+    """Return whether a text names a file rather than a module."""
     return place.endswith(".py") or "/" in place
 
 
@@ -101,7 +99,7 @@ def _import(place: str, folder: Path | None) -> ModuleType:
     os.environ[IMPORTING] = "1"
     try:
         if is_file(place):
-            # Not resolve(): links stay as they are, as where code is captured.
+            # Not resolve(): the code is captured by the names that links give it.
             return _import_file(Path(os.path.abspath(place)), place)  # noqa: PTH100
         module = _import_from(folder or Path.cwd(), place)
         if folder and folder not in Path(str(module.__file__)).parents:
@@ -169,21 +167,21 @@ def _module_of(path: Path) -> tuple[Path, str]:
     return folder, ".".join(parts)
 
 
-def locate(function: DecoratedFunction) -> Source:
-    """Find out how a function can be imported elsewhere.
+def locate(function: DecoratedFunction) -> Definition:
+    """Return how a function can be imported elsewhere.
 
     Raises
     ------
     CaptureError
-        When it cannot be, and why.
+        When it cannot be imported, and why.
     """
     name, qualname = function.__module__, function.__qualname__
     module = sys.modules.get(name)
     file = getattr(module, "__file__", None) or inspect.getsourcefile(function.__wrapped__)
-    # Not resolve(): a link is the name that the project knows its file by.
+    # Not resolve(): a link is the project's name for its file.
     path = Path(os.path.abspath(file)) if file and Path(file).is_file() else None  # noqa: PTH100
     if name == "__main__" and path is None:
-        return Source(module=name, name=function.__name__, root=Path.cwd(), by_value=True)
+        return Definition(module=name, name=function.__name__, root=Path.cwd(), by_value=True)
     if "<locals>" in qualname:
         raise CaptureError(
             f"{qualname} is defined inside another function and cannot be imported",
@@ -201,25 +199,27 @@ def locate(function: DecoratedFunction) -> Source:
     if any(space.get("__name__") == name for space, _ in _importing()):
         raise CaptureError(
             f"{qualname} is bound while its own module, {name}, is imported",
-            hint="whoever imports it would bind it again: bind it somewhere else, or put the "
-            "binding under: if __name__ == '__main__':",
+            hint="importing it again would bind it again: bind it elsewhere, or put the binding "
+            "under: if __name__ == '__main__':",
         )
     return _of_module(function, path)
 
 
-def _of_module(function: DecoratedFunction, path: Path) -> Source:
+def _of_module(function: DecoratedFunction, path: Path) -> Definition:
     root, module = _root_of(path, function.__module__), function.__module__
-    if root is None:  # it was imported in a way of its own
+    if root is None:  # the module was not imported by its path
         root, module = _module_of(path)
     installed = not _SITES.isdisjoint(root.parts)
-    return Source(module=module, name=_name_in_module(function), root=None if installed else root)
+    return Definition(
+        module=module, name=_name_in_module(function), root=None if installed else root
+    )
 
 
-def _of_script(function: DecoratedFunction, path: Path) -> Source:
+def _of_script(function: DecoratedFunction, path: Path) -> Definition:
     spec = getattr(sys.modules["__main__"], "__spec__", None)  # python -m has one
     root = (_root_of(path, spec.name) if spec else None) or path.parent
     module = ".".join(path.relative_to(root).with_suffix("").parts)
-    return Source(
+    return Definition(
         module=module,
         name=_name_in_module(function),
         root=root,
@@ -228,7 +228,7 @@ def _of_script(function: DecoratedFunction, path: Path) -> Source:
 
 
 def _root_of(path: Path, module: str) -> Path | None:
-    """Return the folder that makes ``path`` importable as ``module``, if there is one."""
+    """Return the folder from which ``path`` is importable as ``module``, if there is one."""
     parts = module.split(".")
     parts = [*parts, "__init__"] if path.stem == "__init__" else parts
     if tuple(parts) != (*path.parts[-len(parts) : -1], path.stem):
@@ -250,7 +250,7 @@ def _name_in_module(function: DecoratedFunction) -> str:
 
 
 def _importing() -> Iterator[tuple[dict[str, object], int]]:
-    """Yield name space and line of every module whose top level runs now, the innermost first."""
+    """Yield namespace and line of every module whose top level is running, innermost first."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == "<module>":
@@ -259,7 +259,7 @@ def _importing() -> Iterator[tuple[dict[str, object], int]]:
 
 
 def _binds_on_import(path: Path) -> bool:
-    """Tell whether the script's statement that runs now would run on import, too."""
+    """Return whether the script's current statement would run on import, too."""
     lines = [line for space, line in _importing() if space.get("__name__") == "__main__"]
     if not lines:
         return False

@@ -1,4 +1,4 @@
-"""``file.py:function`` or ``module:function`` -> the function, from here or from a code package."""
+"""``file.py:function`` or ``module:function`` -> the function, from here or a code package."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mfimage.function.decorator import DecoratedFunction
 
 @dataclass(frozen=True, kw_only=True)
 class Named:
-    """A function that was named by text.
+    """A function that a text names.
 
     Attributes
     ----------
     function : DecoratedFunction
         The function.
     package : str or None
-        The task whose code package it is from; None when it is from this machine.
+        The task whose code package has it; None when it is on this machine.
     """
 
     function: DecoratedFunction
@@ -47,10 +47,10 @@ def find_function(
     task : str
         What it will be bound to, ``Flow[/run[/step[/task]]]``.
     namespace : str, optional
-        Metaflow's namespace to look in.
+        Metaflow namespace to search.
     code : {"here", "task"}, optional
         Where its file is: on this machine, or in the code package of the task's run. By default
-        here, unless there is no such file or module here.
+        on this machine, unless there is no such file or module.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def _packaged(text: str, task: str, namespace: str | None, code: str | None) -> 
 def _is_here(text: str) -> bool:
     place = text.rpartition(":")[0]
     if not place:
-        return True  # it names nothing; who loads it says so
+        return True  # it names nothing, which loading it reports
     if is_file(place):
         return Path(place).is_file()
     top = place.partition(".")[0]
@@ -94,8 +94,8 @@ def _load_from(folder: Path, text: str, package: str) -> DecoratedFunction:
     if is_file(place):
         # Metaflow packages the folder of the flow's file; the text may name folders above it.
         parts = [part for part in PurePath(place).parts if part not in ("/", "..")]
-        ways = [folder.joinpath(*parts[i:]) for i in range(len(parts))]
-        found = next((way for way in ways if way.is_file()), None)
+        paths = [folder.joinpath(*parts[i:]) for i in range(len(parts))]
+        found = next((path for path in paths if path.is_file()), None)
         if found is None:
             raise CaptureError(
                 f"no file {place!r} here, and none in the code package of {package}",
@@ -112,7 +112,7 @@ def _names(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def _forgotten(folder: Path) -> Iterator[None]:
-    """Forget in the end what was imported from a folder: it is about to go."""
+    """Forget what was imported from a folder, which is about to be deleted."""
     path = list(sys.path)
     try:
         yield

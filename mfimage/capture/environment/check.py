@@ -1,4 +1,4 @@
-"""What code and artifacts import, and a declared environment lacks."""
+"""Refuses an environment that lacks what code and artifacts import."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mfimage.capture.code.imports import Asked, Imports, module_names
 from mfimage.capture.environment.installed import Installed
-from mfimage.capture.lock.pylock import Package
+from mfimage.capture.lock.pylock import LockedPackage
 from mfimage.capture.lock.settle import Lock
 from mfimage.capture.lock.wheel_contents import holds_module, wheel_files
 from mfimage.errors import LockError
@@ -20,26 +20,13 @@ def check_imports(
 ) -> None:
     """Refuse a lock without a distribution that the function imports.
 
-    Only when that is sure: an import that may fail, or that nothing shows to be reached, asks for
-    nothing, and a locked distribution whose content cannot be told may have any module.
-
-    Parameters
-    ----------
-    imports : Imports
-        What code and artifacts ask for.
-    lock : Lock
-        What there will be.
-    where : str
-        What declares it, for the message.
-    remedy : str
-        Where to add what is missing.
-    environment : mapping of str to str
-        Variables of uv, which may have credentials for indexes.
+    Only when that is certain: an import that may fail, or may never run, needs nothing, and a
+    locked distribution whose files cannot be listed may have any module.
 
     Raises
     ------
     LockError
-        Naming the modules, who imports them, and what to add.
+        Naming the modules, what imports them, and what to add.
     """
     missing = _missing(imports, lock, environment)
     if not missing:
@@ -71,18 +58,18 @@ def _missing(imports: Imports, lock: Lock, environment: Mapping[str, str]) -> li
     return [asked for asked in suspects if not _may_hold(contents, asked.module)]
 
 
-def _is_locked(asked: Asked, packages: Mapping[str, Package], installed: Installed) -> bool:
+def _is_locked(asked: Asked, packages: Mapping[str, LockedPackage], installed: Installed) -> bool:
     owners = installed.owners(asked.module, asked.origins)
     if any(owner.name in packages for owner in owners):
         return True
-    # A folder that several distributions fill is nobody's.
+    # A folder that several distributions fill belongs to none of them.
     if not owners and installed.is_namespace(asked.module):
         return True
     return not module_names(asked.module).isdisjoint(packages)
 
 
-def _is_known(package: Package, installed: Installed) -> bool:
-    """Tell whether the interpreter has the very distribution, and so knows its modules."""
+def _is_known(package: LockedPackage, installed: Installed) -> bool:
+    """Return whether the interpreter has this version, and so knows its modules."""
     return package.name in installed and installed[package.name].version == package.version
 
 

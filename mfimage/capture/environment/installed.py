@@ -1,4 +1,4 @@
-"""Installed distributions: which one a module belongs to, and what each of them requires."""
+"""Installed distributions: which one a module belongs to, and what each requires."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from mfimage.capture.code._reading import prefixes
-from mfimage.capture.lock.platform import Target
+from mfimage.capture.lock.platform import Platform
 from mfimage.capture.lock.uv import NEVER_LOCKED
 from mfimage.errors import LockError
 
@@ -38,15 +38,15 @@ class Distribution:
     requires : tuple of str
         Its requirements, with their markers.
     modules : mapping of str to tuple of str
-        First names of the modules in it -> their files, for names that others have, too.
+        Top-level module -> its files, for modules that several distributions have.
     location : str
-        The folder that its modules lie in.
+        The folder that its modules are in.
     direct_url : mapping or None
-        Where it was installed from, unless that was an index (PEP 610).
+        Where it was installed from, unless from an index (PEP 610).
     installer : str
         The program that installed it.
     legacy : bool
-        Whether it is an ``egg-info``, which a source folder may hold.
+        Whether it is an ``egg-info``, as source folders hold.
     """
 
     name: str
@@ -69,12 +69,12 @@ class Distribution:
         return None
 
     def requirement(self) -> str:
-        """Return the requirement that asks for just this distribution.
+        """Return the requirement for exactly this distribution.
 
         Raises
         ------
         LockError
-            When it came from a place that is gone.
+            When it was installed from a place that is gone.
         """
         url = self.direct_url["url"] if self.direct_url else ""
         path = self.source or _path_of(url)
@@ -85,7 +85,7 @@ class Distribution:
                 f"{self.name} {self.version} was installed from {path}, which is gone",
                 hint=f"install {self.name} again, from a folder or an index",
             )
-        # Conda records the folder of the machine that built its package; its versions are PyPI's.
+        # Conda records the folder on the machine that built the package; its versions are PyPI's.
         if path is not None or not self.direct_url:
             return f"{self.name}=={self.version}"
         part = self.direct_url.get("subdirectory")
@@ -107,7 +107,7 @@ class Installed:
     Parameters
     ----------
     distributions : iterable of Distribution
-        Of those with one name, the first counts.
+        Of those with the same name, the first counts.
     """
 
     def __init__(self, distributions: Iterable[Distribution]) -> None:
@@ -127,15 +127,8 @@ class Installed:
     def owners(self, module: str, origins: Sequence[str]) -> list[Distribution]:
         """Return the distributions that a module belongs to.
 
-        Several only when several hold the same file (``cv2``). None when it is unknown, or no
-        more than a name space that others fill.
-
-        Parameters
-        ----------
-        module : str
-            Dotted name; its last part may be something inside a module.
-        origins : sequence of str
-            The file or folders that an import of it, or of its first name, finds.
+        Several only when they hold the same file (``cv2``). None when it is unknown, or a
+        namespace that others fill.
         """
         editable = self._by_source(origins) if len(origins) == 1 else []
         candidates = self._by_module.get(module.partition(".")[0], [])
@@ -148,13 +141,13 @@ class Installed:
         return self._by_place(origins)
 
     def is_namespace(self, module: str) -> bool:
-        """Tell whether a name is no more than a folder that several distributions fill."""
+        """Return whether a module is only a folder that several distributions fill."""
         first, path = module.partition(".")[0], module.replace(".", "/") + "/"
         candidates = self._by_module.get(first, [])
         return any(name.startswith(path) for each in candidates for name in each.modules[first])
 
     def _by_source(self, origins: Sequence[str]) -> list[Distribution]:
-        """Find the distribution that was installed from the folder where a module lies."""
+        """Find the distribution that was installed from the folder of a module."""
         found = [each for each in self._by_name.values() if each.source is not None]
         return [
             each
@@ -165,7 +158,7 @@ class Installed:
 
     def _by_place(self, origins: Sequence[str]) -> list[Distribution]:
         """Find the distribution that has a module under another name (``distutils``)."""
-        # A folder is a name space: who has one part of it does not have the others.
+        # A folder is a namespace: the owner of one part does not own the others.
         files = [PurePath(origin) for origin in origins if origin.endswith(_SUFFIXES)]
         for origin in files:
             for each in self._by_name.values():
@@ -175,23 +168,11 @@ class Installed:
                         return [each]
         return self._by_source(origins)
 
-    def close(self, start: Mapping[str, str], target: Target) -> dict[str, str]:
+    def close(self, start: Mapping[str, str], platform: Platform) -> dict[str, str]:
         """Follow requirements.
 
-        What is required and not installed is not in the result: that is for the solver, which
-        knows the versions.
+        What is required but not installed is not in the result: the solver chooses its version.
 
-        Parameters
-        ----------
-        start : mapping of str to str
-            Names of distributions to start from -> why they are needed.
-        target : Target
-            What markers are evaluated for.
-
-        Returns
-        -------
-        dict of str to str
-            Every installed distribution that is needed -> why.
         """
         reasons = dict(start)
         done: set[tuple[str, str]] = set()
@@ -201,7 +182,7 @@ class Installed:
             if (name, extra) in done or name not in self:
                 continue
             done.add((name, extra))
-            for required in _requirements(self[name], extra, target):
+            for required in _requirements(self[name], extra, platform):
                 other = canonicalize_name(required.name)
                 if other in NEVER_LOCKED or other not in self:
                     continue
@@ -211,13 +192,13 @@ class Installed:
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
-    """Tell whether a path is inside a source folder, and not of an environment in it."""
+    """Return whether a path is inside a source folder, but not in an environment there."""
     path, folder = path.resolve(), folder.resolve()
     return path.is_relative_to(folder) and SITES.isdisjoint(path.relative_to(folder).parts)
 
 
 def _holds(distribution: Distribution, module: str) -> bool:
-    """Tell whether one of a distribution's files is this module, or its package."""
+    """Return whether one of a distribution's files is this module, or its package."""
     path = module.replace(".", "/")
     names = distribution.modules[module.partition(".")[0]]
     return any(
@@ -232,21 +213,21 @@ def _is_suffix(rest: str) -> bool:
     return rest.startswith(".") and "/" not in rest and rest.endswith(_SUFFIXES)
 
 
-def _requirements(distribution: Distribution, extra: str, target: Target) -> list[Requirement]:
+def _requirements(distribution: Distribution, extra: str, platform: Platform) -> list[Requirement]:
     found = []
     for text in distribution.requires:
         try:
             requirement = Requirement(text)
             marker = requirement.marker
-            if marker is None or marker.evaluate({**target.markers, "extra": extra}):
+            if marker is None or marker.evaluate({**platform.markers, "extra": extra}):
                 found.append(requirement)
         except (InvalidRequirement, UndefinedEnvironmentName):
-            continue  # what packaging cannot read uv, which reads the metadata again, may
+            continue  # uv, which reads the metadata too, may understand it
     return found
 
 
-def parse_distributions(plain: Iterable[Mapping[str, Any]]) -> Installed:
-    """Return what the probe listed."""
+def parse_distributions(listed: Iterable[Mapping[str, Any]]) -> Installed:
+    """Return the distributions that the probe listed."""
     return Installed(
         Distribution(
             name=canonicalize_name(each["name"]),
@@ -258,5 +239,5 @@ def parse_distributions(plain: Iterable[Mapping[str, Any]]) -> Installed:
             installer=each["installer"],
             legacy=each["legacy"],
         )
-        for each in plain
+        for each in listed
     )

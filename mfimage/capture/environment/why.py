@@ -1,4 +1,4 @@
-"""Why each distribution of an environment is there."""
+"""Why each distribution of an environment is included."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from mfimage.capture.code.imports import Imports, module_names
 from mfimage.capture.lock.notes import Note
-from mfimage.capture.lock.platform import Target
+from mfimage.capture.lock.platform import Platform
 
 LOADER = "needed by mfimage's loader"
 
@@ -14,14 +14,14 @@ LOADER = "needed by mfimage's loader"
 def find_reasons(
     names: Iterable[str],
     imports: Imports,
-    target: Target,
+    platform: Platform,
     *,
     named: Mapping[str, str],
     runtime: Iterable[str],
     notes: Mapping[str, Note],
     otherwise: str,
 ) -> dict[str, str]:
-    """Return why distributions are there, as ``imported by predict.py:3``.
+    """Return why distributions are included, as ``imported by predict.py:3``.
 
     Parameters
     ----------
@@ -29,22 +29,22 @@ def find_reasons(
         The distributions.
     imports : Imports
         What code and artifacts ask for.
-    target : Target
+    platform : Platform
         What the environment is for.
     named : mapping of str to str
-        Those that somebody names -> where.
+        Distributions that are named -> where.
     runtime : iterable of str
-        Those that mfimage itself needs.
+        Distributions that mfimage's loader needs.
     notes : mapping of str to Note
-        Which others require each.
+        Which other distributions require each.
     otherwise : str
-        What to say of those that nothing is known of.
+        The reason for all others.
     """
     names = list(names)
     asked = _asked(imports, names)
     start = {**dict.fromkeys(runtime, LOADER), **asked, **named}
     both = {name: f"{named[name]}, {asked[name]}" for name in named.keys() & asked.keys()}
-    installed = imports.installed.close(start, target)
+    installed = imports.installed.close(start, platform)
     required = {
         name: f"required by {note.requirers[0]}" for name, note in notes.items() if note.requirers
     }
@@ -53,7 +53,7 @@ def find_reasons(
 
 
 def _asked(imports: Imports, names: Iterable[str]) -> dict[str, str]:
-    """Return who asks for distributions: those installed here, and those named as the module."""
+    """Return the reasons of distributions that are installed here, or named as a module."""
     found: dict[str, str] = {}
     for asked in imports.asked:
         owners = imports.installed.owners(asked.module, asked.origins)

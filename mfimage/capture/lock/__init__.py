@@ -1,1 +1,5 @@
-"""Exact versions and hashes for a platform, solved and read by uv."""
+"""Exact versions and hashes for one Python and platform: ``pylock.toml`` files, solved by uv.
+
+``solve`` is the door; ``settle`` makes any tool's lock one for a platform, ``notes`` says who
+requires what, ``pylock`` reads and writes the format, and only ``uv`` runs uv.
+"""

@@ -1,4 +1,4 @@
-"""Which package indexes are asked, and the credentials for them, from where users keep them."""
+"""Package indexes, and the credentials for them, from where users keep them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _NAMED = re.compile(r"(?:(?P<name>[\w.-]+)=)?(?P<url>\S+)")
 
 @dataclass(frozen=True, kw_only=True)
 class IndexOptions:
-    """Which package indexes to ask, beside what uv's or pip's own configuration says.
+    """Package indexes to ask, beside those of uv's or pip's own configuration.
 
     Attributes
     ----------
     index_url : str or None
-        Instead of the default index. A user and a password in it are used and written nowhere.
+        Replaces the default index. A user and password in it are used but never written.
     extra_index_urls : tuple of str
         Asked first, in order.
     """
@@ -41,16 +41,9 @@ class IndexOptions:
     extra_index_urls: tuple[str, ...] = ()
 
     def environment(self, inherited: Mapping[str, str], directory: Path) -> dict[str, str]:
-        """Return ``inherited`` with these indexes: variables, since arguments can be listed.
+        """Return ``inherited`` with these indexes: other users can read arguments, not variables.
 
-        Pip's indexes are taken where uv's configuration names none: uv does not read pip's.
-
-        Parameters
-        ----------
-        inherited : mapping of str to str
-            Environment variables.
-        directory : Path
-            Where uv looks for its configuration.
+        Pip's indexes are used where uv's configuration names none: uv does not read pip's.
         """
         result = dict(inherited)
         if not _uv_names_indexes(inherited, directory):
@@ -66,12 +59,12 @@ class IndexOptions:
     def environments(
         self, inherited: Mapping[str, str], directory: Path
     ) -> Iterator[dict[str, str]]:
-        """Yield ``environment()``, and another for when uv would have to ask a further index.
+        """Yield ``environment()``, and one in which uv asks further indexes for a package.
 
-        The first index that has a package decides, which keeps a public index from passing its
-        own off as a private one. Yet many an index has old versions, or a few platforms, of what
-        the next one has: PyTorch's does. Then a version that fits is looked for in the next, and
-        for pip's indexes in all of them, as pip does.
+        By default the first index that has a package decides, which keeps a public index from
+        replacing a private package. But some indexes, such as PyTorch's, have old versions, or
+        few platforms, of packages that the next one has in full. Then the next index is searched
+        for a version that fits; among pip's indexes all of them are, as pip does.
         """
         first = self.environment(inherited, directory)
         yield first
@@ -81,11 +74,11 @@ class IndexOptions:
             yield {**first, "UV_INDEX_STRATEGY": strategy}
 
     def with_extra(self, urls: Sequence[str]) -> IndexOptions:
-        """Return the same with indexes that are asked after the other extra ones."""
+        """Return the same with more extra indexes, asked after the others."""
         return replace(self, extra_index_urls=(*self.extra_index_urls, *urls))
 
     def urls(self, inherited: Mapping[str, str], directory: Path) -> set[str]:
-        """Return the URLs of the indexes that variables name, without credentials."""
+        """Return the URLs of the indexes that the variables name, without credentials."""
         entries = _entries(self.environment(inherited, directory))
         return {without_credentials(url).rstrip("/") for _, url in entries}
 
@@ -113,15 +106,15 @@ def _uv_files(environment: Mapping[str, str], directory: Path) -> Iterator[Path]
 
 def _names_index(file: Path) -> bool:
     try:
-        plain = tomllib.loads(file.read_text())
+        parsed = tomllib.loads(file.read_text())
     except (OSError, ValueError):
         return False
-    table = plain.get("tool", {}).get("uv", {}) if file.name == "pyproject.toml" else plain
+    table = parsed.get("tool", {}).get("uv", {}) if file.name == "pyproject.toml" else parsed
     return not _UV_KEYS.isdisjoint({*table, *table.get("pip", {})})
 
 
 def _pip_indexes(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of uv that say what pip's configuration says."""
+    """Return uv's variables for the indexes in pip's configuration."""
     settings: dict[str, str] = {}
     for file in _pip_files(environment):
         settings.update(_pip_settings(file))
@@ -132,12 +125,12 @@ def _pip_indexes(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _remote(urls: str) -> str:
-    """Leave out indexes on this machine's disk: all that they have would travel in the package."""
+    """Leave out local folders: all their wheels would travel in the package."""
     return " ".join(url for url in urls.split() if urlsplit(url).scheme in ("http", "https"))
 
 
 def _pip_files(environment: Mapping[str, str]) -> Iterator[Path]:
-    """Yield pip's files, the weakest first."""
+    """Yield pip's configuration files, lowest precedence first."""
     chosen = environment.get("PIP_CONFIG_FILE")
     if chosen == "/dev/null":
         return
@@ -163,15 +156,7 @@ def _pip_settings(file: Path) -> dict[str, str]:
 
 
 def authorization(url: str, environment: Mapping[str, str]) -> str | None:
-    """Return the ``Authorization`` header for a file of an index, if there are credentials.
-
-    Parameters
-    ----------
-    url : str
-        The file's.
-    environment : mapping of str to str
-        Variables of uv, as ``IndexOptions.environment`` gives them.
-    """
+    """Return the ``Authorization`` header for a file on an index, if there are credentials."""
     host = urlsplit(url).netloc
     login = next(_logins(host, environment), None) or _netrc_login(host, environment)
     if login is None:
@@ -180,7 +165,7 @@ def authorization(url: str, environment: Mapping[str, str]) -> str | None:
 
 
 def _entries(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield name, if it has one, and URL of every index in uv's variables."""
+    """Yield name (or ``""``) and URL of every index in uv's variables."""
     texts = (environment.get(name, "") for name in (*EXTRA_VARIABLES, *DEFAULT_VARIABLES))
     for found in map(_NAMED.fullmatch, " ".join(texts).split()):
         if found:

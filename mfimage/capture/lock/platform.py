@@ -1,4 +1,4 @@
-"""What a lock is solved for: a minor version of CPython on a Linux platform."""
+"""What a lock is solved for: a minor version of CPython on Linux, on one architecture."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from mfimage.errors import LockError
 
-# The C library of Debian 12, the oldest that a current python:*-slim image stands on. A lower one
-# would refuse wheels that run there; and each wheel that fits is in the lock, so that an older
-# base still finds the wheels built for it.
+# The C library of Debian 12, the oldest below current python:*-slim images. With a lower one,
+# wheels that run there would be refused. The lock has every wheel that fits, so an older base
+# still finds those built for it.
 _GLIBC = 36
 _MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 PLATFORMS = tuple(_MACHINES)
@@ -28,32 +28,32 @@ _ALIASES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class Platform:
     """A Python and a platform.
 
     Attributes
     ----------
     python : str
-        As ``3.11`` or ``3.11.7``. Only the minor version counts: an image's Python and the one
-        that binds differ in the patch, and wheels do not.
-    platform : str
+        As ``3.11`` or ``3.11.7``. Only the minor version counts: wheels do not depend on the
+        patch version.
+    name : str
         ``linux/amd64`` or ``linux/arm64``.
     """
 
     python: str
-    platform: str
+    name: str
 
     def __post_init__(self) -> None:
-        if self.platform not in _MACHINES:
+        if self.name not in _MACHINES:
             raise LockError(
-                f"platform: {self.platform!r} is none that can be locked for",
+                f"platform: {self.name!r} cannot be locked for",
                 hint=f"use one of {', '.join(_MACHINES)}",
             )
         if not re.match(r"3\.\d+", self.python):
             raise LockError(f"python: expected a version such as 3.11, got {self.python!r}")
 
     def __str__(self) -> str:
-        return f"{self.platform} and Python {self.minor}"
+        return f"{self.name} and Python {self.minor}"
 
     @property
     def minor(self) -> str:
@@ -62,17 +62,17 @@ class Target:
 
     @property
     def machine(self) -> str:
-        """The machine, as Python and wheels name it: ``x86_64``."""
-        return _MACHINES[self.platform]
+        """The architecture, as Python and wheels name it: ``x86_64``."""
+        return _MACHINES[self.name]
 
     @property
     def uv_platform(self) -> str:
-        """What uv calls the platform: the value of its ``--python-platform``."""
+        """The value of uv's ``--python-platform``."""
         return f"{self.machine}-manylinux_2_{_GLIBC}"
 
     @property
     def environment(self) -> str:
-        """The marker that says on which machines the lock holds."""
+        """The marker of the machines that the lock is for."""
         return f"platform_machine == '{self.machine}' and sys_platform == 'linux'"
 
     @cached_property
@@ -94,14 +94,14 @@ class Target:
         }
 
     def fits(self, wheel: str) -> bool:
-        """Tell whether a wheel of this file name can be installed."""
+        """Return whether a wheel with this file name can be installed."""
         try:
             return not self._tags.isdisjoint(parse_wheel_filename(wheel)[3])
         except InvalidWheelFilename:
             return False
 
     def holds(self, marker: str, *, groups: tuple[str, ...] = ()) -> bool:
-        """Tell whether a marker of a lock holds, with these dependency groups and no extras."""
+        """Return whether a lock's marker holds, with these dependency groups and no extras."""
         values: dict[str, str | Set[str]] = {
             **self.markers,
             "extras": frozenset(),

@@ -1,4 +1,4 @@
-"""``pylock.toml`` (PEP 751): any that a tool wrote is read, one narrow form of it is written."""
+"""``pylock.toml`` (PEP 751): reads those of any tool, writes one narrow form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 
 from mfimage.capture.lock.indexes import without_credentials
-from mfimage.capture.lock.platform import Target
+from mfimage.capture.lock.platform import Platform
 from mfimage.capture.lock.uv import NEVER_LOCKED
 from mfimage.errors import LockError
 
@@ -51,7 +51,7 @@ class WheelFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Package:
+class LockedPackage:
     """One locked package.
 
     Attributes
@@ -61,9 +61,9 @@ class Package:
     version : str
         Exact version.
     files : tuple of WheelFile
-        The wheels that fit the target.
+        The wheels that fit the platform.
     index : str or None
-        The package index that it was found on, as far as that is known.
+        The package index that it was found on, if known.
     """
 
     name: str
@@ -77,12 +77,12 @@ class Package:
         return any(file.url is None for file in self.files)
 
 
-def write_pylock(packages: Iterable[Package], target: Target) -> bytes:
-    """Return the bytes of a lock for one target: sorted, and the same for the same packages."""
+def write_pylock(packages: Iterable[LockedPackage], platform: Platform) -> bytes:
+    """Return a lock for one platform, sorted: the same packages give the same bytes."""
     lines = [
         'lock-version = "1.0"',
-        f"environments = [{_quote(target.environment)}]",
-        f"requires-python = {_quote(f'=={target.minor}.*')}",
+        f"environments = [{_quote(platform.environment)}]",
+        f"requires-python = {_quote(f'=={platform.minor}.*')}",
         'created-by = "mfimage"',
     ]
     for package in sorted(packages, key=lambda each: each.name):
@@ -97,28 +97,28 @@ def write_pylock(packages: Iterable[Package], target: Target) -> bytes:
 
 
 def _quote(text: str) -> str:
-    # TOML's basic strings are JSON's, but for the one control character that JSON leaves.
+    # TOML's basic strings are JSON's, except for the one control character that JSON allows.
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def parse_pylock(text: str, *, where: str) -> dict[str, Any]:
-    """Return the plain form of a lock.
+    """Parse a lock.
 
     Raises
     ------
     LockError
-        When it is no lock, or one of a newer format.
+        When it is not a lock, or its format is newer.
     """
     try:
-        plain = tomllib.loads(text)
+        parsed = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise LockError(f"{where}: not TOML: {error}") from None
-    version = plain.get("lock-version")
+    version = parsed.get("lock-version")
     if not isinstance(version, str) or not re.match(r"1\.", version):
         raise LockError(f"{where}: lock-version: expected 1.x, got {version!r}")
-    if not _are_tables(plain.get("packages", [])):
+    if not _are_tables(parsed.get("packages", [])):
         raise LockError(f"{where}: packages: expected a list of tables, each with a name")
-    return plain
+    return parsed
 
 
 def _are_tables(value: object) -> bool:
@@ -128,44 +128,46 @@ def _are_tables(value: object) -> bool:
 
 
 def select_packages(
-    plain: Mapping[str, Any], target: Target, *, where: str
+    parsed: Mapping[str, Any], platform: Platform, *, where: str
 ) -> list[Mapping[str, Any]]:
-    """Return the plain packages of a lock that are installed on a target, by canonical name.
+    """Return the packages of a parsed lock that are installed on a platform.
 
     Raises
     ------
     LockError
         When the lock is for another Python or platform, or names a package twice.
     """
-    _check_python(plain.get("requires-python", ""), target, where)
-    environments = plain.get("environments", [])
-    if environments and not any(target.holds(marker) for marker in environments):
+    _check_python(parsed.get("requires-python", ""), platform, where)
+    environments = parsed.get("environments", [])
+    if environments and not any(platform.holds(marker) for marker in environments):
         raise LockError(
-            f"{where} is not for {target}: {' or '.join(environments)}",
+            f"{where} is not for {platform}: {' or '.join(environments)}",
             hint="lock it for this platform, or ask for the platform that it is for",
         )
-    groups = tuple(plain.get("default-groups", ()))
+    groups = tuple(parsed.get("default-groups", ()))
     selected: dict[str, Mapping[str, Any]] = {}
-    for package in plain.get("packages", []):
+    for package in parsed.get("packages", []):
         name = canonicalize_name(package["name"])
         marker = package.get("marker")
-        if name in NEVER_LOCKED or (marker and not target.holds(marker, groups=groups)):
+        if name in NEVER_LOCKED or (marker and not platform.holds(marker, groups=groups)):
             continue
         if name in selected:
-            raise LockError(f"{where} locks {name} twice for {target}")
+            raise LockError(f"{where} locks {name} twice for {platform}")
         selected[name] = {**package, "name": name}
     return list(selected.values())
 
 
-def _check_python(specifier: str, target: Target, where: str) -> None:
+def _check_python(specifier: str, platform: Platform, where: str) -> None:
     try:
         versions = SpecifierSet(specifier)
     except InvalidSpecifier:
-        raise LockError(f"{where}: requires-python: {specifier!r} is no specifier") from None
-    # Any patch version of the minor will do: which one an image has is not known yet.
-    if not any(f"{target.minor}.{patch}" in versions for patch in (0, 99)):
         raise LockError(
-            f"{where} requires Python {specifier}, and the function runs on {target.minor}",
+            f"{where}: requires-python: {specifier!r} is not a version specifier"
+        ) from None
+    # The patch version that an image has is not known yet: any will do.
+    if not any(f"{platform.minor}.{patch}" in versions for patch in (0, 99)):
+        raise LockError(
+            f"{where} requires Python {specifier}, and the function runs on {platform.minor}",
             hint="bind with a Python that the lock is for",
         )
 
@@ -179,30 +181,30 @@ def file_name(table: Mapping[str, Any]) -> str:
 
 
 def index_of(url: str | None) -> str | None:
-    """Return the URL of a package index as a lock has it; None for one on this machine's disk."""
+    """Return the URL of a package index as a lock has it; None for a local folder."""
     is_remote = url is not None and urlsplit(url).scheme in ("http", "https")
     return without_credentials(url).rstrip("/") if url and is_remote else None
 
 
-def read_lock(data: bytes) -> list[Package]:
+def read_lock(data: bytes) -> list[LockedPackage]:
     """Return the packages of a lock that ``write_pylock`` wrote.
 
     Raises
     ------
     LockError
-        When it is not one.
+        When ``write_pylock`` did not write it.
     """
     where = "the function's lock"
-    plain = parse_pylock(data.decode(errors="replace"), where=where)
+    parsed = parse_pylock(data.decode(errors="replace"), where=where)
     try:
         return [
-            Package(
+            LockedPackage(
                 name=canonicalize_name(package["name"]),
                 version=package["version"],
                 files=tuple(_read_file(table) for table in package["wheels"]),
                 index=package.get("index"),
             )
-            for package in plain.get("packages", [])
+            for package in parsed.get("packages", [])
         ]
     except (KeyError, TypeError) as error:
         raise LockError(f"{where} is not one that mfimage wrote: {error}") from None

@@ -1,23 +1,33 @@
-"""Any tool's lock, made one for a target: wheels that fit, each with its hash."""
+"""A lock for one platform, from any tool's: wheels that fit, each with its hash.
+
+What is on no index, or has no wheel there, is built from its source, to the same bytes every time.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+import time
 import weakref
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from packaging.utils import parse_wheel_filename
 
-from mfimage.capture.lock import pylock, wheels
+from mfimage.capture.lock import pylock
 from mfimage.capture.lock.indexes import OWN_CONFIGURATION, IndexOptions, without_credentials
-from mfimage.capture.lock.platform import Target
-from mfimage.capture.lock.pylock import Package, WheelFile
+from mfimage.capture.lock.notes import Note
+from mfimage.capture.lock.platform import Platform
+from mfimage.capture.lock.pylock import LockedPackage, WheelFile, file_name
+from mfimage.capture.lock.uv import build_directory, build_requirement
 from mfimage.errors import LockError
+from mfimage.files import EPOCH, chunks_of, sha256_hex
 
 _BUILDS_AT_ONCE = 2
 
@@ -32,40 +42,53 @@ class Lock:
         ``pylock.toml`` for one Python and platform: sorted, without times, local paths or
         credentials; the same packages give the same bytes.
     wheels : mapping of str to Path
-        File name -> wheel on this machine, for what is on no index. The lock has it as
-        ``wheels/<file name>``. Those that were built for it are deleted with the mapping.
+        File name -> wheel on this machine, for packages that are on no index. The lock has them
+        as ``wheels/<file name>``. Wheels built for the lock are deleted with the mapping.
+    notes : mapping of str to Note
+        Package -> who requires it, and the index it is on, as far as that is known.
     """
 
     data: bytes
     wheels: Mapping[str, Path] = field(default_factory=dict)
+    notes: Mapping[str, Note] = field(default_factory=dict)
 
     @property
-    def packages(self) -> list[Package]:
-        """What is locked."""
+    def packages(self) -> list[LockedPackage]:
+        """The locked packages."""
         return pylock.read_lock(self.data)
+
+    def with_notes(self, notes: Mapping[str, Note], platform: Platform) -> Lock:
+        """Return the same lock with notes; it names the index of each package that has one."""
+        packages = (
+            package
+            if package.is_local or package.index or package.name not in notes
+            else replace(package, index=notes[package.name].index)
+            for package in self.packages
+        )
+        return replace(self, data=pylock.write_pylock(packages, platform), notes=notes)
 
 
 class _BuiltWheels(dict[str, Path]):
-    """Wheels of a lock; what was built for it is deleted with this."""
+    """Wheels of a lock; those built for it are deleted with this."""
 
 
 def settle(
-    plain: Mapping[str, Any],
-    target: Target,
+    parsed: Mapping[str, Any],
+    platform: Platform,
     *,
     base: Path,
     where: str,
     index: IndexOptions = OWN_CONFIGURATION,
     hashes: Mapping[str, frozenset[str]] = {},
 ) -> Lock:
-    """Make any tool's lock one for a target: wheels that fit, each with its hash.
+    """Turn any tool's lock into one for a platform.
 
     Parameters
     ----------
-    plain : mapping
+    parsed : mapping
         A parsed ``pylock.toml``.
-    target : Target
-        What it is for.
+    platform : Platform
+        What the lock is for.
     base : Path
         Where its relative paths start.
     where : str
@@ -73,11 +96,11 @@ def settle(
     index : IndexOptions
         Where build requirements come from.
     hashes : mapping of name to frozenset of str
-        The only files (sha256) that are to be had of these packages.
+        The only files (sha256) that may be used for these packages.
     """
-    selected = pylock.select_packages(plain, target, where=where)
+    selected = pylock.select_packages(parsed, platform, where=where)
     built = Path(tempfile.mkdtemp(prefix="mfimage-wheels-"))
-    settler = _Settler(target=target, base=base, built=built, index=index, hashes=hashes)
+    settler = _Settler(platform=platform, base=base, built=built, index=index, hashes=hashes)
     try:
         with ThreadPoolExecutor(_BUILDS_AT_ONCE) as pool:
             settled = list(pool.map(settler.settle, selected))
@@ -86,41 +109,41 @@ def settle(
         raise
     found = _BuiltWheels(pair for _, local in settled for pair in sorted(local.items()))
     weakref.finalize(found, shutil.rmtree, built, ignore_errors=True)
-    data = pylock.write_pylock([package for package, _ in settled], target)
+    data = pylock.write_pylock([package for package, _ in settled], platform)
     return Lock(data=data, wheels=found)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Settler:
-    target: Target
+    platform: Platform
     base: Path
     built: Path
     index: IndexOptions
     hashes: Mapping[str, frozenset[str]]
 
-    def settle(self, plain: Mapping[str, Any]) -> tuple[Package, dict[str, Path]]:
-        """Return a package, and those of its wheels that are on this machine."""
-        tables = [*plain.get("wheels", ()), *filter(None, [plain.get("archive")])]
-        fitting = [table for table in tables if self.target.fits(pylock.file_name(table))]
+    def settle(self, package: Mapping[str, Any]) -> tuple[LockedPackage, dict[str, Path]]:
+        """Return a package, and its wheels that are on this machine."""
+        tables = [*package.get("wheels", ()), *filter(None, [package.get("archive")])]
+        fitting = [table for table in tables if self.platform.fits(file_name(table))]
         if not fitting:
-            return self._build(plain)
-        name, local = plain["name"], {}
+            return self._build(package)
+        name, local = package["name"], {}
         files = []
         for table in fitting:
-            path = wheels.local_file(table, self.base)
+            path = _local_file(table, self.base)
             if path is None:
                 files.append(self._remote(name, table))
             else:
                 local[path.name] = path
-                digest = wheels.check_hash(name, path, _sha256(table))
+                digest = _check_hash(name, path, _sha256(table))
                 files.append(WheelFile(name=path.name, sha256=digest))
-        version = plain.get("version") or str(parse_wheel_filename(files[0].name)[1])
+        version = package.get("version") or str(parse_wheel_filename(files[0].name)[1])
         files = self._allowed(name, version, files)
-        index = None if local else pylock.index_of(plain.get("index"))
-        return Package(name=name, version=version, files=tuple(files), index=index), local
+        index = None if local else pylock.index_of(package.get("index"))
+        return LockedPackage(name=name, version=version, files=tuple(files), index=index), local
 
     def _remote(self, name: str, table: Mapping[str, Any]) -> WheelFile:
-        file = pylock.file_name(table)
+        file = file_name(table)
         digests = _sha256(table)
         if not digests:
             raise LockError(
@@ -130,20 +153,20 @@ class _Settler:
         url = without_credentials(table["url"])
         return WheelFile(name=file, sha256=digests[0], url=url)
 
-    def _build(self, plain: Mapping[str, Any]) -> tuple[Package, dict[str, Path]]:
-        name, version = plain["name"], plain.get("version", "")
-        if not wheels.is_buildable(plain):
+    def _build(self, package: Mapping[str, Any]) -> tuple[LockedPackage, dict[str, Path]]:
+        name, version = package["name"], package.get("version", "")
+        if not any(package.get(kind) for kind in _SOURCES):
             raise LockError(
-                f"{name} {version} has no wheel for {self.target}",
+                f"{name} {version} has no wheel for {self.platform}",
                 hint="choose a version that has one, or another platform or Python",
             )
-        self._allowed(name, version, [_source(table) for table in (plain.get("sdist"),) if table])
-        wheel = wheels.build_wheel(
-            plain, self.built, base=self.base, target=self.target, index=self.index
+        self._allowed(name, version, [_source(table) for table in (package.get("sdist"),) if table])
+        wheel = _build_wheel(
+            package, self.built, base=self.base, platform=self.platform, index=self.index
         )
-        file = WheelFile(name=wheel.name, sha256=wheels.sha256_of_file(wheel))
+        file = WheelFile(name=wheel.name, sha256=_sha256_of_file(wheel))
         version = str(parse_wheel_filename(wheel.name)[1])
-        return Package(name=name, version=version, files=(file,)), {wheel.name: wheel}
+        return LockedPackage(name=name, version=version, files=(file,)), {wheel.name: wheel}
 
     def _allowed(self, name: str, version: str, files: list[WheelFile]) -> list[WheelFile]:
         if name not in self.hashes or not files:
@@ -153,7 +176,7 @@ class _Settler:
             raise LockError(
                 f"{name} {version}: none of the hashes that are required is that of "
                 f"{files[0].name} (sha256 {files[0].sha256})",
-                hint=f"require the hash of a file for {self.target}, or none",
+                hint=f"require the hash of a file for {self.platform}, or none",
             )
         return allowed
 
@@ -164,4 +187,176 @@ def _sha256(table: Mapping[str, Any]) -> list[str]:
 
 
 def _source(table: Mapping[str, Any]) -> WheelFile:
-    return WheelFile(name=pylock.file_name(table), sha256="".join(_sha256(table)))
+    return WheelFile(name=file_name(table), sha256="".join(_sha256(table)))
+
+
+# Wheels built from source.
+
+_SOURCES = ("directory", "vcs", "archive", "sdist")
+_MAX_SOURCE = 1 << 30
+_NEVER = {"__pycache__", "node_modules", ".git", ".hg", ".tox", ".nox", ".metaflow", ".mfimage"}
+_CACHES = {".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"}
+
+
+def _build_wheel(
+    package: Mapping[str, Any], out: Path, *, base: Path, platform: Platform, index: IndexOptions
+) -> Path:
+    """Build the wheel of a locked package that has none.
+
+    Raises
+    ------
+    LockError
+        When the source is gone, cannot be built, or gives a wheel that does not fit.
+    """
+    name = package["name"]
+    with tempfile.TemporaryDirectory(prefix="mfimage-build-") as folder:
+        work = Path(folder)
+        if package.get("directory"):
+            built = _build_folder(
+                name, _folder(package["directory"], base), work, platform=platform, index=index
+            )
+        else:
+            requirement = f"{name} @ {_source_url(package, base)}"
+            built = build_requirement(name, requirement, work, platform=platform, index=index)
+        if not platform.fits(built.name):
+            raise LockError(
+                f"{name} is on no index and was built as {built.name}, which does not fit "
+                f"{platform}",
+                hint=f"build it on {platform}, and name the wheel in a requirements file",
+            )
+        return _repack(built, out)
+
+
+def _build_folder(
+    name: str, source: Path, work: Path, *, platform: Platform, index: IndexOptions
+) -> Path:
+    copy = _copy_source(name, source, work / "source")
+    try:
+        return build_directory(copy, work / "out", platform=platform, index=index)
+    except LockError as error:
+        message = error.message.replace(str(copy), str(source))
+        raise LockError(message, hint=error.hint) from None
+
+
+def _local_file(table: Mapping[str, Any], base: Path) -> Path | None:
+    """Return the file on this machine that a ``wheels`` or ``archive`` table names, if any."""
+    if table.get("path"):
+        return Path(base, table["path"])
+    url = urlsplit(table.get("url", ""))
+    return Path(unquote(url.path)) if url.scheme == "file" else None
+
+
+def _folder(table: Mapping[str, Any], base: Path) -> Path:
+    return Path(os.path.abspath(base / table["path"] / table.get("subdirectory", "")))  # noqa: PTH100
+
+
+def _source_url(package: Mapping[str, Any], base: Path) -> str:
+    """Return the URL of a source, with its hash, as a requirement names it."""
+    vcs = package.get("vcs")
+    if vcs:
+        if vcs.get("type") != "git":
+            raise LockError(
+                f"{package['name']} comes from {vcs.get('type')!r}; only git is supported"
+            )
+        place = vcs.get("url") or (base / vcs["path"]).resolve().as_uri()
+        part = f"#subdirectory={vcs['subdirectory']}" if vcs.get("subdirectory") else ""
+        return f"git+{place}@{vcs['commit-id']}{part}"
+    table = package.get("archive") or package["sdist"]
+    file = _local_file(table, base)
+    digest = table.get("hashes", {}).get("sha256")
+    if not digest:
+        raise LockError(
+            f"{package['name']} has no sha256 of {file_name(table)} in the lock, and would be "
+            "built unverified",
+            hint="lock it with a tool that writes hashes, as uv does",
+        )
+    part = f"#subdirectory={table['subdirectory']}" if table.get("subdirectory") else ""
+    return f"{file.resolve().as_uri() if file else table['url']}{part} --hash=sha256:{digest}"
+
+
+def _copy_source(name: str, source: Path, copy: Path) -> Path:
+    """Copy a source tree.
+
+    Building in place leaves folders behind, and the wheel may take in leftovers of earlier builds.
+    """
+    if not source.is_dir():
+        raise LockError(
+            f"{name} was installed from {source}, which is gone",
+            hint=f"install {name} again, from a folder or an index",
+        )
+    size = 0
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        nonlocal size
+        left_out = {each for each in names if _is_left_out(Path(folder, each), top=source)}
+        files = (Path(folder, each) for each in names if each not in left_out)
+        size += sum(file.stat().st_size for file in files if file.is_file())
+        if size > _MAX_SOURCE:
+            raise LockError(
+                f"{name} is built from {source}, which holds more than {_MAX_SOURCE >> 30} GiB",
+                hint="build its wheel yourself, and name the file in a requirements file",
+            )
+        return left_out
+
+    shutil.copytree(source, copy, ignore=ignored, ignore_dangling_symlinks=True)
+    _link_git(source, copy)
+    return copy
+
+
+def _is_left_out(path: Path, *, top: Path) -> bool:
+    if path.name in _NEVER or path.name in _CACHES or path.suffix == ".egg-info":
+        return True
+    if path.name == "build" and path.parent == top:
+        return (path / "lib").is_dir() or any(path.glob("bdist.*")) or any(path.glob("lib.*"))
+    return (path / "pyvenv.cfg").exists() or (path / "conda-meta").is_dir()
+
+
+def _link_git(source: Path, copy: Path) -> None:
+    """Give the copy its history: some build backends take the version from it."""
+    git = source / ".git"
+    if git.is_dir():
+        (copy / ".git").write_text(f"gitdir: {git.resolve()}\n")
+    elif git.is_file():
+        place = git.read_text().partition("gitdir:")[2].strip()
+        (copy / ".git").write_text(f"gitdir: {(source / place).resolve()}\n")
+
+
+def _repack(wheel: Path, out: Path) -> Path:
+    """Rewrite a wheel: members sorted, without times, owners, or the file modes of a build."""
+    repacked = out / wheel.name
+    with (
+        zipfile.ZipFile(wheel) as read,
+        zipfile.ZipFile(repacked, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as write,
+    ):
+        for member in sorted(read.infolist(), key=lambda each: _record_last(each.filename)):
+            if member.is_dir():
+                continue
+            info = zipfile.ZipInfo(member.filename, time.gmtime(EPOCH)[:6])
+            executable = member.external_attr >> 16 & 0o100
+            info.external_attr = (0o100755 if executable else 0o100644) << 16
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.create_system = 3
+            write.writestr(info, read.read(member))
+    return repacked
+
+
+def _record_last(name: str) -> tuple[bool, str]:
+    return name.endswith(".dist-info/RECORD"), name
+
+
+def _sha256_of_file(file: Path) -> str:
+    with file.open("rb") as opened:
+        return sha256_hex(chunks_of(opened))
+
+
+def _check_hash(name: str, file: Path, hashes: Iterable[str]) -> str:
+    """Return a file's digest; it must be one of ``hashes``, if there are any."""
+    if not file.is_file():
+        raise LockError(f"{name} is locked as {file}, which does not exist")
+    found, expected = _sha256_of_file(file), list(hashes)
+    if expected and found not in expected:
+        raise LockError(
+            f"{file.name} of {name} is not the file that was locked: "
+            f"expected sha256 {expected[0]}, got {found}"
+        )
+    return found

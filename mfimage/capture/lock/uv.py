@@ -7,34 +7,105 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from shutil import which
-from urllib.parse import unquote
+from typing import NamedTuple
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from mfimage.capture.lock.indexes import OWN_CONFIGURATION, IndexOptions
-from mfimage.capture.lock.platform import Target
+from mfimage.capture.lock.platform import Platform
 from mfimage.errors import LockError
 from mfimage.files import EPOCH
+from mfimage.masking import Masker, url_secrets
 
-# What is never part of a lock: mfimage ships its own runtime.
+# Never part of a lock: mfimage ships its own runtime.
 NEVER_LOCKED = ("mfimage",)
 _TIMEOUT = 1800
-# The wheel is taken from a cache, and a git revision has no hash but its own.
+# Would keep the built wheel out of the cache, and refuse a git revision, which has no hash.
 _NOT_BUILDING = {"UV_NO_CACHE", "UV_REQUIRE_HASHES"}
+
+
+class Solution(NamedTuple):
+    """What uv solved: a ``pylock.toml``, and its log of how it got there."""
+
+    pylock: str
+    log: str
+
+
+class UvFailure(LockError):
+    """Uv failed; the message is uv's own, with secrets masked."""
+
+    def __init__(self, command: str, text: str) -> None:
+        hint = next((hint for pattern, hint in _HINTS if re.search(pattern, text)), None)
+        super().__init__(f"{command}: {_shorten(text)}", hint=_certificate_hint() or hint)
+        # Uv wraps its lines at the width of a terminal.
+        self._line = " ".join(text.split())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return LockError, (self.message,), {"hint": self.hint}
+
+    @property
+    def is_unsolved(self) -> bool:
+        """Whether the requirements have no solution on indexes that did respond."""
+        refused = re.search("network was disabled|valid authentication|Forbidden", self._line)
+        return "No solution found" in self._line and not refused
+
+    @property
+    def wants_source(self) -> bool:
+        """Whether it may work once source distributions are allowed."""
+        return bool(_WANTS_SOURCE.search(self._line))
+
+    @property
+    def wants_next_index(self) -> bool:
+        """Whether it may work once all indexes are asked for a package."""
+        return "subsequent index" in self._line
+
+
+_WANTS_SOURCE = re.compile(
+    r"no (usable )?wheels|building from source is disabled|[Bb]uilding source distributions .*is d"
+)
+_HINTS = (
+    (
+        "valid authentication|Forbidden|Unauthorized",
+        "give credentials by UV_INDEX_<NAME>_USERNAME and _PASSWORD, or by ~/.netrc",
+    ),
+    (
+        "No solution found",
+        "change the requirement, add an index with --extra-index-url, or name the whole "
+        "environment with environment=",
+    ),
+    (
+        r"Failed to (download and )?build",
+        "build the wheel yourself, and name its file in a requirements file",
+    ),
+)
+_LONGEST = 4000
+
+
+def _shorten(text: str) -> str:
+    text = text.strip().removeprefix("error: ")
+    # What failed stands first, and why a build failed last.
+    return text if len(text) <= _LONGEST else f"{text[:500]}\n[...]\n{text[500 - _LONGEST :]}"
+
+
+def _certificate_hint() -> str | None:
+    file = os.environ.get("SSL_CERT_FILE")
+    if file and not os.path.exists(file):  # noqa: PTH110  (a Path of a broken value may raise)
+        return f"SSL_CERT_FILE names {file}, which does not exist: uv trusts no server; unset it"
+    return None
 
 
 @cache
 def find_uv() -> str:
-    """Return the path of uv: of the ``uv`` package, else on PATH.
+    """Return the path of uv: from the ``uv`` package, else from PATH.
 
     Raises
     ------
     LockError
-        When there is none.
+        When uv is not installed.
     """
     try:
         import uv
@@ -50,43 +121,41 @@ def find_uv() -> str:
 def compile_pylock(
     requirements: str,
     *,
-    target: Target,
+    platform: Platform,
     directory: Path,
     constraints: str = "",
     index: IndexOptions = OWN_CONFIGURATION,
     alone: bool = False,
     builds: bool = True,
-) -> str:
-    """Solve requirements for a target; return a pylock.toml as uv writes it.
+) -> Solution:
+    """Solve requirements for a platform.
 
     Parameters
     ----------
     requirements, constraints : str
-        Texts of requirements files.
-    target : Target
+        Contents of requirements files.
+    platform : Platform
         What to solve for.
     directory : Path
-        Where relative paths start, and uv looks for its configuration.
+        Where relative paths start, and where uv looks for its configuration.
     index : IndexOptions
-        Which indexes to ask.
+        Package indexes to ask.
     alone : bool
         Leave out what the requirements require.
     builds : bool
-        Take what has no wheel and can be built into one, too.
+        Allow source distributions of packages without a wheel.
 
     Raises
     ------
-    Unsolved
-        When there is no solution.
-    LockError
-        When an index cannot be reached, or something cannot be built.
+    UvFailure
+        When there is no solution, an index cannot be reached, or a build fails.
     """
     with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
         excludes, limits = Path(folder, "excludes.txt"), Path(folder, "constraints.txt")
         excludes.write_text("\n".join(NEVER_LOCKED))
         limits.write_text(constraints)
         arguments = [
-            *_compile_for(target),
+            *_compile_for(platform),
             *("--format", "pylock.toml", "--excludes", str(excludes)),
             *("--constraints", str(limits)),
             *(["--no-deps"] if alone else []),
@@ -95,78 +164,72 @@ def compile_pylock(
 
 
 def compile_notes(
-    requirements: str, *, target: Target, directory: Path, index: IndexOptions
+    requirements: str, *, platform: Platform, directory: Path, index: IndexOptions
 ) -> str:
-    """Solve requirements; return them with comments that say what requires each, and its index.
+    """Solve requirements; return them with comments that name their requirers and indexes.
 
     Raises
     ------
-    LockError
+    UvFailure
         As ``compile_pylock``.
     """
-    arguments = [*_compile_for(target), "--format", "requirements.txt", "--emit-index-annotation"]
-    return _solve(arguments, directory, index, requirements, builds=False)
+    arguments = [*_compile_for(platform), "--format", "requirements.txt"]
+    arguments += ["--emit-index-annotation"]
+    return _solve(arguments, directory, index, requirements, builds=False).pylock
 
 
-def _compile_for(target: Target) -> list[str]:
+def _compile_for(platform: Platform) -> list[str]:
     return [
         *("pip", "compile", "-", "--quiet", "--no-header"),
-        # Whichever interpreter runs uv's builds: the versions are those for the target's.
+        # Runs builds; versions are chosen for the platform's Python.
         *("--python", sys.executable),
-        *("--python-version", target.minor, "--python-platform", target.uv_platform),
+        *("--python-version", platform.minor, "--python-platform", platform.uv_platform),
     ]
+
+
+# Which index pages uv reads, and which package requires which: `notes.read_log` reads it.
+_LOGGED = "uv_client::cached_client=debug,uv_resolver=debug"
 
 
 def _solve(
     arguments: Sequence[str], directory: Path, index: IndexOptions, text: str, *, builds: bool
-) -> str:
-    failure = UvFailure("uv did not run")
-    # Something may have no wheel on any index, or has to be built to say what it requires.
+) -> Solution:
+    failure: UvFailure | None = None
+    # Without a wheel on any index, and for metadata that only a build gives, sources are allowed.
     for more in (["--only-binary", ":all:"], []) if builds else (["--only-binary", ":all:"],):
         for environment in index.environments(os.environ, directory):
             try:
-                return run_uv([*arguments, *more], directory, environment, text)
+                logged = {**environment, "RUST_LOG": _LOGGED}
+                return Solution(*_run([*arguments, *more], directory, logged, text))
             except UvFailure as error:
                 failure = error
             if not failure.wants_next_index:
                 break
-        if not failure.wants_source:
+        if failure and not failure.wants_source:
             break
-    raise explain(failure) from None
+    assert failure is not None
+    raise failure
 
 
 def export_pylock(project: Path, *, with_project: bool, index: IndexOptions) -> str:
-    """Return a project's ``uv.lock`` as a pylock.toml, for all platforms, as uv writes it.
-
-    Parameters
-    ----------
-    project : Path
-        The folder of ``uv.lock``.
-    with_project : bool
-        Whether the project's own distribution is wanted, beside what it depends on.
-    index : IndexOptions
-        Which indexes to ask, should uv need one.
-    """
+    """Return a project's ``uv.lock`` as a pylock.toml for all platforms."""
     more = [] if with_project else ["--no-emit-project"]
     more += [f"--prune={name}" for name in NEVER_LOCKED]
     return _export(project, ["--format", "pylock.toml", *more], index)
 
 
 def export_notes(project: Path, *, index: IndexOptions) -> str:
-    """Return a ``uv.lock`` as requirements, with comments that say what requires each."""
+    """Return a ``uv.lock`` as requirements with comments that name their requirers."""
     return _export(project, ["--format", "requirements.txt", "--no-hashes"], index)
 
 
 def _export(project: Path, more: Sequence[str], index: IndexOptions) -> str:
     arguments = ["export", "--quiet", "--no-header", "--locked", "--no-default-groups"]
     arguments += ["--project", str(project), *more]
-    try:
-        return run_uv(arguments, project, index.environment(os.environ, project))
-    except UvFailure as failure:
-        raise explain(failure) from None
+    return run_uv(arguments, project, index.environment(os.environ, project))
 
 
-def build_directory(source: Path, out: Path, *, target: Target, index: IndexOptions) -> Path:
+def build_directory(source: Path, out: Path, *, platform: Platform, index: IndexOptions) -> Path:
     """Build the wheel of a source tree; return it, in ``out``.
 
     Raises
@@ -174,22 +237,19 @@ def build_directory(source: Path, out: Path, *, target: Target, index: IndexOpti
     LockError
         When it cannot be built.
     """
-    python = _python_for(target)
+    python = _python_for(platform)
     arguments = ["build", "--wheel", "--python", python, "--out-dir", str(out)]
-    try:
-        run_uv([*arguments, str(source)], source, _building(index, source))
-    except UvFailure as failure:
-        raise explain(failure) from None
+    run_uv([*arguments, str(source)], source, _building(index, source))
     return _only_wheel(out.glob("*.whl"), str(source))
 
 
 def build_requirement(
-    name: str, requirement: str, out: Path, *, target: Target, index: IndexOptions
+    name: str, requirement: str, out: Path, *, platform: Platform, index: IndexOptions
 ) -> Path:
     """Build the wheel of a requirement that names a URL; return it, below ``out``.
 
-    Uv knows how to fetch it (git, credentials, hashes), yet has no command that keeps the wheel:
-    it is taken from a cache that is made for this one call.
+    Uv can fetch it (git, credentials, hashes) but has no command that keeps the wheel, so it is
+    taken from a cache made for this one call.
 
     Raises
     ------
@@ -198,15 +258,12 @@ def build_requirement(
     """
     cache_folder = out / "cache"
     arguments = [
-        *("pip", "install", "--no-deps", "--python", _python_for(target)),
+        *("pip", "install", "--no-deps", "--python", _python_for(platform)),
         *("--link-mode", "copy", "--cache-dir", str(cache_folder), "--target", str(out / "tree")),
         *("-r", "-"),
     ]
-    try:
-        run_uv(arguments, Path.cwd(), _building(index, Path.cwd()), requirement)
-    except UvFailure as failure:
-        raise explain(failure) from None
-    # What it was built with may have been built, too, and sources may hold wheels as test data.
+    run_uv(arguments, Path.cwd(), _building(index, Path.cwd()), requirement)
+    # The cache also holds built build requirements, and sources may hold wheels as test data.
     wheels = cache_folder.glob("sdists-*/**/*.whl")
     shallow = sorted(wheels, key=lambda path: len(path.parts))
     return _only_wheel((path for path in shallow if _is_of(path, name)), name)
@@ -223,13 +280,13 @@ def _only_wheel(wheels: Iterable[Path], label: str) -> Path:
     for wheel in wheels:
         return wheel
     raise LockError(
-        f"uv built {label}, and its wheel is not where this mfimage looks for it",
+        f"uv built {label}, but its wheel is not where mfimage expects it",
         hint="build the wheel yourself, and name its file in a requirements file",
     )
 
 
 def _building(index: IndexOptions, directory: Path) -> dict[str, str]:
-    """Return an environment in which the same source gives the same wheel, and uv keeps it."""
+    """Return an environment in which the same source gives the same wheel, kept in the cache."""
     inherited = {name: value for name, value in os.environ.items() if name not in _NOT_BUILDING}
     fixed = {
         "SOURCE_DATE_EPOCH": str(EPOCH),
@@ -239,9 +296,9 @@ def _building(index: IndexOptions, directory: Path) -> dict[str, str]:
     return index.environment({**inherited, **fixed}, directory)
 
 
-def _python_for(target: Target) -> str:
+def _python_for(platform: Platform) -> str:
     ours = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return sys.executable if target.minor == ours else target.minor
+    return sys.executable if platform.minor == ours else platform.minor
 
 
 def run_uv(
@@ -258,7 +315,7 @@ def run_uv(
     Parameters
     ----------
     arguments : sequence of str
-        What to do.
+        Uv's arguments.
     directory : Path
         Where to run it.
     environment : mapping of str to str
@@ -266,9 +323,9 @@ def run_uv(
     text : str
         Its stdin.
     prefix : sequence of str
-        A command that becomes uv.
+        A command that execs uv.
     pass_fds : sequence of int
-        Open files that it is to have.
+        File descriptors to pass on.
 
     Raises
     ------
@@ -277,10 +334,23 @@ def run_uv(
     LockError
         When it cannot be run.
     """
-    command = [*prefix, find_uv(), *arguments]
+    return _run(arguments, directory, environment, text, prefix=prefix, pass_fds=pass_fds)[0]
+
+
+def _run(
+    arguments: Sequence[str],
+    directory: Path,
+    environment: Mapping[str, str],
+    text: str,
+    *,
+    prefix: Sequence[str] = (),
+    pass_fds: Sequence[int] = (),
+) -> tuple[str, str]:
+    """Return stdout and stderr."""
+    command = f"uv {' '.join(arguments[: 2 if arguments[0] == 'pip' else 1])}"
     try:
         done = subprocess.run(
-            command,
+            [*prefix, find_uv(), *arguments],
             input=text.encode(),
             capture_output=True,
             cwd=directory,
@@ -292,196 +362,18 @@ def run_uv(
     except OSError as error:
         raise LockError(f"cannot run uv in {directory}: {error.strerror or error}") from None
     except subprocess.TimeoutExpired:
-        raise LockError(f"uv {arguments[0]} took more than {_TIMEOUT // 60} minutes") from None
+        raise LockError(f"{command} took more than {_TIMEOUT // 60} minutes") from None
+    log = done.stderr.decode(errors="replace")
     if done.returncode:
-        raise UvFailure(scrub(done.stderr.decode(errors="replace"), environment, text))
-    return done.stdout.decode()
+        mask = Masker(secret.encode() for secret in _secrets(environment, text))
+        raise UvFailure(command, mask(_LOG_LINE.sub("", log)))
+    return done.stdout.decode(), log
 
 
-# What uv says when it fails, in one sentence and without secrets.
-
-_USERINFO = re.compile(r"(?<=://)[^/\s@'\"`]+@")
-_SHORTEST_SECRET = 4
-_WANTS_SOURCE = re.compile(
-    r"no (usable )?wheels|building from source is disabled|[Bb]uilding source distributions .*is d"
-)
-# Older versions of uv draw their causes as a tree.
-_MARKS = re.compile(r"^[\s\u00d7\u2500-\u257f\u25b6]+", re.MULTILINE)
-_LONGEST = 900
+_LOG_LINE = re.compile(r"^(?:DEBUG|INFO|WARN|TRACE) .*\n?", re.MULTILINE)
 
 
-class UvFailure(Exception):
-    """Uv failed; the text is what it wrote to stderr, scrubbed."""
-
-    @property
-    def wants_source(self) -> bool:
-        """Whether it may work once source distributions are allowed."""
-        return bool(_WANTS_SOURCE.search(str(self)))
-
-    @property
-    def wants_next_index(self) -> bool:
-        """Whether it may work once further indexes are asked for what the first one has."""
-        return "subsequent index" in " ".join(str(self).split())
-
-
-class Unsolved(LockError):
-    """The requirements have no solution on the indexes that were asked."""
-
-
-def scrub(text: str, environment: Mapping[str, str] = os.environ, *more: str) -> str:
-    """Return ``text`` without users and passwords.
-
-    Parameters
-    ----------
-    text : str
-        What is going to be shown.
-    environment : mapping of str to str
-        Variables of uv that may hold passwords, alone or in URLs.
-    *more : str
-        Other texts whose URLs may hold passwords.
-    """
-    for secret in sorted(_secrets(environment, more), key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return _USERINFO.sub("***@", text)
-
-
-def _secrets(environment: Mapping[str, str], texts: tuple[str, ...]) -> set[str]:
-    uv_values = {name: value for name, value in environment.items() if name.startswith("UV_")}
-    found = {value for name, value in uv_values.items() if re.search("PASSWORD|TOKEN", name)}
-    for text in (*uv_values.values(), *texts):
-        for match in _USERINFO.findall(text):
-            found |= set(_passwords(match[:-1]))
-    return {secret for secret in found if len(secret) >= _SHORTEST_SECRET}
-
-
-def _passwords(userinfo: str) -> Iterator[str]:
-    user, _, password = userinfo.partition(":")
-    # A token may stand alone, as the user.
-    value = password or user
-    if value != "git":  # the user of every git+ssh URL is none
-        yield from (value, unquote(value))
-
-
-def explain(failure: UvFailure) -> LockError:
-    """Return the error to show for a failure of uv."""
-    text = str(failure)
-    plain = " ".join(_MARKS.sub(" ", text).split())
-    for recognize in (_conflict, _unreachable, _build):
-        error = recognize(plain, text)
-        if error:
-            return error
-    reason = re.sub(r"^(?:warning: .*?)?error: | in `-` at position \d+| \^+$", "", plain)
-    return LockError(
-        f"uv cannot solve it: {_shorten(reason.replace(' cause:', ':'))}",
-        hint=_certificate_hint() or "check the requirements that are declared",
-    )
-
-
-def _conflict(plain: str, text: str) -> LockError | None:
-    match = re.search(r"No solution found when resolving dependencies.*?:? (Because .*)", plain)
-    if not match:
-        return None
-    reason, _, uv_hint = match[1].partition(" hint: ")
-    if "network was disabled" in uv_hint:
-        return LockError(
-            f"uv is offline, and {_missing(reason)} is not in its cache",
-            hint="unset UV_OFFLINE, or solve once with a network",
-        )
-    if "valid authentication" in uv_hint or "Forbidden" in uv_hint:
-        return LockError(
-            f"the package index refused: {_shorten(uv_hint)}",
-            hint="give credentials by UV_INDEX_<NAME>_USERNAME and _PASSWORD, or by ~/.netrc",
-        )
-    if "was not found in the package registry" in reason or "there is no version of" in reason:
-        return Unsolved(
-            f"{_missing(reason)} is on no package index that uv asks",
-            hint="name the index by --extra-index-url, or declare the environment by environment=",
-        )
-    no_wheel = re.search(r"(?:Because|and) (\S+) has no wheels", reason)
-    if no_wheel:
-        return Unsolved(
-            f"{no_wheel[1]} has no wheel for this platform and Python, and no source to build one",
-            hint="choose a version that has one, or another platform or Python",
-        )
-    return Unsolved(
-        f"the requirements have no common solution: {_sentence(reason)}",
-        hint="loosen one of the two, in the requirements or in the installed environment",
-    )
-
-
-def _missing(reason: str) -> str:
-    match = re.search(
-        r"(?:Because|and) (?:there is no version of )?(\S+?)(?: was not found| and )", reason
-    )
-    return match[1] if match else "a package"
-
-
-_WHO = r"Because (?P<who>[^,]+? depends?) on (?P<what>(?:(?!, we can).)+?) and "
-_END = r"we can conclude that your requirements are unsatisfiable\."
-_PATTERNS = [
-    re.compile(
-        _WHO + r"you require .+?, we can conclude that you require .+?\. "
-        r"And because you require (?P<other>.+?), " + _END
-    ),
-    re.compile(
-        _WHO + r"(?P<other>\S+), we can conclude that .+? cannot be used\. "
-        r"And because .*?you require .+?, " + _END
-    ),
-    re.compile(_WHO + r"you require (?P<other>\S+), " + _END),
-]
-
-
-def _sentence(reason: str) -> str:
-    for pattern in _PATTERNS if len(reason) < _LONGEST else ():
-        match = pattern.fullmatch(reason)
-        if match:
-            return f"{match['who']} on {match['what']}, but {match['other']} is required"
-    both = re.fullmatch(r"Because you require (.+?), " + _END, reason)
-    if both:
-        return f"{both[1]} are required at once"
-    return _shorten(reason.replace("your requirements are unsatisfiable", "there is none"))
-
-
-def _unreachable(plain: str, text: str) -> LockError | None:
-    url = re.search(r"Failed to fetch: `?(\S+?)`?(?= |$)", plain)
-    status = re.search(r"HTTP status \w+ error \(([^)]+)\)", plain)
-    if url and status:
-        return LockError(
-            f"the package index answered {status[1]} for {url[1]}",
-            hint="check the index URL and its credentials",
-        )
-    if not url and not re.search(r"error sending request|dns error|Could not connect", plain):
-        return None
-    reason = plain.rsplit("cause: ", 1)[-1]
-    return LockError(
-        f"the package index cannot be reached: {url[1] + ': ' if url else ''}{_shorten(reason)}",
-        hint=_certificate_hint() or "check the network, the proxy, and the index URL",
-    )
-
-
-def _certificate_hint() -> str | None:
-    file = os.environ.get("SSL_CERT_FILE")
-    if file and not os.path.exists(file):  # noqa: PTH110  (a Path of a broken value may raise)
-        return f"SSL_CERT_FILE names {file}, which is not there: uv trusts no server; unset it"
-    return None
-
-
-def _build(plain: str, text: str) -> LockError | None:
-    match = re.search(r"Failed to (?:download and )?build `?([^`\n]+)`?", text)
-    if not match:
-        return None
-    if "Git operation failed" in plain:
-        return LockError(
-            f"cannot fetch {match[1]}: {_shorten(plain.rsplit('fatal: ', 1)[-1])}",
-            hint="check the URL and the revision, and that git can reach it from here",
-        )
-    tail = "\n".join(text.strip().splitlines()[-12:])
-    return LockError(
-        f"cannot build a wheel of {match[1]}:\n{tail}",
-        hint="build the wheel yourself, and name its file in a requirements file",
-    )
-
-
-def _shorten(text: str) -> str:
-    text = text.strip()
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 4] + " ..."
+def _secrets(environment: Mapping[str, str], text: str) -> set[str]:
+    ours = {name: value for name, value in environment.items() if name.startswith("UV_")}
+    named = {value for name, value in ours.items() if re.search("PASSWORD|TOKEN", name)}
+    return named | url_secrets("\n".join([*ours.values(), text]))

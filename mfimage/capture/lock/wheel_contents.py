@@ -1,4 +1,4 @@
-"""Which modules are in a wheel, without getting all of it: a zip file's list stands at its end."""
+"""Lists the files of a wheel from the end of the zip file, without downloading all of it."""
 
 from __future__ import annotations
 
@@ -12,27 +12,17 @@ from urllib.parse import urlsplit
 
 from mfimage.capture.code._reading import prefixes
 from mfimage.capture.lock.indexes import authorization
-from mfimage.capture.lock.pylock import Package
+from mfimage.capture.lock.pylock import LockedPackage
 
-# Enough for nearly all, and for the largest.
+# The first is enough for nearly all wheels.
 _TAILS = (1 << 18, 1 << 22)
 _TIMEOUT = 20
 
 
 def wheel_files(
-    package: Package, local: Mapping[str, Path], environment: Mapping[str, str]
+    package: LockedPackage, local: Mapping[str, Path], environment: Mapping[str, str]
 ) -> list[str] | None:
-    """Return the files of a locked package; None when they cannot be told.
-
-    Parameters
-    ----------
-    package : Package
-        The first of its wheels is read.
-    local : mapping of str to Path
-        Wheels that are on this machine, by file name.
-    environment : mapping of str to str
-        Variables of uv, which may have credentials for the index.
-    """
+    """Return the files of a locked package; None when they cannot be read."""
     file = package.files[0]
     try:
         if file.name in local:
@@ -56,17 +46,17 @@ def _remote_files(url: str, environment: Mapping[str, str]) -> list[str]:
 
 def _tail(url: str, size: int, environment: Mapping[str, str]) -> bytes:
     if urlsplit(url).scheme not in ("http", "https"):
-        raise ValueError(f"{url} is on no server")
+        raise ValueError(f"{url} is not on a server")
     request = urllib.request.Request(url, headers={"Range": f"bytes=-{size}"})  # noqa: S310
     login = authorization(url, environment)
     if login:
-        # Not for whom the index redirects to.
+        # Not sent on to where the index redirects.
         request.add_unredirected_header("Authorization", login)
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310
-        length = int(answer.headers.get("Content-Length", size + 1))
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:  # noqa: S310
+        length = int(response.headers.get("Content-Length", size + 1))
         if length > size:
-            raise OSError("the server does not know ranges")
-        return bytes(answer.read())
+            raise OSError("the server does not support ranges")
+        return bytes(response.read())
 
 
 def _installed(name: str) -> str:
@@ -77,16 +67,8 @@ def _installed(name: str) -> str:
 
 
 def holds_module(files: Iterable[str], module: str) -> bool:
-    """Tell whether one of the files is a module, or the package that it is in.
-
-    Parameters
-    ----------
-    files : iterable of str
-        Paths below ``site-packages``.
-    module : str
-        Dotted name; its last part may be something inside a module.
-    """
+    """Return whether one of the files is a module, or the package that it is in."""
     paths = [name.replace(".", "/") for name in prefixes(module)]
-    # A package or module has all that is below it; a mere folder may be filled by others, too.
+    # A package or module has everything below it; several distributions may fill a bare folder.
     starts = [f"{path}{end}" for path in paths for end in ("/__init__.", ".")]
     return any(file.startswith((*starts, f"{paths[-1]}/")) for file in files)

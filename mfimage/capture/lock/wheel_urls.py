@@ -1,4 +1,4 @@
-"""Wheels that are given by their URLs, made a lock: each as it is, with its hash."""
+"""Locks wheels that are named by URL."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from mfimage.capture.lock import pylock
 from mfimage.capture.lock.indexes import IndexOptions, without_credentials
-from mfimage.capture.lock.platform import Target
-from mfimage.capture.lock.uv import Unsolved, compile_pylock
+from mfimage.capture.lock.platform import Platform
+from mfimage.capture.lock.uv import UvFailure, compile_pylock
 from mfimage.errors import LockError
 
-Packages = Sequence[Mapping[str, Any]]
+_Packages = Sequence[Mapping[str, Any]]
 _ASKED_AT_ONCE = 4
 
 
@@ -48,52 +48,47 @@ def parse_wheels(urls: Iterable[str]) -> tuple[list[Wheel], list[str]]:
 
 
 def lock_urls(
-    urls: Sequence[str], target: Target, *, index: IndexOptions, directory: Path
+    urls: Sequence[str], platform: Platform, *, index: IndexOptions, directory: Path
 ) -> dict[str, Any]:
-    """Return the plain form of a lock that has just these wheels.
+    """Return a parsed lock that has exactly these wheels.
 
-    The hash of a wheel is what its index says of this very URL; one that no index lists is
-    fetched once (uv keeps it) and hashed.
-
-    Parameters
-    ----------
-    urls : sequence of str
-        Of wheels, and of sources that wheels are built from.
-    target : Target
-        What they have to fit.
-    index, directory
-        As in ``lock_requirements``.
+    The hash of a wheel is the one that its index lists for this URL; a wheel that no index lists
+    is downloaded once (uv caches it) and hashed.
 
     Raises
     ------
     LockError
-        When a wheel does not fit, or is not to be had.
+        When a wheel does not fit, or cannot be downloaded.
     """
     wheels, others = parse_wheels(urls)
     for wheel in wheels:
         file = pylock.file_name({"url": wheel.url})
-        if not target.fits(file):
-            raise LockError(f"{wheel.name} {wheel.version} is {file}, which does not fit {target}")
+        if not platform.fits(file):
+            raise LockError(
+                f"{wheel.name} {wheel.version} is {file}, which does not fit {platform}"
+            )
 
-    def solve(lines: Iterable[str]) -> Packages:
-        text = compile_pylock(
-            "\n".join(lines), target=target, directory=directory, index=index, alone=True
+    def solve(lines: Iterable[str]) -> _Packages:
+        solution = compile_pylock(
+            "\n".join(lines), platform=platform, directory=directory, index=index, alone=True
         )
-        return list(pylock.parse_pylock(text, where="uv's lock").get("packages", ()))
+        return list(pylock.parse_pylock(solution.pylock, where="uv's lock").get("packages", ()))
 
     listed = dict(_tables(_look_up([wheel.pin for wheel in wheels], solve)))
-    found = {wheel: listed.get(_plain(wheel.url)) for wheel in wheels}
+    found = {wheel: listed.get(_bare(wheel.url)) for wheel in wheels}
     known = [_package(wheel, table) for wheel, table in found.items() if table]
     rest = [f"{wheel.name} @ {wheel.url}" for wheel, table in found.items() if not table]
     lines = [*rest, *others]
     return {"packages": [*known, *(solve(lines) if lines else ())]}
 
 
-def _look_up(pins: Sequence[str], solve: Callable[[Iterable[str]], Packages]) -> Packages:
-    """Return what the indexes have of packages; nothing of one that they do not have."""
+def _look_up(pins: Sequence[str], solve: Callable[[Iterable[str]], _Packages]) -> _Packages:
+    """Return the packages that the indexes have."""
     try:
         return solve(pins)
-    except Unsolved:
+    except UvFailure as failure:
+        if not failure.is_unsolved:
+            raise
         if len(pins) < 2:
             return []
     with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
@@ -102,17 +97,17 @@ def _look_up(pins: Sequence[str], solve: Callable[[Iterable[str]], Packages]) ->
         ]
 
 
-def _tables(packages: Packages) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _tables(packages: _Packages) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the wheels that an index lists: URL and table."""
     for package in packages:
         for table in package.get("wheels", ()):
             if table.get("url") and table.get("hashes", {}).get("sha256"):
-                yield _plain(table["url"]), table
+                yield _bare(table["url"]), table
 
 
 def _package(wheel: Wheel, table: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": wheel.name, "version": wheel.version, "wheels": [table]}
 
 
-def _plain(url: str) -> str:
+def _bare(url: str) -> str:
     return unquote(without_credentials(url).partition("#")[0])

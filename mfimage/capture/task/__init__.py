@@ -1,1 +1,5 @@
-"""A Metaflow task: its pathspec, its artifacts as stored bytes, and where its packages are kept."""
+"""A Metaflow task: ``pathspec`` finds it, ``task`` describes it, ``datastore`` reads its artifacts.
+
+``running`` is the task that this process runs, ``artifacts`` chooses and copies what a function
+needs, ``pickles`` reads the names in their pickles, ``roots`` says where packages are kept.
+"""

@@ -1,4 +1,4 @@
-"""A task's artifact blobs, copied as stored bytes, never unpickled."""
+"""Which artifacts of a task a function needs; they are copied as stored bytes, never unpickled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 from mfimage.capture.task.task import TaskInfo, missing_artifact
 from mfimage.errors import CaptureError, InputError, OptionError
-from mfimage.function import json as json_values
 from mfimage.function.decorator import DecoratedFunction
 from mfimage.function.parameters import declared_parameters, missing_parameters
 from mfimage.package.spec import ArtifactRef
@@ -25,25 +24,12 @@ def copy_artifacts(
 ) -> dict[str, ArtifactRef]:
     """Copy artifacts into a package store.
 
-    Parameters
-    ----------
-    task : TaskInfo
-        Whose they are.
-    names : iterable of str
-        Which.
-    store : PackageStore
-        Where they go; what is there already is not written again.
-
-    Returns
-    -------
-    dict of name to ArtifactRef
-
     Raises
     ------
     TaskError
-        When the task has no such artifact, or the datastore lost it.
+        When the task has no such artifact, or it is missing from the datastore.
     CaptureError
-        When what is stored is not the artifact's content.
+        When the stored bytes are not the artifact's content.
     """
     return {name: _copy(task, name, store) for name in sorted(names)}
 
@@ -54,7 +40,7 @@ def _copy(task: TaskInfo, name: str, store: PackageStore) -> ArtifactRef:
         raise missing_artifact(task, name)
     if artifact.type == _INCLUDED_FILE:
         raise CaptureError(
-            f"artifact {name!r} of {task.pathspec} is an IncludeFile: its content is not in it",
+            f"artifact {name!r} of {task.pathspec} is an IncludeFile: its content is elsewhere",
             hint=f"keep the content in a step, as self.{name}_text = self.{name}, "
             "or name the artifacts that the function needs with artifacts=",
         )
@@ -69,7 +55,7 @@ def _copy(task: TaskInfo, name: str, store: PackageStore) -> ArtifactRef:
     )
 
 
-# Which parameters a function reads, told from its source.
+# Which parameters a function reads, from its source.
 
 
 def parameters_read(function: DecoratedFunction) -> set[str] | None:
@@ -78,8 +64,8 @@ def parameters_read(function: DecoratedFunction) -> set[str] | None:
     Returns
     -------
     set of str or None
-        The attributes that the code reads; None when the parameters go somewhere that cannot be
-        followed, so that any may be read.
+        The attributes that the code reads; None when the parameters are passed on, so that any may
+        be read.
     """
     if not function.signature.takes_params:
         return set()
@@ -129,26 +115,26 @@ def _is_own(function: ast.AST, argument: ast.arg) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a function wants of a task.
+    """What a function needs of a task.
 
     Attributes
     ----------
     names : frozenset of str or None
-        The artifacts it may read; None when that may be any.
+        The artifacts that it may read; None for all.
     required : frozenset of str
-        Those that must be there.
+        Those that must exist.
     """
 
     names: frozenset[str] | None
     required: frozenset[str]
 
     def choose(self, task: TaskInfo) -> list[str]:
-        """Return the artifacts to take along, sorted.
+        """Return the artifacts to include, sorted.
 
         Raises
         ------
         TaskError
-            When one that is required is not there.
+            When a required one is missing.
         """
         for name in sorted(self.required - set(task.artifacts)):
             raise missing_artifact(task, name)
@@ -159,21 +145,12 @@ class Needs:
 def needs_of(
     function: DecoratedFunction, artifacts: Sequence[str] | None, given: Mapping[str, Any]
 ) -> Needs:
-    """Tell what a function wants of a task.
-
-    Parameters
-    ----------
-    function : DecoratedFunction
-        The function.
-    artifacts : sequence of str or None
-        What the caller names; by default what the function declares, or else reads.
-    given : mapping
-        Parameters that have a value already.
+    """Return what a function needs of a task.
 
     Raises
     ------
     OptionError
-        When ``artifacts`` does not go with what the function declares.
+        When ``artifacts`` contradicts what the function declares.
     """
     kind = function.signature.params_type
     declared = declared_parameters(kind)
@@ -214,7 +191,7 @@ def _check_declared(kind: str, declared: Mapping[str, Any], name: str, option: s
 
 
 def checked_values(function: DecoratedFunction, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that a caller gives for parameters as plain JSON.
+    """Return the caller's values of parameters as JSON values.
 
     Raises
     ------
@@ -226,8 +203,13 @@ def checked_values(function: DecoratedFunction, values: Mapping[str, Any]) -> di
     kind = function.signature.params_type
     for name in values:
         _check_declared(kind.__name__, declared_parameters(kind), name, "parameters")
-    plain = json_values.dumps(dict(values), root="parameters", error=InputError)
-    return dict(json_values.loads(plain))
+    if not values:
+        return {}
+    # Imports pydantic, which takes long.
+    from mfimage.function import json as json_values
+
+    data = json_values.dumps(dict(values), root="parameters", error=InputError)
+    return dict(json_values.loads(data))
 
 
 def parameter_schema(
@@ -236,9 +218,9 @@ def parameter_schema(
     artifacts: Mapping[str, ArtifactRef],
     values: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return what a package says of its parameters, in the form of a JSON Schema.
+    """Describe a package's parameters as a JSON Schema.
 
-    ``required`` are those that it surely reads: a server that cannot load one does not start.
+    ``required`` are those that it certainly reads: a server that cannot load one does not start.
     """
     properties: dict[str, Any] = {
         name: {} for name in declared_parameters(function.signature.params_type)

@@ -1,6 +1,6 @@
 """A task's artifacts as Metaflow's datastore keeps them: bytes, never unpickled.
 
-The one module that knows the datastore's inside.
+The only module that knows the datastore's internals.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class StoredArtifact:
     key : str
         Its key in the content-addressed store.
     encoding, type, info
-        As in ``ArtifactRef``; ``encoding`` without the store's own compression.
+        As in ``ArtifactRef``, but ``encoding`` is without the store's own compression.
     """
 
     key: str
@@ -54,7 +54,7 @@ class TaskStore:
     Raises
     ------
     TaskError
-        When no attempt has finished, or no such datastore is known here.
+        When no attempt has finished, or the type of datastore is unknown here.
     """
 
     def __init__(self, pathspec: str, kind: str, root: str) -> None:
@@ -81,16 +81,16 @@ class TaskStore:
         }
 
     def succeeded(self) -> bool:
-        """Tell whether the task itself says that it went well."""
+        """Return whether the task recorded that it succeeded."""
         return bool(self.constant(_SUCCESS))
 
     def constant(self, name: str) -> Any:
-        """Return an artifact that consists of Python's own values; None when there is none.
+        """Return an artifact of built-in values; None when there is none.
 
         Raises
         ------
         CaptureError
-            When its pickle names anything: it is not unpickled then.
+            When its pickle names a class or function; it is not unpickled then.
         """
         key = self._task._objects.get(name)
         if key is None:
@@ -106,7 +106,7 @@ class TaskStore:
         Raises
         ------
         TaskError
-            When the datastore has lost it.
+            When it is missing from the datastore.
         """
         with self._open(self.artifacts[name].key, f"artifact {name!r}") as found:
             yield found
@@ -114,25 +114,18 @@ class TaskStore:
     def read_file(self, key: str, what: str) -> bytes:
         """Return a file that Metaflow keeps among the artifacts, verified.
 
-        Parameters
-        ----------
-        key : str
-            Its key in the content-addressed store: the SHA-1 of what is in it.
-        what : str
-            What to call it in errors.
-
         Raises
         ------
         TaskError
-            When it is gone.
+            When it is missing from the datastore.
         PackageError
-            When its content is not what its key says.
+            When its content does not have that SHA-1.
         """
         with self._open(key, what) as (path, _):
             data = path.read_bytes()
         if hashlib.sha1(data, usedforsecurity=False).hexdigest() != key:
             raise PackageError(
-                f"{what} of {self.pathspec} does not have the digest that its key says",
+                f"{what} of {self.pathspec} does not have the digest in its key",
                 hint="it was damaged or changed; run the flow again",
             )
         return data
@@ -155,7 +148,7 @@ class TaskStore:
 
 
 def local_roots() -> list[str]:
-    """Return the local datastores that Metaflow uses here: the client's, and the folder's."""
+    """Return the local datastores that Metaflow uses here: the client's and the folder's."""
     from metaflow.plugins.datastores.local_storage import LocalStorage
 
     found = LocalStorage.get_datastore_root_from_config(lambda *_: None, create_on_absent=False)
@@ -163,7 +156,7 @@ def local_roots() -> list[str]:
 
 
 class _Constants(pickle.Unpickler):
-    """Reads numbers, text, lists and the like; calls nothing, whoever wrote the pickle."""
+    """Reads numbers, text, lists and the like; calls nothing."""
 
     def __init__(self, data: bytes, name: str) -> None:
         super().__init__(io.BytesIO(data))
@@ -189,8 +182,8 @@ def _flow_datastore(flow: str, kind: str, root: str) -> Any:
 
 
 def describe_artifact(key: str, info: Mapping[str, Any]) -> StoredArtifact:
-    """Return what a task's own record says of an artifact."""
-    # Artifacts of old have no encoding; the store says itself whether it compressed them.
+    """Return an artifact from a task's own record of it."""
+    # Old artifacts have no encoding; the store itself records whether it compressed them.
     encoding = str(info.get("encoding", "pickle-v2")).removeprefix("gzip+")
     kind = str(info.get("type", "object")).removeprefix("<class '").removesuffix("'>")
     return StoredArtifact(

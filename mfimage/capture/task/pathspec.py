@@ -9,21 +9,21 @@ from typing import Any
 from mfimage.capture.task.task import succeeded
 from mfimage.errors import TaskError
 
-_EVERYWHERE = "look everywhere with --namespace ''"
+_EVERYWHERE = "search all namespaces with --namespace ''"
 
 
 def find_task(text: str, *, namespace: str | None = None, wanted: Iterable[str] = ()) -> Any:
-    """Return the Metaflow task that ``Flow[/run[/step[/task]]]`` means.
+    """Return the Metaflow task that ``Flow[/run[/step[/task]]]`` names.
 
     Parameters
     ----------
     text : str
-        A missing run is the latest successful one, a missing step ``end``, a missing task the
+        Without a run, the latest successful one; without a step, ``end``; without a task, the
         only one.
     namespace : str, optional
-        Metaflow's namespace to look in; ``""`` is the global one.
+        Metaflow namespace to search; ``""`` is the global one.
     wanted : iterable of str
-        Artifacts that the task should have; the error names the steps that have them.
+        Artifacts that the task should have; an error names the steps that have them.
 
     Raises
     ------
@@ -33,7 +33,8 @@ def find_task(text: str, *, namespace: str | None = None, wanted: Iterable[str] 
     parts = text.strip("/").split("/")
     if not 1 <= len(parts) <= 4 or not all(parts):
         raise TaskError(
-            f"task {text!r} is no pathspec", hint="write Flow, Flow/run, Flow/run/step or all four"
+            f"task {text!r} is not a pathspec",
+            hint="write Flow, Flow/run, Flow/run/step or all four",
         )
     with _looking_in(namespace):
         run = _find_run(parts)
@@ -55,17 +56,17 @@ def _looking_in(namespace: str | None) -> Iterator[None]:
 
 
 def _namespace(wanted: str | None) -> str | None:
-    """Return the current namespace, to be set again afterwards."""
+    """Return the current namespace, to restore it later."""
     import metaflow
     from metaflow.exception import MetaflowUnknownUser
 
     try:
         return metaflow.get_namespace()
     except MetaflowUnknownUser:
-        # Root, in a container or on a build machine, is nobody to Metaflow.
+        # Metaflow does not accept root, as in a container or on a build machine, as a user.
         if wanted is None:
             raise TaskError(
-                "Metaflow cannot tell who you are, so it has no namespace to look in",
+                "Metaflow does not know which user you are, so it has no namespace to search",
                 hint=f"set METAFLOW_USER, or {_EVERYWHERE}",
             ) from None
         return None
@@ -120,7 +121,7 @@ def _find_step(run: Any, parts: list[str], wanted: list[str]) -> Any:
 
 
 def _check_artifacts(steps: dict[str, Any], name: str, wanted: list[str]) -> None:
-    """Say which steps have the artifacts when the one that nobody chose has not."""
+    """Name the steps that have the artifacts when the default one does not."""
     missing = [item for item in wanted if not _has(steps[name], item)]
     if not missing:
         return

@@ -1,4 +1,4 @@
-"""Which classes and functions a pickle names, read by opcode; nothing of it is ever run."""
+"""Which classes and functions a pickle names: read by opcode, never run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StoredBytes:
     encoding : str
         As in ``ArtifactRef``: ``gzip+pickle-v4``. Only pickles name modules.
     open : callable
-        Opens them for reading, from the start, each time it is called.
+        Opens them for reading, from the start, at every call.
     """
 
     encoding: str
@@ -40,13 +40,13 @@ def named_modules(name: str, artifact: StoredBytes) -> set[str]:
     Raises
     ------
     CaptureError
-        When it is damaged, or the names in it are not to be had without running it.
+        When it is damaged, or has names that only running it would show.
     """
     return {module for module, _ in named_globals(name, artifact)}
 
 
 def named_globals(name: str, artifact: StoredBytes) -> set[tuple[str, str]]:
-    """Return what unpickling an artifact would look up, as (module, qualified name)."""
+    """Return the (module, qualified name) pairs that unpickling an artifact would look up."""
     if not _PICKLE.fullmatch(artifact.encoding):
         return set()
     wanted: set[int] | None = None
@@ -57,7 +57,7 @@ def named_globals(name: str, artifact: StoredBytes) -> set[tuple[str, str]]:
                 reader.read()
             if not reader.missing:
                 return reader.found
-            # The first reading knew those names that the second, which remembers less, misses.
+            # The second reading remembers fewer strings, and may miss names that the first one had.
             if wanted is not None and reader.missing <= wanted:
                 raise Unreadable("a name is not a string of the pickle")
             wanted = (wanted or set()) | reader.missing
@@ -74,16 +74,14 @@ def _plain(stored: BinaryIO, encoding: str) -> Callable[[int], bytes]:
     return stored.read
 
 
-# Reads a pickle by opcode, for the names in it; nothing of it is ever run.
-
 _CHUNK = 1 << 20
 _LONGEST_NAME = 1024
-# How many strings are remembered in the first reading; a pickle of more is read twice.
+# Strings remembered in the first reading; a pickle with more is read twice.
 _MEMO_LIMIT = 1 << 18
 
 
 class Unreadable(Exception):
-    """The bytes are no pickle, or one that has to be run to be understood."""
+    """The bytes are not a pickle, or one whose names only running it would show."""
 
 
 # Per opcode: a size to skip, or one of these.
@@ -124,16 +122,16 @@ class PickleReader:
     Parameters
     ----------
     read : callable
-        Returns up to so many next bytes.
+        Returns at most so many of the next bytes.
     wanted : set of int or None
-        Which entries of the memo to remember; None for as many as there is room for.
+        Which memo entries to remember; None for as many as fit.
 
     Attributes
     ----------
     found : set of (str, str)
-        What unpickling would look up: module and qualified name.
+        Module and qualified name of what unpickling would look up.
     missing : set of int
-        Entries of the memo that are names and were not remembered: read again with these.
+        Memo entries that are names and were not remembered: read again with these.
     """
 
     def __init__(self, read: Callable[[int], bytes], wanted: set[int] | None) -> None:
@@ -167,9 +165,9 @@ class PickleReader:
                 _METHODS[code](self)
 
     def _run(self) -> None:
-        """Read the opcodes that big pickles are full of, as far as the chunk reaches.
+        """Read the opcodes that large pickles are full of, up to the end of the chunk.
 
-        Each of them has its branch in ``read``, too; this is for lists of a million records.
+        ``read`` handles each of them, too; this is for lists of a million records.
         """
         data, position, memo = self._data, self._position, self._memo
         older, last, memoized = self._older, self._last, self._memoized
@@ -217,7 +215,7 @@ class PickleReader:
             self._skip(length)
             self._last = None
 
-    # What follows is one method for each opcode that has to do with names.
+    # One method for each opcode that concerns names.
 
     def _op_proto(self) -> None:
         self._protocol = self._number("<B")
@@ -257,7 +255,7 @@ class PickleReader:
     def _op_stack_global(self) -> None:
         pair = self._older, self._last
         if any(value is None for value in pair):
-            raise Unreadable(f"a name at byte {self._offset} is computed, not written")
+            raise Unreadable(f"a name at byte {self._offset} is computed at run time")
         numbers = {value for value in pair if isinstance(value, int)}
         self.missing |= numbers
         module, name = pair
@@ -272,7 +270,7 @@ class PickleReader:
 
     def _note(self, raw_module: bytes, raw_name: bytes) -> None:
         module, name = raw_module.decode(), raw_name.decode()
-        if self._protocol < 3:  # written by, or for, Python 2: as the unpickler does
+        if self._protocol < 3:  # written by or for Python 2: mapped as the unpickler does
             both = _compat_pickle.NAME_MAPPING.get((module, name))
             module, name = both or (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
         self.found.add((module, name))
@@ -301,7 +299,7 @@ class PickleReader:
         self._before += len(self._data)
         self._data, self._position = self._read(_CHUNK), 0
         if not self._data:
-            raise Unreadable(f"it ends at byte {self._before}, before its end")
+            raise Unreadable(f"it is cut off at byte {self._before}")
 
     def _take(self, count: int) -> bytes:
         taken = self._data[self._position : self._position + count]

@@ -1,4 +1,4 @@
-"""Where function packages are kept when nobody says where."""
+"""Where function packages are kept by default."""
 
 from __future__ import annotations
 
@@ -14,15 +14,10 @@ ROOT_VARIABLE = "MFIMAGE_FUNCTIONS_ROOT"
 
 
 def default_root(kind: str, datastore: str) -> str:
-    """Return ``MFIMAGE_FUNCTIONS_ROOT``, else the place beside a datastore.
+    """Return ``MFIMAGE_FUNCTIONS_ROOT``, or the place beside a datastore.
 
     Beside a local ``.metaflow`` that is ``.mfimage``; beside ``s3://bucket/metaflow``,
     ``s3://bucket/mfimage``.
-
-    Parameters
-    ----------
-    kind, datastore : str
-        Type and root of the datastore that has the task's artifacts.
     """
     return os.environ.get(ROOT_VARIABLE) or _beside(kind, datastore)
 
@@ -33,7 +28,7 @@ def _beside(kind: str, datastore: str) -> str:
         return f"{whole.rpartition('/')[0]}/.mfimage"
     # Metaflow names an Azure container without a scheme.
     scheme, separator, path = (whole if "://" in whole else f"{kind}://{whole}").partition("://")
-    # Nothing is beside a whole bucket.
+    # There is nothing beside a whole bucket.
     parent = path.rpartition("/")[0] or path
     return f"{scheme}{separator}{parent}/mfimage"
 
@@ -41,7 +36,7 @@ def _beside(kind: str, datastore: str) -> str:
 def find_moved(reference: str, error: ReferenceNotFound) -> str:
     """Return where a package is whose root was moved: below a root that is known here.
 
-    The digest in its name says its content, wherever it lies.
+    The digest in its name identifies its content, wherever it is.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """The task that is running now: its artifacts so far, as its datastore will keep them.
 
-A function that is bound in a step takes what the step has set. Metaflow stores that when the step
-ends; here it is stored at once, by Metaflow's own code and under the key that it will have then,
-so that a blob is written once, and binding the finished task gives the same package.
+A function bound in a step gets what the step has set. Metaflow stores that when the step ends; here
+it is stored at once, by Metaflow's own code and under its final key, so that each blob is written
+once, and binding the finished task gives the same package.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from mfimage.errors import TaskError
 
 @dataclass(frozen=True, kw_only=True)
 class RunningTask:
-    """What ``metaflow.Task`` says of the running task; where it runs there may be no such thing.
+    """The running task, as ``metaflow.Task`` would describe it.
 
-    Without a metadata service, a remote step is not known to Metaflow's client where it runs.
+    Without a metadata service, Metaflow's client does not know a remote step where it runs.
     """
 
     pathspec: str
@@ -42,7 +42,7 @@ def running_task() -> RunningTask | None:
         "script-name": Path(sys.argv[0]).name,
     }
     datastore = _running_flow()._datastore
-    # A step that is spun reads what the steps before it kept, and keeps nothing.
+    # A step run by `spin` reads the artifacts of earlier steps, and stores none.
     datastore = getattr(datastore, "orig_datastore", datastore)
     place = {"ds-type": datastore.TYPE, "ds-root": datastore.parent_datastore.datastore_root}
     return RunningTask(pathspec=pathspec, metadata_dict={**known, **_registered(pathspec), **place})
@@ -62,7 +62,7 @@ def _registered(pathspec: str) -> dict[str, str]:
 
 
 def is_running(pathspec: str) -> bool:
-    """Tell whether a task is the one that this process runs."""
+    """Return whether a task is the one that this process runs."""
     from metaflow import current
 
     return bool(current.is_running_flow) and current.pathspec == pathspec
@@ -80,7 +80,7 @@ class RunningStore(TaskStore):
     def _open_task(self, run: str, step: str, task: str) -> None:
         from metaflow import current
 
-        # Open for writing; as it is never marked as done, nothing but blobs is written.
+        # Open for writing; it is never marked as done, so only blobs are written.
         self._task = self._flow.get_task_datastore(
             run, step, task, attempt=current.retry_count, mode="w"
         )
@@ -92,7 +92,7 @@ class RunningStore(TaskStore):
         self.artifacts = _SoFar(self, {**given, **_values(flow)})
 
     def succeeded(self) -> bool:
-        """Tell that nothing went wrong yet."""
+        """Return True: it has not failed yet."""
         return True
 
     def save(self, name: str, value: Any) -> None:
@@ -101,7 +101,7 @@ class RunningStore(TaskStore):
         Raises
         ------
         TaskError
-            When Metaflow cannot store it; it could not at the end of the step either.
+            When Metaflow cannot store it, as at the end of the step.
         """
         try:
             self._task.save_artifacts([(name, value)])
@@ -142,12 +142,12 @@ def _running_flow() -> Any:
     """Return the flow object whose step runs."""
     from metaflow import FlowSpec, current
 
-    # What makes `current.graph` holds it. Frames of another thread do not show it, and Metaflow's
-    # `system_context` is younger than the oldest Metaflow that we work with.
+    # `current.graph` is made from it. Frames of another thread do not show it, and the oldest
+    # Metaflow that we support has no `system_context`.
     found = (vars(type(current))["graph"].fget.__defaults__ or (None,))[0]
     if not isinstance(found, FlowSpec):
         raise TaskError(
-            f"the running task {current.pathspec} cannot be looked into with this Metaflow",
+            f"the running task {current.pathspec} cannot be inspected with this Metaflow",
             hint="bind in a later step, to the task of this one",
         )
     return found

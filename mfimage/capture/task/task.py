@@ -1,4 +1,4 @@
-"""The task that a function is bound to, and what binding needs to know of it."""
+"""The task that a function is bound to, as binding needs it."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ class TaskInfo:
 
 
 def describe_task(task: Any) -> TaskInfo:
-    """Check that a Metaflow task finished well and say where its artifacts are.
+    """Check that a Metaflow task succeeded, and find its artifacts.
 
     Parameters
     ----------
     task : metaflow.Task
-        Nothing of it is unpickled, which asking it whether it succeeded would do.
+        Nothing is unpickled, as ``Task.successful`` would.
 
     Raises
     ------
     TaskError
-        When it is still running, though not in this process, or failed.
+        When it failed, or is running in another process.
     """
     running = running_task() if is_running(task.pathspec) else None
     task = running or task
@@ -69,7 +69,7 @@ def describe_task(task: Any) -> TaskInfo:
 
 
 def succeeded(task: Any) -> bool:
-    """Tell whether a Metaflow task finished well."""
+    """Return whether a Metaflow task succeeded."""
     try:
         describe_task(task)
     except TaskError:
@@ -98,7 +98,8 @@ def _datastore_of(task: Any, metadata: Mapping[str, str]) -> tuple[str, str]:
     kind, root = metadata.get("ds-type", DEFAULT_DATASTORE), metadata.get("ds-root", "")
     if not root:
         raise TaskError(
-            f"task {task.pathspec} has not finished: it does not say where its artifacts are",
+            f"task {task.pathspec} has not finished: its metadata does not say where "
+            "its artifacts are",
             hint="wait for it, or name another",
         )
     if kind == "local" and not Path(root).is_dir():

@@ -1,4 +1,4 @@
-"""Checking what was just built, before anybody gets it."""
+"""Testing the images of a build before they are pushed."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from mfimage.errors import CheckError, OptionError
 from mfimage.image.builder import DOCKER, Builder, BuiltImage
 from mfimage.image.checks.report import Report
 from mfimage.image.checks.run import check_image
-from mfimage.image.find.run import machine_platform
+from mfimage.image.find.places import machine_platform
 from mfimage.image.registry.location import OCI, Location
 
 
 def check_built(
     builder: Builder, images: Sequence[BuiltImage], *, say: Callable[[str], None]
 ) -> tuple[Report, ...]:
-    """Test the images that this machine can run; the others are named.
+    """Test the images that this machine can run, and name the others.
 
     Parameters
     ----------
     builder : Builder
-        What built them.
+        Built them.
     images : sequence of BuiltImage
-        One a platform.
+        One for each platform.
     say : callable
-        Told of every check, and of what was not tested.
+        Called with each check, and with what is not tested.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def check_built(
 
 
 def _tested(builder: Builder, image: BuiltImage, say: Callable[[str], None]) -> Report:
-    with _runnable(builder, image) as name:
+    with placed(builder, image) as name:
         report = check_image(name, say=say)
     say(report.to_text())
     if report.failed:
@@ -66,8 +66,8 @@ def _tested(builder: Builder, image: BuiltImage, say: Callable[[str], None]) -> 
 
 
 @contextmanager
-def _runnable(builder: Builder, image: BuiltImage) -> Iterator[str]:
-    """Yield what to call an image by, as long as it is there."""
+def placed(builder: Builder, image: BuiltImage) -> Iterator[str]:
+    """Yield the name by which `find_image` finds an image that was built, until the block ends."""
     if builder.name == DOCKER:
         yield image.id
         return

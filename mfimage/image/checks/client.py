@@ -1,4 +1,4 @@
-"""Calling an image's server, as plainly as HTTP can be spoken."""
+"""A client of an image's server."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Any
 
 from mfimage.image.checks.report import Failed
 from mfimage.image.checks.runner import Address, Container
+from mfimage.runtime.serving.content import JSON
 
-JSON = "application/json"
 _POLL = 0.05
 _CONNECT_TIMEOUT = 2.0
-# Longer than any MFIMAGE_TIMEOUT that is likely: a server of ours answers 504 by itself.
-ANSWER_TIMEOUT = 300.0
+# Longer than a likely MFIMAGE_TIMEOUT, after which the server itself answers 504.
+RESPONSE_TIMEOUT = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a server answered.
+class ServerResponse:
+    """A response.
 
     Attributes
     ----------
     status : int
         The HTTP status.
-    type : str
+    media_type : str
         The media type, without parameters.
     body : bytes
-        All of it.
+        The whole body.
     """
 
     status: int
-    type: str
+    media_type: str
     body: bytes
 
     def json(self) -> Any:
@@ -42,16 +42,16 @@ class Answer:
         Raises
         ------
         Failed
-            If it is no JSON.
+            If it is not JSON.
         """
         try:
             return json.loads(self.body)
         except ValueError:
-            raise Failed(f"the body of a {self.status} is no JSON: {self.body[:80]!r}") from None
+            raise Failed(f"the body of a {self.status} is not JSON: {self.body[:80]!r}") from None
 
     @property
     def problem(self) -> str:
-        """What went wrong, as far as the body says it."""
+        """The status, and the problem document's detail or the body's start."""
         try:
             document = json.loads(self.body)
             return f"{self.status}: {document['detail']}"
@@ -59,57 +59,57 @@ class Answer:
             return f"{self.status}: {self.body[:80]!r}"
 
 
-def ask(
+def request(
     address: Address,
     method: str,
     path: str,
     body: bytes | None = None,
     *,
-    type: str = JSON,
-    timeout: float = ANSWER_TIMEOUT,
-) -> Answer:
+    media_type: str = JSON,
+    timeout: float = RESPONSE_TIMEOUT,
+) -> ServerResponse:
     """Send one request on a connection of its own.
 
     Raises
     ------
     OSError, http.client.HTTPException
-        If there is no answer.
+        If the server does not respond.
     """
     connection = http.client.HTTPConnection(*address, timeout=timeout)
     try:
-        headers = {"Content-Type": type} if body is not None else {}
+        headers = {"Content-Type": media_type} if body is not None else {}
         connection.request(method, path, body=body, headers=headers)
-        return read_answer(connection)
+        return read_response(connection)
     finally:
         connection.close()
 
 
-def read_answer(connection: http.client.HTTPConnection) -> Answer:
-    """Read the answer to what was sent."""
-    answer = connection.getresponse()
-    kind = (answer.getheader("Content-Type") or "").partition(";")[0].strip().lower()
-    return Answer(status=answer.status, type=kind, body=answer.read())
+def read_response(connection: http.client.HTTPConnection) -> ServerResponse:
+    """Read the response to the request that was sent."""
+    response = connection.getresponse()
+    kind = (response.getheader("Content-Type") or "").partition(";")[0].strip().lower()
+    return ServerResponse(status=response.status, media_type=kind, body=response.read())
 
 
 def wait_until_ready(container: Container, path: str, timeout: float) -> Address:
-    """Wait until a path is answered with 200; return where.
+    """Wait until a path answers 200; return the address.
 
     Raises
     ------
     Failed
-        With the end of the container's log, if it ends or if the time is up.
+        With the end of the container's log, if it ends or the time is up.
     """
     deadline = time.monotonic() + timeout
     last = "nothing answers"
     while True:
         for address in container.addresses():
             try:
-                answer = ask(address, "GET", path, timeout=_CONNECT_TIMEOUT)
+                response = request(address, "GET", path, timeout=_CONNECT_TIMEOUT)
             except (OSError, http.client.HTTPException):
                 continue
-            if answer.status == 200:
+            if response.status == 200:
                 return address
-            last = f"{path} answers {answer.problem}"
+            last = f"{path} answers {response.problem}"
         if (code := container.exit_code()) is not None:
             raise Failed(with_log(f"it ended with exit code {code} and was never ready", container))
         if time.monotonic() > deadline:
@@ -118,6 +118,6 @@ def wait_until_ready(container: Container, path: str, timeout: float) -> Address
 
 
 def with_log(text: str, container: Container) -> str:
-    """Return a message that the end of a container's log follows."""
+    """Return a message, followed by the end of a container's log."""
     log = container.log().rstrip()
     return f"{text}; the end of its log:\n{log}" if log else f"{text}; its log is empty"

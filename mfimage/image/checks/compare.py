@@ -6,7 +6,7 @@ import hashlib
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from mfimage.errors import PackageError
 from mfimage.image.oci.compression import decompressed
@@ -43,10 +43,6 @@ class FileChange:
     def only_time(self) -> bool:
         """Whether whoever reads the file gets the same."""
         return self.how == ("time",)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return {"path": self.path, "how": list(self.how)}
 
     def __str__(self) -> str:
         return f"{self.path}: {', '.join(self.how)}"

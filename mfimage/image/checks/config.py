@@ -1,4 +1,4 @@
-"""What an image says of itself, against what it holds."""
+"""Checks of an image's configuration: labels, credentials, user."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from mfimage.errors import OptionError, PackageError
 from mfimage.image.checks.report import Failed
-from mfimage.image.checks.runner import Container, Runner
+from mfimage.image.checks.runner import Container, ImageRunner
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.plan.labels import PYTHON_VERSION, RAY_PARTS, RAY_VERSION, TARGET, image_labels
+from mfimage.image.plan.labels import TARGET, image_labels
 from mfimage.image.plan.options import LABEL_PREFIX, refuse_credentials
-from mfimage.image.targets.targets import TARGETS
+from mfimage.image.targets import TARGETS
 from mfimage.package.spec import FunctionSpec, parse_spec, sha256_digest
 from mfimage.runtime.layout import FUNCTION, FUNCTION_JSON, LOCK
 
@@ -20,8 +20,8 @@ SPEC_FILE = f"{FUNCTION}/{FUNCTION_JSON}"
 LOCK_FILE = f"{FUNCTION}/{LOCK}"
 
 
-def read_spec(runner: Runner) -> FunctionSpec:
-    """Read the function package's description out of the image.
+def read_spec(runner: ImageRunner) -> FunctionSpec:
+    """Read ``function.json`` from the image.
 
     Raises
     ------
@@ -38,12 +38,12 @@ def read_spec(runner: Runner) -> FunctionSpec:
 
 
 def check_labels(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> str:
-    """Hold the labels ``io.mfimage.*`` against the function.
+    """Validate the labels ``io.mfimage.*`` against the function.
 
     Raises
     ------
     Failed
-        Naming the first label that is missing, or says something else.
+        Naming the first label that is missing or has another value.
     """
     expected = _expected(info, spec, lock)
     wrong = [
@@ -58,19 +58,17 @@ def check_labels(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> str
 
 
 def _expected(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> Mapping[str, str]:
-    """Return the labels that an image of the function has, whoever built it."""
+    """Return the labels of every image of the function."""
     has = info.labels
-    ray = has.get(TARGET) == "ray"
+    target = TARGETS.get(has.get(TARGET, ""))
     labels = image_labels(
         spec,
-        target=has[TARGET] if has.get(TARGET) in TARGETS else " or ".join(TARGETS),
-        # Of an image that does not hold its lock, there has to be some digest.
+        target=target.name if target else " or ".join(TARGETS),
+        # Without a lock in the image, any digest will do.
         lock=sha256_digest(lock) if lock is not None else has.get(_LOCK_LABEL) or "sha256:...",
         base="",
         base_digest=None,
-        python=has.get(PYTHON_VERSION) or "...",
-        ray=(has.get(RAY_VERSION) or "...") if ray else None,
-        parts=[part for part in has.get(RAY_PARTS, "").split(",") if part not in ("", "default")],
+        more={name: has.get(name) or "..." for name in (target.label_names if target else ())},
     )
     ours = {name: value for name, value in labels.items() if name.startswith(LABEL_PREFIX)}
     # Another version of mfimage may have built it.

@@ -1,21 +1,22 @@
-"""The recorded examples, again: one by one, and all in one list."""
+"""Replaying the recorded examples: one by one, and all in one list."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 
-from mfimage.image.checks.client import ask
+from mfimage.image.checks.client import request
 from mfimage.image.checks.report import Failed, Skipped
 from mfimage.image.checks.runner import Address
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.records.run import Difference, Tolerance, differences
+from mfimage.runtime.serving.contract import find_route
 
 NO_EXAMPLES = "none were recorded; bind the function with --example RECORD to have some"
 
 
 def replay(address: Address, spec: FunctionSpec, tolerance: Tolerance) -> str:
-    """Send each example's input; compare what comes with what was recorded.
+    """Send the input of each example; compare the results with those recorded.
 
     Raises
     ------
@@ -28,17 +29,18 @@ def replay(address: Address, spec: FunctionSpec, tolerance: Tolerance) -> str:
 
 
 def _replayed(address: Address, spec: FunctionSpec, tolerance: Tolerance) -> Iterator[Difference]:
+    path = find_route(spec, "record").path
     for index, example in enumerate(spec.examples):
-        answer = ask(address, "POST", f"/{spec.name}", json.dumps(example.input).encode())
-        if answer.status != 200:
-            yield Difference(example=index, path="result", message=f"answered {answer.problem}")
+        response = request(address, "POST", path, json.dumps(example.input).encode())
+        if response.status != 200:
+            yield Difference(example=index, path="result", message=f"answered {response.problem}")
             continue
-        for path, message in differences(example.output, answer.json(), tolerance):
-            yield Difference(example=index, path=path, message=message)
+        for where, message in differences(example.output, response.json(), tolerance):
+            yield Difference(example=index, path=where, message=message)
 
 
 def replay_as_list(address: Address, spec: FunctionSpec, tolerance: Tolerance) -> str:
-    """Send all inputs as one list; compare likewise.
+    """Send the inputs of all examples as one list; compare likewise.
 
     Raises
     ------
@@ -55,16 +57,18 @@ def _replayed_as_list(
 ) -> Iterator[Difference]:
     if not spec.examples:
         return
+    path = find_route(spec, "batch").path
     body = json.dumps([example.input for example in spec.examples]).encode()
-    answer = ask(address, "POST", f"/{spec.name}/batch", body)
-    if answer.status != 200:
-        raise Failed(f"POST /{spec.name}/batch answers {answer.problem}")
-    items = answer.json()
+    response = request(address, "POST", path, body)
+    if response.status != 200:
+        raise Failed(f"POST {path} answers {response.problem}")
+    items = response.json()
     if not isinstance(items, list) or len(items) != len(spec.examples):
-        raise Failed(f"POST /{spec.name}/batch does not answer item by item")
+        raise Failed(f"POST {path} does not answer item by item")
     for index, (example, item) in enumerate(zip(spec.examples, items, strict=True)):
-        for path, message in differences({"result": example.output}, item, tolerance, path="item"):
-            yield Difference(example=index, path=path, message=message)
+        expected = {"result": example.output}
+        for where, message in differences(expected, item, tolerance, path="item"):
+            yield Difference(example=index, path=where, message=message)
 
 
 def _verdict(spec: FunctionSpec, found: list[Difference]) -> str:

@@ -1,4 +1,4 @@
-"""What makes sense to check of an image for Ray."""
+"""The checks of an image for Ray."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mfimage.image.checks.config import check_process
 from mfimage.image.checks.examples import NO_EXAMPLES
 from mfimage.image.checks.report import Failed, Recorder, Skipped
 from mfimage.image.checks.restrictions import RESTRICTIONS, check_restrictions
-from mfimage.image.checks.runner import Container, Launch, Runner, wait_for_end
+from mfimage.image.checks.runner import Container, ContainerOptions, ImageRunner, wait_for_end
 from mfimage.image.checks.server import CheckOptions, http_checks
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.records.run import Tolerance
 
-# KubeRay starts Ray by bash, and old ones probe by wget.
+# KubeRay starts Ray by bash, and old versions probe by wget.
 PROGRAMS = ("bash", "python", "ray", "wget")
 _FIND = 'for name do command -v "$name" >/dev/null || echo "$name"; done'
 _DASHBOARD, _HEALTH = 8265, "/api/healthz"
@@ -25,25 +25,25 @@ _HEAD, _PROCESS = "head", "process"
 
 
 def check_ray(
-    runner: Runner, spec: FunctionSpec, recorder: Recorder, options: CheckOptions
+    runner: ImageRunner, spec: FunctionSpec, recorder: Recorder, options: CheckOptions
 ) -> None:
-    """Check what KubeRay needs of an image, and that its function works in it."""
+    """Check what KubeRay needs, and that the function works."""
     timeout = options.timeout
-    launch = Launch(entrypoint=check_command(runner.info.entrypoint, options.tolerance))
+    launch = ContainerOptions(entrypoint=check_command(runner.info.entrypoint, options.tolerance))
 
-    def works(launch: Launch) -> str:
+    def works(launch: ContainerOptions) -> str:
         return check_function(runner, spec, launch, timeout)
 
     recorder.run("programs", lambda: check_programs(runner, timeout))
     if recorder.run("examples", lambda: works(launch)):
         check_restrictions(recorder, launch, works)
     else:
-        recorder.skip(tuple(RESTRICTIONS), "it does not work without them, either")
+        recorder.skip(tuple(RESTRICTIONS), "without them it does not work, either")
     check_head(runner, recorder, timeout)
     recorder.skip(http_checks(spec), "an image for Ray serves no HTTP until Ray Serve is started")
 
 
-def check_programs(runner: Runner, timeout: float) -> str:
+def check_programs(runner: ImageRunner, timeout: float) -> str:
     """Look for the programs that KubeRay calls by name.
 
     Raises
@@ -52,7 +52,7 @@ def check_programs(runner: Runner, timeout: float) -> str:
         Naming those that are missing.
     """
     command = ("/bin/sh", "-c", _FIND, "sh", *PROGRAMS)
-    with runner.start(Launch(entrypoint=command)) as container:
+    with runner.start(ContainerOptions(entrypoint=command)) as container:
         code = wait_for_end(container, timeout)
         missing = container.log(None).split()
     if code:
@@ -62,15 +62,17 @@ def check_programs(runner: Runner, timeout: float) -> str:
     return ", ".join(PROGRAMS)
 
 
-def check_function(runner: Runner, spec: FunctionSpec, launch: Launch, timeout: float) -> str:
-    """Let the image load its function and run its examples again.
+def check_function(
+    runner: ImageRunner, spec: FunctionSpec, launch: ContainerOptions, timeout: float
+) -> str:
+    """Let the image load its function and replay its examples.
 
     Raises
     ------
     Failed
         Naming the first difference, or with the end of the log.
     Skipped
-        If there are no examples, and it could be loaded.
+        If it can be loaded, and there are no examples.
     """
     with runner.start(launch) as container:
         code = wait_for_end(container, timeout)
@@ -86,15 +88,15 @@ def check_function(runner: Runner, spec: FunctionSpec, launch: Launch, timeout: 
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         raise Failed(f"example {first['example']}: {first['path']}: {first['message']}{more}")
     if not spec.examples:
-        raise Skipped(f"it loads; of examples {NO_EXAMPLES}")
+        raise Skipped(f"it loads; of the examples, {NO_EXAMPLES}")
     return f"{found['examples']} examples"
 
 
 def check_command(entrypoint: Sequence[str], tolerance: Tolerance) -> tuple[str, ...]:
-    """Return the command by which an image checks its function."""
+    """Return the command with which an image checks its function."""
     usual = Tolerance()
     given = []
-    # An image of before there were these options does without.
+    # Images of older versions do not have these options.
     if tolerance.relative != usual.relative:
         given.append(f"--rtol={tolerance.relative!r}")
     if tolerance.absolute != usual.absolute:
@@ -102,24 +104,24 @@ def check_command(entrypoint: Sequence[str], tolerance: Tolerance) -> tuple[str,
     return (*entrypoint, "check", *given)
 
 
-def check_head(runner: Runner, recorder: Recorder, timeout: float) -> None:
-    """Start a head as the image would; wait until it says that it is well."""
+def check_head(runner: ImageRunner, recorder: Recorder, timeout: float) -> None:
+    """Start a head with the image's own command; wait until it is healthy."""
     with ExitStack() as stack:
         started: list[Container] = []
 
         def head() -> str:
-            started.append(stack.enter_context(runner.start(Launch(port=_DASHBOARD))))
+            started.append(stack.enter_context(runner.start(ContainerOptions(port=_DASHBOARD))))
             wait_until_ready(started[0], _HEALTH, timeout)
             return f"GET {_HEALTH}: 200"
 
         if recorder.run(_HEAD, head):
             recorder.run(_PROCESS, lambda: check_process(started[0]))
         else:
-            recorder.skip((_PROCESS,), "there is no head")
+            recorder.skip((_PROCESS,), "the head was never healthy")
 
 
 def _report(log: str) -> dict[str, Any] | None:
-    """Return what ``check`` wrote, from among what the function may have printed."""
+    """Find the report of ``check`` among what the function printed."""
     for line in reversed(log.splitlines()):
         try:
             found = json.loads(line)

@@ -1,4 +1,4 @@
-"""What was checked of an image, and what came of it."""
+"""The checks of an image and their results."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ Status = Literal["passed", "failed", "skipped"]
 
 
 class Failed(Exception):
-    """A check found a fault of the image; the message says which."""
+    """A check failed; the message says why."""
 
 
 class Skipped(Exception):
-    """A check does not make sense here; the message says why."""
+    """A check does not apply; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that was checked.
+    """The result of one check.
 
     Attributes
     ----------
     name : str
         As ``read-only``.
     status : {"passed", "failed", "skipped"}
-        What came of it.
+        The result.
     detail : str
-        What was found, or why it was skipped; the first line says it, others are a log's.
+        What was found, or why it was skipped; lines after the first are a log's.
     seconds : float
         How long it took.
     """
@@ -52,18 +52,18 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was checked of an image.
+    """The results of all checks of an image.
 
     Attributes
     ----------
     image : str
-        As it was asked for.
+        As it was named.
     id : str
         The image's ID.
     runner : str
         What ran it: ``docker``.
     checks : tuple of Check
-        In the order in which they were made.
+        In order.
     """
 
     image: str
@@ -78,7 +78,7 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """How many there were of each kind, as ``18 passed, 1 failed, 2 skipped``."""
+        """The number of each status, as ``18 passed, 1 failed, 2 skipped``."""
         found = [check.status for check in self.checks]
         kinds: tuple[Status, ...] = ("passed", "failed", "skipped")
         return ", ".join(f"{found.count(each)} {each}" for each in kinds if each in found)
@@ -94,7 +94,7 @@ class Report:
         }
 
     def to_text(self) -> str:
-        """Return it as a table for people."""
+        """Return it as a table."""
         rows = [
             (each.name, each.status, f"{each.seconds:.1f} s", each.detail.partition("\n")[0])
             for each in self.checks
@@ -108,12 +108,12 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 class Recorder:
-    """Makes checks and keeps what came of them.
+    """Runs checks and keeps their results.
 
     Parameters
     ----------
     on_check : callable
-        Told of each.
+        Called with each.
     """
 
     def __init__(self, on_check: Callable[[Check], None] = lambda _: None) -> None:
@@ -122,11 +122,11 @@ class Recorder:
 
     @property
     def checks(self) -> tuple[Check, ...]:
-        """All until now."""
+        """Those made so far."""
         return tuple(self._checks)
 
     def run(self, name: str, check: Callable[[], str]) -> bool:
-        """Make a check, which returns what it found; tell whether it did not fail."""
+        """Run a check, which returns what it found; return whether it did not fail."""
         started = time.monotonic()
         status: Status = "passed"
         try:
@@ -136,18 +136,17 @@ class Recorder:
         except Failed as fault:
             status, detail = "failed", str(fault)
         except (OSError, http.client.HTTPException) as error:
-            # Whatever the server did not say, or said in the wrong way.
             status, detail = "failed", f"no answer: {str(error) or type(error).__name__}"
         self.add(name, status, detail, time.monotonic() - started)
         return status != "failed"
 
     def skip(self, names: Sequence[str], why: str) -> None:
-        """Leave checks out."""
+        """Record checks as skipped."""
         for name in names:
             self.add(name, "skipped", why)
 
     def add(self, name: str, status: Status, detail: str, seconds: float = 0.0) -> None:
-        """Keep a check that was made."""
+        """Record a result."""
         check = Check(name=name, status=status, detail=detail, seconds=seconds)
         self._checks.append(check)
         self._on_check(check)

@@ -1,4 +1,4 @@
-"""How little an image may be given and still work."""
+"""Whether an image works with restrictions."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mfimage.image.checks.report import Failed, Recorder, Skipped
-from mfimage.image.checks.runner import Launch
+from mfimage.image.checks.runner import ContainerOptions
 
-# As OpenShift chooses one: no name, in root's group.
-_ANYBODY = "12345:0"
+# As OpenShift chooses one: without a name, in root's group.
+_ANY_USER = "12345:0"
 
 
-def _read_only(launch: Launch) -> Launch:
+def _read_only(launch: ContainerOptions) -> ContainerOptions:
     return replace(launch, read_only=True)
 
 
-def _any_user(launch: Launch) -> Launch:
-    return replace(launch, user=_ANYBODY)
+def _any_user(launch: ContainerOptions) -> ContainerOptions:
+    return replace(launch, user=_ANY_USER)
 
 
-def _no_capabilities(launch: Launch) -> Launch:
+def _no_capabilities(launch: ContainerOptions) -> ContainerOptions:
     return replace(launch, no_capabilities=True)
 
 
-def _no_new_privileges(launch: Launch) -> Launch:
+def _no_new_privileges(launch: ContainerOptions) -> ContainerOptions:
     return replace(launch, no_new_privileges=True)
 
 
-RESTRICTIONS: dict[str, tuple[Callable[[Launch], Launch], str]] = {
+RESTRICTIONS: dict[str, tuple[Callable[[ContainerOptions], ContainerOptions], str]] = {
     "read-only": (_read_only, "works on a read-only root with a /tmp in memory"),
-    "any-user": (_any_user, f"works as {_ANYBODY}"),
+    "any-user": (_any_user, f"works as {_ANY_USER}"),
     "no-capabilities": (_no_capabilities, "works without capabilities"),
     "no-new-privileges": (_no_new_privileges, "works with no-new-privileges"),
 }
@@ -40,21 +40,21 @@ _TOGETHER = "restricted"
 
 
 def check_restrictions(
-    recorder: Recorder, launch: Launch, attempt: Callable[[Launch], object]
+    recorder: Recorder, launch: ContainerOptions, attempt: Callable[[ContainerOptions], object]
 ) -> None:
-    """Start it with all restrictions; if it does not work, with each alone to know which it was.
+    """Start an image with all restrictions; if it does not work, with each alone to name it.
 
     Parameters
     ----------
     recorder : Recorder
-        Where the checks go.
-    launch : Launch
-        How it works without restrictions.
+        Records the checks.
+    launch : ContainerOptions
+        How it is started without restrictions.
     attempt : callable
-        Starts it and sees that it works; raises `Failed`.
+        Starts it and calls it; raises `Failed` when it does not work.
     """
 
-    def alone(restrict: Callable[[Launch], Launch], holds: str) -> str:
+    def alone(restrict: Callable[[ContainerOptions], ContainerOptions], holds: str) -> str:
         _attempt(attempt, restrict(launch))
         return holds
 
@@ -78,8 +78,8 @@ def check_restrictions(
         recorder.add(name, "passed", holds, share)
 
 
-def _attempt(attempt: Callable[[Launch], object], launch: Launch) -> None:
+def _attempt(attempt: Callable[[ContainerOptions], object], launch: ContainerOptions) -> None:
     try:
         attempt(launch)
     except Skipped:
-        return  # it works, as far as can be told
+        return  # it starts, and there are no examples

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pkgutil import resolve_name
 
 from mfimage.errors import EngineError, OptionError
 from mfimage.image.checks import config
-from mfimage.image.checks.ray import check_ray
 from mfimage.image.checks.report import Check, Recorder, Report
-from mfimage.image.checks.runner import Runner, open_image
-from mfimage.image.checks.server import CheckOptions, check_server
+from mfimage.image.checks.runner import ImageRunner, open_image
+from mfimage.image.checks.server import CheckOptions
 from mfimage.image.docker.engine import connect
 from mfimage.image.plan.labels import TARGET
-from mfimage.image.registry.location import parse_location
+from mfimage.image.targets import DEFAULT_TARGET, TARGETS
 from mfimage.package.spec import FunctionSpec
 
 _DEFAULTS = CheckOptions()
@@ -58,13 +58,13 @@ def check_image(
         say(f"testing {image} by {runner.name}")
         spec = _check_what_it_says(runner, recorder)
         if spec is not None:
-            check = check_ray if target == "ray" else check_server
-            check(runner, spec, recorder, options)
+            found = TARGETS.get(target or DEFAULT_TARGET, TARGETS[DEFAULT_TARGET])
+            resolve_name(found.check)(runner, spec, recorder, options)
         identity, name = runner.info.id, runner.name
     return Report(image=image, id=identity, runner=name, checks=recorder.checks)
 
 
-def _check_what_it_says(runner: Runner, recorder: Recorder) -> FunctionSpec | None:
+def _check_what_it_says(runner: ImageRunner, recorder: Recorder) -> FunctionSpec | None:
     """Check what can be read; return the function, if it is there."""
     found: list[FunctionSpec] = []
 
@@ -83,9 +83,8 @@ def _check_what_it_says(runner: Runner, recorder: Recorder) -> FunctionSpec | No
 
 
 @contextmanager
-def _runner(image: str, say: Callable[[str], None]) -> Iterator[Runner]:
+def _runner(image: str, say: Callable[[str], None]) -> Iterator[ImageRunner]:
     """Open the image in the Docker engine."""
-    location = parse_location(image, field="image")
     try:
         api = connect()
     except EngineError as error:
@@ -94,5 +93,5 @@ def _runner(image: str, say: Callable[[str], None]) -> Iterator[Runner]:
             hint="mfimage test runs an image in a Docker engine: start Docker, or point "
             "DOCKER_HOST or `docker context use` at a running engine",
         ) from None
-    with open_image(api, image, location, say=say) as runner:
+    with open_image(api, image, say=say) as runner:
         yield runner

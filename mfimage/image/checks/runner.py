@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 import docker
 import docker.errors
 
-from mfimage.errors import EngineError
+from mfimage.errors import EngineError, ReferenceNotFound
 from mfimage.image.checks.report import Failed
 from mfimage.image.docker.engine import Engine, engine_errors
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.find.run import image_at
+from mfimage.image.find.places import ENGINE, FILES, FoundImage, find_image, machine_platform
+from mfimage.image.oci.config import recompose
 from mfimage.image.oci.outputs import docker_archive
-from mfimage.image.registry.location import Location
 from mfimage.masking import mask_urls
 
 Address = tuple[str, int]
@@ -31,7 +31,7 @@ LOG_LINES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch:
+class ContainerOptions:
     """How to start a container.
 
     Attributes
@@ -61,7 +61,7 @@ class Launch:
     port: int | None = None
 
 
-class Runner:
+class ImageRunner:
     """Runs containers of an image that the engine has.
 
     Parameters
@@ -83,7 +83,7 @@ class Runner:
         return Engine(self._api).read_file(self.info.id, path)
 
     @contextmanager
-    def start(self, launch: Launch) -> Iterator[Container]:
+    def start(self, launch: ContainerOptions) -> Iterator[Container]:
         """Run a container until the block ends.
 
         Raises
@@ -106,7 +106,7 @@ class Runner:
         finally:
             self._remove(identity)
 
-    def _create(self, launch: Launch) -> str:
+    def _create(self, launch: ContainerOptions) -> str:
         local = _host(self._api) is None
         ports = {launch.port: ("127.0.0.1", None) if local else None} if launch.port else {}
         limits = self._api.create_host_config(
@@ -197,22 +197,18 @@ def _host(api: Any) -> str | None:
 
 @contextmanager
 def open_image(
-    api: docker.APIClient,
-    image: str,
-    location: Location | None,
-    *,
-    say: Callable[[str], None],
-) -> Iterator[Runner]:
-    """Make sure that the engine has an image: it is pulled, or loaded until the block ends.
+    api: docker.APIClient, image: str, *, say: Callable[[str], None]
+) -> Iterator[ImageRunner]:
+    """Run containers of an image, which is pulled or, until the block ends, loaded.
 
     Parameters
     ----------
     api : docker.APIClient
         The engine; closed at the end.
-    image, location : str, Location or None
-        Which image; where it lies, if not in an engine or a registry.
+    image : str
+        A name or ID, ``oci:DIR``, ``oci-archive:FILE`` or ``docker-archive:FILE``.
     say : callable
-        Called with what happens, a line each.
+        Receives a line before a pull.
 
     Raises
     ------
@@ -227,28 +223,33 @@ def open_image(
                 "the containers of an engine behind ssh cannot be called from here",
                 hint="run mfimage test where the engine is",
             )
-        if location is not None:
-            with _loaded(engine, location) as info:
-                yield Runner(api, info)
-            return
-        known = engine.inspect(image)
-        if known is None:
+        found: FoundImage | None
+        try:
+            found = find_image(image, places=(FILES, ENGINE))
+        except ReferenceNotFound:
+            found = None
+        if found is None:
             say(f"pulling {image}")
-            known = engine.pull(image)
-        yield Runner(api, known)
+            yield ImageRunner(api, engine.pull(image))
+        elif found.place is FILES:
+            with _loaded(engine, found) as info:
+                yield ImageRunner(api, info)
+        else:
+            yield ImageRunner(api, found.info)
 
 
 @contextmanager
-def _loaded(engine: Engine, location: Location) -> Iterator[ImageInfo]:
-    """Let the engine have an image until the block ends, or longer if it had it before."""
-    with image_at(location) as (image, info):
-        had = engine.inspect(info.id) is not None
+def _loaded(engine: Engine, found: FoundImage) -> Iterator[ImageInfo]:
+    """Load an image until the block ends; it stays if the engine had it before."""
+    with found.open(machine_platform()) as stored:
+        image = recompose(stored)
+        had = engine.inspect(image.id) is not None
         engine.load(docker_archive([image], ()))
         try:
-            yield info
+            yield found.info
         finally:
             if not had:
-                engine.remove(info.id, force=True)
+                engine.remove(image.id, force=True)
 
 
 def wait_for_end(container: Container, timeout: float) -> int | None:

@@ -1,25 +1,46 @@
-"""What there is to check of an image that serves HTTP."""
+"""The checks of an image that serves HTTP."""
 
 from __future__ import annotations
 
+import http.client
+import json
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from mfimage.errors import OptionError
-from mfimage.image.checks.client import wait_until_ready
+from mfimage.image.checks.client import (
+    RESPONSE_TIMEOUT,
+    ServerResponse,
+    read_response,
+    wait_until_ready,
+    with_log,
+)
 from mfimage.image.checks.config import check_process
-from mfimage.image.checks.ending import check_end
+from mfimage.image.checks.contract import check_contract, contract_checks
 from mfimage.image.checks.examples import replay, replay_as_list
-from mfimage.image.checks.probes import call_probes, probes
-from mfimage.image.checks.report import Recorder
+from mfimage.image.checks.report import Failed, Recorder
 from mfimage.image.checks.restrictions import RESTRICTIONS, check_restrictions
-from mfimage.image.checks.runner import Address, Container, Launch, Runner
+from mfimage.image.checks.runner import (
+    Address,
+    Container,
+    ContainerOptions,
+    ImageRunner,
+    wait_for_end,
+)
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.records.run import Tolerance
+from mfimage.runtime.serving.content import JSON
+from mfimage.runtime.serving.contract import find_route
 from mfimage.runtime.settings import Settings
 
-READY_PATH = "/readyz"
 _READY, _PROCESS, _EXAMPLES, _LIST, _END = "ready", "process", "examples", "list", "sigterm"
+
+_REQUESTS = 4
+# Until what was sent has arrived, and until a server has begun to shut down.
+_ARRIVED, _ENDING = 0.2, 0.3
+# How long after the grace period the process may end.
+_MARGIN = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +50,9 @@ class CheckOptions:
     Attributes
     ----------
     timeout : float
-        Seconds that a container may take until it is ready.
+        Seconds until a container must be ready.
     tolerance : Tolerance
-        How far floating-point numbers may be from those recorded.
+        By how much floating-point numbers may differ from those recorded.
     """
 
     timeout: float = 60.0
@@ -39,24 +60,25 @@ class CheckOptions:
 
 
 def http_checks(spec: FunctionSpec) -> tuple[str, ...]:
-    """Return the names of the checks that need a server, but for `examples`."""
-    return (_READY, _LIST, *(probe.name for probe in probes(spec)), _END)
+    """Return the names of the checks that need a server, except `examples`."""
+    return (_READY, _LIST, *(check.name for check in contract_checks(spec)), _END)
 
 
 def check_server(
-    runner: Runner, spec: FunctionSpec, recorder: Recorder, options: CheckOptions
+    runner: ImageRunner, spec: FunctionSpec, recorder: Recorder, options: CheckOptions
 ) -> None:
-    """Call a server as it is, end it, and start it with less."""
+    """Call a server, end it, and start it with restrictions."""
     try:
         settings = Settings.from_environ(runner.info.env)
     except OptionError as error:
         recorder.add(_READY, "failed", error.message)
         return
-    launch = Launch(port=settings.port)
+    launch = ContainerOptions(port=settings.port)
+    ready_path = find_route(spec, "readyz").path
 
-    def works(restricted: Launch) -> str:
+    def works(restricted: ContainerOptions) -> str:
         with runner.start(restricted) as container:
-            address = wait_until_ready(container, READY_PATH, options.timeout)
+            address = wait_until_ready(container, ready_path, options.timeout)
             return replay(address, spec, options.tolerance)
 
     with ExitStack() as stack:
@@ -64,9 +86,9 @@ def check_server(
 
         def ready() -> str:
             container = stack.enter_context(runner.start(launch))
-            address = wait_until_ready(container, READY_PATH, options.timeout)
+            address = wait_until_ready(container, ready_path, options.timeout)
             found.append((container, address))
-            return f"GET {READY_PATH}: 200"
+            return f"GET {ready_path}: 200"
 
         if not recorder.run(_READY, ready):
             rest = [name for name in http_checks(spec) if name != _READY]
@@ -75,11 +97,83 @@ def check_server(
         container, address = found[0]
         tolerance = options.tolerance
         recorder.run(_PROCESS, lambda: check_process(container))
-        answers = recorder.run(_EXAMPLES, lambda: replay(address, spec, tolerance))
+        works_unrestricted = recorder.run(_EXAMPLES, lambda: replay(address, spec, tolerance))
         recorder.run(_LIST, lambda: replay_as_list(address, spec, tolerance))
-        call_probes(recorder, address, spec)
+        check_contract(recorder, address, spec)
         recorder.run(_END, lambda: check_end(container, address, spec, settings))
-    if answers:
+    if works_unrestricted:
         check_restrictions(recorder, launch, works)
     else:
-        recorder.skip(tuple(RESTRICTIONS), "it does not answer as recorded without them, either")
+        recorder.skip(tuple(RESTRICTIONS), "without them it does not answer as recorded, either")
+
+
+# Shutdown
+
+
+def check_end(
+    container: Container, address: Address, spec: FunctionSpec, settings: Settings
+) -> str:
+    """Send requests up to the last byte, then SIGTERM, then the rest when the sockets are closed.
+
+    However fast the function is, these are in flight. All must be answered, and the container
+    must end with exit code 0 within the grace period.
+
+    Raises
+    ------
+    Failed
+        Naming what was lost.
+    """
+    # Without examples the response is a 422, which will do.
+    body = json.dumps(spec.examples[0].input).encode() if spec.examples else b"{}"
+    path = find_route(spec, "record").path
+    requests = [_Unfinished(address, path, body) for _ in range(_REQUESTS)]
+    try:
+        time.sleep(_ARRIVED)
+        signalled = time.monotonic()
+        container.terminate()
+        # Where the grace period is shorter than the drain, half of it.
+        time.sleep(min(settings.drain + _ENDING, settings.grace / 2))
+        responses = [request.finish() for request in requests]
+    finally:
+        for request in requests:
+            request.close()
+    code = wait_for_end(container, settings.grace + _MARGIN - (time.monotonic() - signalled))
+    took = time.monotonic() - signalled
+    lost = [each for each in responses if not isinstance(each, ServerResponse)]
+    if lost:
+        text = f"{len(lost)} of {_REQUESTS} requests in flight had no answer: {lost[0]!r}"
+        raise Failed(with_log(text, container))
+    broken = [each for each in responses if isinstance(each, ServerResponse) and each.status >= 500]
+    if broken:
+        raise Failed(f"{len(broken)} of {_REQUESTS} requests in flight: {broken[0].problem}")
+    if code is None:
+        raise Failed(
+            f"still running {took:.1f} s after SIGTERM; MFIMAGE_GRACE is {settings.grace:g}"
+        )
+    if code:
+        raise Failed(with_log(f"it ended with exit code {code} after SIGTERM", container))
+    return f"{_REQUESTS} requests in flight answered, ended after {took:.1f} s"
+
+
+class _Unfinished:
+    """A request without its last byte."""
+
+    def __init__(self, address: Address, path: str, body: bytes) -> None:
+        self._last = body[-1:]
+        self._connection = http.client.HTTPConnection(*address, timeout=RESPONSE_TIMEOUT)
+        self._connection.putrequest("POST", path)
+        self._connection.putheader("Content-Type", JSON)
+        self._connection.putheader("Content-Length", str(len(body)))
+        self._connection.endheaders(body[:-1])
+
+    def finish(self) -> ServerResponse | Exception:
+        """Send the last byte; return the response, or why there was none."""
+        try:
+            self._connection.send(self._last)
+            return read_response(self._connection)
+        except (OSError, http.client.HTTPException) as error:
+            return error
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()

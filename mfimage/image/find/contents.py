@@ -1,4 +1,4 @@
-"""What an image is made of, part by part, whoever built it: what two images are compared by."""
+"""What an image is made of, whichever builder made it: what `diff` compares."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from mfimage.errors import PackageError
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.plan.options import LABEL_PREFIX
-from mfimage.image.sbom.components import PREFIX
+from mfimage.image.sbom.document import PREFIX
 
 _OCI = "org.opencontainers.image."
-# The order in which they are told: that of the layers, then what is no layer.
+# In this order they are shown: the layers' own, then the rest.
 SECTIONS = (
     "base", "python", "system", "distributions", "artifacts", "runtime", "code",
     "function", "env", "labels", "config",
@@ -29,9 +29,9 @@ class Item:
     Attributes
     ----------
     text : str
-        What people read, as a version.
+        What is shown, such as a version.
     mark : str
-        What tells things of equal text apart, as a hash.
+        What distinguishes items of equal text, such as a hash.
     """
 
     text: str
@@ -45,21 +45,16 @@ class Contents:
     Attributes
     ----------
     sections : mapping of str to (mapping of str to Item) or None
-        By the names in `SECTIONS`; None where the image does not say.
+        By the names in `SECTIONS`; None where it is not known.
     """
 
     sections: Mapping[str, Mapping[str, Item] | None]
 
 
 def contents_of(info: ImageInfo, sbom: bytes | None) -> Contents:
-    """Read what an image is made of from its configuration and SBOM.
+    """Return what an image is made of, by its configuration and SBOM.
 
-    Parameters
-    ----------
-    info : ImageInfo
-        The configuration.
-    sbom : bytes or None
-        What came with it; without, distributions and code files are not known.
+    Without an SBOM, distributions and code files are not known.
 
     Raises
     ------
@@ -67,15 +62,16 @@ def contents_of(info: ImageInfo, sbom: bytes | None) -> Contents:
         If the SBOM cannot be read.
     """
     labels = info.labels
-    found = _of_labels(labels)
+    found = _from_labels(labels)
     if sbom is not None:
-        found |= _of_sbom(parse_sbom(sbom))
+        found |= _from_sbom(parse_sbom(sbom))
     python = labels.get(f"{LABEL_PREFIX}python")
     found.setdefault("python", {"python": Item(text=python)} if python else None)
-    found["function"] = {**(found.get("function") or {}), **_function(labels)}
-    found["env"] = _items(info.env)
+    named = {name: labels.get(LABEL_PREFIX + name) for name in _FUNCTION_LABELS}
+    found["function"] = {**(found.get("function") or {}), **_items(named)}
+    found["env"] = _items(info.env, empty=True)
     found["labels"] = _items(
-        {k: v for k, v in labels.items() if not k.startswith((LABEL_PREFIX, _OCI))}
+        {k: v for k, v in labels.items() if not k.startswith((LABEL_PREFIX, _OCI))}, empty=True
     )
     found["config"] = _items(
         {
@@ -84,31 +80,38 @@ def contents_of(info: ImageInfo, sbom: bytes | None) -> Contents:
             "workdir": info.working_dir,
             "entrypoint": json.dumps(info.entrypoint),
             "cmd": json.dumps(info.command),
-        }
+        },
+        empty=True,
     )
     return Contents(sections={name: found.get(name) for name in SECTIONS})
 
 
 def parse_sbom(data: bytes) -> Mapping[str, Any]:
-    """Read an SBOM.
+    """Parse an SBOM.
 
     Raises
     ------
     PackageError
-        If it is none.
+        If it is not a CycloneDX document of mfimage.
     """
     try:
         document: Mapping[str, Any] = json.loads(data)
         if document["bomFormat"] != "CycloneDX":
             raise ValueError("it is not CycloneDX")
-        _of_sbom(document)
+        _from_sbom(document)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise PackageError(f"the image's SBOM cannot be read: {error}") from None
     return document
 
 
-def properties(part: Mapping[str, Any]) -> dict[str, str]:
-    """Return our properties of a part of an SBOM, by name."""
+def components(document: Mapping[str, Any], kind: str) -> Iterable[Mapping[str, Any]]:
+    """Yield the components of a kind: distribution, debian, artifact, code, runtime."""
+    for component in document.get("components", ()):
+        if _properties(component).get("kind") == kind:
+            yield component
+
+
+def _properties(part: Mapping[str, Any]) -> dict[str, str]:
     return {
         each["name"].removeprefix(PREFIX): each.get("value", "")
         for each in part.get("properties", ())
@@ -116,39 +119,26 @@ def properties(part: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def components(document: Mapping[str, Any], kind: str) -> Iterable[Mapping[str, Any]]:
-    """Yield the components of a kind: distribution, debian, artifact, code, runtime."""
-    for component in document.get("components", ()):
-        if properties(component).get("kind") == kind:
-            yield component
+def _items(texts: Mapping[str, str | None], *, empty: bool = False) -> dict[str, Item]:
+    return {name: Item(text=text or "") for name, text in texts.items() if text or empty}
 
 
-def _items(texts: Mapping[str, str]) -> dict[str, Item]:
-    return {name: Item(text=text) for name, text in texts.items()}
-
-
-def _of_labels(labels: Mapping[str, str]) -> dict[str, Mapping[str, Item] | None]:
-    found: dict[str, Mapping[str, Item] | None] = {}
+def _from_labels(labels: Mapping[str, str]) -> dict[str, Mapping[str, Item] | None]:
     if f"{LABEL_PREFIX}version" not in labels:
-        return found
-    base = {name: labels.get(f"{_OCI}base.{name}") for name in ("name", "digest")}
-    found["base"] = {name: Item(text=text) for name, text in base.items() if text}
+        return {}
     try:
         artifacts = json.loads(labels.get(f"{LABEL_PREFIX}artifacts") or "{}")
     except ValueError:
         artifacts = {}
-    found["artifacts"] = _items(artifacts)
-    found["runtime"] = {"mfimage": Item(text=labels[f"{LABEL_PREFIX}version"])}
-    return found
+    return {
+        "base": _items({name: labels.get(f"{_OCI}base.{name}") for name in ("name", "digest")}),
+        "artifacts": _items(artifacts, empty=True),
+        "runtime": {"mfimage": Item(text=labels[f"{LABEL_PREFIX}version"])},
+    }
 
 
-def _function(labels: Mapping[str, str]) -> dict[str, Item]:
-    named = {name: labels.get(LABEL_PREFIX + name) for name in _FUNCTION_LABELS}
-    return {name: Item(text=text) for name, text in named.items() if text}
-
-
-def _of_sbom(document: Mapping[str, Any]) -> dict[str, Mapping[str, Item] | None]:
-    lineage = properties(document.get("metadata", {}))
+def _from_sbom(document: Mapping[str, Any]) -> dict[str, Mapping[str, Item] | None]:
+    lineage = _properties(document.get("metadata", {}))
     return {
         "python": {
             each["name"]: Item(text=each["version"])
@@ -160,28 +150,28 @@ def _of_sbom(document: Mapping[str, Any]) -> dict[str, Mapping[str, Item] | None
             for each in components(document, "debian")
         },
         "distributions": {
-            each["name"]: Item(text=each.get("version", "?"), mark=" ".join(sorted(_marks(each))))
+            each["name"]: Item(text=each.get("version", "?"), mark=_hashes(each))
             for each in components(document, "distribution")
         },
-        "artifacts": _hashed(document, "artifact"),
+        "artifacts": _by_content(document, "artifact"),
         "runtime": {
-            each["name"]: Item(text=each["version"], mark=properties(each)["files"])
+            each["name"]: Item(text=each["version"], mark=_properties(each)["files"])
             for each in components(document, "runtime")
         },
-        "code": _hashed(document, "code"),
+        "code": _by_content(document, "code"),
         "function": {name: Item(text=lineage[name]) for name in LINEAGE if name in lineage},
     }
 
 
-def _hashed(document: Mapping[str, Any], kind: str) -> dict[str, Item]:
-    """Return what is told apart by its content alone."""
+def _by_content(document: Mapping[str, Any], kind: str) -> dict[str, Item]:
     return {
         each["name"]: Item(text=f"sha256:{each['hashes'][0]['content']}")
         for each in components(document, kind)
     }
 
 
-def _marks(component: Mapping[str, Any]) -> set[str]:
+def _hashes(component: Mapping[str, Any]) -> str:
     """Return the hashes of all files that a distribution may be installed from."""
-    references = component.get("externalReferences", ())
-    return {found["content"] for each in references for found in each.get("hashes", ())}
+    files = component.get("externalReferences", ())
+    hashes = {found["content"] for each in files for found in each.get("hashes", ())}
+    return " ".join(sorted(hashes))

@@ -1,4 +1,4 @@
-"""What changed between two images."""
+"""How two images differ."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Change:
     Attributes
     ----------
     section, name : str
-        As ``distributions`` and ``numpy``.
+        Such as ``distributions`` and ``numpy``.
     before, after : str or None
-        As versions; None where it is not there.
+        Such as versions; None where it is missing.
     """
 
     section: str
@@ -44,14 +44,14 @@ class Change:
         }  # fmt: skip
 
     def __str__(self) -> str:
-        """As ``~ numpy 1.26.4 -> 2.1.0``."""
+        """Return a line such as ``~ numpy 1.26.4 -> 2.1.0``."""
         texts = [_short(text) for text in (self.before, self.after) if text is not None]
         return f"{_SIGNS[self.kind]} {self.name} {' -> '.join(texts)}".rstrip()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDiff:
-    """All differences.
+    """All differences between two images.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class ImageDiff:
     changes : tuple of Change
         In the order of `SECTIONS`.
     unknown : tuple of str
-        Sections that one of them, or both, say nothing of.
+        Sections that are not known of both images.
     """
 
     before: str
@@ -72,11 +72,11 @@ class ImageDiff:
         return bool(self.changes)
 
     def of(self, *sections: str) -> tuple[Change, ...]:
-        """Return the differences in some sections."""
+        """Return the differences in these sections."""
         return tuple(change for change in self.changes if change.section in sections)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form: every section, the unknown ones as null."""
+        """Return the JSON form: all sections, unknown ones as null."""
         found: dict[str, Any] = {
             name: None if name in self.unknown else [c.to_dict() for c in self.of(name)]
             for name in SECTIONS
@@ -92,23 +92,13 @@ class ImageDiff:
         if not lines:
             lines.append("no differences")
         if self.unknown:
-            lines.append(f"not compared, since not both images tell: {self._unknown()}")
+            unknown = ", ".join(self.unknown)
+            lines.append(f"not compared, since not known of both images: {unknown}")
         return "\n".join(lines)
-
-    def _unknown(self) -> str:
-        return ", ".join(self.unknown)
 
 
 def diff(before: Contents, after: Contents, *, names: tuple[str, str]) -> ImageDiff:
-    """Compare two images.
-
-    Parameters
-    ----------
-    before, after : Contents
-        What they are made of.
-    names : tuple of str
-        What they are called.
-    """
+    """Compare what two images are made of; ``names`` are the images'."""
     changes: list[Change] = []
     unknown = []
     for section in SECTIONS:
@@ -126,9 +116,13 @@ def _changes(section: str, one: Mapping[str, Item], other: Mapping[str, Item]) -
     for name in sorted({*one, *other}):
         before, after = one.get(name), other.get(name)
         if before != after:
-            same = before and after and before.text == after.text
-            texts = [_text(item, marked=bool(same)) for item in (before, after)]
-            yield Change(section=section, name=name, before=texts[0], after=texts[1])
+            same = bool(before and after and before.text == after.text)
+            yield Change(
+                section=section,
+                name=name,
+                before=_text(before, marked=same),
+                after=_text(after, marked=same),
+            )
 
 
 def _text(item: Item | None, *, marked: bool) -> str | None:

@@ -1,22 +1,26 @@
-"""What an engine knows of an image."""
+"""The configuration of an image, from an engine or an OCI document."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from mfimage.image.registry.reference import Reference
+from mfimage.package.spec import sha256_digest
 
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryEntry:
-    """One line of an image's history, oldest first.
+    """One entry of an image's history.
 
     Attributes
     ----------
     created_by : str
         The instruction.
     size : int
-        Bytes that its layer adds; 0 if it has none.
+        Bytes of its layer; 0 if it has none.
     comment : str
         Free text.
     """
@@ -28,24 +32,25 @@ class HistoryEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageInfo:
-    """An image as the engine has it.
+    """The configuration of an image.
 
     Attributes
     ----------
     id : str
-        The engine's name for it, ``sha256:...``; no digest, which is a manifest's.
+        The configuration's digest, ``sha256:...``, by which an engine knows the image; not the
+        manifest's.
     repo_tags, repo_digests : tuple of str
-        The references that lead to it; digests only once it was pushed or pulled.
+        References that an engine has for it; digests only once it was pushed or pulled.
     size : int
-        Bytes, unpacked.
+        Bytes of all layers: compressed in a registry, unpacked in an engine.
     os, architecture, variant : str
         The platform.
     created : str
         RFC 3339 time.
     env, labels : mapping of str to str
-        The configuration's.
+        Variables and labels.
     user, working_dir : str
-        Empty where the image does not say.
+        Empty if not set.
     entrypoint, command : tuple of str
         Exec form.
     layers : tuple of str
@@ -73,16 +78,30 @@ class ImageInfo:
 
     @property
     def platform(self) -> str:
-        """Return the platform as ``os/architecture[/variant]``."""
+        """The platform as ``os/architecture[/variant]``."""
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+    def digest_of(self, reference: Reference) -> str | None:
+        """Return the digest of the image in a reference's repository, if it came from there."""
+        for text in self.repo_digests:
+            name, _, digest = text.partition("@")
+            if name == reference.name or name in reference.canonical:
+                return digest
+        return None
 
     @classmethod
     def from_engine(
         cls, image: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
     ) -> ImageInfo:
-        """Read the engine's answers to ``/images/NAME/json`` and ``/images/NAME/history``."""
-        # Engines leave out, or set to null, what is empty.
-        config: Mapping[str, Any] = image.get("Config") or {}
+        """Read an engine's responses to ``/images/NAME/json`` and ``/images/NAME/history``."""
+        entries = [
+            HistoryEntry(
+                created_by=entry.get("CreatedBy") or "",
+                size=entry.get("Size") or 0,
+                comment=entry.get("Comment") or "",
+            )
+            for entry in reversed(history)
+        ]
         return cls(
             id=image["Id"],
             repo_tags=tuple(image.get("RepoTags") or ()),
@@ -92,20 +111,44 @@ class ImageInfo:
             architecture=image.get("Architecture") or "",
             variant=image.get("Variant") or "",
             created=image.get("Created") or "",
-            env=dict(pair.partition("=")[::2] for pair in config.get("Env") or ()),
-            labels=dict(config.get("Labels") or {}),
-            user=config.get("User") or "",
-            working_dir=config.get("WorkingDir") or "",
-            entrypoint=tuple(config.get("Entrypoint") or ()),
-            command=tuple(config.get("Cmd") or ()),
             layers=tuple((image.get("RootFS") or {}).get("Layers") or ()),
-            history=tuple(_entry(each) for each in reversed(history)),
+            history=tuple(entries),
+            **_settings(image.get("Config") or {}),
+        )
+
+    @classmethod
+    def from_config(cls, raw: bytes, sizes: Sequence[int]) -> ImageInfo:
+        """Read an OCI configuration; ``sizes`` are those of the layers, lowest first."""
+        config: Mapping[str, Any] = json.loads(raw)
+        return cls(
+            id=sha256_digest(raw),
+            size=sum(sizes),
+            os=config.get("os") or "linux",
+            architecture=config.get("architecture") or "",
+            variant=config.get("variant") or "",
+            created=config.get("created") or "",
+            layers=tuple((config.get("rootfs") or {}).get("diff_ids") or ()),
+            history=tuple(_history(config.get("history") or (), iter(sizes))),
+            **_settings(config.get("config") or {}),
         )
 
 
-def _entry(entry: Mapping[str, Any]) -> HistoryEntry:
-    return HistoryEntry(
-        created_by=entry.get("CreatedBy") or "",
-        size=entry.get("Size") or 0,
-        comment=entry.get("Comment") or "",
-    )
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    # What is empty may be left out, or null.
+    return {
+        "env": dict(pair.partition("=")[::2] for pair in config.get("Env") or ()),
+        "labels": dict(config.get("Labels") or {}),
+        "user": config.get("User") or "",
+        "working_dir": config.get("WorkingDir") or "",
+        "entrypoint": tuple(config.get("Entrypoint") or ()),
+        "command": tuple(config.get("Cmd") or ()),
+    }
+
+
+def _history(entries: Sequence[Mapping[str, Any]], sizes: Iterator[int]) -> Iterator[HistoryEntry]:
+    for entry in entries:
+        yield HistoryEntry(
+            created_by=entry.get("created_by") or "",
+            size=0 if entry.get("empty_layer") else next(sizes, 0),
+            comment=entry.get("comment") or "",
+        )

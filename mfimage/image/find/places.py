@@ -1,175 +1,356 @@
-"""Finds an image wherever it stands: engine, registry, folder or file; nothing is pulled."""
+"""Where an image is: in a folder or file, the Docker engine, or a registry."""
 
 from __future__ import annotations
 
 import json
 import platform as machine
-from collections.abc import Mapping, Sequence
-from contextlib import closing
-from typing import TYPE_CHECKING, Any
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from mfimage.errors import EngineError, OptionError, ReferenceNotFound
-from mfimage.image.find.seen import (
-    ENGINE,
-    FILES,
-    MOST,
-    REGISTRY,
-    SBOM_PATH,
-    SeenImage,
-    SeenLayer,
-    sbom_of,
-    seen,
-)
+from mfimage.errors import EngineError, OptionError, PackageError, ReferenceNotFound
+from mfimage.image.find.info import ImageInfo
 from mfimage.image.plan.options import LABEL_PREFIX
-from mfimage.image.registry.location import Location, parse_location
+from mfimage.image.registry.location import DOCKER_ARCHIVE, Location, parse_location
 from mfimage.image.registry.reference import DEFAULT_TAG, Reference, parse_reference
-from mfimage.image.sbom.document import MEDIA_TYPE
+from mfimage.runtime.layout import FUNCTION, SBOM
 
 if TYPE_CHECKING:
-    from mfimage.image.registry.client import RegistryClient
+    from mfimage.image.oci.images import StoredImage
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+_SBOM_PATH = f"{FUNCTION}/{SBOM}"
+_LARGEST_FILE = 32 << 20
 
 
-def see_image(name: str, *, platform: str | None = None, engine: bool = True) -> SeenImage:
-    """Look at an image: in a folder or file if it is named so, else the engine, else a registry.
+@dataclass(frozen=True, kw_only=True)
+class FoundLayer:
+    """One layer.
+
+    Attributes
+    ----------
+    digest : str or None
+        ``sha256:<hex>`` of the compressed layer; None in an engine, which does not report it.
+    size : int
+        Bytes: compressed in a registry, unpacked in an engine.
+    instruction : str
+        What made it, according to the history.
+    """
+
+    digest: str | None
+    size: int
+    instruction: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundImage:
+    """An image, and where it is.
+
+    Attributes
+    ----------
+    name : str
+        As it was asked for.
+    place : Place
+        Where it is.
+    info : ImageInfo
+        Its configuration.
+    layers : tuple of FoundLayer
+        Lowest first.
+    source : Reference or Location or None
+        The pinned reference in a registry, or the folder or file; None in an engine.
+    digest, index : str or None
+        Digest of its manifest, and of the index that lists it, if there are any.
+    platforms : tuple of str
+        All that the index, folder or file has.
+    """
+
+    name: str
+    place: Place
+    info: ImageInfo
+    layers: tuple[FoundLayer, ...] = ()
+    source: Reference | Location | None = None
+    digest: str | None = None
+    index: str | None = None
+    platforms: tuple[str, ...] = ()
+
+    def open(self, platform: str | None = None) -> AbstractContextManager[StoredImage]:
+        """Yield the image with layers that can be read; for another platform if one is given."""
+        return self.place.open(self, platform or self.platform)
+
+    def sbom(self) -> bytes | None:
+        """Return the SBOM that is attached to the image or inside it."""
+        return self.place.read_sbom(self)
+
+    @property
+    def platform(self) -> str:
+        """The platform as ``os/architecture``."""
+        return f"{self.info.os}/{self.info.architecture}"
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether mfimage built it."""
+        return f"{LABEL_PREFIX}version" in self.info.labels
+
+
+class Place(Protocol):
+    """Where images are."""
+
+    @property
+    def name(self) -> str:
+        """``files``, ``engine`` or ``registry``."""
+
+    def find(self, name: str, platform: str | None) -> FoundImage | None:
+        """Return an image; None if an image in this place cannot have that name.
+
+        Raises
+        ------
+        ReferenceNotFound
+            If it is not there.
+        """
+
+    def open(self, image: FoundImage, platform: str) -> AbstractContextManager[StoredImage]:
+        """Yield an image with layers that can be read."""
+
+    def read_sbom(self, image: FoundImage) -> bytes | None:
+        """Return an image's SBOM."""
+
+
+class _Stored:
+    """A place whose images `read_image` reads."""
+
+    def open(self, image: FoundImage, platform: str) -> AbstractContextManager[StoredImage]:
+        from mfimage.image.oci.base import read_image
+
+        assert image.source is not None
+        return read_image(image.source, platform)
+
+
+class _Files(_Stored):
+    """``oci:DIR``, ``oci-archive:FILE`` and ``docker-archive:FILE``."""
+
+    name = "files"
+
+    def find(self, name: str, platform: str | None) -> FoundImage | None:
+        from mfimage.image.oci.base import read_image
+        from mfimage.image.oci.layout import platforms_of
+
+        location = parse_location(name, field="image")
+        if location is None:
+            return None
+        platforms = platforms_of(location)
+        with read_image(location, _choose(platforms, platform)) as stored:
+            return _found(name, self, location, stored, platforms)
+
+    def read_sbom(self, image: FoundImage) -> bytes | None:
+        with image.open() as stored:
+            return sbom_of(stored)
+
+
+class _Engine:
+    """The Docker engine."""
+
+    name = "engine"
+
+    def find(self, name: str, platform: str | None) -> FoundImage | None:
+        from mfimage.image.docker.engine import Engine
+
+        if parse_location(name, field="image"):
+            return None
+        with Engine.connect() as engine:
+            info = engine.inspect(name)
+        if info is None or platform not in (None, f"{info.os}/{info.architecture}"):
+            raise ReferenceNotFound("not in the Docker engine")
+        return FoundImage(
+            name=name,
+            place=self,
+            info=info,
+            layers=tuple(
+                FoundLayer(digest=None, size=entry.size, instruction=entry.created_by)
+                for entry in info.history
+                if entry.size
+            ),
+            digest=next((each.partition("@")[2] for each in info.repo_digests), None),
+        )
+
+    @contextmanager
+    def open(self, image: FoundImage, platform: str) -> Iterator[StoredImage]:
+        from mfimage.image.docker.engine import Engine
+        from mfimage.image.oci.base import read_image
+
+        with TemporaryDirectory(prefix="mfimage-") as folder:
+            path = Path(folder) / "image.tar"
+            with Engine.connect() as engine, path.open("wb") as file:
+                file.writelines(engine.save(image.name))
+            with read_image(Location(kind=DOCKER_ARCHIVE, path=path), platform) as stored:
+                yield stored
+
+    def read_sbom(self, image: FoundImage) -> bytes | None:
+        from mfimage.image.docker.engine import Engine
+
+        if not image.has_labels:
+            return None
+        with Engine.connect() as engine:
+            return engine.read_file(image.info.id, _SBOM_PATH)
+
+
+class _Registry(_Stored):
+    """The registry that a reference names; a few kilobytes are read."""
+
+    name = "registry"
+
+    def find(self, name: str, platform: str | None) -> FoundImage | None:
+        from mfimage.image.oci.base import read_image
+        from mfimage.image.registry.client import open_registry, repository_of
+
+        try:
+            reference = parse_reference(name)
+        except OptionError:
+            return None  # an ID
+        # A bare name would be one of Docker Hub's official images, never a function's.
+        if parse_location(name, field="image") or "/" not in reference.name:
+            return None
+        with closing(open_registry(reference)) as client:
+            wanted = reference.digest or reference.tag or DEFAULT_TAG
+            manifest = client.manifest(repository_of(reference), wanted)
+        if manifest is None:
+            raise ReferenceNotFound(f"not in the registry {client.host}")
+        platforms = _platforms(json.loads(manifest[1]))
+        pinned = reference.with_digest(manifest[0].digest)
+        with read_image(pinned, _choose(platforms, platform)) as stored:
+            return _found(name, self, pinned, stored, platforms)
+
+    def read_sbom(self, image: FoundImage) -> bytes | None:
+        from mfimage.image.sbom.attach import attached_sbom
+
+        assert isinstance(image.source, Reference)
+        if attached := attached_sbom(image.source, image.digest or ""):
+            return attached
+        with image.open() as stored:
+            return sbom_of(stored)
+
+
+FILES: Place = _Files()
+ENGINE: Place = _Engine()
+REGISTRY: Place = _Registry()
+EVERYWHERE = (FILES, ENGINE, REGISTRY)
+
+
+def find_image(
+    name: str, *, platform: str | None = None, places: Sequence[Place] = EVERYWHERE
+) -> FoundImage:
+    """Find an image in the first place that has it.
 
     Parameters
     ----------
     name : str
         ``oci:DIR``, ``oci-archive:FILE``, ``docker-archive:FILE``, or a name or ID.
     platform : str, optional
-        Which of an index; this machine's by default.
-    engine : bool
-        Whether the engine is asked before a registry.
+        Which image of an index, as ``linux/arm64``; this machine's by default.
+    places : sequence of Place
+        Where to look, in this order. An engine that does not respond has no images.
 
     Raises
     ------
     ReferenceNotFound
-        When it is nowhere.
+        If it is in none of them; says why for each.
     MfimageError
-        When where it should be cannot be read.
+        If the folder, the file or the registry cannot be read.
     """
-    if location := parse_location(name, field="image"):
-        return _in_files(name, location, platform)
-    absent: EngineError | None = None
-    try:
-        if engine and (found := _in_engine(name, platform)):
-            return found
-    except EngineError as error:
-        absent = error
-    if found := _in_registry(name, platform):
-        return found
-    why = f" ({absent.message})" if absent else ""
+    reasons = []
+    for place in places:
+        try:
+            if image := place.find(name, platform):
+                return image
+        except (EngineError, ReferenceNotFound) as error:
+            reasons.append(error.message)
+    why = f": {'; '.join(reasons)}" if reasons else ""
     raise ReferenceNotFound(
-        f"{name!r} is neither a reference nor an image that the Docker engine has{why}",
-        hint="a reference ends in function.json; name an image of a registry whole, "
-        "as registry.example.com/team/name:tag, one in a folder as oci:DIR",
+        f"no image {name!r}{why}",
+        hint="name an image in a registry in full, as registry.example.com/team/name:tag, one in "
+        "a folder as oci:DIR; a function's reference ends in function.json",
     )
 
 
-def _in_engine(name: str, platform: str | None) -> SeenImage | None:
-    from mfimage.image.docker.engine import Engine
-
-    with Engine.connect() as engine:
-        info = engine.inspect(name)
-        if info is None or (platform and not _same(info.platform, platform)):
-            return None
-        ours = f"{LABEL_PREFIX}version" in info.labels
-        sbom = engine.read_file(info.id, SBOM_PATH) if ours else None
-    layers = [entry for entry in info.history if entry.size]
-    return SeenImage(
-        name=name,
-        place=ENGINE,
-        info=info,
-        layers=tuple(
-            SeenLayer(digest=None, size=entry.size, instruction=entry.created_by)
-            for entry in layers
-        ),
-        digest=next((each.partition("@")[2] for each in info.repo_digests), None),
-        sbom=sbom,
-    )
+def machine_platform() -> str:
+    """Return this machine's platform, as ``linux/amd64``."""
+    architecture = machine.machine()
+    return f"linux/{_ARCHITECTURES.get(architecture, architecture)}"
 
 
-def _same(one: str, other: str) -> bool:
-    return one.split("/")[:2] == other.split("/")[:2]
+def sbom_of(stored: StoredImage) -> bytes | None:
+    """Return the SBOM inside an image: in its last layer, which is fetched if it is small."""
+    labels = (stored.config.get("config") or {}).get("Labels") or {}
+    if f"{LABEL_PREFIX}version" not in labels or not stored.layers:
+        return None
+    last = stored.layers[-1]
+    return read_member(last.open, _SBOM_PATH) if last.descriptor.size <= _LARGEST_FILE else None
 
 
-def _in_registry(name: str, platform: str | None) -> SeenImage | None:
-    from mfimage.image.registry.client import open_registry, repository_of
+def read_member(open_layer: Callable[[], BinaryIO], path: str) -> bytes | None:
+    """Return a small file of a layer; None if there is none."""
+    from mfimage.image.oci.compression import decompressed
 
+    wanted = path.lstrip("/")
     try:
-        reference = parse_reference(name)
-    except OptionError:
-        return None  # an ID, which engines alone know
-    if "/" not in reference.name:
-        return None  # nobody's function is one of Docker Hub's own images
-    with closing(open_registry(reference)) as client:
-        wanted = reference.digest or reference.tag or DEFAULT_TAG
-        found = client.manifest(repository_of(reference), wanted)
-        if found is None:
-            raise ReferenceNotFound(
-                f"{name!r} is neither in the Docker engine nor in the registry {client.host}",
-                hint="check the name and the tag",
-            )
-        top, document = found[0].digest, json.loads(found[1])
-        platforms = _platforms(document)
-        platform = _choose(name, platforms, platform)
-        return _read_remote(client, reference.with_digest(top), name, platform, platforms)
+        with (
+            open_layer() as file,
+            decompressed(file) as layer,
+            tarfile.open(fileobj=layer, mode="r|") as tar,
+        ):
+            for member in tar:
+                if member.name.removeprefix("./") == wanted and member.size <= _LARGEST_FILE:
+                    content = tar.extractfile(member)
+                    return content.read() if content else None
+    except (tarfile.TarError, EOFError) as error:
+        raise PackageError(f"a layer cannot be read: {error}") from None
+    return None
+
+
+def _found(
+    name: str,
+    place: Place,
+    source: Reference | Location,
+    stored: StoredImage,
+    platforms: tuple[str, ...],
+) -> FoundImage:
+    descriptors = [layer.descriptor for layer in stored.layers]
+    # A history is optional, and may be short.
+    made = [
+        entry.get("created_by") or entry.get("comment") or ""
+        for entry in stored.config.get("history") or ()
+        if not entry.get("empty_layer")
+    ]
+    made = [""] * (len(descriptors) - len(made)) + made[: len(descriptors)]
+    return FoundImage(
+        name=name,
+        place=place,
+        source=source,
+        info=ImageInfo.from_config(stored.raw_config, [each.size for each in descriptors]),
+        layers=tuple(
+            FoundLayer(digest=each.digest, size=each.size, instruction=instruction)
+            for each, instruction in zip(descriptors, made, strict=True)
+        ),
+        digest=stored.digest,
+        index=source.digest if source.digest != stored.digest else None,
+        platforms=platforms,
+    )
 
 
 def _platforms(document: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what an index has images for; attestations name no platform."""
+    """Return the platforms of an index; attestations have none."""
     found = [each.get("platform") or {} for each in document.get("manifests", ())]
     names = [f"{each.get('os')}/{each.get('architecture')}" for each in found]
     return tuple(name for name in names if "unknown" not in name and "None" not in name)
 
 
-def _choose(name: str, platforms: Sequence[str], platform: str | None) -> str:
-    here = machine.machine()
-    usual = f"linux/{_ARCHITECTURES.get(here, here)}"
+def _choose(platforms: Sequence[str], platform: str | None) -> str:
     if platform is None:
+        usual = machine_platform()
         return usual if usual in platforms or not platforms else platforms[0]
     if platforms and platform not in platforms:
-        raise ReferenceNotFound(
-            f"{name!r} has no image for {platform}", hint=f"it has: {', '.join(platforms)}"
-        )
+        raise ReferenceNotFound(f"there are images for {', '.join(platforms)}, not for {platform}")
     return platform
-
-
-def _read_remote(
-    client: RegistryClient,
-    pinned: Reference,
-    name: str,
-    platform: str,
-    platforms: tuple[str, ...],
-) -> SeenImage:
-    from mfimage.image.oci.base import read_image
-
-    with read_image(pinned, platform) as stored:
-        sbom = _attached(client, pinned, stored.digest) or sbom_of(stored)
-    index = pinned.digest if pinned.digest != stored.digest else None
-    return seen(name, REGISTRY, stored, index=index, platforms=platforms, sbom=sbom)
-
-
-def _attached(client: RegistryClient, pinned: Reference, digest: str | None) -> bytes | None:
-    """Return the SBOM that a registry has beside an image."""
-    from mfimage.image.registry.client import repository_of
-
-    repository = repository_of(pinned)
-    for referrer in client.referrers(repository, digest, MEDIA_TYPE) if digest else ():
-        found = client.manifest(repository, referrer.digest)
-        layers = json.loads(found[1]).get("layers", []) if found else []
-        if len(layers) == 1 and layers[0]["size"] <= MOST:
-            return b"".join(client.blob(repository, layers[0]["digest"]))
-    return None
-
-
-def _in_files(name: str, location: Location, platform: str | None) -> SeenImage:
-    from mfimage.image.oci.base import read_image
-    from mfimage.image.oci.layout import platforms_of
-
-    platforms = platforms_of(location)
-    platform = _choose(name, platforms, platform)
-    with read_image(location, platform) as stored:
-        return seen(name, FILES, stored, platforms=platforms, sbom=sbom_of(stored))

@@ -14,55 +14,52 @@ from mfimage.package.spec import FunctionSpec
 
 @dataclass(frozen=True, kw_only=True)
 class BaseImage:
-    """The image to build on, as an engine or registry knows it.
+    """The image to build on, as an engine or a registry describes it.
 
     Attributes
     ----------
     reference : Reference or Location
-        Its name, or where it lies.
+        Its name, or the folder or file that holds it.
     python : str
-        Version of its Python, as ``3.11`` or ``3.11.7``.
+        Its Python version, as ``3.11`` or ``3.11.7``.
     digest : str or None
-        Its digest: from a registry or a layout.
+        Its digest in a registry or a layout, where known.
+    id : str or None
+        The engine's ID of an image without a digest: it was built there, or loaded.
     platform : str or None
         As ``linux/amd64``, where known.
     env, labels : mapping of str to str
-        Its variables and labels, where known.
+        Its environment variables and labels, where known.
     """
 
     reference: Reference | Location
     python: str
     digest: str | None = None
+    id: str | None = None
     platform: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def known_digest(self) -> str | None:
-        """Its digest, if there is a way to know it."""
+        """Its digest, from the reference or from where it was found."""
         return self.reference.digest or self.digest
 
     @property
     def pinned(self) -> Reference | Location:
-        """The reference with its digest, where one is known."""
+        """The reference with its digest, where known."""
         if isinstance(self.reference, Location) or self.known_digest is None:
             return self.reference
         return self.reference.with_digest(self.known_digest)
 
 
 def default_base(spec: FunctionSpec) -> Reference:
-    """Return the base image for a function's Python, when none is asked for."""
+    """Return the base image for a function when none is asked for."""
     return parse_reference(f"python:{spec.environment.python_minor}-slim")
 
 
 def check_base(spec: FunctionSpec, base: BaseImage, platform: str) -> None:
-    """Refuse a base whose Python or platform is not the image's.
-
-    Raises
-    ------
-    OptionError
-        Naming both.
-    """
+    """Refuse a base with another Python or platform than the image's."""
     wanted = spec.environment.python_minor
     found = ".".join(base.python.split(".")[:2])
     if found != wanted:

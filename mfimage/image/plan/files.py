@@ -1,4 +1,4 @@
-"""A file for an image or a build's context: content by bytes or by path, mode, digest."""
+"""A file of an image or of a build context: its content as bytes or path, mode, digest."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ class ContextFile:
     Attributes
     ----------
     path : str
-        Where in the context, with ``/``.
+        Its path in the context or image, with ``/``.
     content : bytes or Path
-        What is in it, or the file that holds that.
+        Its content, or a file with the same.
     mode : int
         Permission bits.
     digest : str, optional
-        The content's SHA-256 in hex, if it is known already; computed otherwise. What is written
-        is verified against it.
+        The content's SHA-256 in hex, if known; what is written is verified against it.
     """
 
     path: str
@@ -44,19 +43,17 @@ class ContextFile:
                 yield chunk
 
     def size(self) -> int:
-        """Return the content's length in bytes."""
+        """Return the size of the content in bytes."""
         if isinstance(self.content, bytes):
             return len(self.content)
         return self.content.stat().st_size
 
     def mtime_ns(self) -> int:
-        """Return the time to give the file in a build context, in nanoseconds.
+        """Return the time of the file in a build context, in nanoseconds: always the same second.
 
         BuildKit takes a file for unchanged if its name, mode, size and time are. But equal inputs
         must give equal images, so the second is fixed. Image layers hold whole seconds only, which
         leaves the nanoseconds free to stand for the content.
         """
-        digest = self.digest
-        if digest is None:
-            digest = sha256_hex(self.chunks())
+        digest = self.digest or sha256_hex(self.chunks())
         return EPOCH * 10**9 + int(digest[-16:], 16) % 10**9

@@ -1,9 +1,10 @@
-"""What an image says of itself: read by ``mfimage inspect``, registries and people."""
+"""The labels of every image. To add one, add it to `image_labels`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from mfimage import __version__
@@ -14,48 +15,29 @@ from mfimage.package.spec import FunctionSpec
 TARGET = f"{LABEL_PREFIX}target"
 FUNCTION_NAME = f"{LABEL_PREFIX}function.name"
 FUNCTION_DIGEST = f"{LABEL_PREFIX}function.digest"
-# Of images for Ray only: versions to the patch, and Ray's extras as "default,serve".
-RAY_VERSION = f"{LABEL_PREFIX}ray-version"
-RAY_PARTS = f"{LABEL_PREFIX}ray-parts"
-PYTHON_VERSION = f"{LABEL_PREFIX}python-version"
+LOCK_DIGEST = f"{LABEL_PREFIX}lock.digest"
+# Instead of a base's digest, which images have that were pulled or pushed.
+BASE_ID = f"{LABEL_PREFIX}base.id"
 
 _OCI = "org.opencontainers.image."
 _LONGEST_DESCRIPTION = 1000
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 def image_labels(
     spec: FunctionSpec,
     *,
     target: str,
+    # The digest of the one that is installed.
     lock: str,
     base: str,
     base_digest: str | None,
-    python: str,
-    ray: str | None = None,
-    parts: Sequence[str] = (),
+    base_id: str | None = None,
+    more: Mapping[str, str] = _NONE,
 ) -> dict[str, str]:
-    """Return the labels of a function's image, sorted by name.
+    """Return the labels of a function's image, sorted by name; ``more`` are the target's own.
 
-    There is none with a time: equal inputs shall give equal images.
-
-    Parameters
-    ----------
-    spec : FunctionSpec
-        The function.
-    target : str
-        The target's name.
-    lock : str
-        Digest of the lock that is installed: the function's and the target's needs together.
-    base : str
-        Full name of the base image.
-    base_digest : str or None
-        Its digest, where known.
-    python : str
-        The base's Python: the nodes of a Ray cluster must have the same.
-    ray : str, optional
-        The version of Ray that is installed, if the target has one.
-    parts : sequence of str
-        What of Ray goes along beside its core.
+    None contains a time: equal inputs give equal images.
     """
     labels = {
         f"{_OCI}title": spec.name,
@@ -64,24 +46,28 @@ def image_labels(
         f"{_OCI}revision": spec.lineage.git_commit or "",
         f"{_OCI}base.name": base,
         f"{_OCI}base.digest": base_digest or "",
+        BASE_ID: base_id or "",
         f"{LABEL_PREFIX}version": __version__,
         TARGET: target,
         FUNCTION_NAME: spec.name,
         FUNCTION_DIGEST: spec.digest,
         f"{LABEL_PREFIX}task": spec.task,
         f"{LABEL_PREFIX}python": spec.environment.python_minor,
-        PYTHON_VERSION: python if ray else "",
-        RAY_VERSION: ray or "",
-        RAY_PARTS: ",".join(["default", *sorted(parts)]) if ray else "",
-        f"{LABEL_PREFIX}lock.digest": lock,
+        LOCK_DIGEST: lock,
         f"{LABEL_PREFIX}artifacts": _json(
             {name: ref.digest for name, ref in spec.artifacts.items()}
         ),
         f"{LABEL_PREFIX}schema.input": _json(spec.input_schema),
         f"{LABEL_PREFIX}schema.output": _json(spec.output_schema),
         f"{LABEL_PREFIX}schema.parameters": _json(spec.parameter_schema),
+        **more,
     }
-    return {name: value for name, value in sorted(labels.items()) if value and _fits(value)}
+    # What is too long for a label is in the image's function.json only.
+    return {
+        name: value
+        for name, value in sorted(labels.items())
+        if value and len(value.encode()) <= LONGEST_VALUE
+    }
 
 
 def _paragraph(text: str) -> str:
@@ -94,27 +80,16 @@ def _paragraph(text: str) -> str:
 
 
 def _json(value: Mapping[str, Any]) -> str:
-    # ASCII: what a label's line could not hold is escaped.
+    # ASCII, so that what a line of a Dockerfile cannot hold is escaped.
     return json.dumps(value, sort_keys=True, separators=(",", ":")) if value else ""
 
 
-def _fits(value: str) -> bool:
-    # The whole is in the image's function.json; a label that nobody can list helps nobody.
-    return len(value.encode()) <= LONGEST_VALUE
-
-
 def check_labels(labels: Mapping[str, str]) -> None:
-    """Refuse labels that would show a password.
-
-    Raises
-    ------
-    OptionError
-        Naming the label and where its text comes from.
-    """
+    """Refuse labels that would show a password."""
     for name, value in labels.items():
         try:
             check_text(f"label {name}", value)
         except OptionError as error:
             raise OptionError(
-                error.message, hint="take it out of the function's docstring or hints"
+                error.message, hint="remove it from the function's docstring or hints"
             ) from None

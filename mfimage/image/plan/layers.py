@@ -1,4 +1,4 @@
-"""The files of each layer as they stand in an image, whatever builder takes them.
+"""The files of each layer, the same for every builder.
 
 The same plan gives the same bytes: names sorted, modes 0644 and 0755.
 """
@@ -30,23 +30,19 @@ from mfimage.runtime.layout import (
 )
 
 BlobPath = Callable[[BlobRef], Path]
-"""Where a blob's bytes are on this machine."""
+"""Returns the file on this machine that holds a blob."""
 
 
 def layer_files(plan: ImagePlan, blob_path: BlobPath) -> dict[str, list[ContextFile]]:
     """List the files of each layer above the dependencies, lowest first.
 
-    Returns
-    -------
-    dict of str to list of ContextFile
-        By the layer's name; paths are those in the image, without the ``/`` before them.
+    Paths are those in the image, without the ``/`` before them.
     """
-    layers: dict[str, list[ContextFile]] = {}
-    for layer in plan.artifacts:
-        layers[artifact_folder(layer)] = artifact_files(layer, blob_path)
-    layers["runtime"] = runtime_files(plan)
-    layers["code"] = code_files(plan, blob_path)
-    return layers
+    return {
+        **{artifact_folder(each): artifact_files(each, blob_path) for each in plan.artifacts},
+        "runtime": runtime_files(plan),
+        "code": code_files(plan, blob_path),
+    }
 
 
 def artifact_files(layer: ArtifactLayer, blob_path: BlobPath) -> list[ContextFile]:
@@ -60,13 +56,13 @@ def inside(*parts: str) -> str:
 
 
 def blob_file(path: str, blob: BlobRef, blob_path: BlobPath) -> ContextFile:
-    """Return a file that holds a blob; it is verified when it is read."""
+    """Return a file with a blob's content, which is verified when it is read."""
     return ContextFile(path=path, content=blob_path(blob), digest=blob.hex)
 
 
 def runtime_files(plan: ImagePlan) -> list[ContextFile]:
-    """List the files of mfimage itself."""
-    # The extension stands beside the package, installed or not.
+    """List mfimage's own files."""
+    # The extension is beside the package, installed or not.
     root = Path(mfimage.__file__).parent.parent
     found = {path for pattern in plan.runtime for path in root.glob(pattern) if path.is_file()}
     files = [
@@ -82,7 +78,7 @@ def runtime_files(plan: ImagePlan) -> list[ContextFile]:
 
 
 def _program(module: str) -> bytes:
-    # Without site-packages: it starts in half the time, and probes call it every few seconds.
+    # Without site-packages it starts in half the time; probes call it every few seconds.
     return (
         f"#!{VENV}/bin/python -IS\nimport sys\nsys.path.append({RUNTIME!r})\n"
         f"from {module} import main\nsys.exit(main(sys.argv[1:]))\n"
@@ -90,13 +86,7 @@ def _program(module: str) -> bytes:
 
 
 def code_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
-    """List the function's code, what describes it, the lock that was installed, and the SBOM.
-
-    Raises
-    ------
-    PackageError
-        If the code's archive is damaged, or would write outside its folder.
-    """
+    """List the function's code and description, the lock that is installed, and the SBOM."""
     for known, files in _made:
         if known is plan:
             return list(files)
@@ -105,16 +95,12 @@ def code_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
     return list(made)
 
 
-# Several ask for a plan's, and the SBOM takes time.
+# A build asks several times for the same plan's, and making the SBOM takes time.
 _made: deque[tuple[ImagePlan, list[ContextFile]]] = deque(maxlen=4)
 
 
 def _code_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
-    blob = plan.code.archive
-    path = blob_path(blob)
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != blob.hex:
-        raise damaged(str(path))
+    data = b"".join(verified(blob_file("", plan.code.archive, blob_path)))
     files = [
         ContextFile(path=inside(FUNCTION, FUNCTION_JSON), content=plan.code.function_json),
         ContextFile(path=inside(FUNCTION, LOCK), content=plan.dependencies.lock),
@@ -133,18 +119,12 @@ def sbom_file(files: Iterable[ContextFile]) -> bytes:
 
 def artifact_folder(layer: ArtifactLayer) -> str:
     """Return the name of an artifact layer's folder in the context."""
-    # Further blobs, if any, are never equal to another layer's: the first one names it.
+    # No two layers share a blob, so the first one is enough.
     return f"artifact-{layer.blobs[0].hex[:16]}"
 
 
 def verified(file: ContextFile) -> Iterator[bytes]:
-    """Yield a file's content; it raises before the end if that is not what its digest says.
-
-    Raises
-    ------
-    PackageError
-        When it is damaged.
-    """
+    """Yield a file's content; raise before the end if it does not match its digest."""
     if file.digest is None:
         yield from file.chunks()
         return

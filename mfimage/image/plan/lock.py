@@ -1,6 +1,6 @@
-"""The lock that an image installs: what the function needs and what its target needs.
+"""The lock that an image installs: the requirements of the function and of its target.
 
-It is kept beside the package, so that everybody who builds from that root installs the same::
+It is stored beside the package, so that all builds from that root install the same::
 
     functions/<name>/<digest>/locks/<key>.json
 """
@@ -29,27 +29,13 @@ _INDEX_VARIABLES = (
     "PIP_INDEX_URL",
     "PIP_EXTRA_INDEX_URL",
 )
-Say = Callable[[str], None]
+Note = Callable[[str], None]
 
 
-def target_lock(package: Package, options: BuildOptions, platform: str, say: Say) -> bytes:
-    """Return the lock of an image for a platform: the package's, else a new one.
+def target_lock(package: Package, options: BuildOptions, platform: str, note: Note) -> bytes:
+    """Return the lock of an image for a platform: the stored one, else a new one.
 
-    Parameters
-    ----------
-    package : Package
-        The function.
-    options : BuildOptions
-        What was asked; its indexes are asked for what is not locked yet.
-    platform : str
-        As ``linux/amd64``.
-    say : callable
-        Told when the lock cannot be kept beside the package.
-
-    Raises
-    ------
-    MfimageError
-        When there is no solution, or what is kept is damaged.
+    ``note`` is called with a line if the lock cannot be stored beside the package.
     """
     asked = _asked(package, options, platform)
     kept = _beside(package, asked)
@@ -61,19 +47,19 @@ def target_lock(package: Package, options: BuildOptions, platform: str, say: Say
     else:
         lock = _solve(package, options, platform)
         remember(cached, lock)
-    _write(package, kept, asked, lock, say)
-    # Somebody else may have kept another one meanwhile: that is everybody's then.
+    _write(package, kept, asked, lock, note)
+    # Another build may have stored one meanwhile: then that one counts.
     with contextlib.suppress(StorageError):
         return _read(package, kept, asked) or lock
     return lock
 
 
 def _asked(package: Package, options: BuildOptions, platform: str) -> dict[str, Any]:
-    """Return what a lock answers, as it stands in the file."""
+    """Return what decides a lock, as the file records it."""
     environment = package.spec.environment
     return {
         "function_lock": environment.lock.digest,
-        "requirements": list(options.requirements),
+        "requirements": list(options.image_target.requirements),
         "python": environment.python_minor,
         "platform": platform,
         "index_urls": [url for url in (options.index_url, *options.extra_index_urls) if url],
@@ -90,7 +76,7 @@ def _digest(value: Any) -> str:
 
 
 def _cached(asked: dict[str, Any]) -> Path:
-    # Variables name indexes, too; only their digest is kept.
+    # Variables name indexes too; they may contain credentials, so only a digest is kept.
     variables = [os.environ.get(variable) for variable in _INDEX_VARIABLES]
     return cache_folder() / "locks" / _digest([asked, variables])
 
@@ -111,16 +97,16 @@ def _read(package: Package, name: str, asked: dict[str, Any]) -> bytes | None:
 
 def _damaged(package: Package, name: str) -> MfimageError:
     where = package.store.storage.url(name)
-    return PackageError(f"{where}: damaged", hint="remove it: the next build locks anew")
+    return PackageError(f"{where}: damaged", hint="remove it: the next build locks again")
 
 
-def _write(package: Package, name: str, asked: dict[str, Any], lock: bytes, say: Say) -> None:
+def _write(package: Package, name: str, asked: dict[str, Any], lock: bytes, note: Note) -> None:
     kept = {**asked, "digest": sha256_digest(lock), "lock": lock.decode()}
     data = json.dumps(kept, indent=1, sort_keys=True).encode()
     try:
         package.store.storage.write(name, io.BytesIO(data))
     except StorageError as error:
-        say(f"the target's lock stays on this machine: {error.message}")
+        note(f"the image's lock stays on this machine: {error.message}")
 
 
 def _solve(package: Package, options: BuildOptions, platform: str) -> bytes:
@@ -129,7 +115,7 @@ def _solve(package: Package, options: BuildOptions, platform: str) -> bytes:
     environment = package.spec.environment
     return lock_for_target(
         package.read(environment.lock),
-        extra=options.requirements,
+        extra=options.image_target.requirements,
         python=environment.python,
         platform=platform,
         index=IndexOptions(

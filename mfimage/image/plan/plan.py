@@ -1,9 +1,15 @@
-"""What can be said of a lock and its wheels before anything is built."""
+"""What an image will be: every layer in order, every label, how it starts. Data, no effects.
+
+Layers go from what changes least to what changes most::
+
+    base -> system packages -> dependencies -> artifacts -> runtime -> code
+
+Whatever builds it, the same plan gives the same files in the same layers.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,102 +24,36 @@ from mfimage.image.plan.options import (
     parse_platform,
     refuse_credentials,
 )
-from mfimage.image.targets.targets import Target, find_target
+from mfimage.image.targets.target import Target
 from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec, sha256_digest
 from mfimage.runtime.layout import CODE, FUNCTION, RUNTIME, RUNTIME_FILES, VENV
 
 if TYPE_CHECKING:
     from packaging.tags import Tag
 
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-_MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
-
-
-def check_wheels(spec: FunctionSpec, platform: str) -> None:
-    """Refuse wheels that travel with a function and do not run on the image's platform.
-
-    Raises
-    ------
-    LockError
-        Naming the wheel.
-    """
-    if not spec.environment.wheels:
-        return
-    from packaging.utils import InvalidWheelFilename, parse_wheel_filename
-
-    for name in spec.environment.wheels:
-        try:
-            tags = parse_wheel_filename(name)[3]
-        except InvalidWheelFilename as error:
-            raise LockError(f"environment.wheels: {name!r}: {error}") from None
-        if not any(_runs_on(tag, platform) for tag in tags):
-            raise LockError(
-                f"the wheel {name} travels with {spec.name}, but is not for {platform}",
-                hint=f"bind the function on {platform}, or build for {spec.environment.platform}",
-            )
-
-
-def _runs_on(tag: Tag, platform: str) -> bool:
-    of_linux = tag.platform.startswith(("linux_", "manylinux"))
-    return tag.platform == "any" or (of_linux and tag.platform.endswith(_MACHINES[platform]))
-
-
-def locked_version(lock: bytes, name: str) -> str | None:
-    """Return the version of a distribution in a lock, if it is there."""
-    packages = tomllib.loads(lock.decode()).get("packages", [])
-    return next((each.get("version") for each in packages if each["name"] == name), None)
-
-
-def check_lock(lock: bytes) -> None:
-    """Refuse a lock that would carry a password into the build.
-
-    Raises
-    ------
-    LockError
-        If it does, or is no text.
-    """
-    try:
-        refuse_credentials("the lock", lock.decode())
-    except UnicodeDecodeError:
-        raise LockError("the lock is no UTF-8 text") from None
-    except OptionError as error:
-        raise LockError(error.message, hint="lock with an index URL that has no password") from None
-
-
-# What an image will be: every layer in order, every label, how it starts. Data, no effects.
-#
-# Layers go from what changes least to what changes most::
-#
-# base -> system packages -> dependencies -> artifacts -> runtime -> code
-#
-# Whatever builds it, the same plan gives the same files in the same layers.
-
-# Always there and writable by anyone, with a read-only root (--tmpfs /tmp) too.
+# It exists and is writable by anyone, with a read-only root (--tmpfs /tmp) too.
 HOME = "/tmp"  # noqa: S108
-
 USER = "1000:0"
 # An engine stacks at most 127 layers, and bases have some too.
 MOST_ARTIFACT_LAYERS = 64
+_MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
+_ENV = {
+    "PYTHONPATH": RUNTIME,
+    "PYTHONUNBUFFERED": "1",
+    # The folders are read-only, and trying costs time.
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "HOME": HOME,
+    # An arbitrary uid has no line in /etc/passwd: getpass.getuser() would raise.
+    "USER": "mfimage",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DependencyLayer:
-    """The locked distributions, installed into `VENV`.
-
-    Attributes
-    ----------
-    lock : bytes
-        The ``pylock.toml``.
-    wheels : mapping of file name to BlobRef
-        Wheels that stand in the lock as ``wheels/<file name>``.
-    """
+    """The distributions of a ``pylock.toml``, installed into `VENV`."""
 
     lock: bytes
+    # By file name: wheels that the lock names as `wheels/<file name>`.
     wheels: Mapping[str, BlobRef]
 
     @property
@@ -124,33 +64,20 @@ class DependencyLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactLayer:
-    """Artifacts that share a layer: one, unless there are more than `MOST_ARTIFACT_LAYERS`.
-
-    Attributes
-    ----------
-    names : tuple of str
-        The artifacts' names.
-    blobs : tuple of BlobRef
-        Their stored bytes; artifacts of equal content have one.
-    """
+    """One artifact, or several if there are more than `MOST_ARTIFACT_LAYERS`."""
 
     names: tuple[str, ...]
+    # Their stored bytes; artifacts of equal content share one.
     blobs: tuple[BlobRef, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodeLayer:
-    """The function's code and what describes it.
+    """The function's code and its description."""
 
-    Attributes
-    ----------
-    archive : BlobRef
-        ``code.tar.gz``, unpacked into the image.
-    function_json : bytes
-        The package's ``function.json`` without its time.
-    """
-
+    # `code.tar.gz`, unpacked into the image.
     archive: BlobRef
+    # Without the time of binding.
     function_json: bytes
 
 
@@ -160,38 +87,20 @@ class ImagePlan:
 
     Attributes
     ----------
-    function, digest : str
+    function, digest
         The function's name and its package's digest.
-    target : Target
-        The interface.
-    version : str
-        Of mfimage: its files are the runtime layer.
-    base : BaseImage
-        What to build on.
-    python : str
-        Python's minor version, as ``3.11``.
-    platform : str
-        As ``linux/amd64``.
-    system_packages : tuple of str
-        Debian packages, sorted.
-    dependencies, artifacts, code
-        The layers.
-    runtime : tuple of str
-        Patterns of mfimage's own files.
-    env, labels : mapping of str to str
-        In order; ``PATH`` is the base's with `VENV` before it.
-    user, workdir, stop_signal : str
-        As the image's configuration has them.
-    entrypoint, cmd : tuple of str
-        Exec form.
-    ports : tuple of int
-        TCP ports.
-    programs : mapping of str to str
-        Commands of ours in the runtime layer; see `Target`.
-    secrets : tuple of str
-        Ids that the dependency step may be given.
-    index_url, extra_index_urls
-        Where the dependency step looks.
+    target, version
+        The interface, and the version of mfimage.
+    base, python, platform
+        The image to build on; Python's minor version; as ``linux/amd64``.
+    system_packages, dependencies, artifacts, code
+        The layers; Debian packages are sorted.
+    runtime, programs
+        The runtime layer: patterns of mfimage's own files, and commands as in `Target`.
+    env, labels, user, workdir, stop_signal, entrypoint, cmd, ports
+        As in the image's configuration; ``PATH`` is the base's with `VENV` before it.
+    secrets, index_url, extra_index_urls
+        For the steps that install: ids of secrets, and package indexes.
     """
 
     function: str
@@ -225,29 +134,14 @@ def make_plan(
 ) -> ImagePlan:
     """Decide what the image will be.
 
-    Parameters
-    ----------
-    spec : FunctionSpec
-        The function.
-    lock : bytes
-        ``pylock.toml`` of the function's environment and the target's requirements together.
-    base : BaseImage
-        What to build on.
-    options : BuildOptions
-        What was asked.
-
-    Raises
-    ------
-    OptionError
-        If the base does not fit the function, or something would show a password.
-    LockError
-        If a wheel that travels with the function is for another platform.
+    ``lock`` is the ``pylock.toml`` of the function's environment and the target's requirements
+    together. A base or a wheel that does not fit is refused, and whatever would show a password.
     """
-    target = find_target(options.target)
+    target = options.image_target
     platform = options.platform or parse_platform(spec.environment.platform)
     check_base(spec, base, platform)
-    check_wheels(spec, platform)
-    check_lock(lock)
+    _check_wheels(spec, platform)
+    _check_lock(lock)
     check_packages(spec.environment.system_packages, field="system_packages")
     dependencies = DependencyLayer(lock=lock, wheels=dict(sorted(spec.environment.wheels.items())))
     labels = image_labels(
@@ -256,9 +150,8 @@ def make_plan(
         lock=dependencies.digest,
         base=base.reference.canonical,
         base_digest=base.known_digest,
-        python=base.python,
-        ray=locked_version(lock, "ray") if target.ray else None,
-        parts=options.parts,
+        base_id=base.id,
+        more=target.labels(lock=lock, python=base.python),
     )
     check_labels(labels)
     return ImagePlan(
@@ -274,14 +167,13 @@ def make_plan(
         artifacts=_artifact_layers(spec.artifacts),
         runtime=RUNTIME_FILES,
         code=CodeLayer(archive=spec.code, function_json=_timeless(spec).to_json()),
-        env={**_base_env(), **target.env, **options.env},
+        env={**_ENV, **target.env, **options.env},
         labels={**labels, **options.labels},
         user=USER,
         workdir=f"{FUNCTION}/{CODE}",
         stop_signal="SIGTERM",
         entrypoint=(f"{VENV}/bin/python", "-m", "mfimage.runtime"),
-        # Only the image that has Ray Serve can serve.
-        cmd=("serve",) if "serve" in options.parts else target.cmd,
+        cmd=target.cmd,
         ports=target.ports,
         programs=target.programs,
         secrets=tuple(sorted(secret.id for secret in options.secrets)),
@@ -290,28 +182,49 @@ def make_plan(
     )
 
 
-def _base_env() -> dict[str, str]:
-    return {
-        "PYTHONPATH": RUNTIME,
-        "PYTHONUNBUFFERED": "1",
-        # Nobody can write beside the code, and trying costs time.
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "HOME": HOME,
-        # An arbitrary uid has no line in /etc/passwd: getpass.getuser() would raise.
-        "USER": "mfimage",
-    }
+def _check_wheels(spec: FunctionSpec, platform: str) -> None:
+    """Refuse wheels in the package that do not run on the image's platform."""
+    if not spec.environment.wheels:
+        return
+    from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+
+    for name in spec.environment.wheels:
+        try:
+            tags = parse_wheel_filename(name)[3]
+        except InvalidWheelFilename as error:
+            raise LockError(f"environment.wheels: {name!r}: {error}") from None
+        if not any(_runs_on(tag, platform) for tag in tags):
+            raise LockError(
+                f"the wheel {name} in the package of {spec.name} is not for {platform}",
+                hint=f"bind the function on {platform}, or build for {spec.environment.platform}",
+            )
+
+
+def _runs_on(tag: Tag, platform: str) -> bool:
+    is_linux = tag.platform.startswith(("linux_", "manylinux"))
+    return tag.platform == "any" or (is_linux and tag.platform.endswith(_MACHINES[platform]))
+
+
+def _check_lock(lock: bytes) -> None:
+    """Refuse a lock that is not text, or that would carry a password into the build."""
+    try:
+        refuse_credentials("the lock", lock.decode())
+    except UnicodeDecodeError:
+        raise LockError("the lock is not UTF-8 text") from None
+    except OptionError as error:
+        raise LockError(error.message, hint="lock with an index URL without a password") from None
 
 
 def _timeless(spec: FunctionSpec) -> FunctionSpec:
-    # The time of binding is no part of the digest, and must be none of the image either.
+    # Like the package's digest, the image does not depend on when the function was bound.
     return dataclasses.replace(spec, lineage=dataclasses.replace(spec.lineage, created=None))
 
 
 def _artifact_layers(artifacts: Mapping[str, ArtifactRef]) -> tuple[ArtifactLayer, ...]:
     """Give each blob a layer, the largest first.
 
-    A builder copies everything after a changed layer again, so that way a change costs at most
-    its own size again. Sizes count by powers of two: what grows a little keeps its place.
+    A builder copies everything after a changed layer again; in this order a change costs at most
+    its own size again. Sizes count by powers of two, so that what grows a little keeps its place.
     """
     names: dict[str, list[str]] = {}
     for name, ref in artifacts.items():

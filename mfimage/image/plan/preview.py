@@ -3,46 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mfimage.errors import ReferenceNotFound
-from mfimage.image.builder import DOCKER
+from mfimage.image.find import places
 from mfimage.image.find.contents import Contents, contents_of
 from mfimage.image.find.diff import REMOVED, Change, diff
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.find.places import see_image
+from mfimage.image.find.places import FoundImage, find_image
 from mfimage.image.plan.layers import code_files, runtime_files, sbom_file
 from mfimage.image.plan.options import LABEL_PREFIX, BuildOptions
 from mfimage.image.plan.plan import ImagePlan
+from mfimage.image.registry.location import Location
 
 if TYPE_CHECKING:
-    from mfimage.image.find.seen import SeenImage
     from mfimage.image.plan.layers import BlobPath
 
 NEW, SAME, CHANGED = "new", "same", "changed"
 _LOCK = f"{LABEL_PREFIX}lock.digest"
-_MOST_TOLD = 8
+_MOST_REASONS = 8
+_ARTIFACT = "artifact:"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedPart:
-    """A layer, or the configuration.
+    """A layer by its name, or ``configuration``: how it would change, and why.
 
-    Attributes
-    ----------
-    name : str
-        ``base``, ``system``, ``dependencies``, ``artifact:<names>``, ``runtime``, ``code``,
-        ``configuration``.
-    holds : str
-        What is in it, for people.
-    size : int or None
-        Bytes before compression, where known.
-    change : str
-        ``new``, ``same``, ``changed`` or ``removed``.
-    reasons : tuple of str
-        Why.
+    ``holds`` is its content for people; ``size`` in bytes before compression, where known;
+    ``change`` is ``new``, ``same``, ``changed`` or ``removed``.
     """
 
     name: str
@@ -54,16 +44,9 @@ class PlannedPart:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedImage:
-    """An image that would be built, for one platform.
+    """An image that would be built for one platform, compared with the one before, if any.
 
-    Attributes
-    ----------
-    plan : ImagePlan
-        What it would be.
-    before : str or None
-        The image that it is compared with.
-    parts : tuple of PlannedPart
-        Layers, lowest first, and the configuration.
+    ``parts`` are its layers, lowest first, and the configuration.
     """
 
     plan: ImagePlan
@@ -87,71 +70,67 @@ class PlannedImage:
     def to_text(self) -> str:
         """Return a line for each part, and one for each reason."""
         plan = self.plan
-        against = f"compared with {self.before}" if self.before else "there is none before it"
+        against = f"compared with {self.before}" if self.before else "no image to compare with"
         lines = [f"{plan.function} for {plan.target.name}, {plan.platform}; {against}"]
         width = max(len(part.name) for part in self.parts)
         for part in self.parts:
             size = f", {part.size / 1e6:.1f} MB" if part.size is not None else ""
             lines.append(f"{part.change:<8} {part.name:<{width}}  {part.holds}{size}")
-            told = part.reasons[:_MOST_TOLD]
-            lines += [f"{'':<8} {'':<{width}}    {reason}" for reason in told]
-            if (more := len(part.reasons) - len(told)) > 0:
-                lines.append(f"{'':<8} {'':<{width}}    and {more} more")
+            reasons = list(part.reasons[:_MOST_REASONS])
+            if (more := len(part.reasons) - len(reasons)) > 0:
+                reasons.append(f"and {more} more")
+            lines += [f"{'':<8} {'':<{width}}    {reason}" for reason in reasons]
         return "\n".join(lines)
 
 
-def explain(plan: ImagePlan, blob_path: BlobPath, before: SeenImage | None) -> PlannedImage:
-    """Tell what would be built, and why.
+def explain(plan: ImagePlan, blob_path: BlobPath, before: FoundImage | None) -> PlannedImage:
+    """Describe what would be built instead of ``before``, and why.
 
-    Parameters
-    ----------
-    plan : ImagePlan
-        What to build.
-    blob_path : callable
-        Returns where the function's code is.
-    before : SeenImage, optional
-        The image that would be replaced; one that mfimage did not build counts as none.
+    An image that mfimage did not build counts as none.
     """
-    if before is not None and f"{LABEL_PREFIX}version" not in before.info.labels:
+    if before is not None and not before.has_labels:
         before = None
     code, runtime = code_files(plan, blob_path), runtime_files(plan)
-    sbom = sbom_file(code)
     sizes = {"code": sum(f.size() for f in code), "runtime": sum(f.size() for f in runtime)}
-    after = contents_of(_info(plan), sbom)
+    after = contents_of(_info(plan), sbom_file(code))
+    layers = list(_layers(plan, after, sizes))
     if before is None:
-        parts = [part for part, _ in _parts(plan, after, sizes)]
-        return PlannedImage(plan=plan, before=None, parts=tuple(parts))
+        new = [PlannedPart(name=n, holds=h, size=s, change=NEW) for n, h, s, _ in layers]
+        return PlannedImage(plan=plan, before=None, parts=tuple(new))
     info = dataclasses.replace(before.info, env=_without_path(before.info.env))
-    known = contents_of(info, before.sbom)
+    known = contents_of(info, before.sbom())
     changes = diff(known, after, names=(before.name, plan.function)).changes
-    parts = [
-        _compared(part, _reasons(part, sections, plan, before, changes))
-        for part, sections in _parts(plan, after, sizes)
-    ]
-    parts = [*_removed(parts, changes), *_with_code(parts)]
+    relocked = before.info.labels.get(_LOCK) != plan.dependencies.digest
+    parts = list(_removed(plan, changes))
+    for name, holds, size, sections in layers:
+        found = [change for change in changes if change.section in sections]
+        reasons = _reasons(name, found, relocked=relocked)
+        others = [part.name for part in parts if part.change != SAME]
+        if name == "code" and others and not reasons:
+            reasons = [f"its SBOM lists what changed in {', '.join(others)}"]
+        change = CHANGED if reasons else SAME
+        if reasons and name.startswith(_ARTIFACT) and all(reason[0] == "+" for reason in reasons):
+            change = NEW
+        parts.append(
+            PlannedPart(name=name, holds=holds, size=size, change=change, reasons=tuple(reasons))
+        )
     return PlannedImage(plan=plan, before=before.name, parts=tuple(parts))
 
 
-def image_before(options: BuildOptions, platform: str, builder: str) -> SeenImage | None:
+def image_before(options: BuildOptions, platform: str, *, engine: bool) -> FoundImage | None:
     """Return what a build would replace: what the first tag names, or the output holds.
 
-    Parameters
-    ----------
-    options : BuildOptions
-        What was asked.
-    platform : str
-        Of the image.
-    builder : str
-        The oci builder does not look into an engine that it does not write to.
+    ``engine`` is whether the engine is asked before a registry: where the image would go there.
     """
-    if options.output is not None and not options.output.path.exists():
+    output = options.output if isinstance(options.output, Location) else None
+    if output is not None and not output.path.exists():
         return None
-    names = [str(place) for place in (options.output, *options.tags) if place]
-    engine = builder == DOCKER or options.output_engine
+    names = [str(place) for place in (output, *options.tags) if place]
+    where = (places.FILES, *((places.ENGINE,) if engine else ()), places.REGISTRY)
     try:
-        return see_image(names[0], platform=platform, engine=engine) if names else None
+        return find_image(names[0], platform=platform, places=where) if names else None
     except ReferenceNotFound:
-        return None  # there is none yet
+        return None
 
 
 def _info(plan: ImagePlan) -> ImageInfo:
@@ -170,76 +149,46 @@ def _info(plan: ImagePlan) -> ImageInfo:
 
 
 def _without_path(env: Mapping[str, str]) -> dict[str, str]:
-    """Leave out what is made of the base's own."""
+    """Leave out what is made from the base's own."""
     return {name: value for name, value in env.items() if name != "PATH"}
 
 
-def _parts(
+def _layers(
     plan: ImagePlan, after: Contents, sizes: Mapping[str, int]
-) -> Iterator[tuple[PlannedPart, tuple[str, ...]]]:
-    """Yield each part as if it were new, and the sections of the contents that it makes."""
-    yield _new("base", str(plan.base.pinned), None), ("base", "python")
+) -> Iterator[tuple[str, str, int | None, tuple[str, ...]]]:
+    """Yield name, content, size, and the sections of `Contents` that depend on it."""
+    yield "base", str(plan.base.pinned), None, ("base", "python")
     if plan.system_packages:
-        yield _new("system", ", ".join(plan.system_packages), None), ("system",)
+        yield "system", ", ".join(plan.system_packages), None, ("system",)
     count = len(after.sections["distributions"] or ())
     lock = plan.dependencies.digest[:19]
-    yield _new("dependencies", f"{count} distributions, lock {lock}", None), ("distributions",)
+    yield "dependencies", f"{count} distributions, lock {lock}", None, ("distributions",)
     for layer in plan.artifacts:
-        name = f"artifact:{','.join(layer.names)}"
         digests = ", ".join(blob.digest[:19] for blob in layer.blobs)
-        yield _new(name, digests, sum(blob.size for blob in layer.blobs)), ("artifacts",)
-    yield _new("runtime", f"mfimage {plan.version}", sizes["runtime"]), ("runtime",)
+        size = sum(blob.size for blob in layer.blobs)
+        yield f"{_ARTIFACT}{','.join(layer.names)}", digests, size, ("artifacts",)
+    yield "runtime", f"mfimage {plan.version}", sizes["runtime"], ("runtime",)
     files = len(after.sections["code"] or ())
     holds = f"{files} files, function {plan.digest[:19]}"
-    yield _new("code", holds, sizes["code"]), ("code", "function")
-    shown = f"{len(plan.env)} variables, {len(plan.labels)} labels, {' '.join(plan.cmd)}"
-    yield _new("configuration", shown, None), ("env", "labels", "config")
+    yield "code", holds, sizes["code"], ("code", "function")
+    holds = f"{len(plan.env)} variables, {len(plan.labels)} labels, {' '.join(plan.cmd)}"
+    yield "configuration", holds, None, ("env", "labels", "config")
 
 
-def _new(name: str, holds: str, size: int | None) -> PlannedPart:
-    return PlannedPart(name=name, holds=holds, size=size, change=NEW)
+def _reasons(name: str, changes: Iterable[Change], *, relocked: bool) -> list[str]:
+    if name.startswith(_ARTIFACT):
+        names = name.removeprefix(_ARTIFACT).split(",")
+        return [str(change) for change in changes if change.name in names]
+    reasons = [str(change) for change in changes]
+    if name != "dependencies":
+        return reasons
+    return (reasons or ["the lock differs, but not in what it installs"]) if relocked else []
 
 
-def _compared(part: PlannedPart, reasons: Sequence[str]) -> PlannedPart:
-    change = CHANGED if reasons else SAME
-    if reasons and part.name.startswith("artifact:") and all(r[0] == "+" for r in reasons):
-        change = NEW
-    return dataclasses.replace(part, change=change, reasons=tuple(reasons))
-
-
-def _reasons(
-    part: PlannedPart,
-    sections: tuple[str, ...],
-    plan: ImagePlan,
-    before: SeenImage,
-    changes: Iterable[Change],
-) -> list[str]:
-    found = [change for change in changes if change.section in sections]
-    if part.name.startswith("artifact:"):
-        names = part.name.partition(":")[2].split(",")
-        return [str(change) for change in found if change.name in names]
-    reasons = [str(change) for change in found]
-    if part.name == "dependencies" and before.info.labels.get(_LOCK) != plan.dependencies.digest:
-        return reasons or ["the lock differs, in other things than what is installed"]
-    return reasons if part.name != "dependencies" else []
-
-
-def _removed(parts: Sequence[PlannedPart], changes: Iterable[Change]) -> Iterator[PlannedPart]:
-    """Yield what has no layer any more."""
-    held = {part.name for part in parts}
+def _removed(plan: ImagePlan, changes: Iterable[Change]) -> Iterator[PlannedPart]:
+    """Yield what no longer has a layer."""
     for change in changes:
-        gone = change.kind == REMOVED and change.section in ("artifacts", "system")
-        if gone and not (change.section == "system" and "system" in held):
-            name = f"artifact:{change.name}" if change.section == "artifacts" else change.name
+        system = change.section == "system" and not plan.system_packages
+        if change.kind == REMOVED and (system or change.section == "artifacts"):
+            name = change.name if system else f"{_ARTIFACT}{change.name}"
             yield PlannedPart(name=name, holds="", size=None, change=REMOVED)
-
-
-def _with_code(parts: Sequence[PlannedPart]) -> Iterator[PlannedPart]:
-    """Let the code's layer change with all others: it holds the lock and the SBOM."""
-    others = [p.name for p in parts if p.change != SAME and p.name not in ("code", "configuration")]
-    for part in parts:
-        if part.name == "code" and part.change == SAME and others:
-            reason = f"its SBOM lists what changed in {', '.join(others)}"
-            yield dataclasses.replace(part, change=CHANGED, reasons=(reason,))
-        else:
-            yield part

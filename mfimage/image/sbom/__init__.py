@@ -1,1 +1,1 @@
-"""What an image contains, as a CycloneDX document."""
+"""The SBOM of an image: `document.make_sbom` writes it, `attach` puts it beside pushed images."""

@@ -1,19 +1,18 @@
-"""Attaches an image's SBOM to it in a registry: an artifact whose subject is the image."""
+"""The SBOM beside an image in a registry: an artifact whose subject is the image."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 from mfimage.errors import RegistryError
-from mfimage.image.find.seen import sbom_of
-from mfimage.image.oci.base import read_image
 from mfimage.image.plan.layers import BlobPath, code_files, sbom_file
-from mfimage.image.registry.client import RegistryClient, open_registry, repository_of
+from mfimage.image.registry.client import open_registry, repository_of
 from mfimage.image.registry.descriptors import MANIFEST, Descriptor
 from mfimage.image.registry.reference import Reference, parse_reference
 from mfimage.image.sbom.document import MEDIA_TYPE
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
 _EMPTY = b"{}"
 _EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
+_LARGEST = 32 << 20
 
 
 def attach_sboms(
@@ -32,64 +32,30 @@ def attach_sboms(
     blob_path: BlobPath,
     say: Callable[[str], None],
 ) -> None:
-    """Attach to each image that was pushed what is in it.
-
-    A registry that does not take it is no reason to fail: the image holds its SBOM, too.
+    """Attach their SBOMs to images that were built and pushed.
 
     Parameters
     ----------
     images : sequence of BuiltImage
-        One a platform.
+        One for each platform.
     digests : sequence of str
         ``repository@sha256:...`` of each tag.
     blob_path : callable
-        Returns where a blob is.
+        Returns the path of a blob.
     say : callable
-        Told when a registry refuses.
+        Receives a line if a registry refuses.
     """
-    where = {(pinned.name, pinned) for pinned in map(parse_reference, digests)}
-    for _, pinned in sorted(where, key=lambda each: each[0]):
+    where = {pinned.name: pinned for pinned in map(parse_reference, digests)}
+    for _, pinned in sorted(where.items()):
         for image in images:
-            digest = image.digest or pinned.digest or ""
             sbom = sbom_file(code_files(image.plan, blob_path))
-            try:
-                attach_sbom(pinned, digest, sbom)
-            except RegistryError as error:
-                say(f"the SBOM is in the image, but not attached to it: {error.message}")
+            attach_sbom(pinned, image.digest or pinned.digest or "", sbom, say)
 
 
-def attach_found(digests: Sequence[str], say: Callable[[str], None]) -> None:
-    """Attach to images that were pushed, not built here, the SBOMs that stand in them.
+def attach_sbom(reference: Reference, digest: str, sbom: bytes, say: Callable[[str], None]) -> None:
+    """Attach an SBOM to an image unless it has that one.
 
-    Parameters
-    ----------
-    digests : sequence of str
-        ``repository@sha256:...`` of images and indexes.
-    say : callable
-        Told when a registry refuses.
-    """
-    for pinned in map(parse_reference, sorted(set(digests))):
-        try:
-            for image in _images(pinned):
-                with read_image(image, "") as stored:
-                    if (sbom := sbom_of(stored)) is not None:
-                        attach_sbom(image, image.digest or "", sbom)
-        except RegistryError as error:
-            say(f"the SBOM is in the image, but not attached to it: {error.message}")
-
-
-def _images(pinned: Reference) -> list[Reference]:
-    """Return an image, or those of an index."""
-    with closing(open_registry(pinned)) as client:
-        found = client.manifest(repository_of(pinned), pinned.digest or "")
-    entries = json.loads(found[1]).get("manifests") if found else None
-    if entries is None:
-        return [pinned]
-    return [pinned.with_digest(each["digest"]) for each in entries]
-
-
-def attach_sbom(reference: Reference, digest: str, sbom: bytes) -> None:
-    """Attach an SBOM to an image that was pushed, unless it has that one.
+    A registry that refuses it is only reported, since the SBOM is inside the image as well.
 
     Parameters
     ----------
@@ -99,17 +65,26 @@ def attach_sbom(reference: Reference, digest: str, sbom: bytes) -> None:
         The image's manifest.
     sbom : bytes
         The document.
-
-    Raises
-    ------
-    RegistryError
-        When the registry refuses.
+    say : callable
+        Receives a line if the registry refuses.
     """
+    try:
+        _attach(reference, digest, sbom)
+    except RegistryError as error:
+        say(f"the SBOM is in the image, but not attached to it: {error.message}")
+
+
+def _attach(reference: Reference, digest: str, sbom: bytes) -> None:
     repository = repository_of(reference)
     with closing(open_registry(reference)) as client, ThreadPoolExecutor(3) as pool:
-        # Side by side: a build after an edit takes hardly longer than these requests.
+        # At the same time: a build after an edit takes little longer than these requests.
         listed = pool.submit(client.referrers, repository, digest, MEDIA_TYPE)
-        pushed = [pool.submit(_push, client, repository, data) for data in (_EMPTY, sbom)]
+        pushed = [
+            pool.submit(
+                client.push_blob, repository, sha256_digest(data), len(data), partial(BytesIO, data)
+            )
+            for data in (_EMPTY, sbom)
+        ]
         found = client.manifest(repository, digest)
         if found is None:
             return
@@ -119,6 +94,24 @@ def attach_sbom(reference: Reference, digest: str, sbom: bytes) -> None:
         for each in pushed:
             each.result()
         client.push_manifest(repository, sha256_digest(manifest), MANIFEST, manifest)
+
+
+def attached_sbom(reference: Reference, digest: str) -> bytes | None:
+    """Return the SBOM that is attached to an image; None if there is none.
+
+    Raises
+    ------
+    RegistryError
+        If the registry refuses.
+    """
+    repository = repository_of(reference)
+    with closing(open_registry(reference)) as client:
+        for referrer in client.referrers(repository, digest, MEDIA_TYPE):
+            found = client.manifest(repository, referrer.digest)
+            layers = json.loads(found[1]).get("layers", []) if found else []
+            if len(layers) == 1 and layers[0]["size"] <= _LARGEST:
+                return b"".join(client.blob(repository, layers[0]["digest"]))
+    return None
 
 
 def _manifest(subject: Descriptor, sbom: bytes) -> bytes:
@@ -135,7 +128,3 @@ def _manifest(subject: Descriptor, sbom: bytes) -> bytes:
 
 def _descriptor(media_type: str, data: bytes) -> dict[str, object]:
     return Descriptor(media_type=media_type, digest=sha256_digest(data), size=len(data)).to_dict()
-
-
-def _push(client: RegistryClient, repository: str, data: bytes) -> None:
-    client.push_blob(repository, sha256_digest(data), len(data), lambda: io.BytesIO(data))

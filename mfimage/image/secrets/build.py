@@ -1,6 +1,6 @@
-"""Credentials for the dependency step: mounted for that step, never written into an image.
+"""Credentials for the steps that install: mounted for those steps, never written into an image.
 
-A secret is named by what it is, and the Dockerfile knows what to do with it:
+A secret's id says what it is, and so how the steps use it:
 
 =====================  =====================================================================
 ``ca``                 a bundle of CA certificates (PEM) that replaces the base image's own
@@ -12,36 +12,26 @@ A secret is named by what it is, and the Dockerfile knows what to do with it:
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mfimage.errors import OptionError
+from mfimage.errors import OptionError, suggest
 
 CA, NETRC, PIP_CONF = "ca", "netrc", "pip.conf"
 _FILES = (CA, NETRC, PIP_CONF)
 _ALIASES = {"pip": PIP_CONF, ".netrc": NETRC}
 _VARIABLE = re.compile(r"(?:UV|PIP)_[A-Z0-9_]+")
-_LARGEST = 500 * 1024  # BuildKit refuses more
-_USAGE = "write it as docker does: id=netrc,src=PATH or id=UV_INDEX_NAME_PASSWORD,env=VARIABLE"
+# BuildKit refuses more.
+_LARGEST = 500 * 1024
+_USAGE = "write it as for docker: id=netrc,src=PATH or id=UV_INDEX_NAME_PASSWORD,env=VARIABLE"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Secret:
-    """One credential: what it is, and where to read it.
-
-    Attributes
-    ----------
-    id : str
-        ``ca``, ``netrc``, ``pip.conf``, or the name of a variable of uv or pip.
-    source : Path, optional
-        The file that holds it.
-    variable : str, optional
-        The environment variable that holds it.
-    """
+    """One credential: what it is, and the file or environment variable to read it from."""
 
     id: str
     source: Path | None = None
@@ -49,69 +39,51 @@ class Secret:
 
     def __post_init__(self) -> None:
         if self.id not in _FILES and not _VARIABLE.fullmatch(self.id):
-            raise _unknown(self.id)
+            hint = suggest(self.id, (*_FILES, *_ALIASES))
+            raise OptionError(
+                f"secret: unknown id {self.id!r}",
+                hint=f"{hint}; variables of uv and pip (UV_..., PIP_...) too",
+            )
         if (self.source is None) == (self.variable is None):
             raise OptionError(
-                f"secret {self.id}: expected either a file or a variable to read it from",
-                hint=_USAGE,
+                f"secret {self.id}: expected either a file or a variable", hint=_USAGE
             )
 
     def read(self) -> bytes:
-        """Return its bytes.
-
-        Raises
-        ------
-        OptionError
-            If the file or variable is not there, or holds more than an engine takes.
-        """
-        data = self._read_file(self.source) if self.source else self._read_variable()
+        """Return its bytes."""
+        try:
+            variable = self.variable or ""
+            data = self.source.read_bytes() if self.source else os.environ[variable].encode()
+        except OSError as error:
+            raise OptionError(
+                f"secret {self.id}: cannot read {self.source}: {error.strerror}",
+                hint="check the path after src=",
+            ) from None
+        except KeyError:
+            raise OptionError(
+                f"secret {self.id}: the environment variable {self.variable} is not set",
+                hint=f"export {self.variable}, or name another one: id={self.id},env=VARIABLE",
+            ) from None
         if len(data) > _LARGEST:
             raise OptionError(
-                f"secret {self.id}: {len(data)} bytes, an engine takes {_LARGEST}",
+                f"secret {self.id}: {len(data)} bytes are more than the {_LARGEST} allowed",
                 hint="give only the certificates or hosts that the build needs",
             )
         return data
 
-    def _read_file(self, path: Path) -> bytes:
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise OptionError(
-                f"secret {self.id}: cannot read {path}: {error.strerror}",
-                hint="check the path after src=",
-            ) from None
-
-    def _read_variable(self) -> bytes:
-        value = os.environ.get(self.variable or "")
-        if value is None:
-            raise OptionError(
-                f"secret {self.id}: the environment variable {self.variable} is not set",
-                hint=f"export {self.variable}, or name another one: id={self.id},env=VARIABLE",
-            )
-        return value.encode()
-
 
 def parse_secret(text: str, *, folder: Path | None = None) -> Secret:
-    """Parse ``id=ID[,src=PATH][,env=VARIABLE]``, docker's own way to write it.
+    """Parse ``id=ID[,src=PATH][,env=VARIABLE]``, as docker writes it.
 
-    Parameters
-    ----------
-    text : str
-        An ``id`` alone, if it is a variable's name, is read from the variable of that name.
-    folder : Path, optional
-        What a relative path is relative to; the working directory by default.
-
-    Raises
-    ------
-    OptionError
-        If a key or the id is unknown, or something is missing.
+    An id alone that is a variable's name is read from that variable. Relative paths start in
+    ``folder``, by default the working directory.
     """
     given: dict[str, str] = {}
     for part in text.split(","):
         key, equals, value = part.partition("=")
         key = {"source": "src"}.get(key.strip(), key.strip())
         if not equals or not value or key not in ("id", "src", "env", "type"):
-            raise OptionError(f"secret: {part!r} in {text!r} is not understood", hint=_USAGE)
+            raise OptionError(f"secret: {part!r} in {text!r} is not known", hint=_USAGE)
         given[key] = value
     if "id" not in given:
         raise OptionError(f"secret: {text!r} has no id", hint=_USAGE)
@@ -124,18 +96,5 @@ def parse_secret(text: str, *, folder: Path | None = None) -> Secret:
 
 
 def read_secrets(secrets: Iterable[Secret]) -> dict[str, bytes]:
-    """Read all of them, by id, as an engine's build wants them.
-
-    Raises
-    ------
-    OptionError
-        If one cannot be read.
-    """
+    """Read secrets; return them by id."""
     return {secret.id: secret.read() for secret in secrets}
-
-
-def _unknown(name: str) -> OptionError:
-    close = difflib.get_close_matches(name, (*_FILES, *_ALIASES), n=1)
-    known = f"known are {', '.join(_FILES)}, and variables of uv and pip (UV_..., PIP_...)"
-    hint = f"did you mean {_ALIASES.get(close[0], close[0])!r}? {known}" if close else known
-    return OptionError(f"secret: there is no use for one with the id {name!r}", hint=hint)

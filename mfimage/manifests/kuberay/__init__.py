@@ -1,1 +1,5 @@
-"""A function's Ray image on Kubernetes: RayCluster, RayJob and RayService manifests."""
+"""RayCluster, RayJob and RayService manifests for an image of target ray, run by KubeRay.
+
+`manifest` has a function for each; they take a `RayImage` (`image.read_ray_image`), the
+`ClusterOptions` (`options`) and what runs on the cluster (`work`).
+"""

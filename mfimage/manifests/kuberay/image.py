@@ -1,121 +1,132 @@
-"""What a manifest needs to know of an image for Ray, from its labels or from the user."""
+"""An image for Ray, described by its labels or by the user."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from mfimage.errors import EngineError, OptionError
-from mfimage.image.plan.labels import (
-    FUNCTION_DIGEST,
-    FUNCTION_NAME,
-    PYTHON_VERSION,
-    RAY_PARTS,
-    RAY_VERSION,
-    TARGET,
-)
+from mfimage.errors import MfimageError, OptionError
+from mfimage.image.find.places import ENGINE, REGISTRY, FoundImage, Place, find_image
+from mfimage.image.plan.labels import FUNCTION_DIGEST, FUNCTION_NAME, TARGET
 from mfimage.image.registry.reference import Reference, parse_reference
-from mfimage.manifests.kuberay.parts import RayImage
+from mfimage.image.targets.ray import PYTHON_VERSION, RAY_PARTS, RAY_VERSION, RayTarget
+from mfimage.manifests.kuberay.options import Stated
+from mfimage.package.spec import NAME
 
-if TYPE_CHECKING:
-    from mfimage.image.find.info import ImageInfo
-
+# From 2.53 on, one HTTP request shows whether a node is healthy; before, KubeRay's probes run wget.
+_OLDEST_RAY = (2, 53)
 _BUILD = "mfimage build REFERENCE --target ray -t NAME --push"
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_RAY_VERSION = re.compile(r"(\d+)\.(\d+)(?:\.\d+)?[A-Za-z0-9.+-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
-    """What the user says of an image that cannot be read here; else it must agree with it.
+class RayImage:
+    """An image for Ray.
 
     Attributes
     ----------
-    ray_version, function, function_digest : str or None
-        The version of Ray, and the function's name and digest.
+    reference : str
+        What nodes pull; with the digest if it is known.
+    ray_version : str
+        With the patch version, as ``2.60.0``.
+    python_version : str or None
+        With the patch version.
+    function : str
+        The function's name.
+    digest : str or None
+        The function's digest, which names the placement resource.
+    parts : tuple of str or None
+        Ray's extras in the image, such as ``default`` and ``serve``; None if not known.
     """
 
-    ray_version: str | None = None
-    function: str | None = None
-    function_digest: str | None = None
+    reference: str
+    ray_version: str
+    function: str
+    python_version: str | None = None
+    digest: str | None = None
+    parts: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        found = _RAY_VERSION.fullmatch(self.ray_version)
+        if not found or (int(found[1]), int(found[2])) < _OLDEST_RAY:
+            oldest = ".".join(map(str, _OLDEST_RAY))
+            raise OptionError(
+                f"ray-version: {self.ray_version!r} is not a version of Ray from {oldest} on",
+                hint=f"give the version in the image, such as {oldest}.0",
+            )
+        if not NAME.fullmatch(self.function):
+            raise OptionError(
+                f"function: {self.function!r} cannot be the name of a function",
+                hint="give the name that it was bound with",
+            )
+        if self.digest is not None and not _DIGEST.fullmatch(self.digest):
+            raise OptionError(
+                f"function-digest: {self.digest!r} is not a digest",
+                hint="sha256: and 64 hex digits",
+            )
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the reference has a digest, so that it always means the same image."""
+        return "@" in self.reference
 
 
-def read_ray_image(name: str, known: Known, *, say: Callable[[str], None]) -> RayImage:
-    """Ask the Docker engine for an image; do with what is known where it has no answer.
+def read_ray_image(
+    name: str,
+    stated: Stated,
+    *,
+    say: Callable[[str], None],
+    places: Sequence[Place] = (ENGINE, REGISTRY),
+) -> RayImage:
+    """Describe an image by its labels; if it is not found, as stated.
 
     Parameters
     ----------
     name : str
-        As nodes shall pull it.
-    known : Known
-        What the user says.
+        What nodes will pull.
+    stated : Stated
+        What the user states.
     say : callable
-        Is told what will be missing from the manifest.
+        Receives a line for what will be missing from the manifest.
+    places : sequence of Place
+        Where to look for the image.
 
     Raises
     ------
     OptionError
-        If the image is for another target, or does not say enough.
+        If the image is for another target, contradicts what is stated, or too little is known.
     """
-    from mfimage.image.docker.engine import Engine
-
     reference = parse_reference(name)
+    image, why = None, f"{name} has no labels of mfimage"
     try:
-        with Engine.connect() as engine:
-            info = engine.inspect(name)
-        why = "the Docker engine does not have it"
-    except EngineError as error:
-        info, why = None, error.message
-    return ray_image(reference, info, known, why=why, say=say)
-
-
-def ray_image(
-    reference: Reference,
-    info: ImageInfo | None,
-    known: Known,
-    *,
-    why: str,
-    say: Callable[[str], None],
-) -> RayImage:
-    """Put together what labels and user say of an image.
-
-    Parameters
-    ----------
-    reference : Reference
-        Its name.
-    info : ImageInfo or None
-        What the engine has.
-    known : Known
-        What the user says.
-    why : str
-        Why there is no ``info``.
-    say : callable
-        Is told what will be missing from the manifest.
-
-    Raises
-    ------
-    OptionError
-        If it is for another target, contradicts what was said, or does not say enough.
-    """
-    labels = dict(info.labels) if info is not None else {}
+        image = find_image(name, places=places)
+    except MfimageError as error:
+        why = error.message
+    labels = image.info.labels if image else {}
     target = labels.get(TARGET)
-    if target not in (None, "ray"):
+    if target not in (None, RayTarget.name):
         raise OptionError(
             f"image: {reference} is for {target}, not for Ray", hint=f"build one: {_BUILD}"
         )
-    if info is not None and target is None:
-        why = "it has no labels of mfimage"
-    found = _Facts(reference, labels, why)
-    ray_version = found.need("ray-version", RAY_VERSION, known.ray_version)
-    function = found.need("function", FUNCTION_NAME, known.function)
-    digest = found.get("function-digest", FUNCTION_DIGEST, known.function_digest)
-    pinned = _pin(reference, info)
+    ray_version = _agreed("ray-version", labels, RAY_VERSION, stated.ray_version)
+    function = _agreed("function", labels, FUNCTION_NAME, stated.function)
+    digest = _agreed("function-digest", labels, FUNCTION_DIGEST, stated.function_digest)
+    if ray_version is None or function is None:
+        option = "function" if ray_version else "ray-version"
+        raise OptionError(
+            f"{option}: not known: {why}",
+            hint=f"give --{option}, or let the image be found: docker login, docker pull",
+        )
+    pinned = _pin(reference, image)
     if digest is None:
-        say(f"{reference} does not say which function it has: no placement resource")
+        say(f"the function in {reference} is not known: no placement resource")
     if pinned.digest is None:
         say(
-            f"no digest is known of {reference}: the manifest has its tag, which may come to "
-            "mean another image; push it from here, or pull it"
+            f"the digest of {reference} is not known: the manifest has its tag, which may move to "
+            "another image; push the image, or pull it"
         )
     parts = labels.get(RAY_PARTS)
     return RayImage(
@@ -128,38 +139,27 @@ def ray_image(
     )
 
 
-@dataclass(frozen=True)
-class _Facts:
-    reference: Reference
-    labels: dict[str, str]
-    why: str
-
-    def get(self, option: str, label: str, given: str | None) -> str | None:
-        found = self.labels.get(label)
-        if given is not None and found not in (None, given):
-            raise OptionError(
-                f"{option}: {given!r} is not what {self.reference} has, which is {found!r}",
-                hint=f"leave out --{option}",
-            )
-        return given if found is None else found
-
-    def need(self, option: str, label: str, given: str | None) -> str:
-        value = self.get(option, label, given)
-        if value is None:
-            raise OptionError(
-                f"{option}: not known of {self.reference}: {self.why}",
-                hint=f"docker pull {self.reference}, or give --{option}",
-            )
-        return value
+def _agreed(option: str, labels: Mapping[str, str], label: str, stated: str | None) -> str | None:
+    found = labels.get(label)
+    if None not in (found, stated) and found != stated:
+        raise OptionError(
+            f"{option}: {stated!r} is not what the image has, which is {found!r}",
+            hint=f"leave out --{option}",
+        )
+    return stated if found is None else found
 
 
-def _pin(reference: Reference, info: ImageInfo | None) -> Reference:
-    if reference.digest or info is None:
+def _pin(reference: Reference, image: FoundImage | None) -> Reference:
+    """Return the reference with the digest under which its own repository has the image."""
+    if reference.digest or image is None:
         return reference
-    for text in info.repo_digests:
+    if image.place is REGISTRY:
+        digest = image.index or image.digest
+        return reference.with_digest(digest) if digest else reference
+    for text in image.info.repo_digests:
         if not text.startswith("<none>"):
             found = parse_reference(text)
-            if _repository(found) == _repository(reference) and found.digest:
+            if found.digest and _repository(found) == _repository(reference):
                 return reference.with_digest(found.digest)
     return reference
 

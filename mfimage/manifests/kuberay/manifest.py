@@ -1,194 +1,278 @@
-"""The manifests: an image and what was asked -> YAML for ``kubectl apply``."""
+"""The manifests: an image and options -> YAML for ``kubectl apply``.
+
+Why each setting is there is explained in docs/kuberay.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
 
 from mfimage.errors import OptionError
-from mfimage.manifests.kuberay.checks import (
-    LONGEST_CLUSTER,
-    LONGEST_OTHER,
-    check_name,
-    default_name,
-)
+from mfimage.manifests.checks import Rule, default_name, resource_name
+from mfimage.manifests.kuberay.image import RayImage
 from mfimage.manifests.kuberay.options import ClusterOptions
-from mfimage.manifests.kuberay.parts import RayImage, Resources, SecretRef
-from mfimage.manifests.kuberay.text import render
 from mfimage.manifests.kuberay.work import JobOptions, ServiceOptions
+from mfimage.manifests.options import Resources
+from mfimage.manifests.text import to_yaml
 from mfimage.runtime.layout import placement_resource
-from mfimage.templating import Quoted
 
-# More than there will ever be actors on a node: the resource says where, not how many.
+# KubeRay appends to names, and the result must be a service's name (63 characters).
+_CLUSTER_NAME, _NAME = resource_name(53), resource_name(47)
+# More than the actors that fit on a node: the resource says where, not how many.
 _PLACES = 1000
 _PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
 _SERVE = {"serve": 8000}
-# `ray job submit` waits and prints; what KubeRay would give it.
+# What KubeRay would give the submitter; `ray job submit` waits and prints.
 _SUBMITTER = Resources(cpu="500m", memory="1Gi")
-# Load balancers stop sending within that time after a pod was told to go.
-_DRAIN = 10
+# Seconds within which load balancers stop sending requests to a pod that is to stop, and seconds
+# for it to finish those it has.
+_DRAIN, _GRACE = 10, 60
+_NO_PRIVILEGES = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Pod:
-    """What differs between head, workers and submitter."""
-
-    container: str
-    resources: Resources
-    node_selector: Mapping[str, str]
-    env: Mapping[str, str]
-    secrets: Mapping[str, SecretRef] = field(default_factory=dict)
-    ports: Mapping[str, int] = field(default_factory=dict)
-    serves: bool = False
-    restart: str | None = None
-
-
-def raycluster(image: RayImage, cluster: ClusterOptions) -> str:
+def raycluster(image: RayImage, options: ClusterOptions) -> str:
     """Write a RayCluster that waits for jobs and drivers.
 
-    Parameters
-    ----------
-    image : RayImage
-        The one image of head and workers.
-    cluster : ClusterOptions
-        What was asked.
-
     Raises
     ------
     OptionError
-        Naming the option and the value.
+        With the option and the value.
     """
-    return render(
-        "raycluster",
-        metadata=_metadata(image, cluster, LONGEST_CLUSTER),
-        cluster=_cluster(image, cluster),
-    )
+    cluster = _Cluster(image, options)
+    return cluster.write("RayCluster", cluster.spec(), _CLUSTER_NAME)
 
 
-def rayjob(image: RayImage, cluster: ClusterOptions, job: JobOptions) -> str:
-    """Write a RayJob: a cluster, a batch on it, and the end of both.
+def rayjob(image: RayImage, options: ClusterOptions, job: JobOptions) -> str:
+    """Write a RayJob, which starts a cluster, runs a batch on it, and stops it.
 
     Raises
     ------
     OptionError
-        Naming the option and the value.
+        With the option and the value.
     """
-    _check_workers(cluster)
-    submitter = _Pod(
-        container="ray-job-submitter",
-        resources=_SUBMITTER,
-        node_selector=cluster.node_selector,
-        env=_own_env(cluster),
-        restart="Never",
-    )
-    return render(
-        "rayjob",
-        metadata=_metadata(image, cluster, LONGEST_OTHER),
-        cluster=_cluster(image, cluster),
-        submitter=_pod(image, cluster, submitter),
-        job=job,
-        entrypoint=job.entrypoint(cluster),
-    )
+    cluster = _Cluster(image, options)
+    cluster.check_workers()
+    spec = {
+        "submissionMode": "K8sJobMode",
+        "entrypoint": job.entrypoint(options),
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": job.ttl,
+        "backoffLimit": job.backoff_limit,
+        "activeDeadlineSeconds": job.deadline,
+        "submitterPodTemplate": cluster.pod("ray-job-submitter", _SUBMITTER),
+        "rayClusterSpec": cluster.spec(),
+    }
+    return cluster.write("RayJob", spec, _NAME)
 
 
-def rayservice(image: RayImage, cluster: ClusterOptions, service: ServiceOptions) -> str:
-    """Write a RayService: a cluster that answers ``POST /<function name>``.
+def rayservice(image: RayImage, options: ClusterOptions, service: ServiceOptions) -> str:
+    """Write a RayService, a cluster that serves ``POST /<function name>``.
 
     Raises
     ------
     OptionError
-        Naming the option and the value; when the image has no Ray Serve.
+        With the option and the value; if the image has no Ray Serve.
     """
     if image.parts is not None and "serve" not in image.parts:
         raise OptionError(
             f"image: {image.reference} has no Ray Serve",
             hint="mfimage build REFERENCE --target ray --with serve -t NAME --push",
         )
-    _check_workers(cluster)
-    serve = render("_serve", name=image.function, deployment=service.deployment(cluster))
-    return render(
-        "rayservice",
-        metadata=_metadata(image, cluster, LONGEST_OTHER),
-        cluster=_cluster(image, cluster, serves=True),
-        serve=serve,
-    )
+    cluster = _Cluster(image, options)
+    cluster.check_workers()
+    application = {
+        "name": image.function,
+        "route_prefix": f"/{image.function}",
+        "import_path": "mfimage.runtime.ray_worker:build",
+        "args": service.deployment(options),
+    }
+    serve = {
+        "http_options": {"host": "0.0.0.0", "port": _SERVE["serve"]},  # noqa: S104  (of a pod)
+        "applications": [application],
+    }
+    spec = {
+        "excludeHeadPodFromServeSvc": True,
+        "serveConfigV2": to_yaml(serve),
+        "rayClusterConfig": cluster.spec(serves=True),
+    }
+    return cluster.write("RayService", spec, _NAME)
 
 
-def _metadata(image: RayImage, cluster: ClusterOptions, longest: int) -> Quoted:
-    name = cluster.name or default_name(image.function, longest=longest)
-    check_name(name, field="name", longest=longest)
-    return render("_metadata", image=image, name=name, cluster=cluster)
+class _Cluster:
+    """What the three manifests have in common."""
 
+    def __init__(self, image: RayImage, options: ClusterOptions) -> None:
+        self._image = image
+        self._options = options
+        # A node that pulled a tag before may have another image: other versions of Ray.
+        by_reference = "IfNotPresent" if image.pinned else "Always"
+        self._pull_policy = options.image_pull_policy or by_reference
 
-def _cluster(image: RayImage, cluster: ClusterOptions, *, serves: bool = False) -> Quoted:
-    env = _own_env(cluster) | dict(cluster.env)
-    head = _Pod(
-        container="ray-head",
-        resources=cluster.head,
-        node_selector=cluster.node_selector,
-        env=env,
-        secrets=cluster.env_from_secret,
-        ports={**_PORTS, **(_SERVE if serves else {})},
-    )
-    worker = _Pod(
-        container="ray-worker",
-        resources=cluster.worker,
-        node_selector={**cluster.node_selector, **cluster.worker_node_selector},
-        env=env,
-        secrets=cluster.env_from_secret,
-        ports=_SERVE if serves else {},
-        serves=serves,
-    )
-    return render(
-        "_cluster",
-        image=image,
-        cluster=cluster,
-        pull_policy=_pull_policy(image, cluster),
-        scale=cluster.workers,
-        placement=_placement(image),
-        head=_pod(image, cluster, head),
-        worker=_pod(image, cluster, worker),
-    )
+    def check_workers(self) -> None:
+        # With autoscaling as well: what waits for the first worker does not request one.
+        if not self._options.workers.replicas:
+            raise OptionError(
+                "replicas: without a worker at the start nothing runs, since the head takes no "
+                "work",
+                hint="give --replicas 1 or more",
+            )
 
+    def write(self, kind: str, spec: Mapping[str, Any], rule: Rule) -> str:
+        name = self._options.name or default_name(self._image.function, rule)
+        rule.check(name, field="name")
+        labels = {"app.kubernetes.io/name": name, "app.kubernetes.io/managed-by": "mfimage"}
+        metadata = {
+            "name": name,
+            "namespace": self._options.namespace,
+            "labels": {**labels, **self._options.labels},
+            "annotations": {
+                "io.mfimage.function.name": self._image.function,
+                "io.mfimage.function.digest": self._image.digest,
+                "io.mfimage.python-version": self._image.python_version,
+            },
+        }
+        document = {"apiVersion": "ray.io/v1", "kind": kind, "metadata": metadata, "spec": spec}
+        return to_yaml(document)
 
-def _pod(image: RayImage, cluster: ClusterOptions, pod: _Pod) -> Quoted:
-    return render(
-        "_pod",
-        image=image,
-        cluster=cluster,
-        pull_policy=_pull_policy(image, cluster),
-        pod=pod,
-        drain=_DRAIN,
-    )
-
-
-def _pull_policy(image: RayImage, cluster: ClusterOptions) -> str:
-    # A tag may mean another image on a node that has pulled it before: other versions of Ray.
-    return cluster.image_pull_policy or ("IfNotPresent" if image.pinned else "Always")
-
-
-def _own_env(cluster: ClusterOptions) -> dict[str, str]:
-    # A token that lies in the home folder would turn it on otherwise.
-    ours: dict[str, str] = {"RAY_AUTH_MODE": cluster.auth}
-    if cluster.python_match != "patch":
-        ours["RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"] = cluster.python_match
-    return ours
-
-
-def _check_workers(cluster: ClusterOptions) -> None:
-    # Also with autoscaling: what waits for a first worker asks for none.
-    if not cluster.workers.replicas:
-        raise OptionError(
-            "replicas: without a worker at the start nothing runs, for the head takes no work",
-            hint="give --replicas 1 or more",
+    def spec(self, *, serves: bool = False) -> dict[str, Any]:
+        options, workers = self._options, self._options.workers
+        ports = _SERVE if serves else {}
+        head = self.pod("ray-head", options.head, runs=True, ports={**_PORTS, **ports})
+        worker = self.pod(
+            "ray-worker", options.worker, options.worker_node_selector, runs=True, ports=ports
         )
+        if serves:
+            self._serve(worker["spec"])
+        return {
+            "rayVersion": self._image.ray_version,
+            "authOptions": {"mode": options.auth, "secretName": options.auth_secret},
+            "enableInTreeAutoscaling": options.autoscaling,
+            "autoscalerOptions": self._autoscaler() if options.autoscaling else None,
+            "headGroupSpec": {
+                "rayStartParams": {
+                    # Work on the head can take the whole cluster down.
+                    "num-cpus": "0",
+                    "num-gpus": str(options.head.gpus),
+                    "dashboard-host": "0.0.0.0",  # noqa: S104  (of a pod)
+                },
+                "template": head,
+            },
+            "workerGroupSpecs": [
+                {
+                    "groupName": "workers",
+                    "replicas": workers.replicas,
+                    "minReplicas": workers.minimum,
+                    "maxReplicas": workers.maximum,
+                    "rayStartParams": {"resources": _placement(self._image)},
+                    "template": worker,
+                }
+            ],
+        }
+
+    def _autoscaler(self) -> dict[str, Any]:
+        resources = {"cpu": "500m", "memory": "512Mi"}
+        disabled = [{"name": "RAY_AUTH_MODE", "value": "disabled"}]
+        return {
+            "version": "v2",
+            "upscalingMode": "Default",
+            "idleTimeoutSeconds": self._options.idle_timeout,
+            "imagePullPolicy": self._pull_policy,
+            # With a token KubeRay sets it.
+            "env": disabled if self._options.auth == "disabled" else None,
+            "securityContext": _NO_PRIVILEGES,
+            "resources": {"requests": resources, "limits": resources},
+        }
+
+    def pod(
+        self,
+        container: str,
+        resources: Resources,
+        node_selector: Mapping[str, str] = MappingProxyType({}),
+        *,
+        runs: bool = False,
+        ports: Mapping[str, int] = MappingProxyType({}),
+    ) -> dict[str, Any]:
+        """Return a pod template; one that ``runs`` the function gets the user's variables."""
+        options = self._options
+        quantities = {
+            "cpu": resources.cpu,
+            "memory": resources.memory,
+            options.gpu_resource: resources.gpus or None,
+        }
+        spec = {
+            "serviceAccountName": options.service_account,
+            "imagePullSecrets": [{"name": name} for name in options.image_pull_secrets] or None,
+            "nodeSelector": {**options.node_selector, **node_selector} or None,
+            "tolerations": [
+                {
+                    "key": each.key,
+                    "operator": "Exists" if each.value is None else "Equal",
+                    "value": each.value,
+                    "effect": each.effect,
+                }
+                for each in options.tolerations
+            ]
+            or None,
+            "restartPolicy": None if runs else "Never",
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": options.run_as_user,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [
+                {
+                    "name": container,
+                    "image": self._image.reference,
+                    "imagePullPolicy": self._pull_policy,
+                    "securityContext": _NO_PRIVILEGES,
+                    "resources": {"requests": quantities, "limits": quantities},
+                    "env": list(self._variables(runs=runs)),
+                    "ports": [{"name": name, "containerPort": port} for name, port in ports.items()]
+                    or None,
+                }
+            ],
+        }
+        return {"spec": spec}
+
+    def _variables(self, *, runs: bool) -> Iterator[dict[str, Any]]:
+        options = self._options
+        # Unset, Ray would go by whether there is a token in the home folder.
+        values: dict[str, str] = {"RAY_AUTH_MODE": options.auth}
+        if options.python_match != "patch":
+            values["RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"] = options.python_match
+        if runs:
+            values |= options.env
+        for name, value in values.items():
+            # "$(NAME)" would refer to a variable.
+            yield {"name": name, "value": value.replace("$", "$$")}
+        for name, ref in options.env_from_secret.items() if runs else ():
+            key = {"name": ref.secret, "key": ref.key}
+            yield {"name": name, "valueFrom": {"secretKeyRef": key}}
+
+    def _serve(self, pod: dict[str, Any]) -> None:
+        """Let a worker receive requests once it is ready, and finish them before it stops."""
+        pod["terminationGracePeriodSeconds"] = _GRACE
+        (container,) = pod["containers"]
+        # KubeRay's own probe would run bash and wget in the container.
+        container["readinessProbe"] = {
+            "httpGet": {"path": "/-/healthz", "port": _SERVE["serve"]},
+            "initialDelaySeconds": 10,
+            "periodSeconds": 5,
+            "timeoutSeconds": 5,
+            "failureThreshold": 1,
+        }
+        # Requests arrive until load balancers have noticed.
+        command = ["sleep", str(_DRAIN)]
+        container["lifecycle"] = {"preStop": {"exec": {"command": command}}}
 
 
 def _placement(image: RayImage) -> str | None:
-    """Return ``ray start``'s ``--resources``, in quotes of the shell.
+    """Return ``--resources`` of ``ray start`` in the shell's quotes: which function a node has.
 
-    Three read it: bash; KubeRay, which gives GPUs to Ray only if it is JSON between the quotes;
-    and Ray's autoscaler, which takes one character off both ends.
+    Three programs read it: bash; KubeRay, which gives GPUs to Ray only if there is JSON between
+    the quotes; and Ray's autoscaler, which removes one character at both ends.
     """
     if image.digest is None:
         return None

@@ -1,207 +1,190 @@
-"""What was asked of a manifest, checked: every value here can go into it as it is."""
+"""The options of a Ray cluster: pods, nodes, variables, authentication."""
+# ruff: noqa: RUF009  (`option` declares a field)
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from mfimage.errors import OptionError
-from mfimage.manifests.kuberay.checks import (
-    check_key,
+from mfimage.manifests.checks import (
+    KEY,
+    NAMESPACE,
+    OBJECT,
+    SECRET_KEY,
+    VARIABLE,
     check_label,
-    check_namespace,
-    check_secret_key,
-    check_subdomain,
+    check_number,
     check_value,
-    check_variable,
-    check_whole,
 )
-from mfimage.manifests.kuberay.parts import Resources, Scale, SecretRef, Toleration, check_order
+from mfimage.manifests.options import Resources, Scale, SecretRef, Toleration, option, resources
 
-POLICIES = ("Always", "IfNotPresent", "Never")
-
-_AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_POLICIES = ("Always", "IfNotPresent", "Never")
 _CREDENTIALS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-_OF_THE_IMAGE = ("PATH", "PYTHONPATH", "PYTHONHOME")
-# What KubeRay sets itself, after what the manifest has.
-_OF_KUBERAY = (
-    "FQ_RAY_IP",
-    "RAY_IP",
-    "RAY_ADDRESS",
-    "RAY_PORT",
-    "RAY_CLUSTER_NAME",
-    "RAY_CLUSTER_NAMESPACE",
-    "RAY_CLOUD_INSTANCE_ID",
-    "RAY_NODE_TYPE_NAME",
-    "RAY_REDIS_ADDRESS",
-    "RAY_USAGE_STATS_EXTRA_TAGS",
-    "RAY_enable_autoscaler_v2",
-    "KUBERAY_GEN_RAY_START_CMD",
-    "REDIS_PASSWORD",
-    "REDIS_USERNAME",
-)
+_AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+# Variables that the image sets, and those that KubeRay sets after the manifest's own.
+_OWNED = {
+    **dict.fromkeys(("PATH", "PYTHONPATH", "PYTHONHOME"), "the image"),
+    **dict.fromkeys(
+        (
+            "FQ_RAY_IP", "RAY_IP", "RAY_ADDRESS", "RAY_PORT", "RAY_CLUSTER_NAME",
+            "RAY_CLUSTER_NAMESPACE", "RAY_CLOUD_INSTANCE_ID", "RAY_NODE_TYPE_NAME",
+            "RAY_REDIS_ADDRESS", "RAY_USAGE_STATS_EXTRA_TAGS", "RAY_enable_autoscaler_v2",
+            "KUBERAY_GEN_RAY_START_CMD", "REDIS_PASSWORD", "REDIS_USERNAME",
+        ),
+        "KubeRay",
+    ),
+}  # fmt: skip
+
+
+def _user(text: str) -> int | None:
+    if text == "any":
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise OptionError(f"run-as-user: {text!r} is not a uid", hint="such as 1000, or any")
+    return int(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """What the user states about an image; it must agree with the image's labels."""
+
+    ray_version: str | None = option("Version of Ray in an image that is not found.", "VERSION")
+    function: str | None = option("Function in an image that is not found.", "NAME")
+    function_digest: str | None = option("Its digest in an image that is not found.", "sha256:HEX")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
-    """The Ray cluster: the same for a RayCluster, a RayJob and a RayService.
+    """The Ray cluster of a RayCluster, RayJob or RayService.
 
-    Attributes
-    ----------
-    name : str or None
-        Of the resource; the function's if None.
-    namespace : str or None
-        The one that ``kubectl`` is set to if None.
-    labels : mapping of str to str
-        Labels of the resource; not of its pods, which other controllers may go by.
-    head, worker : Resources
-        What each head and worker pod gets.
-    gpu_resource : str
-        What Kubernetes calls a GPU.
-    replicas, min_replicas, max_replicas : int or None
-        Worker pods; one, and the same as ``replicas``, where None.
-    autoscaling : bool
-        Let Ray start and stop workers between the bounds.
-    idle_timeout : int
-        Seconds until an idle worker is stopped.
-    service_account : str or None
-        What the pods run as; the namespace's default if None.
-    node_selector, worker_node_selector : mapping of str to str
-        Labels of the nodes for every pod, and for workers beside them.
-    tolerations : tuple of Toleration
-        Taints that every pod may run on.
-    image_pull_secrets : tuple of str
-        Names of Secrets.
-    image_pull_policy : str or None
-        ``IfNotPresent`` for an image by digest, else ``Always``, if None.
-    env : mapping of str to str
-        Variables of every Ray container, literally.
-    env_from_secret : mapping of str to SecretRef
-        Variables that come from Secrets.
-    auth : str
-        ``token`` or ``disabled``.
-    auth_secret : str or None
-        The Secret that has the token; KubeRay makes one if None.
-    python_match : str
-        ``patch`` or ``minor``: how alike the Python of another driver must be.
-    run_as_user : int or None
-        The uid; the cluster's policy chooses if None.
+    The labels are the resource's, not its pods', which other controllers may select by label.
     """
 
-    name: str | None = None
-    namespace: str | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
-    head: Resources = field(default_factory=Resources)
-    worker: Resources = field(default_factory=Resources)
-    gpu_resource: str = "nvidia.com/gpu"
-    replicas: int | None = None
-    min_replicas: int | None = None
-    max_replicas: int | None = None
-    autoscaling: bool = False
-    idle_timeout: int = 60
-    service_account: str | None = None
-    node_selector: Mapping[str, str] = field(default_factory=dict)
-    worker_node_selector: Mapping[str, str] = field(default_factory=dict)
-    tolerations: tuple[Toleration, ...] = ()
-    image_pull_secrets: tuple[str, ...] = ()
-    image_pull_policy: str | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
-    env_from_secret: Mapping[str, SecretRef] = field(default_factory=dict)
-    auth: Literal["token", "disabled"] = "token"
-    auth_secret: str | None = None
-    python_match: Literal["patch", "minor"] = "patch"
-    run_as_user: int | None = 1000
+    name: str | None = option("Name of the resource; the function's by default.", "NAME")
+    namespace: str | None = option("Namespace; kubectl's by default.", "NAME")
+    labels: Mapping[str, str] = option("Label of the resource.", "NAME=VALUE", {}, flag="label")
+    service_account: str | None = option("Service account of the pods.", "NAME")
+    image_pull_secrets: tuple[str, ...] = option(
+        "Secret to pull with.", "NAME", (), flag="image-pull-secret"
+    )
+    image_pull_policy: str | None = option(
+        "Always, IfNotPresent (the default for an image by digest) or Never.", "POLICY"
+    )
+    run_as_user: int | None = option(
+        "User of the pods; any: as the cluster chooses.", "UID|any", 1000, type=str, parse=_user
+    )
+    replicas: int | None = option("Worker pods; 1 by default.", "N", type=int)
+    min_replicas: int | None = option("Minimum of worker pods.", "N", type=int)
+    max_replicas: int | None = option("Maximum of worker pods.", "N", type=int)
+    autoscaling: bool = option("Let Ray start and stop workers.", default=False)
+    idle_timeout: int = option("Time until Ray stops an idle worker.", "SECONDS", 60)
+    worker: Resources = resources("each worker")
+    head: Resources = resources("the head")
+    gpu_resource: str = option("Kubernetes' name of a GPU.", "NAME", "nvidia.com/gpu")
+    node_selector: Mapping[str, str] = option("Label of nodes for all pods.", "NAME=VALUE", {})
+    worker_node_selector: Mapping[str, str] = option(
+        "Label of nodes for workers.", "NAME=VALUE", {}
+    )
+    tolerations: tuple[Toleration, ...] = option(
+        "Taint that all pods tolerate.", "KEY[=VALUE][:EFFECT]", (),
+        flag="toleration", parse=Toleration.parse,
+    )  # fmt: skip
+    env: Mapping[str, str] = option("Variable, literally.", "NAME=VALUE", {})
+    env_from_secret: Mapping[str, SecretRef] = option(
+        "Variable from a Secret.", "NAME=SECRET:KEY", {}, parse=SecretRef.parse
+    )
+    auth: Literal["token", "disabled"] = option(
+        "Whether clients of Ray need a token.", default="token", choices=("token", "disabled")
+    )
+    auth_secret: str | None = option("Secret with the token; KubeRay creates one if unset.", "NAME")
+    python_match: Literal["patch", "minor"] = option(
+        "How closely the Python of an external driver must match.",
+        default="patch", choices=("patch", "minor"),
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         self.head.check("head")
         self.worker.check("worker")
-        check_key(self.gpu_resource, field="gpu-resource")
-        check_whole(self.idle_timeout, field="idle-timeout")
-        check_whole(self.run_as_user, field="run-as-user", least=1)
+        KEY.check(self.gpu_resource, field="gpu-resource")
+        check_number(self.idle_timeout, field="idle-timeout")
+        check_number(self.run_as_user, field="run-as-user", minimum=1)
         _check_objects(self)
-        _check_nodes(self)
+        for key, value in (*self.node_selector.items(), *self.worker_node_selector.items()):
+            check_label(key, value, field="node-selector")
+        for each in self.tolerations:
+            each.check()
         _check_env(self)
-        _check_scale(self)
+        for name in ("replicas", "min_replicas", "max_replicas"):
+            check_number(getattr(self, name), field=name.replace("_", "-"))
+        self.workers.check()
+        if self.autoscaling and self.workers.minimum == self.workers.maximum:
+            raise OptionError(
+                f"autoscaling: min and max replicas are both {self.workers.maximum}",
+                hint="give --min-replicas, --max-replicas or both",
+            )
 
     @property
     def workers(self) -> Scale:
         """The number of worker pods."""
-        replicas = self.replicas
+        replicas, low, high = self.replicas, self.min_replicas, self.max_replicas
         if replicas is None:
-            replicas = 1 if self.min_replicas is None else self.min_replicas
-            replicas = replicas if self.max_replicas is None else min(replicas, self.max_replicas)
-        least, most = self.min_replicas, self.max_replicas
-        if least is None:
-            least = replicas if most is None else min(replicas, most)
-        return Scale(
-            replicas=replicas, least=least, most=max(replicas, least) if most is None else most
-        )
+            replicas = 1 if low is None else low
+            replicas = replicas if high is None else min(replicas, high)
+        minimum = low
+        if minimum is None:
+            minimum = replicas if high is None else min(replicas, high)
+        maximum = max(replicas, minimum) if high is None else high
+        return Scale(replicas=replicas, minimum=minimum, maximum=maximum)
 
 
 def _check_objects(options: ClusterOptions) -> None:
-    if options.namespace is not None:
-        check_namespace(options.namespace, field="namespace")
+    names = [(NAMESPACE, "namespace", options.namespace)]
+    names += [(OBJECT, "image-pull-secret", name) for name in options.image_pull_secrets]
+    names += [(OBJECT, "service-account", options.service_account)]
+    names += [(OBJECT, "auth-secret", options.auth_secret)]
+    for rule, field, name in names:
+        if name is not None:
+            rule.check(name, field=field)
     for key, value in options.labels.items():
         check_label(key, value, field="label")
         if key.startswith("ray.io/"):
-            raise OptionError(f"label: {key} is one of KubeRay's own", hint="choose another name")
-    for name in options.image_pull_secrets:
-        check_subdomain(name, field="image-pull-secret")
-    if options.service_account is not None:
-        check_subdomain(options.service_account, field="service-account")
-    if options.auth_secret is not None:
-        check_subdomain(options.auth_secret, field="auth-secret")
-        if options.auth != "token":
-            raise OptionError(
-                "auth-secret: there is no token with auth disabled", hint="add --auth token"
-            )
-    policy = options.image_pull_policy
-    if policy is not None and policy not in POLICIES:
-        raise OptionError(f"image-pull-policy: {policy!r} is none", hint=", ".join(POLICIES))
-
-
-def _check_nodes(options: ClusterOptions) -> None:
-    for key, value in (*options.node_selector.items(), *options.worker_node_selector.items()):
-        check_label(key, value, field="node-selector")
-    for each in options.tolerations:
-        each.check()
+            raise OptionError(f"label: {key} is reserved for KubeRay", hint="choose another name")
+    if options.auth_secret is not None and options.auth != "token":
+        raise OptionError("auth-secret: it has no use with auth disabled", hint="add --auth token")
+    if options.image_pull_policy not in (None, *_POLICIES):
+        raise OptionError(
+            f"image-pull-policy: {options.image_pull_policy!r} is not a policy",
+            hint=", ".join(_POLICIES),
+        )
 
 
 def _check_env(options: ClusterOptions) -> None:
     for name, value in options.env.items():
-        check_variable(name, field="env", taken=())
-        _check_owner(name, "env")
+        _check_variable(name, "env")
         check_value(value, field=f"env {name}")
         if name in _CREDENTIALS:
             raise OptionError(
-                f"env: {name} is a credential, and everybody who sees the manifest would see it",
+                f"env: {name} is a credential, which everyone who reads the manifest would see",
                 hint=f"put it into a Secret: --env-from-secret {name}=SECRET:KEY",
             )
     for name, ref in options.env_from_secret.items():
-        check_variable(name, field="env-from-secret", taken=options.env)
-        _check_owner(name, "env-from-secret")
-        check_subdomain(ref.secret, field=f"env-from-secret {name}")
-        check_secret_key(ref.key, field=f"env-from-secret {name}")
+        _check_variable(name, "env-from-secret")
+        if name in options.env:
+            raise OptionError(
+                f"env-from-secret: {name} is given twice", hint="leave one of them out"
+            )
+        OBJECT.check(ref.secret, field=f"env-from-secret {name}")
+        SECRET_KEY.check(ref.key, field=f"env-from-secret {name}")
 
 
-def _check_owner(name: str, option: str) -> None:
+def _check_variable(name: str, option: str) -> None:
+    VARIABLE.check(name, field=option)
     if name in _AUTH:
         raise OptionError(
-            f"{option}: {name} is what --auth decides",
-            hint="--auth token, with a token of your own by --auth-secret; or --auth disabled",
+            f"{option}: {name} is set by --auth",
+            hint="--auth token, with your own token by --auth-secret; or --auth disabled",
         )
-    if name in (*_OF_THE_IMAGE, *_OF_KUBERAY):
-        owner = "the image" if name in _OF_THE_IMAGE else "KubeRay"
-        raise OptionError(f"{option}: {name} is set by {owner}", hint="leave it out")
-
-
-def _check_scale(options: ClusterOptions) -> None:
-    for name in ("replicas", "min_replicas", "max_replicas"):
-        check_whole(getattr(options, name), field=name.replace("_", "-"))
-    check_order(options.workers, prefix="")
-    if options.autoscaling and options.workers.least == options.workers.most:
-        raise OptionError(
-            f"autoscaling: min and max replicas are both {options.workers.most}",
-            hint="give --min-replicas, --max-replicas or both",
-        )
+    if name in _OWNED:
+        raise OptionError(f"{option}: {name} is set by {_OWNED[name]}", hint="leave it out")

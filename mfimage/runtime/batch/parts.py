@@ -35,7 +35,7 @@ from mfimage.runtime.loading.loader import LiveFunction
 from mfimage.runtime.records.files import Payload, RecordSource, open_sink
 from mfimage.runtime.records.formats import choose_format, given_schema, is_lines
 from mfimage.runtime.records.run import write_results
-from mfimage.runtime.serving.bodies import split_list
+from mfimage.runtime.serving.body import split_list
 from mfimage.runtime.worker import BOOT
 from mfimage.runtime.worker.exceptions import rebuild
 from mfimage.runtime.worker.frames import (

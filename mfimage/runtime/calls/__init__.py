@@ -1,1 +1,5 @@
-"""Calling a function from an event loop: the queue, threads, coroutines."""
+"""Calling a function from an event loop.
+
+``queue`` has the calls, what carries them, and ``Dispatcher``, which ``threads`` and
+``coroutines`` implement.
+"""

@@ -1,4 +1,4 @@
-"""An event loop in a thread, for ``async def`` functions that anybody may call."""
+"""Calling ``async def`` functions on an event loop in a thread."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any
 
-from mfimage.runtime.calls.queue import Job, Mailbox, Outcome, Runnable
+from mfimage.runtime.calls.queue import Call, Mailbox, Outcome, Runnable
 
 
 class LoopThread:
-    """Runs coroutines on a loop of its own, so that none blocks a caller's loop."""
+    """Runs coroutines on a loop of its own, so that they do not block the caller's."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -31,11 +31,11 @@ class LoopThread:
             self._loop.close()
 
     def is_alive(self) -> bool:
-        """Tell whether its thread runs; after a fork it does not."""
+        """Return whether its thread runs; after a fork it does not."""
         return self._thread.is_alive()
 
     def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
-        """Start a coroutine; its future belongs to ``concurrent.futures``."""
+        """Start a coroutine."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def close(self) -> None:
@@ -52,11 +52,8 @@ def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
     loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
 
-# Calling an ``async def`` function: many at once, on a loop that is not the server's.
-
-
 def new_loop() -> asyncio.AbstractEventLoop:
-    """Return a new event loop, of the fastest kind that is installed."""
+    """Return a new event loop: uvloop's where it is installed."""
     try:
         import uvloop
     except ImportError:
@@ -65,12 +62,16 @@ def new_loop() -> asyncio.AbstractEventLoop:
 
 
 class CoroutineDispatcher:
-    """Runs jobs as tasks on a loop in a thread of its own.
+    """Runs calls as tasks on a loop in a thread of its own.
 
     Parameters
     ----------
+    fn : Runnable
+        An ``async def`` function.
+    loop : asyncio.AbstractEventLoop
+        The server's.
     limit : int or None
-        The most calls at once; None for any number.
+        Maximum number of concurrent calls; None for no limit.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class CoroutineDispatcher:
     ) -> None:
         self._fn = fn
         self._mailbox = Mailbox(loop)
-        self._inbox: deque[Job] = deque()
+        self._inbox: deque[Call] = deque()
         self._woken = False
         self._limit = asyncio.Semaphore(limit) if limit else contextlib.nullcontext()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -88,23 +89,23 @@ class CoroutineDispatcher:
         )
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
-        """Take a job."""
-        self._inbox.append(job)
+    def submit(self, call: Call) -> None:
+        """Queue a call."""
+        self._inbox.append(call)
         if not self._woken:
             self._woken = True
             self._own.call_soon_threadsafe(self._start)
 
-    def abandon(self, job: Job) -> None:
-        """Cancel the call of a job that nobody waits for."""
-        self._own.call_soon_threadsafe(self._cancel, job)
+    def abandon(self, call: Call) -> None:
+        """Cancel a call whose future is done."""
+        self._own.call_soon_threadsafe(self._cancel, call)
 
     def stalled(self) -> float:
-        """Return 0: a job is taken as soon as it comes."""
+        """Return 0: every call is started as soon as it comes."""
         return 0.0
 
     def close(self) -> bool:
-        """Cancel what runs and end the loop; return whether nothing runs any more."""
+        """Cancel what runs and end the loop; return whether no call runs any more."""
         ended = asyncio.run_coroutine_threadsafe(self._cancel_all(), self._own)
         try:
             idle = ended.result(0.5)
@@ -124,24 +125,24 @@ class CoroutineDispatcher:
     def _start(self) -> None:
         self._woken = False
         while self._inbox:
-            job = self._inbox.popleft()
-            if not job.future.done():
-                job.task = self._own.create_task(self._call(job))
-                self._tasks.add(job.task)
-                job.task.add_done_callback(self._tasks.discard)
+            call = self._inbox.popleft()
+            if not call.future.done():
+                call.task = self._own.create_task(self._run(call))
+                self._tasks.add(call.task)
+                call.task.add_done_callback(self._tasks.discard)
 
-    def _cancel(self, job: Job) -> None:
-        if job.task is not None:
-            job.task.cancel()
+    def _cancel(self, call: Call) -> None:
+        if call.task is not None:
+            call.task.cancel()
 
-    async def _call(self, job: Job) -> None:
+    async def _run(self, call: Call) -> None:
         outcome: Outcome
-        way = job.crossing or self._fn
+        converter = call.converter or self._fn
         try:
             async with self._limit:
-                record = way.parse(job.payload)
-                outcome = way.dump(await self._fn.ainvoke(record))
-        except BaseException as error:  # noqa: BLE001  (whatever it is, it is the answer)
+                record = converter.parse(call.payload)
+                outcome = converter.dump(await self._fn.ainvoke(record))
+        except BaseException as error:  # noqa: BLE001  (every error is an outcome)
             outcome = error
-        self._mailbox.put(job, outcome)
+        self._mailbox.put(call, outcome)
         self._mailbox.wake()

@@ -1,8 +1,7 @@
-"""From the server's loop to the function and back: jobs, and the two ways they are called.
+"""Calls of a function: what carries them from an event loop to the function and back.
 
-A job is one record's bytes and a future of its outcome. Whatever turns bytes into a result
-(parse, call, dump) runs away from the server's loop, so that neither a slow function nor a large
-record holds up the health endpoints.
+Parsing, calling and writing the result all run away from the server's loop, so that neither a
+slow function nor a large record delays the health endpoints.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-# A result's bytes, JSON unless the job says otherwise, or what went wrong instead.
+# The bytes of a result, or what went wrong.
 Outcome = bytes | BaseException
 
 
 class Expired(Exception):
-    """The job took longer than the timeout."""
+    """The call took longer than the timeout."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)
@@ -26,15 +25,15 @@ class Expired(Exception):
 
 
 class Stopping(Exception):
-    """The server ends before the job could."""
+    """The server stops before the call has ended."""
 
 
-class Gone(Exception):
-    """The client left."""
+class Disconnected(Exception):
+    """The client closed the connection."""
 
 
-class Crossing(Protocol):
-    """How a record comes in and its result goes out."""
+class Converter(Protocol):
+    """Bytes to a record, and a result to bytes."""
 
     @property
     def parse(self) -> Callable[[bytes], Any]:
@@ -45,8 +44,8 @@ class Crossing(Protocol):
         """A result -> bytes."""
 
 
-class Runnable(Crossing, Protocol):
-    """What a live function can do with bytes, of JSON, and records."""
+class Runnable(Converter, Protocol):
+    """A live function; as a converter it reads and writes JSON."""
 
     @property
     def batch(self) -> bool:
@@ -62,53 +61,53 @@ class Runnable(Crossing, Protocol):
         """Run an ``async def`` function on one record."""
 
 
-class Job:
-    """One record on its way.
+class Call:
+    """A call of the function on one record.
 
     Attributes
     ----------
     payload : bytes
         The record.
     future : asyncio.Future
-        Of the outcome, on the server's loop. Once it is done nobody waits for the job.
+        The outcome, on the server's loop. Once it is done, the call need not be made any more.
     started : float
         ``time.monotonic()`` when the request came.
-    crossing : Crossing or None
-        How the record comes in and its result goes out; None for the function's own way, JSON.
+    converter : Converter or None
+        Reads the record and writes the result; None for the function's own, JSON.
     """
 
-    __slots__ = ("crossing", "future", "payload", "receive", "started", "task", "watcher")
+    __slots__ = ("converter", "future", "payload", "receive", "started", "task", "watcher")
 
     def __init__(
         self,
         payload: bytes,
         future: asyncio.Future[Outcome],
         started: float,
-        crossing: Crossing | None = None,
+        converter: Converter | None = None,
     ) -> None:
         self.payload = payload
         self.future = future
         self.started = started
-        self.crossing = crossing
+        self.converter = converter
         self.receive: Callable[[], Awaitable[Any]] | None = None
         self.watcher: asyncio.Task[None] | None = None
         self.task: asyncio.Task[None] | None = None
 
 
 class Dispatcher(Protocol):
-    """Runs jobs somewhere else."""
+    """Runs calls outside the server's loop."""
 
-    def submit(self, job: Job) -> None:
-        """Take a job; its future gets the outcome."""
+    def submit(self, call: Call) -> None:
+        """Queue a call; its future gets the outcome."""
 
-    def abandon(self, job: Job) -> None:
-        """Learn that nobody waits for a job any more."""
+    def abandon(self, call: Call) -> None:
+        """Drop a call whose future is done."""
 
     def stalled(self) -> float:
-        """Return for how many seconds jobs have waited without any being taken."""
+        """Return for how many seconds calls have waited without any being started."""
 
     def close(self) -> bool:
-        """End; return whether nothing of the function runs any more."""
+        """Stop; return whether no call runs any more."""
 
 
 class Mailbox:
@@ -120,54 +119,50 @@ class Mailbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._outcomes: deque[tuple[Job, Outcome]] = deque()
+        self._outcomes: deque[tuple[Call, Outcome]] = deque()
         self._woken = False
 
-    def put(self, job: Job, outcome: Outcome) -> None:
-        """Leave an outcome; the loop finds it when it is woken or looks."""
-        self._outcomes.append((job, outcome))
+    def put(self, call: Call, outcome: Outcome) -> None:
+        """Add an outcome; it is delivered at the next ``wake`` or ``deliver``."""
+        self._outcomes.append((call, outcome))
 
     def wake(self) -> None:
-        """Let the loop look, unless it is about to."""
+        """Let the loop deliver, unless it is about to."""
         if self._outcomes and not self._woken:
             self._woken = True
-            # Once the loop has ended, nobody waits any more.
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self.deliver)
 
     def deliver(self) -> None:
-        """Give every outcome to whoever waits for it; on the loop."""
-        # Before looking: what arrives after the last look must wake the loop again.
+        """Set the futures; on the loop."""
+        # First: an outcome that is added after the last check must wake the loop again.
         self._woken = False
         outcomes = self._outcomes
         while outcomes:
-            job, outcome = outcomes.popleft()
-            if not job.future.done():
-                job.future.set_result(outcome)
+            call, outcome = outcomes.popleft()
+            if not call.future.done():
+                call.future.set_result(outcome)
 
 
-def call_one(fn: Runnable, payload: bytes, crossing: Crossing | None = None) -> Outcome:
+def call_one(fn: Runnable, payload: bytes, converter: Converter | None = None) -> Outcome:
     """Run a function on one record's bytes."""
-    way = crossing or fn
+    converter = converter or fn
     try:
-        return way.dump(fn.invoke(way.parse(payload)))
+        return converter.dump(fn.invoke(converter.parse(payload)))
     except BaseException as error:  # noqa: BLE001  (SystemExit must not end a thread silently)
         return error
 
 
 def call_many(
-    fn: Runnable, payloads: Sequence[bytes], crossings: Sequence[Crossing | None] | None = None
+    fn: Runnable, payloads: Sequence[bytes], converters: Sequence[Converter | None] | None = None
 ) -> list[Outcome]:
-    """Run a function on many records' bytes in one call; one that is bad fails alone.
-
-    Each record may come in and go out in a way of its own.
-    """
-    ways = [crossing or fn for crossing in crossings or [None] * len(payloads)]
+    """Run a function on many records' bytes in one call; an invalid record fails alone."""
+    chosen = [converter or fn for converter in converters or [None] * len(payloads)]
     records: list[Any] = []
     refused: dict[int, BaseException] = {}
-    for index, (way, payload) in enumerate(zip(ways, payloads, strict=True)):
+    for index, (converter, payload) in enumerate(zip(chosen, payloads, strict=True)):
         try:
-            records.append(way.parse(payload))
+            records.append(converter.parse(payload))
         except BaseException as error:  # noqa: BLE001
             refused[index] = error
     try:
@@ -175,15 +170,15 @@ def call_many(
     except BaseException as error:  # noqa: BLE001
         return [refused.get(index, error) for index in range(len(payloads))]
     return [
-        refused[index] if index in refused else _dumped(way, next(results))
-        for index, way in enumerate(ways)
+        refused[index] if index in refused else _dump(converter, next(results))
+        for index, converter in enumerate(chosen)
     ]
 
 
-def _dumped(way: Crossing, result: Any) -> Outcome:
+def _dump(converter: Converter, result: Any) -> Outcome:
     if isinstance(result, BaseException):
         return result
     try:
-        return way.dump(result)
+        return converter.dump(result)
     except BaseException as error:  # noqa: BLE001
         return error

@@ -1,4 +1,4 @@
-"""Calling a function in threads: as few as it needs, as many as it may have."""
+"""Calling a function in threads: as few as it needs, at most as many as the limit."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
-from mfimage.runtime.calls.queue import Job, Mailbox, Runnable, call_many, call_one
+from mfimage.runtime.calls.queue import Call, Mailbox, Runnable, call_many, call_one
 
 # As many as a FastAPI ``def`` endpoint gets.
 DEFAULT_THREADS = 40
 TICK = 0.005
-# How long jobs may wait, in a process that computes nothing, before threads are added.
+# In an idle process, threads are added when calls have waited this long.
 _IDLE_TICKS = 2
 _IDLE_SHARE = 0.3
 _LATE = 0.005
-# How long one call may keep the others waiting before a thread is added all the same.
+# In a busy process, a thread is added when one call has delayed the others this long.
 _STALLED = 2 * TICK
 _STUCK = 1.0
 _STUCK_THREADS = 4
@@ -39,9 +39,9 @@ class ThreadOptions:
     Attributes
     ----------
     limit : int
-        The most calls at once.
+        Maximum number of concurrent calls.
     max_batch : int
-        The most records that go into one call of a batch function.
+        Maximum number of records in one call of a batch function.
     batch_wait : float
         Seconds that a call of a batch function waits for more records.
     """
@@ -52,13 +52,13 @@ class ThreadOptions:
 
 
 class ThreadDispatcher:
-    """Runs jobs in threads, in the order in which they came.
+    """Runs calls in threads, in the order in which they came.
 
-    One thread does the work while it keeps up. Another joins only when jobs wait and it would
-    help: when the process computes next to nothing (so the calls wait for something: a database,
-    a sleep), or when one call holds the only thread for long and there are processors left.
+    One thread does the work while it keeps up. Another is added only when calls wait and it would
+    help: when the process computes next to nothing (the calls wait for something: a database,
+    a sleep), or when one call occupies the only thread for long and there are processors left.
     Threads that only compute in Python would take turns anyway, and the server's own thread would
-    have to queue with them: 40 such threads held a health check up for 2.6 s, one for some
+    have to queue with them: 40 such threads delayed a health check by 2.6 s, one by some
     milliseconds.
     """
 
@@ -74,7 +74,7 @@ class ThreadDispatcher:
         self._loop = loop
         self._options = options
         self._on_batch = on_batch
-        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._queue: SimpleQueue[Call | None] = SimpleQueue()
         self._mailbox = Mailbox(loop)
         self._threads: set[threading.Thread] = set()
         self._taken = self._since = time.monotonic()
@@ -84,29 +84,24 @@ class ThreadDispatcher:
         self._closed = False
         self._add(1)
 
-    @property
-    def threads(self) -> int:
-        """How many threads there are."""
-        return len(self._threads)
-
-    def submit(self, job: Job) -> None:
-        """Take a job."""
-        self._queue.put(job)
+    def submit(self, call: Call) -> None:
+        """Queue a call."""
+        self._queue.put(call)
         if not self._ticking:
             self._ticking = True
             self._since = time.monotonic()
             self._pace.start(self._since)
             self._loop.call_later(TICK, self._tick)
 
-    def abandon(self, job: Job) -> None:
-        """Drop a job that nobody waits for; one that runs already keeps its thread."""
-        job.payload = b""
+    def abandon(self, call: Call) -> None:
+        """Drop a call whose future is done; one that runs already keeps its thread."""
+        call.payload = b""
         self._dead += 1
         if self._dead > 1024:
             self._purge()
 
     def stalled(self) -> float:
-        """Return for how many seconds jobs have waited without any being taken."""
+        """Return for how many seconds calls have waited without any being started."""
         if not self._queue.qsize():
             return 0.0
         return time.monotonic() - max(self._taken, self._since)
@@ -122,17 +117,17 @@ class ThreadDispatcher:
         return not any(thread.is_alive() for thread in threads)
 
     def _purge(self) -> None:
-        """Take dead jobs out of the queue, which a stuck function would never do."""
+        """Take dead calls out of the queue, which a stuck function would never do."""
         self._dead = 0
         alive = []
         try:
             while True:
-                job = self._queue.get_nowait()
-                if job is None or not job.future.done():
-                    alive.append(job)
+                call = self._queue.get_nowait()
+                if call is None or not call.future.done():
+                    alive.append(call)
         except Empty:
-            for job in alive:
-                self._queue.put(job)
+            for call in alive:
+                self._queue.put(call)
 
     def _tick(self) -> None:
         self._mailbox.deliver()
@@ -158,7 +153,7 @@ class ThreadDispatcher:
             except RuntimeError:
                 if not self._threads:
                     raise
-                log.warning("no more than %d threads are to be had", len(self._threads))
+                log.warning("cannot start more than %d threads", len(self._threads))
                 self._options = replace(self._options, limit=len(self._threads))
                 return
             self._threads.add(thread)
@@ -168,26 +163,26 @@ class ThreadDispatcher:
         woken = 0.0
         while True:
             try:
-                job = queue.get_nowait()
+                call = queue.get_nowait()
             except Empty:
                 mailbox.wake()
-                job = self._next(leave_after)
-            if job is None:
+                call = self._next(leave_after)
+            if call is None:
                 break
-            if job.future.done():
+            if call.future.done():
                 continue
             self._taken = now = time.monotonic()
-            # Each waking of the server's loop costs two turns of the interpreter's lock, more
-            # than a quick call. While jobs wait, it is woken now and then, or looks at a tick.
+            # Waking the server's loop costs two turns of the interpreter's lock, more than a
+            # quick call. While calls wait, it is woken now and then, or delivers at a tick.
             if now - woken > _WAKE_EVERY:
                 mailbox.wake()
                 woken = now
-            mailbox.put(job, call_one(fn, job.payload, job.crossing))
+            mailbox.put(call, call_one(fn, call.payload, call.converter))
         mailbox.wake()
         self._threads.discard(threading.current_thread())
 
-    def _next(self, leave_after: float | None) -> Job | None:
-        """Wait for a job; None to leave."""
+    def _next(self, leave_after: float | None) -> Call | None:
+        """Wait for a call; return None to end the thread."""
         try:
             return self._queue.get(True, leave_after)
         except Empty:
@@ -196,33 +191,33 @@ class ThreadDispatcher:
     def _run_batches(self, leave_after: float | None) -> None:
         ending = False
         while not ending:
-            jobs, ending = self._gather(self._next(leave_after))
-            if jobs:
+            calls, ending = self._gather(self._next(leave_after))
+            if calls:
                 self._taken = time.monotonic()
-                self._on_batch(len(jobs))
-                payloads = [job.payload for job in jobs]
-                outcomes = call_many(self._fn, payloads, [job.crossing for job in jobs])
-                for job, outcome in zip(jobs, outcomes, strict=True):
-                    self._mailbox.put(job, outcome)
+                self._on_batch(len(calls))
+                payloads = [call.payload for call in calls]
+                outcomes = call_many(self._fn, payloads, [call.converter for call in calls])
+                for call, outcome in zip(calls, outcomes, strict=True):
+                    self._mailbox.put(call, outcome)
                 self._mailbox.wake()
         self._threads.discard(threading.current_thread())
 
-    def _gather(self, job: Job | None) -> tuple[list[Job], bool]:
-        """Return the first job and what goes along with it, and whether to end after them."""
-        jobs: list[Job] = []
+    def _gather(self, call: Call | None) -> tuple[list[Call], bool]:
+        """Return a batch that starts with a call, and whether to end the thread after it."""
+        calls: list[Call] = []
         until = time.monotonic() + self._options.batch_wait if self._options.batch_wait else 0.0
-        most = self._options.max_batch
+        limit = self._options.max_batch
         get, get_nowait = self._queue.get, self._queue.get_nowait
-        while job is not None:
-            if not job.future.done():
-                jobs.append(job)
-            if len(jobs) >= most:
-                return jobs, False
+        while call is not None:
+            if not call.future.done():
+                calls.append(call)
+            if len(calls) >= limit:
+                return calls, False
             try:
-                job = get(True, max(0.0, until - time.monotonic())) if until else get_nowait()
+                call = get(True, max(0.0, until - time.monotonic())) if until else get_nowait()
             except Empty:
-                return jobs, False
-        return jobs, True
+                return calls, False
+        return calls, True
 
 
 class _Pace:
@@ -234,7 +229,7 @@ class _Pace:
         self._idle_ticks = 0
 
     def start(self, now: float) -> None:
-        """Begin to watch."""
+        """Begin to measure."""
         self._then, self._cpu = now, time.process_time()
         self._idle_ticks = 0
 
@@ -244,7 +239,7 @@ class _Pace:
         wall, cpu = now - self._then, time.process_time()
         share = (cpu - self._cpu) / wall if wall else math.inf
         self._then, self._cpu = now, cpu
-        # A late tick means that this process did not get to run: no sign of idle calls.
+        # After a late tick nothing is known: this process did not get to run.
         idle = share < _IDLE_SHARE and wall < TICK + _LATE
         self._idle_ticks = self._idle_ticks + 1 if idle else 0
         if self._idle_ticks >= _IDLE_TICKS:

@@ -10,9 +10,9 @@ import io
 import operator
 import pickle
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mfimage.errors import Fault, OutputError, PackageError, ParameterError
 from mfimage.function.decorator import DecoratedFunction
@@ -22,10 +22,6 @@ from mfimage.function.schema import RESULT, Many
 from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec, parse_spec
 from mfimage.runtime.calls.coroutines import LoopThread
 from mfimage.runtime.loading.modules import CodeSpace
-
-if TYPE_CHECKING:
-    from mfimage.runtime.serving.codecs import Wire
-
 
 ReadBlob = Callable[[BlobRef], bytes]
 
@@ -72,12 +68,6 @@ class LiveFunction:
     def many(self) -> Many:
         """Reads many records at once, and writes many results."""
         return Many(self._schema)
-
-    def speaks(self) -> Mapping[str, Wire]:
-        """Return the forms beside JSON that records and results have, by media type."""
-        from mfimage.runtime.serving.codecs import wires_of
-
-        return wires_of(self.spec, data=self.data)
 
     def __call__(self, record: Any) -> Any:
         """Return the JSON value of the result for one record.

@@ -1,4 +1,4 @@
-"""The function behind Ray Serve: the same server as everywhere, inside Serve's replicas."""
+"""The function behind Ray Serve: the app of every server, inside Serve's replicas."""
 
 from __future__ import annotations
 
@@ -8,49 +8,50 @@ import gc
 import logging
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mfimage.errors import BackendError, OptionError
-from mfimage.package.spec import FunctionSpec
+from mfimage.runtime.calls.queue import Dispatcher
 from mfimage.runtime.layout import function_folder
 from mfimage.runtime.loading.loader import LiveFunction
 from mfimage.runtime.ray.preflight import connect, import_serve
-from mfimage.runtime.serving.app import Front
-from mfimage.runtime.serving.codecs import Wire
-from mfimage.runtime.serving.content import Speech
-from mfimage.runtime.serving.metrics import Board, Metrics
+from mfimage.runtime.serving.app import App, headers_of
+from mfimage.runtime.serving.content import MediaTypes
+from mfimage.runtime.serving.contract import mounted
+from mfimage.runtime.serving.metrics import Metrics
 from mfimage.runtime.serving.process import dispatcher_for, load_whole, read_spec
-from mfimage.runtime.serving.responses import App, Message, Receive, Scope, Send, headers_of
+from mfimage.runtime.serving.route import Message, Scope, Send
+from mfimage.runtime.serving.service import Receive, Service
 from mfimage.runtime.settings import Settings
 
-# Of the server's settings, what can be changed while it runs; numbers all.
+# The settings that can be changed while the server runs; all are numbers.
 CHANGEABLE = ("batch_wait", "max_batch", "max_body", "max_waiting", "threads", "timeout")
 # Serve's own default, 5, would keep a batch function from ever seeing more records at once.
 _ONGOING = 128
-_RETIRED_LOOK = 0.1
+_RETIRED_POLL = 0.1
 
 log = logging.getLogger("mfimage.serving")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeArgs:
-    """What ``args`` of an application may be.
+    """The ``args`` of a Serve application.
 
     Attributes
     ----------
     num_replicas : int, str or None
-        How many copies of the function; ``auto`` for Serve's own choice.
+        Number of copies of the function; ``auto`` lets Serve choose.
     autoscaling_config : mapping or None
         Instead of a number: Serve's own, as ``{"min_replicas": 1, "max_replicas": 4}``.
     ray_actor_options : mapping
-        What each copy takes, as ``{"num_cpus": 1, "num_gpus": 0}``.
+        Resources of each copy, as ``{"num_cpus": 1, "num_gpus": 0}``.
     max_ongoing_requests : int
-        The most requests at once in a copy; more wait at the proxy.
+        Maximum number of concurrent requests in a copy; more wait at the proxy.
     user_config : mapping or None
-        Settings that can be changed later without new copies; see ``CHANGEABLE``.
+        Settings that can be changed without new copies; see ``CHANGEABLE``.
     """
 
     num_replicas: int | str | None = None
@@ -66,7 +67,7 @@ class ServeArgs:
         Raises
         ------
         OptionError
-            Naming the one that is wrong.
+            Naming the invalid one.
         """
         known = [each.name for each in dataclasses.fields(cls)]
         _refuse_unknown(args, known, "")
@@ -80,7 +81,7 @@ class ServeArgs:
         return found
 
     def options(self) -> dict[str, Any]:
-        """Return what Serve's ``deployment`` takes."""
+        """Return the options of Serve's ``deployment``."""
         options = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         if self.autoscaling_config is not None:
             from ray.serve.config import AutoscalingConfig
@@ -99,7 +100,13 @@ def _refuse_unknown(given: Mapping[str, Any], known: list[str], prefix: str) -> 
 
 
 def changed(settings: Settings, config: Mapping[str, Any]) -> Settings:
-    """Return settings with some of them changed; ``OptionError`` for what cannot be."""
+    """Return settings with some of them changed.
+
+    Raises
+    ------
+    OptionError
+        Naming the one that cannot be.
+    """
     _refuse_unknown(config, list(CHANGEABLE), "user_config.")
     for name, value in config.items():
         whole = name not in ("batch_wait", "timeout")
@@ -117,54 +124,45 @@ class Replica:
         global _replica  # noqa: PLW0603  (Serve makes one in a process, and the app apart from it)
         self._loop = asyncio.get_running_loop()
         self._settings = Settings.from_environ()
-        self._metrics = Metrics(Board())
+        self._metrics = Metrics()
         load = self._loop.run_in_executor(None, load_whole, Path(folder))
         self._fn: LiveFunction = await load
-        self._wires = self._fn.speaks()
-        self._pages = build_pages(self._fn.spec, self._metrics.board, self._wires)
+        self._media_types = MediaTypes.of(self._fn.spec, self._fn, data=self._fn.data)
         gc.collect()
         gc.freeze()  # see docs/serving.md
         self._retired: set[asyncio.Task[None]] = set()
-        self._front, self._dispatcher = self._new(self._settings)
-        self.routes = Routes(self._fn.spec, self._wires, self.front)
+        self._service, self._dispatcher = self._new(self._settings)
+        self.app = MountedApp(self._service)
         _replica = self
 
-    def front(self) -> Front:
-        """Return what answers now."""
-        return self._front
-
-    def _new(self, settings: Settings) -> tuple[Front, Any]:
-        front = Front(
-            spec=self._fn.spec,
-            settings=settings,
-            metrics=self._metrics,
-            access=None,  # Serve logs requests itself
-            loop=self._loop,
+    def _new(self, settings: Settings) -> tuple[Service, Dispatcher]:
+        service = Service(
+            spec=self._fn.spec, settings=settings, metrics=self._metrics, loop=self._loop
         )
         dispatcher = dispatcher_for(
-            self._fn, settings, loop=self._loop, on_batch=self._metrics.count_batch
+            self._fn, settings, loop=self._loop, on_batch=self._metrics.batch_sizes.observe
         )
-        front.start(dispatcher, Speech.of(self._fn, self._wires))
-        front.show(self._pages)
-        return front, dispatcher
+        service.start(dispatcher, self._media_types)
+        return service, dispatcher
 
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
-        """Take new settings; requests that are under way keep the old ones."""
+        """Take new settings; requests in flight keep the old ones."""
         settings = changed(self._settings, config)
-        before = self._front, self._dispatcher
-        self._front, self._dispatcher = self._new(settings)
+        before = self._service, self._dispatcher
+        self._service, self._dispatcher = self._new(settings)
+        self.app.use(self._service)
         task = self._loop.create_task(self._retire(*before))
         self._retired.add(task)
         task.add_done_callback(self._retired.discard)
 
-    async def _retire(self, front: Front, dispatcher: Any) -> None:
-        while front.inflight:
-            await asyncio.sleep(_RETIRED_LOOK)
+    async def _retire(self, service: Service, dispatcher: Dispatcher) -> None:
+        while service.inflight:
+            await asyncio.sleep(_RETIRED_POLL)
         await self._loop.run_in_executor(None, dispatcher.close)
 
     async def check_health(self) -> None:
         """Raise when the function takes no more calls: Serve then makes a new copy."""
-        reason = self._front.not_ready()
+        reason = self._service.not_ready()
         if reason:
             raise BackendError(f"{self._fn.name}: {reason}")
 
@@ -172,10 +170,10 @@ class Replica:
 _replica: Replica | None = None
 
 
-def replica_app() -> Routes:
+def replica_app() -> MountedApp:
     """Return the app of this process's replica."""
     assert _replica is not None
-    return _replica.routes
+    return _replica.app
 
 
 def build(args: Mapping[str, Any]) -> Any:
@@ -189,7 +187,7 @@ def build(args: Mapping[str, Any]) -> Any:
     Raises
     ------
     OptionError
-        When an argument is unknown or cannot be used.
+        When an argument is unknown or invalid.
     """
     return _application(function_folder().absolute(), args)
 
@@ -230,22 +228,24 @@ def run(folder: Path, settings: Settings) -> int:
                 "keep_alive_timeout_s": settings.keep_alive,
             },
         )
-        # Nobody else uses this Ray: how many fit is not Ray's to say.
+        # This Ray serves one function: its CPUs do not limit the number of workers.
         args = {"num_replicas": settings.workers, "ray_actor_options": {"num_cpus": 0}}
         serve.run(_application(folder.absolute(), args), name=name, route_prefix="/")
         log.info("ready: POST /%s", name)
         stop.wait()
-        # Shutting Serve down would first end the proxy, and with it the way back of answers.
+        # Shutting Serve down would first end the proxy, which returns the responses.
         serve.delete(name)
         serve.shutdown()
     except RuntimeError as error:
-        raise BackendError(f"{name} cannot be served: {error}", hint="the log tells more") from None
+        raise BackendError(
+            f"{name} cannot be served: {error}", hint="the log has the reason"
+        ) from None
     finally:
         ray.shutdown()
     return 0
 
 
-# Which request of Ray Serve is for what of the server, wherever Serve puts the application.
+# Where Ray Serve mounts the application, and what of the contract is served there.
 #
 # ::
 #
@@ -254,82 +254,68 @@ def run(folder: Path, settings: Settings) -> int:
 # GET  /docs, /openapi.json            GET  /predict/docs, /predict/openapi.json
 # GET  /healthz, /readyz               Serve's own: /-/healthz
 
-_PAGES = ("/docs", "/docs/oauth2-redirect", "/openapi.json", "/redoc")
-_HEALTH = ("/healthz", "/readyz")
-_NOWHERE = "/-"
 _SPACE = b" \t\r\n"
 
 
-class Routes:
-    """The application: finds the way in the server, and tells lists from records.
+class MountedApp:
+    """The ASGI app of a replica, wherever Serve mounts it; a list of records may come as a record.
 
     Parameters
     ----------
-    spec : FunctionSpec
+    service : Service
         The function.
-    wires : mapping of str to Wire
-        What is spoken beside JSON, by media type.
-    front : callable
-        Returns the server's front.
     """
 
-    def __init__(
-        self, spec: FunctionSpec, wires: Mapping[str, Wire], front: Callable[[], Front]
-    ) -> None:
-        self._record, self._batch = f"/{spec.name}", f"/{spec.name}/batch"
-        self._wires = wires
-        self._front = front
-        self._takes_lists = takes_lists(spec.input_schema)
+    def __init__(self, service: Service) -> None:
+        self._takes_lists = takes_lists(service.spec.input_schema)
+        self.use(service)
+
+    def use(self, service: Service) -> None:
+        """Serve with other settings from the next request on."""
+        self.service = service
+        self._apps: dict[str, App] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; Serve asks for a life cycle, too."""
+        """Answer one request, or ASGI's lifespan."""
         if scope["type"] == "lifespan":
             await _live(receive, send)
         elif scope["type"] == "http":
-            path, scope = self._way(scope)
-            if path == self._record and scope["method"] == "POST" and not self._takes_lists:
-                is_list, receive = await self._peek(scope, receive)
-                path = self._batch if is_list else path
-            await self._front()({**scope, "path": path}, receive, send)
+            root = scope.get("root_path", "").rstrip("/")
+            path = scope["path"]
+            if not path.startswith(root):
+                path = root + path
+            record = root or f"/{self.service.spec.name}"
+            is_record = path == record or (root and path == f"{root}/")
+            if is_record and scope["method"] == "POST" and not self._takes_lists:
+                assert self.service.media_types is not None
+                is_list, receive = await _peek(scope, receive, self.service.media_types.codecs)
+                path = f"{record}/batch" if is_list else path
+            await self._app(root)({**scope, "path": path}, receive, send)
 
-    def _way(self, scope: Scope) -> tuple[str, Scope]:
-        """Return the path as the server knows it, and the request."""
-        root = scope.get("root_path", "").rstrip("/")
-        path = scope["path"]
-        below = path[len(root) :] if path.startswith(root) else path
-        if root:
-            ours = {"": self._record, "/": self._record, "/batch": self._batch}
-            about = below in ("", "/")
-        else:
-            ours = {each: each for each in (self._record, self._batch, *_HEALTH)}
-            about = below == "/"
-        if below in ours and (scope["method"] == "POST" or below in _HEALTH):
-            return ours[below], {**scope, "root_path": ""}
-        if about:
-            return f"{root}/", scope
-        if below in _PAGES:
-            return path, scope
-        if below in ours:  # not with this method
-            return ours[below], {**scope, "root_path": ""}
-        return f"{root}{_NOWHERE}", scope
+    def _app(self, root: str) -> App:
+        if root not in self._apps:
+            # Serve logs requests itself.
+            self._apps[root] = App(self.service, mounted(self.service.spec, root), access=None)
+        return self._apps[root]
 
-    async def _peek(self, scope: Scope, receive: Receive) -> tuple[bool, Receive]:
-        """Tell whether the body is a JSON list; return what gives the body from its start."""
-        kind = headers_of(scope["headers"]).get(b"content-type", b"").decode("latin-1")
-        if kind.partition(";")[0].strip().lower() in self._wires:
-            return False, receive
-        read: list[Message] = []
-        start = b""
-        while not start:
-            read.append(await receive())
-            start = read[-1].get("body", b"").lstrip(_SPACE)
-            if not read[-1].get("more_body", False):
-                break
 
-        async def again() -> Message:
-            return read.pop(0) if read else await receive()
+async def _peek(scope: Scope, receive: Receive, codecs: Collection[str]) -> tuple[bool, Receive]:
+    """Return whether the body is a JSON list, and what receives the body from its start."""
+    kind = headers_of(scope["headers"]).get(b"content-type", b"").decode("latin-1")
+    if kind.partition(";")[0].strip().lower() in codecs:
+        return False, receive
+    read: list[Message] = []
+    start = b""
+    while not start:
+        read.append(await receive())
+        start = read[-1].get("body", b"").lstrip(_SPACE)
+        if not read[-1].get("more_body", False):
+            break
 
-        return start[:1] == b"[", again
+    async def again() -> Message:
+        return read.pop(0) if read else await receive()
+
+    return start[:1] == b"[", again
 
 
 async def _live(receive: Receive, send: Send) -> None:
@@ -341,7 +327,7 @@ async def _live(receive: Receive, send: Send) -> None:
 
 
 def takes_lists(schema: Mapping[str, Any]) -> bool:
-    """Tell whether a list may be one record of a JSON Schema."""
+    """Return whether a list may be one record of a JSON Schema."""
     return _may_be_list(schema, schema, set())
 
 
@@ -361,27 +347,3 @@ def _may_be_list(schema: Any, root: Mapping[str, Any], seen: set[str]) -> bool:
         return any(isinstance(each, list) for each in schema.get("enum", [schema.get("const")]))
     kinds = schema.get("type", "array")
     return "array" in (kinds if isinstance(kinds, list) else [kinds])
-
-
-def build_pages(spec: FunctionSpec, board: Board, wires: Mapping[str, Wire]) -> App:
-    """Return FastAPI's app; its document has the function's operations where they are here."""
-    import orjson
-    from starlette.responses import Response
-
-    from mfimage.runtime.serving import openapi
-
-    app = openapi.build_pages(spec, board, wires)
-    names = {f"/{spec.name}": "", f"/{spec.name}/batch": "/batch"}
-
-    async def pages(scope: Scope, receive: Receive, send: Send) -> None:
-        root = scope.get("root_path", "").rstrip("/")
-        if scope["path"] != f"{root}/openapi.json" or scope["method"] not in ("GET", "HEAD"):
-            await app(scope, receive, send)
-            return
-        document = app.openapi()
-        record = root or f"/{spec.name}"
-        paths = {record + rest: document["paths"][path] for path, rest in names.items()}
-        content = orjson.dumps({**document, "paths": paths})
-        await Response(content, media_type="application/json")(scope, receive, send)
-
-    return pages

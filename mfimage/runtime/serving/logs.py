@@ -1,4 +1,4 @@
-"""JSON lines on stdout: one object a line, whoever writes."""
+"""Logs: JSON lines on stdout, one object a line."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-# A write of at most this many bytes to a pipe is not torn apart by another process's.
-_WHOLE = 4096
+# Writes of at most this many bytes to a pipe are not interleaved with those of other processes.
+_ATOMIC = 4096
 _FLUSH_AFTER = 0.05
-_PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName", "color_message"}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName", "color_message"}
 
 
 class _Writable(Protocol):
@@ -29,7 +29,7 @@ class Out:
         self._lock = threading.RLock()  # a signal may come while it writes
 
     def write(self, data: bytes) -> None:
-        """Write all of it; a reader that has gone is no reason to fail."""
+        """Write all of it; a closed pipe is not an error."""
         with self._lock:
             try:
                 while data:
@@ -38,8 +38,8 @@ class Out:
                 pass
 
 
-class Clock:
-    """The time as RFC 3339 text, in milliseconds and UTC; each second is formatted once."""
+class Timestamps:
+    """RFC 3339 text of a time, in milliseconds and UTC; each second is formatted once."""
 
     def __init__(self) -> None:
         self._second = -1
@@ -55,21 +55,21 @@ class Clock:
 
 
 class JsonFormatter(logging.Formatter):
-    """A log record as one JSON object; what ``extra=`` gives becomes members."""
+    """A log record as one JSON object; ``extra=`` adds members."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._clock = Clock()
+        self._timestamps = Timestamps()
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line without its end."""
         line: dict[str, Any] = {
-            "time": self._clock.text(record.created),
+            "time": self._timestamps.text(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line.update((k, v) for k, v in vars(record).items() if k not in _PLAIN)
+        line.update((k, v) for k, v in vars(record).items() if k not in _STANDARD)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
@@ -91,26 +91,26 @@ class _Handler(logging.Handler):
 
 
 def configure(level: str) -> Out:
-    """Send all logging of this process to stdout as JSON lines; return the way out."""
+    """Send all logging of this process to stdout as JSON lines; return the stream."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # what the function prints
     out = Out(io.FileIO(sys.stdout.fileno(), "w", closefd=False))
     root = logging.getLogger()
     root.handlers[:] = [_Handler(out)]
     root.setLevel(level.upper())
-    # What uvicorn has to tell at "info" is told here in this server's own words.
+    # This server logs in its own words what uvicorn would at "info".
     logging.getLogger("uvicorn").setLevel(max(root.level, logging.WARNING))
     logging.captureWarnings(capture=True)
     return out
 
 
 class AccessLog:
-    """One line for each request, kept for a moment so that many go out in one write.
+    """One line for each request, buffered for a moment so that many are one write.
 
     Parameters
     ----------
     out : Out
-        Where to.
+        The stream.
     later : callable
         The loop's ``call_later``.
     """
@@ -118,7 +118,7 @@ class AccessLog:
     def __init__(self, out: Out, later: Callable[[float, Callable[[], None]], object]) -> None:
         self._out = out
         self._later = later
-        self._clock = Clock()
+        self._timestamps = Timestamps()
         self._lines: list[bytes] = []
         self._size = 0
         self._pending = False
@@ -131,14 +131,14 @@ class AccessLog:
         request : str
             The members ``method`` and ``path`` as JSON; see ``request_members``.
         request_id : str
-            Only of characters that need no escape.
+            Without characters that need an escape.
         """
         line = (
-            f'{{"time":"{self._clock.text(time.time())}","level":"info","logger":"mfimage.access",'
-            f'"message":"request",{request},"status":{status},"duration_ms":{seconds * 1000:.3f},'
-            f'"request_id":"{request_id}"}}\n'
+            f'{{"time":"{self._timestamps.text(time.time())}","level":"info",'
+            f'"logger":"mfimage.access","message":"request",{request},"status":{status},'
+            f'"duration_ms":{seconds * 1000:.3f},"request_id":"{request_id}"}}\n'
         ).encode()
-        if self._size + len(line) > _WHOLE:
+        if self._size + len(line) > _ATOMIC:
             self.flush()
         self._lines.append(line)
         self._size += len(line)
@@ -147,7 +147,7 @@ class AccessLog:
             self._later(_FLUSH_AFTER, self._flush_later)
 
     def flush(self) -> None:
-        """Write what was kept."""
+        """Write what is buffered."""
         if self._lines:
             self._out.write(b"".join(self._lines))
             self._lines.clear()
@@ -159,5 +159,5 @@ class AccessLog:
 
 
 def request_members(method: str, path: str) -> str:
-    """Return what a log line says of a request, as JSON without braces."""
+    """Return a request's members of a log line, as JSON without braces."""
     return f'"method":{json.dumps(method)},"path":{json.dumps(path)}'

@@ -1,237 +1,108 @@
-"""What FastAPI answers: the documentation of the function, the metrics, and unknown paths.
-
-The two ``POST`` operations stand here for their documentation only; ``front.py`` answers them.
-"""
+"""The OpenAPI document, made from the routes."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
-from starlette.exceptions import HTTPException
-
-from mfimage import __version__
 from mfimage.package.spec import FunctionSpec
-from mfimage.runtime.serving.codecs import Wire
-from mfimage.runtime.serving.metrics import Board, render
-from mfimage.runtime.serving.problems import MEDIA_TYPE, PROBLEM_SCHEMA, Problem
+from mfimage.runtime.serving.content import MediaCodec
+from mfimage.runtime.serving.problems import MEDIA_TYPE, PROBLEM_SCHEMA
+from mfimage.runtime.serving.route import Operation, Route
 
-Responses = dict[int | str, dict[str, Any]]
-
+_VERSION = "3.1.0"
 _COMPONENTS = "#/components/schemas/"
 _DEFINITIONS = "#/$defs/"
-_OWN_SCHEMAS = ("About", "Problem", "Record", "Result", "Status")
-_WRONG = {
-    406: "`Accept` asks for none of the media types of the response.",
-    413: "The body is larger than `MFIMAGE_MAX_BODY`.",
-    415: "The body's media type is none of those of the request.",
-    422: "The body is not what its media type says, or does not fit; `errors` says where.",
-    500: "The function failed. The log has the reason under the request's id.",
-    503: "The function is still loading, the server is shutting down, or too many requests wait.",
-    504: "No answer within `MFIMAGE_TIMEOUT`.",
-}
 
 
-def build_pages(spec: FunctionSpec, board: Board, wires: Mapping[str, Wire]) -> FastAPI:
-    """Return the app that answers everything but records and health.
+def render(spec: FunctionSpec, codecs: Mapping[str, MediaCodec], routes: Sequence[Route]) -> bytes:
+    """Return the document as JSON."""
+    text = json.dumps(document(spec, codecs, routes), ensure_ascii=False, separators=(",", ":"))
+    return text.encode()
+
+
+def document(
+    spec: FunctionSpec, codecs: Mapping[str, MediaCodec], routes: Sequence[Route]
+) -> dict[str, Any]:
+    """Return the document.
 
     Parameters
     ----------
     spec : FunctionSpec
         The function.
-    board : Board
-        What was counted.
-    wires : mapping of str to Wire
-        What is spoken beside JSON, by media type.
+    codecs : mapping of str to MediaCodec
+        Its codecs beside JSON, by media type.
+    routes : sequence of Route
+        The routes; those with ``documented`` are included.
     """
-    app = FastAPI(
-        title=spec.name,
-        version=spec.digest.removeprefix("sha256:")[:12],
-        description=f"{spec.description}\n\nBound to the Metaflow task `{spec.task}`.".strip(),
-        redirect_slashes=False,
-    )
-    _add_pages(app, spec, board)
-    _document(app, spec, wires)
-    app.add_exception_handler(HTTPException, _problem)
-    app.add_exception_handler(Exception, _failure)
-    return app
-
-
-class About(BaseModel):
-    """What is served."""
-
-    name: str
-    digest: str
-    pathspec: str
-    version: str
-
-
-class Status(BaseModel):
-    """How the server is."""
-
-    status: str
-
-
-def _add_pages(app: FastAPI, spec: FunctionSpec, board: Board) -> None:
-    about = About(name=spec.name, digest=spec.digest, pathspec=spec.task, version=__version__)
-    not_ready: Responses = {503: _problem_response("Still loading, or shutting down.")}
-    text: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
-
-    @app.get("/", operation_id="about", summary="What is served", tags=["server"])
-    def show_about() -> About:
-        return about
-
-    @app.get("/healthz", operation_id="healthz", summary="Alive", tags=["server"])
-    def healthz() -> Status:
-        raise NotImplementedError  # front.py
-
-    @app.get("/readyz", operation_id="readyz", summary="Ready for requests", tags=["server"],
-             responses=not_ready)  # fmt: skip
-    def readyz() -> Status:
-        raise NotImplementedError  # front.py
-
-    @app.get("/metrics", operation_id="metrics", summary="Prometheus metrics", tags=["server"],
-             responses=text, response_class=Response)  # fmt: skip
-    def metrics(request: Request) -> Response:
-        accept = request.headers.get("accept", "")
-        content, media_type = render(board, about.model_dump(), accept)
-        return Response(content, media_type=media_type)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Operation:
-    """What the documentation says of one ``POST``; bodies by media type."""
-
-    path: str
-    name: str
-    summary: str
-    record: dict[str, Any]
-    answer: dict[str, Any]
-    answer_is: str
-
-
-def _document(app: FastAPI, spec: FunctionSpec, wires: Mapping[str, Wire]) -> None:
-    """Add the function's two operations, and the schemas they speak of."""
-    schemas = Schemas()
-    problems: Responses = {status: _problem_response(text) for status, text in _WRONG.items()}
-    operations = list(_operations(spec, schemas, wires))
-    for operation in operations:
-        answer: dict[str, Any] = {"description": operation.answer_is}
-        app.add_api_route(
-            operation.path,
-            _answered_before,
-            methods=["POST"],
-            name=operation.name,
-            operation_id=operation.name,
-            summary=operation.summary,
-            description=spec.description,
-            tags=["function"],
-            responses={200: answer, **problems},
-            openapi_extra={"requestBody": {"required": True, "content": {}}},
-        )
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = get_openapi(
-                title=app.title,
-                version=app.version,
-                description=app.description,
-                routes=app.routes,
-            )
-            components = document.setdefault("components", {}).setdefault("schemas", {})
-            components.update(schemas.components)
-            # Behind FastAPI's back, which drops every null: of examples, and Avro's defaults.
-            for operation in operations:
-                post = document["paths"][operation.path]["post"]
-                post["requestBody"]["content"] = operation.record
-                post["responses"]["200"]["content"] = operation.answer
-            app.openapi_schema = document
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI documents it
-
-
-def _operations(
-    spec: FunctionSpec, schemas: Schemas, wires: Mapping[str, Wire]
-) -> Iterator[_Operation]:
-    record = schemas.add("Record", spec.input_schema)
-    result = schemas.add("Result", spec.output_schema)
-    schemas.components["Problem"] = PROBLEM_SCHEMA
-    summary = (spec.description.strip().splitlines() or [spec.name])[0].rstrip(".")
-    inputs = [example.input for example in spec.examples]
-    outputs = [example.output for example in spec.examples]
-    yield _Operation(
-        path=f"/{spec.name}",
-        name=spec.name,
-        summary=summary,
-        record=_json(record, inputs) | _others(wires.values(), "input"),
-        answer=_json(result, outputs) | _others(wires.values(), "output"),
-        answer_is="The result.",
-    )
-    lists = [wire.many for wire in wires.values() if wire.many is not None]
-    alternatives = (("result", result), ("error", {"$ref": _COMPONENTS + "Problem"}))
-    item = {
-        "oneOf": [
-            {"type": "object", "required": [key], "properties": {key: schema}}
-            for key, schema in alternatives
-        ]
+    described = _Described(spec, codecs, routes)
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        if route.operation is not None and route.documented:
+            operation = _operation(route.operation, described)
+            paths.setdefault(route.path, {})[route.method.lower()] = operation
+    info = {
+        "title": spec.name,
+        "description": f"{spec.description}\n\nBound to the Metaflow task `{spec.task}`.".strip(),
+        "version": spec.digest.removeprefix("sha256:")[:12],
     }
-    yield _Operation(
-        path=f"/{spec.name}/batch",
-        name=f"{spec.name}_batch",
-        summary=f"{summary} for a list of records",
-        record=_json({"type": "array", "items": record}, [inputs] if inputs else [])
-        | _others(lists, "input"),
-        answer=_json(
-            {"type": "array", "items": item},
-            [[{"result": output} for output in outputs]] if outputs else [],
-        )
-        | _others(lists, "output"),
-        answer_is="For each record, in order, its result or its error.",
-    )
+    components = {"schemas": described.schemas.components}
+    return {"openapi": _VERSION, "info": info, "paths": paths, "components": components}
 
 
-def _answered_before() -> None:
-    raise NotImplementedError  # front.py
+class _Described:
+    """See ``route.Described``."""
+
+    def __init__(
+        self, spec: FunctionSpec, codecs: Mapping[str, MediaCodec], routes: Sequence[Route]
+    ) -> None:
+        self.spec = spec
+        self.codecs = codecs
+        given: dict[str, Any] = {}
+        for route in routes:
+            if route.operation is not None and route.documented:
+                given |= route.operation.schemas
+        self.schemas = Schemas(reserved=given)
+        self.schemas.components.update(sorted(given.items()))
+        self.record = self.schemas.add("Record", spec.input_schema)
+        self.result = self.schemas.add("Result", spec.output_schema)
+        self.schemas.components["Problem"] = PROBLEM_SCHEMA
+        self.problem = {"$ref": f"{_COMPONENTS}Problem"}
 
 
-def _json(schema: Mapping[str, Any], examples: Sequence[Any]) -> dict[str, Any]:
-    media: dict[str, Any] = {"schema": schema}
-    if examples:
-        media["examples"] = {f"example {n}": {"value": v} for n, v in enumerate(examples, 1)}
-    return {"application/json": media}
-
-
-def _others(wires: Iterable[Wire], side: Literal["input", "output"]) -> dict[str, Any]:
-    """Document media types that are no JSON; each one's own schema, in which no OpenAPI is."""
-    return {
-        wire.media_type: {
-            # A body that is no JSON has no type: the media type says all (OpenAPI 3.1).
-            "schema": {"contentMediaType": wire.media_type},
-            f"x-{wire.serializer.name}-schema": wire.input if side == "input" else wire.output,
-        }
-        for wire in wires
+def _operation(operation: Operation, described: _Described) -> dict[str, Any]:
+    made: dict[str, Any] = {"tags": [operation.tag], "summary": operation.summary}
+    if operation.description:
+        made["description"] = operation.description
+    made["operationId"] = operation.id
+    if operation.request is not None:
+        made["requestBody"] = {"content": operation.request(described), "required": True}
+    success = {"description": operation.success, "content": operation.response(described)}
+    problem = {MEDIA_TYPE: {"schema": described.problem}}
+    made["responses"] = {"200": success} | {
+        str(status): {"description": text, "content": problem}
+        for status, text in operation.problems.items()
     }
-
-
-def _problem_response(description: str) -> dict[str, Any]:
-    schema = {"$ref": _COMPONENTS + "Problem"}
-    return {"description": description, "content": {MEDIA_TYPE: {"schema": schema}}}
+    return made
 
 
 class Schemas:
-    """JSON Schemas as an OpenAPI document holds them: definitions apart, by unique names."""
+    """JSON Schemas as components of an OpenAPI document: definitions apart, by unique names.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    reserved : collection of str
+        Names that definitions must not take, beside those of this class's user.
+    """
+
+    def __init__(self, reserved: Collection[str] = ()) -> None:
         self.components: dict[str, Any] = {}
+        self._reserved = {"Problem", "Record", "Result", *reserved}
 
     def add(self, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-        """Add a schema with its definitions; return what refers to it."""
+        """Add a schema with its definitions; return a reference to it."""
         own = dict(copy.deepcopy(schema))
         definitions = own.pop("$defs", {})
         names = {old: self._free(name, old, definitions) for old in definitions}
@@ -243,8 +114,8 @@ class Schemas:
         return {"$ref": _COMPONENTS + name}
 
     def _free(self, prefix: str, name: str, others: Mapping[str, Any]) -> str:
-        """Return a name for a definition that nothing else in the document has."""
-        if name not in self.components and name not in _OWN_SCHEMAS:
+        """Return a name for a definition that is unique in the document."""
+        if name not in self.components and name not in self._reserved:
             return name
         name = f"{prefix}{name}"
         while name in self.components or name in others:
@@ -253,7 +124,7 @@ class Schemas:
 
 
 def _redirect(schema: Any, names: Mapping[str, str]) -> None:
-    """Let every reference to a definition follow it to where it is now."""
+    """Point every reference to a definition to where it is now."""
     if isinstance(schema, list):
         for item in schema:
             _redirect(item, names)
@@ -267,27 +138,3 @@ def _redirect(schema: Any, names: Mapping[str, str]) -> None:
                 schema[key] = _COMPONENTS + names.get(name, name)
             else:
                 _redirect(value, names)
-
-
-def _problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    details = {
-        404: "no such path; /docs lists what there is",
-        405: f"{request.method} is not answered here",
-    }
-    headers = [
-        (key.lower().encode(), value.encode()) for key, value in (error.headers or {}).items()
-    ]
-    detail = details.get(error.status_code, str(error.detail))
-    return _response(request, Problem(error.status_code, detail, headers=headers))
-
-
-def _failure(request: Request, error: Exception) -> Response:
-    return _response(request, Problem(500, "the server failed; the log has the reason"))
-
-
-def _response(request: Request, problem: Problem) -> Response:
-    content = problem.body(request.scope.get("mfimage.request_id"))
-    response = Response(content, status_code=problem.status, media_type=MEDIA_TYPE)
-    response.raw_headers += problem.headers
-    return response

@@ -1,4 +1,4 @@
-"""Errors as HTTP answers: RFC 9457 problem documents."""
+"""Errors as HTTP responses: RFC 9457 problem documents."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ PROBLEM_SCHEMA = {
 
 
 class Problem(Exception):
-    """An answer that is an error.
+    """An error response.
 
     Attributes
     ----------
     status : int
         The HTTP status.
     detail : str
-        What was wrong with this request.
+        What is wrong with this request.
     faults : sequence of Fault
         The places in the body that do not fit.
     headers : list of (name, value)
-        What goes into the answer beside the body.
+        Headers of the response.
     """
 
     def __init__(
@@ -97,16 +97,16 @@ class Problem(Exception):
 
     def body(self, request_id: str | None = None) -> bytes:
         """Return the document as JSON bytes."""
-        # Surrogates of a hostile client's text have no UTF-8 form.
+        # Surrogates in a client's text have no UTF-8 form.
         try:
             return orjson.dumps(self.document(request_id))
         except TypeError:
-            plain = Problem(self.status, "the request has text that is not valid Unicode")
-            return orjson.dumps(plain.document(request_id))
+            generic = Problem(self.status, "the request has text that is not valid Unicode")
+            return orjson.dumps(generic.document(request_id))
 
 
 def problem_of(error: BaseException) -> Problem:
-    """Return the problem that an error of the function, or around it, is for the client."""
+    """Return what a client gets to know of an error."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, InputError):
@@ -121,5 +121,5 @@ def problem_of(error: BaseException) -> Problem:
 
 
 def unavailable(detail: str) -> Problem:
-    """Return a 503 that asks to come back."""
+    """Return a 503 that asks the client to try again."""
     return Problem(503, detail, headers=[(b"retry-after", b"1")])

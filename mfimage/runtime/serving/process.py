@@ -1,8 +1,8 @@
-"""One server process, from its first moment to its last.
+"""The life cycle of a server process.
 
 The socket is open and ``/healthz`` answers before the function is loaded, in a thread. SIGTERM
 makes the server not ready at once; what is in flight is answered; then the process ends with 0.
-A second signal ends it there and then.
+A second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from mfimage.runtime.calls.queue import Dispatcher
 from mfimage.runtime.calls.threads import DEFAULT_THREADS, ThreadDispatcher, ThreadOptions
 from mfimage.runtime.layout import FUNCTION_JSON
 from mfimage.runtime.serving import logs
-from mfimage.runtime.serving.app import Front
-from mfimage.runtime.serving.content import Speech
-from mfimage.runtime.serving.metrics import Board, Metrics
+from mfimage.runtime.serving.app import App
+from mfimage.runtime.serving.content import MediaTypes
+from mfimage.runtime.serving.contract import routes
+from mfimage.runtime.serving.metrics import Metrics
 from mfimage.runtime.serving.server import Server, open_socket
+from mfimage.runtime.serving.service import Service
 from mfimage.runtime.settings import Settings
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
 FAILED = 1
 # Threads that compute in Python give the server's loop a turn this often: the default, 5 ms,
-# is too long when an answer takes several turns.
+# is too long when a response takes several turns.
 _SWITCH = 0.001
 
 log = logging.getLogger("mfimage.serving")
@@ -51,40 +53,37 @@ class Process:
     Parameters
     ----------
     folder : Path
-        Where the function's package lies.
+        The function's package.
     settings : Settings
-        How to behave.
-    board : Board
-        Where to count; shared by all workers.
-    index : int
-        Which worker this is.
+        The server's settings.
     patient : bool
-        Whether to open the socket only when the function is loaded, because others serve it
-        meanwhile.
+        Whether to open the socket only when the function is loaded, because other processes
+        serve it meanwhile.
+    on_ready : callable
+        Called when the function is loaded.
     """
 
     def __init__(
-        self, folder: Path, settings: Settings, *, board: Board, index: int = 0,
-        patient: bool = False,
+        self, folder: Path, settings: Settings, *, patient: bool = False,
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._folder = folder
         self._settings = settings
+        self._on_ready = on_ready
         self._out = logs.configure(settings.log_level)
         self._code = 0
         self._fn: LiveFunction | None = None
         self._dispatcher: Dispatcher | None = None
         self._loop = new_loop()
         self._loaded = asyncio.Event()
-        self._told = False
+        self._signalled = False
         spec = read_spec(folder)
-        metrics = Metrics(board, index)
-        access = logs.AccessLog(self._out, self._loop.call_later) if settings.access_log else None
-        self._front = Front(
-            spec=spec, settings=settings, metrics=metrics, access=access, loop=self._loop
+        self._access = (
+            logs.AccessLog(self._out, self._loop.call_later) if settings.access_log else None
         )
-        self._access = access
-        self._metrics = metrics
-        self._server = Server(self._front, settings, self._loaded if patient else None)
+        self._service = Service(spec=spec, settings=settings, metrics=Metrics(), loop=self._loop)
+        app = App(self._service, routes(spec), access=self._access)
+        self._server = Server(app, settings, self._loaded if patient else None)
 
     def run(self, sock: socket.socket, *, lifeline: int | None = None) -> int:
         """Serve until a signal; return the exit code.
@@ -106,9 +105,9 @@ class Process:
         return self._end()
 
     def _on_signal(self, number: int, frame: object) -> None:
-        if self._told:
+        if self._signalled:
             self._leave(128 + number)
-        self._told = True
+        self._signalled = True
         self._call(self._server.stop, number)
 
     def _orphaned(self, lifeline: int) -> None:
@@ -116,18 +115,15 @@ class Process:
         self._server.stop()
 
     def _load(self) -> None:
-        """Load the function, then the documentation; in a thread."""
+        """Load the function; in a thread."""
         started = time.monotonic()
-        # What is loaded stays: looking for garbage in it makes loading longer, and later, about
-        # once a second under load, made every request wait 70 ms, with scikit-learn imported.
+        # What is loaded stays: collecting garbage in it makes loading slower, and later, about
+        # once a second under load, delayed every request by 70 ms, with scikit-learn imported.
         gc.disable()
         try:
             fn = load_whole(self._folder)
-            wires = fn.speaks()
-            self._call(self._start, fn, Speech.of(fn, wires), time.monotonic() - started)
-            from mfimage.runtime.serving.openapi import build_pages
-
-            self._call(self._front.show, build_pages(fn.spec, self._metrics.board, wires))
+            media_types = MediaTypes.of(fn.spec, fn, data=fn.data)
+            self._call(self._start, fn, media_types, time.monotonic() - started)
             gc.collect()
             gc.freeze()
             gc.enable()
@@ -135,21 +131,22 @@ class Process:
             self._call(self._fail, error)
 
     def _call(self, callback: Callable[..., None], *args: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(callback, *args)
 
-    def _start(self, fn: LiveFunction, speech: Speech, seconds: float) -> None:
+    def _start(self, fn: LiveFunction, media_types: MediaTypes, seconds: float) -> None:
         self._fn = fn
         self._dispatcher = dispatcher_for(
-            fn, self._settings, loop=self._loop, on_batch=self._metrics.count_batch
+            fn, self._settings, loop=self._loop, on_batch=self._service.metrics.batch_sizes.observe
         )
-        self._front.start(self._dispatcher, speech)
+        self._service.start(self._dispatcher, media_types)
+        self._on_ready()
         self._loaded.set()
         extra = {"function": fn.name, "digest": fn.digest, "seconds": round(seconds, 3)}
         log.info("ready: POST /%s", fn.name, extra=extra)
 
     def _fail(self, error: BaseException) -> None:
-        name = self._front.spec.name
+        name = self._service.spec.name
         if isinstance(error, MfimageError):
             log.error("%s cannot be loaded: %s", name, error, extra={"hint": error.hint})
         else:
@@ -163,8 +160,8 @@ class Process:
             self._code = FAILED
         idle = self._dispatcher is not None and self._dispatcher.close()
         if not idle:
-            # A thread still loads or computes; waiting for it, or ending Python under it, may
-            # take for ever or crash.
+            # A thread still loads or computes: waiting for it may take forever, and ending
+            # Python under it may crash.
             self._leave(self._code)
         if self._fn is not None:
             self._fn.close()
@@ -191,7 +188,7 @@ def dispatcher_for(
     loop: asyncio.AbstractEventLoop,
     on_batch: Callable[[int], None],
 ) -> Dispatcher:
-    """Return what calls a function as its kind and the settings say."""
+    """Return the dispatcher that suits the kind of a function, and the settings."""
     if fn.is_async and not fn.batch:
         return CoroutineDispatcher(fn, loop=loop, limit=settings.threads)
     options = ThreadOptions(
@@ -203,7 +200,7 @@ def dispatcher_for(
 
 
 def read_spec(folder: Path) -> FunctionSpec:
-    """Read ``function.json``, which says what is served before it is loaded."""
+    """Read ``function.json``, which describes the function before it is loaded."""
     path = folder / FUNCTION_JSON
     try:
         data = path.read_bytes()
@@ -215,7 +212,7 @@ def read_spec(folder: Path) -> FunctionSpec:
 
 
 def load_whole(folder: Path) -> LiveFunction:
-    """Load a function and all that it will read, so that "ready" means it."""
+    """Load a function and all that it will read, so that the first request need not."""
     from mfimage.runtime.loading.loader import load_folder
 
     fn = load_folder(folder)
@@ -231,12 +228,12 @@ def load_whole(folder: Path) -> LiveFunction:
 
 
 def serve(folder: Path, settings: Settings) -> int:
-    """Serve the function whose package lies in ``folder``; return the exit code.
+    """Serve the function whose package is in ``folder``; return the exit code.
 
     Raises
     ------
     MfimageError
-        When the package cannot be read or the address cannot be had.
+        When the package cannot be read or the address cannot be bound.
     """
-    process = Process(folder, settings, board=Board())
+    process = Process(folder, settings)
     return process.run(open_socket(settings))

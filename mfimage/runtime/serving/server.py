@@ -1,4 +1,8 @@
-"""uvicorn's server, with this project's way to begin and to end."""
+"""uvicorn's server, with a start and a shutdown of its own.
+
+`main_loop`, `startup`, `shutdown` and `connection.cycle` are internals of uvicorn: the extra
+``serve`` allows the versions that were tried.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from collections.abc import Iterator
 import uvicorn
 
 from mfimage.errors import OptionError
-from mfimage.runtime.serving.app import Front
+from mfimage.runtime.serving.app import App
 from mfimage.runtime.settings import Settings
 
 _BACKLOG = 2048
@@ -29,26 +33,26 @@ log = logging.getLogger("mfimage.serving")
 
 
 class Server(uvicorn.Server):
-    """A server whose last moments lose nothing.
+    """A server that loses no request when it shuts down.
 
     Parameters
     ----------
-    front : Front
+    app : App
         What it serves.
     settings : Settings
-        How to behave.
+        Its settings.
     gate : asyncio.Event or None
-        When to open the socket; None for at once.
+        When to open the socket; None for now.
 
     Attributes
     ----------
     cut : int
-        How many requests the end of the grace period cut off.
+        Number of requests that the end of the grace period cut off.
     """
 
-    def __init__(self, front: Front, settings: Settings, gate: asyncio.Event | None) -> None:
-        super().__init__(_config(front, settings))
-        self._front = front
+    def __init__(self, app: App, settings: Settings, gate: asyncio.Event | None) -> None:
+        super().__init__(_config(app, settings))
+        self._service = app.service
         self._settings = settings
         self._gate = gate
         self._stopping = asyncio.Event()
@@ -61,15 +65,15 @@ class Server(uvicorn.Server):
         yield
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Begin to end; someone at a keyboard need not wait for load balancers."""
+        """Begin to shut down; SIGINT does not wait for load balancers."""
         if not self.should_exit:
             self._linger = self._settings.drain if number == signal.SIGTERM else 0.0
             self.abort()
 
     def abort(self) -> None:
-        """End without serving new connections."""
+        """Shut down without serving new connections."""
         self.should_exit = True
-        self._front.drain()
+        self._service.drain()
         self._stopping.set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -86,7 +90,7 @@ class Server(uvicorn.Server):
                 log.info("listening on %s:%d", address, port, extra={"port": port})
 
     async def main_loop(self) -> None:
-        """Tick until it is time to end, and not a moment longer."""
+        """Tick until the shutdown begins, and return at once then."""
         counter = 0
         while not await self.on_tick(counter):
             counter += 1
@@ -94,7 +98,7 @@ class Server(uvicorn.Server):
                 await asyncio.wait_for(self._stopping.wait(), 0.1)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve a moment longer, close the doors, let everybody finish."""
+        """Serve for a moment, close the sockets, finish what is in flight."""
         deadline = time.monotonic() + self._settings.grace
         log.info("shutting down", extra={"in_flight": len(self.server_state.tasks)})
         linger = min(self._linger, self._settings.grace)
@@ -110,18 +114,22 @@ class Server(uvicorn.Server):
         await self._finish(deadline, patience=_ON_THEIR_WAY if linger else 0.0)
         if self.server_state.tasks:
             self.cut = len(self.server_state.tasks)
-            if self._front.inflight is not None:
-                self._front.inflight.stop()
+            if self._service.inflight is not None:
+                self._service.inflight.stop()
             await self._finish(time.monotonic() + 1.0)
 
     async def _finish(self, deadline: float, *, patience: float = 0.0) -> None:
-        """Close idle connections now, busy ones after their answer."""
+        """Close idle connections now, busy ones after their response."""
         patient_until = time.monotonic() + patience
         while True:
             patient = time.monotonic() < patient_until
             for connection in list(self.server_state.connections):
-                # The first request of a connection may still be on its way.
-                if not (patient and connection.cycle is None):  # type: ignore[union-attr]
+                cycle = connection.cycle  # type: ignore[union-attr]
+                if cycle is not None and not cycle.response_complete:
+                    # uvicorn 0.44's own shutdown would report a disconnect to the app.
+                    cycle.keep_alive = False
+                elif not (patient and cycle is None):
+                    # The first request of a connection may still be on its way.
                     connection.shutdown()
             if not (patient or self.server_state.tasks) or time.monotonic() > deadline:
                 return
@@ -154,9 +162,9 @@ def _drop_newcomers(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, head)
 
 
-def _config(front: Front, settings: Settings) -> uvicorn.Config:
+def _config(app: App, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
-        front,
+        app,
         http="httptools",
         ws="none",
         lifespan="off",
@@ -175,14 +183,14 @@ def open_socket(settings: Settings, *, shared: bool = False) -> socket.socket:
     Parameters
     ----------
     settings : Settings
-        Which address.
+        The address.
     shared : bool
-        Whether several sockets may have it; the kernel then spreads connections over them.
+        Whether several sockets may bind it; the kernel then spreads connections over them.
 
     Raises
     ------
     OptionError
-        When it cannot be had.
+        When it cannot be bound.
     """
     host, port = settings.host, settings.port
     sock = None

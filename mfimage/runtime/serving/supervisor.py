@@ -1,8 +1,8 @@
-"""Several server processes for one function, and a parent that keeps them alive.
+"""Several server processes for one function, and the parent that keeps them running.
 
 The parent loads nothing. It forks the workers, which share the port (the kernel spreads
-connections over them) and the counters, reaps whatever dies, replaces workers, and passes on the
-signal to end. As PID 1 it reaps orphans, too.
+connections over them), reaps children, replaces workers, and passes on the signal to end. As
+PID 1 it reaps orphans, too.
 """
 
 from __future__ import annotations
@@ -10,26 +10,28 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import mmap
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from mfimage.errors import OptionError
 from mfimage.runtime.layout import MULTIPROCESS_VARIABLE
 from mfimage.runtime.serving import logs
-from mfimage.runtime.serving.metrics import Board
+from mfimage.runtime.serving.metrics import count_as_worker, forget_worker
 from mfimage.runtime.serving.process import FAILED, Process, read_spec
 from mfimage.runtime.serving.server import open_socket
 from mfimage.runtime.settings import Settings
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
-# What a worker may need beyond the grace period to say that it did not make it.
+# What a worker may need beyond the grace period to report what it cut off.
 _SLACK = 3.0
-_LONGEST_PAUSE = 30.0
+_MAX_PAUSE = 30.0
 _HEALTHY_AFTER = 10.0
 
 log = logging.getLogger("mfimage.supervisor")
@@ -37,7 +39,7 @@ log = logging.getLogger("mfimage.supervisor")
 
 @dataclasses.dataclass(kw_only=True)
 class _Worker:
-    """A place for a worker: who has it now, and when the next may try."""
+    """A worker: its process, and when the next may be started."""
 
     index: int
     pid: int = 0
@@ -52,18 +54,19 @@ class Supervisor:
     def __init__(self, folder: Path, settings: Settings, counts: Path) -> None:
         self._folder = folder
         self._counts = counts
-        # Holds the port, and finds it when it is 0; only the workers' own sockets listen.
-        self._place = open_socket(settings, shared=True)
-        port = self._place.getsockname()[1]
+        # Reserves the port, and finds one when it is 0; only the workers' own sockets listen.
+        self._reserved = open_socket(settings, shared=True)
+        port = self._reserved.getsockname()[1]
         self._settings = dataclasses.replace(settings, port=port)
-        self._board = Board(settings.workers)
         self._workers = [_Worker(index=index) for index in range(settings.workers)]
+        # One byte a worker, shared with them: whether it has loaded the function.
+        self._ready = mmap.mmap(-1, settings.workers)
         self._lifeline, self._held = os.pipe()
         self._ever_ready = False
         self._code = 0
 
     def run(self) -> int:
-        """Keep the workers alive until a signal; return the exit code."""
+        """Keep the workers running until a signal; return the exit code."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         for worker in self._workers:
             self._fork(worker)
@@ -71,7 +74,7 @@ class Supervisor:
             number = self._wait(1.0)
             if number in (signal.SIGTERM, signal.SIGINT):
                 return self._end(number)
-            self._ever_ready = self._ever_ready or self._someone_is_ready()
+            self._ever_ready = self._ever_ready or self._any_ready()
             self._reap()
             self._replace()
         self._end(signal.SIGINT)
@@ -81,12 +84,12 @@ class Supervisor:
         found = signal.sigtimedwait(_SIGNALS, seconds)
         return found.si_signo if found else 0
 
-    def _someone_is_ready(self) -> bool:
-        return any(self._board.is_ready(worker.index) for worker in self._workers if worker.pid)
+    def _any_ready(self) -> bool:
+        return any(self._ready[worker.index] for worker in self._workers if worker.pid)
 
     def _fork(self, worker: _Worker) -> None:
         # While others serve, a worker that is still loading would only answer 503.
-        patient = self._someone_is_ready() or (not self._ever_ready and worker.index > 0)
+        patient = self._any_ready() or (not self._ever_ready and worker.index > 0)
         sys.stdout.flush()
         worker.born = time.monotonic()
         worker.pid = os.fork()
@@ -103,11 +106,13 @@ class Supervisor:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: os._exit(0))
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            count_as_worker(worker.index)
             process = Process(
-                self._folder, self._settings, board=self._board, index=worker.index, patient=patient
-            )
+                self._folder, self._settings, patient=patient,
+                on_ready=lambda: self._ready.__setitem__(worker.index, 1),
+            )  # fmt: skip
             sock = open_socket(self._settings, shared=True)
-            self._place.close()
+            self._reserved.close()
             code = process.run(sock, lifeline=self._lifeline)
         except BaseException:
             log.exception("worker %d failed", worker.index)
@@ -121,12 +126,12 @@ class Supervisor:
                 continue
             code = os.waitstatus_to_exitcode(status)
             log.error("worker %d ended with %d", worker.index, code, extra={"pid": pid})
-            self._board.vacate(worker.index)
-            _forget(self._counts, pid)
+            self._ready[worker.index] = 0
+            forget_worker(worker.index, self._counts)
             worker.pid = 0
             now = time.monotonic()
             healthy = now - worker.born > _HEALTHY_AFTER
-            worker.pause = 0.0 if healthy else min(worker.pause * 2 + 0.5, _LONGEST_PAUSE)
+            worker.pause = 0.0 if healthy else min(worker.pause * 2 + 0.5, _MAX_PAUSE)
             worker.due = now + worker.pause
             if not self._ever_ready:
                 log.error("no worker could load the function")
@@ -139,7 +144,7 @@ class Supervisor:
 
     def _end(self, number: int) -> int:
         """Let every worker finish; return the exit code."""
-        self._tell(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+        self._kill(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
         deadline = time.monotonic() + self._settings.grace + _SLACK
         code = 0
         while any(worker.pid for worker in self._workers):
@@ -150,11 +155,11 @@ class Supervisor:
                         worker.pid = 0
                         code = code or os.waitstatus_to_exitcode(status)
             if again in (signal.SIGTERM, signal.SIGINT) or time.monotonic() > deadline:
-                self._tell(signal.SIGKILL)
+                self._kill(signal.SIGKILL)
                 return 128 + (again or signal.SIGKILL)
         return FAILED if code else 0
 
-    def _tell(self, number: int) -> None:
+    def _kill(self, number: int) -> None:
         for worker in self._workers:
             if worker.pid:
                 with contextlib.suppress(ProcessLookupError):
@@ -162,7 +167,7 @@ class Supervisor:
 
 
 def _dead() -> list[tuple[int, int]]:
-    """Reap every child that has ended, whoever's it was."""
+    """Reap every child that has ended, workers and orphans."""
     found = []
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -173,10 +178,17 @@ def _dead() -> list[tuple[int, int]]:
     return found
 
 
-def _forget(counts: Path, pid: int) -> None:
-    """Drop what the function's code counted only for as long as its process lives."""
-    for path in counts.glob(f"gauge_live*_{pid}.db"):
-        path.unlink(missing_ok=True)
+@contextlib.contextmanager
+def _multiprocess_metrics() -> Iterator[Path]:
+    """Let the processes that are forked in the block count in files of one folder."""
+    folder = Path(tempfile.mkdtemp(prefix="mfimage-metrics-"))
+    os.environ[MULTIPROCESS_VARIABLE] = str(folder)
+    import prometheus_client  # noqa: F401  (once for all workers; it reads the variable)
+
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def supervise(folder: Path, settings: Settings) -> int:
@@ -185,18 +197,14 @@ def supervise(folder: Path, settings: Settings) -> int:
     Raises
     ------
     MfimageError
-        When the package cannot be read or the address cannot be had.
+        When the package cannot be read or the address cannot be bound.
     """
     if sys.platform != "linux":
         raise OptionError(
             f"MFIMAGE_WORKERS: {settings.workers} processes share a port on Linux only",
-            hint="set MFIMAGE_WORKERS=1 here",
+            hint="set MFIMAGE_WORKERS=1",
         )
     logs.configure(settings.log_level)
     read_spec(folder)
-    counts = Path(tempfile.mkdtemp(prefix="mfimage-metrics-"))
-    os.environ[MULTIPROCESS_VARIABLE] = str(counts)
-    try:
+    with _multiprocess_metrics() as counts:
         return Supervisor(folder, settings, counts).run()
-    finally:
-        shutil.rmtree(counts, ignore_errors=True)

@@ -15,9 +15,8 @@ from mfimage.backends.process import environments
 from mfimage.backends.process.backend import ProcessBackend
 from mfimage.backends.process.environments import find_interpreter
 from mfimage.backends.satisfies import difference
-from mfimage.capture.lock.platform import Target
-from mfimage.capture.lock.pylock import Package as Locked
-from mfimage.capture.lock.pylock import WheelFile, write_pylock
+from mfimage.capture.lock.platform import Platform
+from mfimage.capture.lock.pylock import LockedPackage, WheelFile, write_pylock
 from mfimage.errors import BackendError, OptionError
 from tests.backends.process_support import PYTHON, Packages
 
@@ -104,10 +103,11 @@ class TestChoice:
     def test_other_versions(
         self, process_packages: Packages, change: dict[str, str], reason: str
     ) -> None:
-        target = Target(python=PYTHON, platform="linux/amd64")
+        target = Platform(python=PYTHON, name="linux/amd64")
         file = WheelFile(name="a-1-py3-none-any.whl", sha256="0" * 64)
         lock = write_pylock(
-            [Locked(name=name, version=v, files=(file,)) for name, v in change.items()], target
+            [LockedPackage(name=name, version=v, files=(file,)) for name, v in change.items()],
+            target,
         )
         environment = process_packages.environment(lock=process_packages.store.put_bytes(lock))
         found = difference(process_packages.write(ECHO, environment=environment))

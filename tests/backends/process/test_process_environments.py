@@ -18,9 +18,8 @@ from mfimage.backends.process.environments import (
     find_interpreter,
     runtime_folder,
 )
-from mfimage.capture.lock.platform import Target
-from mfimage.capture.lock.pylock import Package as Locked
-from mfimage.capture.lock.pylock import WheelFile, write_pylock
+from mfimage.capture.lock.platform import Platform
+from mfimage.capture.lock.pylock import LockedPackage, WheelFile, write_pylock
 from mfimage.capture.lock.solve import lock_requirements
 from mfimage.copy import copy_package
 from mfimage.errors import BackendError, LockError, StorageError
@@ -144,10 +143,10 @@ def test_wheel_that_is_not_what_the_lock_says(
 
 
 def test_distribution_that_is_not_to_be_had(process_packages: Packages, fresh_cache: Path) -> None:
-    target = Target(python=PYTHON, platform="linux/amd64")
+    target = Platform(python=PYTHON, name="linux/amd64")
     url = "https://user:secret@127.0.0.1:9/a-1-py3-none-any.whl"
     file = WheelFile(name="a-1-py3-none-any.whl", sha256="0" * 64, url=url)
-    lock = write_pylock([Locked(name="a", version="1", files=(file,))], target)
+    lock = write_pylock([LockedPackage(name="a", version="1", files=(file,))], target)
     environment = process_packages.environment(lock=process_packages.store.put_bytes(lock))
     package = process_packages.write(ECHO, environment=environment)
     with pytest.raises(LockError, match="environment cannot be made") as caught:
@@ -228,7 +227,8 @@ def test_function_of_another_python(
     monkeypatch.delenv("UV_OFFLINE")
     monkeypatch.delenv("UV_CACHE_DIR")
     lock = lock_requirements(
-        ["pydantic", "orjson"], python=minor, platform=environments.this_platform()
+        ["pydantic", "orjson"],
+        platform=Platform(python=minor, name=environments.this_platform()),
     )
     environment = process_packages.environment(
         python=f"{minor}.0", lock=process_packages.store.put_bytes(lock.data), wheels={}

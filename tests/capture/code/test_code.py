@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from mfimage.capture.code import archive as capture
-from mfimage.capture.code.archive import Code, archive, capture_code, staged
-from mfimage.capture.code.locate import Source
+from mfimage.capture.code.archive import CapturedCode, archive, capture_code, staged
+from mfimage.capture.code.locate import Definition
 from mfimage.errors import CaptureError
 from mfimage.function.decorator import json_function
 from tests.support.projects import write
@@ -21,8 +21,8 @@ from tests.support.projects import write
 def predict(data: dict) -> dict: ...
 
 
-def captured(root: Path, module: str = "predict") -> Code:
-    return capture_code(predict, Source(module=module, name="predict", root=root))
+def captured(root: Path, module: str = "predict") -> CapturedCode:
+    return capture_code(predict, Definition(module=module, name="predict", root=root))
 
 
 PROJECT = {
@@ -103,7 +103,7 @@ def test_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_installed_function_has_no_files() -> None:
-    code = capture_code(predict, Source(module="pkg.mod", name="serve", root=None))
+    code = capture_code(predict, Definition(module="pkg.mod", name="serve", root=None))
     assert (code.entrypoint, code.files, code.names) == ("pkg.mod:serve", {}, [])
 
 
@@ -117,7 +117,9 @@ def test_an_installed_function_has_no_files() -> None:
     ],
 )
 def test_where_the_flows_script_went(files: list[str], script: str, module: str | None) -> None:
-    code = Code(entrypoint="a:b", root=None, files={name: Path() for name in files}, generated={})
+    code = CapturedCode(
+        entrypoint="a:b", root=None, files={name: Path() for name in files}, generated={}
+    )
     assert code.module_of(script) == module
 
 
@@ -149,7 +151,7 @@ def test_what_is_staged_is_what_is_archived(tmp_path: Path) -> None:
     (root / "run.py").chmod(0o755)
     generated: Mapping[str, Any] = {"made/up.py": b"y = 2\n"}
     files = captured(root).files
-    code = Code(entrypoint="predict:predict", root=root, files=files, generated=generated)
+    code = CapturedCode(entrypoint="predict:predict", root=root, files=files, generated=generated)
     with staged(archive(code)) as folder:
         found = {
             path.relative_to(folder).as_posix(): (path.read_bytes(), os.access(path, os.X_OK))

@@ -19,7 +19,7 @@ import pytest
 
 from mfimage.bind import BindOptions, bind
 from mfimage.capture.code.named import find_function
-from mfimage.capture.environment.choose import find_uv_lock
+from mfimage.capture.environment.sources.project import find_uv_lock
 from mfimage.errors import CaptureError, PackageError, TaskError
 from tests.conftest import Run
 from tests.support.projects import python, write
@@ -157,7 +157,7 @@ def test_which_one_it_is_when_there_are_two(packaged: Run, tmp_path: Path) -> No
             "has no function 'nope'",
             "its decorated functions: predict",
         ),
-        ("nope.py", "'nope.py' names no function", "write file.py:function"),
+        ("nope.py", "'nope.py' does not name a function", "write file.py:function"),
         ("absent_module:f", "importing absent_module failed", "install"),
     ],
 )

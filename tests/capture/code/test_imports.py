@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from mfimage.capture.code.imports import find_imports
-from mfimage.capture.lock.platform import Target
+from mfimage.capture.code import interpreter as fresh
+from mfimage.capture.code.imports import Code, search_imports
+from mfimage.capture.code.interpreter import early_interpreter
+from mfimage.capture.lock.platform import Platform
 from mfimage.errors import LockError
 from tests.capture.projects import find, write
 from tests.capture.wheelhouse import Interpreter
 
-AMD64 = Target(python="3.11", platform="linux/amd64")
+AMD64 = Platform(python="3.11", name="linux/amd64")
 
 
 def test_the_closure_of_what_is_imported(interpreter: Interpreter, root: Path) -> None:
@@ -62,7 +64,7 @@ def test_the_closure_of_what_is_imported(interpreter: Interpreter, root: Path) -
         "numeric": "required by learn-kit",
         "speed": "required by learn-kit",
     }
-    elsewhere = found.installed.close(direct, Target(python="3.11", platform="linux/arm64"))
+    elsewhere = found.installed.close(direct, Platform(python="3.11", name="linux/arm64"))
     assert set(closed) - set(elsewhere) == {"speed", "cython-rt"}
 
 
@@ -85,23 +87,18 @@ def test_the_project_is_no_distribution(interpreter: Interpreter, root: Path, ru
             "unrelated.py": "import speed\n",
         },
     )
-    found = find_imports(
-        code_root=root,
-        files=files,
-        module="pkg.predict",
-        artifacts={},
-        run=run,
-        python_executable=interpreter.python,
+    code = Code(
+        root=root, files=files, module="pkg.predict", artifacts={}, python=interpreter.python
     )
+    with search_imports(code, run=run) as search:
+        found = search.result()
     assert found.distributions() == {
         "learn-kit": "imported by pkg/clean.py:1",
         "numeric": "imported by space/inner.py:1",
     }
 
 
-def test_a_name_space_that_nobody_fills_asks_for_nothing(
-    interpreter: Interpreter, root: Path
-) -> None:
+def test_an_empty_namespace_needs_nothing(interpreter: Interpreter, root: Path) -> None:
     found = find(interpreter, root, "import google.cloud\nimport google.cloud.alpha\n")
     assert list(found.distributions()) == ["google-alpha"]
 
@@ -156,13 +153,9 @@ def test_folders_that_the_code_adds_to_the_path_are_the_projects(
             """,
         },
     )
-    found = find_imports(
-        code_root=root,
-        files=files,
-        module="predict",
-        artifacts={},
-        python_executable=interpreter.python,
-    )
+    code = Code(root=root, files=files, module="predict", artifacts={}, python=interpreter.python)
+    with search_imports(code) as search:
+        found = search.result()
     assert found.distributions() == {"learn-kit": "imported by lib/helpers2.py:1"}
 
 
@@ -204,3 +197,29 @@ def test_artifacts_are_read_and_not_run(interpreter: Interpreter, root: Path) ->
 
     find(interpreter, root, artifacts={"model": pickle.dumps(Evil())})
     assert not (root / "ran").exists()
+
+
+@pytest.mark.parametrize("hides", [False, True])
+def test_what_is_imported_ahead_gives_way_to_the_project(
+    interpreter: Interpreter, root: Path, monkeypatch: pytest.MonkeyPatch, hides: bool
+) -> None:
+    """A search that begins early finds what another one finds, also when a file hides a module."""
+    monkeypatch.setattr(sys, "executable", interpreter.python)
+    files = {"metaflow.py": "x = 1\n"} if hides else {}
+    write(root.parent / "libs", {"metaflow.py": ""})
+    monkeypatch.setenv("PYTHONPATH", str(root.parent / "libs"))
+    code = "import learn\nfrom metaflow import x\n" if hides else "import learn\n"
+    with early_interpreter():
+        (early,) = fresh._waiting
+        process = early.process
+        found = find(interpreter, root, code, **{name[:-3]: text for name, text in files.items()})
+    assert not fresh._waiting
+    assert process.poll() == 0
+    assert list(found.distributions()) == ["learn-kit"]
+
+
+def test_an_early_interpreter_that_is_not_needed_is_stopped(interpreter: Interpreter) -> None:
+    with early_interpreter():
+        (early,) = fresh._waiting
+    assert early.process.poll() is not None
+    assert not fresh._waiting

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mfimage.capture.code import traced
+from mfimage.capture.code import interpreter as fresh
 from mfimage.errors import CaptureError, LockError, MfimageError
 from tests.capture.projects import find, write
 from tests.capture.wheelhouse import Interpreter
@@ -35,7 +35,7 @@ def test_what_cannot_be_imported(
     assert caught.value.hint
 
 
-def test_a_module_that_nobody_distributes(
+def test_a_module_that_no_distribution_has(
     interpreter: Interpreter, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(root.parent / "stray", {"stray.py": ""})
@@ -53,16 +53,16 @@ def test_a_class_in_a_pickle_that_is_not_installed(interpreter: Interpreter, roo
         find(interpreter, root, artifacts={"model": b"cxgb.core\nBooster\n."}).distributions()
 
 
-def test_an_imported_file_that_does_not_go_along(interpreter: Interpreter, root: Path) -> None:
+def test_an_imported_file_that_is_not_included(interpreter: Interpreter, root: Path) -> None:
     write(root, {"left_out.py": ""})
-    with pytest.raises(CaptureError, match=r"left_out.py is imported, and does not go along"):
+    with pytest.raises(CaptureError, match=r"left_out.py is imported, and is not included"):
         find(interpreter, root, "import left_out\n")
 
 
 def test_a_module_that_hangs_is_ended_with_what_it_started(
     interpreter: Interpreter, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(traced, "_TIMEOUT", 0.7)
+    monkeypatch.setattr(fresh, "_TIMEOUT", 0.7)
     code = f"""
         import subprocess, sys, time
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mfimage.capture.code.locate import Source, load_decorated, locate, require_decorated
+from mfimage.capture.code.locate import Definition, load_decorated, locate, require_decorated
 from mfimage.errors import CaptureError
 from mfimage.function.decorator import json_function
 from tests.support.projects import write
@@ -69,10 +69,10 @@ def test_a_script_inside_a_package_that_imports_its_neighbours(
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ("predict", "'predict' names no function", "write file.py:function"),
-        ("predict.py", "'predict.py' names no function", "write file.py:function"),
-        ("predict.py:", "'predict.py:' names no function", "write file.py:function"),
-        ("predict.py:a-b", "'predict.py:a-b' names no function", "write file.py:function"),
+        ("predict", "'predict' does not name a function", "write file.py:function"),
+        ("predict.py", "'predict.py' does not name a function", "write file.py:function"),
+        ("predict.py:", "'predict.py:' does not name a function", "write file.py:function"),
+        ("predict.py:a-b", "'predict.py:a-b' does not name a function", "write file.py:function"),
         ("gone.py:predict", "no file 'gone.py'", "check the path"),
         ("gone.mod:predict", "importing gone.mod failed: ModuleNotFoundError", "install 'gone'"),
         ("predict.py:other", "predict.py has no function 'other'", "its decorated functions: pred"),
@@ -151,7 +151,7 @@ def imported(path: Path, name: str) -> Any:
 def test_a_module_under_a_name_of_its_own_is_called_by_its_file(tmp_path: Path) -> None:
     write(tmp_path, {"pkg/__init__.py": "", "pkg/mod.py": DECORATED})
     module = imported(tmp_path / "pkg" / "mod.py", "something_else")
-    assert locate(module.predict) == Source(module="pkg.mod", name="predict", root=tmp_path)
+    assert locate(module.predict) == Definition(module="pkg.mod", name="predict", root=tmp_path)
 
 
 def test_an_installed_module_has_no_folder(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_an_installed_module_has_no_folder(tmp_path: Path) -> None:
     write(site, {"acme/__init__.py": "", "acme/model.py": DECORATED})
     sys.path.insert(0, str(site))
     function = importlib.import_module("acme.model").predict
-    assert locate(function) == Source(module="acme.model", name="predict", root=None)
+    assert locate(function) == Definition(module="acme.model", name="predict", root=None)
 
 
 def test_what_the_module_calls_it(tmp_path: Path) -> None:

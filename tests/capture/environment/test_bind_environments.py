@@ -92,7 +92,7 @@ def test_what_is_declared_and_lacks_an_import(
     assert "numeric   1.0   index simple  required by learn" in shown.stdout
     assert index.url not in shown.stdout
     plain = json.loads(CliRunner().invoke(main, ["env", "--json", "--diff", reference]).stdout)
-    assert "learn 1.0 is locked, and none is installed here" in plain["differences"]
+    assert "learn 1.0 is locked; it is not installed here" in plain["differences"]
     assert os.fspath(function.parent) not in shown.stdout
 
 
@@ -137,7 +137,7 @@ def test_an_avro_function_whose_hints_have_no_avro_schema(task: Any, function: P
     with pytest.raises(SchemaError) as caught:
         bound_avro(function, "dict", task)
     assert caught.value.message == (
-        "predict: data: no Avro schema: members of any name and kind are welcome there"
+        "predict: data: no Avro schema: it allows members of any name and type"
     )
     assert "schema=" in str(caught.value.hint)
     assert not (function.parent / "packages").exists()

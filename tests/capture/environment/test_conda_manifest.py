@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from mfimage.capture.environment.conda import CondaPackage, Resolution, read_manifest
+from mfimage.capture.environment.sources.conda import CondaPackage, Resolution, read_manifest
 from mfimage.capture.lock.indexes import OWN_CONFIGURATION
-from mfimage.capture.lock.platform import Target
+from mfimage.capture.lock.platform import Platform
 from mfimage.capture.lock.wheel_urls import lock_urls
 from mfimage.errors import LockError
 from tests.capture.micromamba import PYTHON, conda_url
 from tests.capture.projects import describe, versions
 from tests.capture.wheelhouse import Index, Interpreter, serve_index, wheel, write_source
 
-AMD64 = Target(python="3.11", platform="linux/amd64")
+AMD64 = Platform(python="3.11", name="linux/amd64")
 X86 = "cp311-cp311-manylinux_2_28_x86_64"
 ARM = "cp311-cp311-manylinux2014_aarch64"
 
@@ -173,7 +173,7 @@ def test_the_index_says_the_hash_and_what_it_does_not_list_is_fetched(index: Ind
 
 def test_a_wheel_that_is_gone_or_does_not_fit(index: Index) -> None:
     gone = f"{index.url.removesuffix('/simple')}/files/gone-1.0-py3-none-any.whl"
-    with pytest.raises(LockError, match=r"404 Not Found for .*gone-1\.0-py3-none-any\.whl"):
+    with pytest.raises(LockError, match=r"(?s)gone-1\.0-py3-none-any\.whl.*404 Not Found"):
         lock(gone)
     with pytest.raises(LockError, match=r"^fast 1\.0 is fast-1\.0-.*aarch64\.whl, which does not"):
         lock(place(index, *wheel("fast", tag=ARM)))
@@ -223,13 +223,11 @@ def test_for_another_platform_the_versions_are_kept(
     assert versions(found)["fast"] == "1.0"
     assert ARM in found.lock.data.decode()
     del index.files[f"fast-1.0-{ARM}.whl"]
-    with pytest.raises(LockError, match=r"^fast==1\.0 has no wheel"):
+    with pytest.raises(LockError, match=r"(?s)fast==1\.0 has no wheel"):
         describe(bare, project, resolution=resolution, platform="linux/arm64")
 
 
-def test_a_step_that_the_loader_cannot_live_with(
-    bare: Interpreter, project: Path, index: Index
-) -> None:
+def test_a_step_that_the_loader_rejects(bare: Interpreter, project: Path, index: Index) -> None:
     (project / "predict.py").write_text("import numeric\n")
     url = place(index, *wheel("pydantic", "1.10"))
     with pytest.raises(LockError, match=r"^the step's @pypi locks pydantic 1\.10, and mfimage's"):
@@ -237,5 +235,5 @@ def test_a_step_that_the_loader_cannot_live_with(
     index.add(wheel("orjson", "4.0", requires=["numeric>=2"]), wheel("numeric", "2.0"))
     del index.files["orjson-3.10-py3-none-any.whl"]
     url = place(index, *wheel("numeric"))
-    with pytest.raises(LockError, match=r"what mfimage's loader needs .* numeric==1\.0"):
+    with pytest.raises(LockError, match=r"(?s)^what mfimage's loader needs .*numeric==1\.0"):
         describe(bare, project, resolution=resolve(urls=(url,)))

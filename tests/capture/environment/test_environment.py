@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mfimage.capture.environment.choose import describe_environment
-from mfimage.capture.environment.requirements import read_requirements
+from mfimage.capture.code.imports import Code
+from mfimage.capture.environment.sources import Request, describe_environment
+from mfimage.capture.environment.sources.named import read_requirements
 from mfimage.capture.task.pickles import StoredBytes
 from mfimage.errors import LockError
 from tests.capture.projects import describe, versions
@@ -53,7 +54,7 @@ def test_without_any_file_it_is_what_is_imported_at_the_versions_installed(
     assert describe(few, project).lock.data == found.lock.data
 
 
-def test_an_editable_distribution_travels_as_a_wheel(
+def test_an_editable_distribution_becomes_a_wheel_in_the_package(
     few: Interpreter, project: Path, tmp_path: Path
 ) -> None:
     source = write_source(tmp_path / "mine", "mine", code="import learn\n")
@@ -75,7 +76,7 @@ def test_an_artifact_counts(few: Interpreter, project: Path) -> None:
 
 def test_what_is_installed_and_on_no_index_is_named(few: Interpreter, project: Path) -> None:
     (project / "predict.py").write_text("import on_no_index\n")
-    with pytest.raises(LockError, match=r"^on-no-index is on no package index"):
+    with pytest.raises(LockError, match=r"(?s)No solution found.*on-no-index was not found"):
         describe(few, project)
 
 
@@ -130,14 +131,12 @@ def test_hashes_of_a_requirements_file_bind(
         describe(few, project, "requirements.txt")
 
 
-def test_a_requirement_that_the_loader_cannot_live_with(
+def test_a_requirement_that_the_loader_rejects(
     few: Interpreter, project: Path, index: Index
 ) -> None:
     index.add(wheel("pydantic", "1.10"))
     (project / "requirements.txt").write_text("pydantic==1.10\n")
-    with pytest.raises(
-        LockError, match=r"pydantic==1\.10 and pydantic>=2\.10 are required at once"
-    ):
+    with pytest.raises(LockError, match=r"(?s)you require pydantic==1\.10 and\s+pydantic>=2\.10"):
         describe(few, project, "requirements.txt")
 
 
@@ -151,17 +150,14 @@ def test_a_real_model_and_nothing_of_what_else_is_installed(tmp_path: Path, plat
         "from metaflow import FlowSpec\n\ndef predict(data, params):\n    import numpy\n"
     )
     started = time.monotonic()
-    found = describe_environment(
-        declared=None,
-        project=tmp_path,
-        code_root=tmp_path,
+    model = StoredBytes(encoding="pickle-v4", open=lambda: io.BytesIO(data))
+    code = Code(
+        root=tmp_path,
         files=[tmp_path / "predict.py"],
         module="predict",
-        artifacts={
-            "model": StoredBytes(encoding="pickle-v4", open=lambda: io.BytesIO(data)),
-        },
-        platform=platform,
+        artifacts={"model": model},
     )
+    found = describe_environment(Request(code=code, project=tmp_path, platform=platform))
     assert time.monotonic() - started < 30
     locked = versions(found)
     assert {"scikit-learn", "numpy", "scipy", "metaflow", "requests"} | RUNTIME <= set(locked)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mfimage.capture.environment.choose import find_uv_lock
+from mfimage.capture.environment.sources.project import find_uv_lock
 from mfimage.capture.lock import uv
 from mfimage.errors import LockError
 from tests.capture.projects import describe, versions
@@ -150,9 +150,7 @@ def test_uv_lock_is_looked_for_up_to_the_top_of_the_repository(tmp_path: Path) -
     assert find_uv_lock(deep) is None
 
 
-def test_a_pylock_that_the_loader_cannot_live_with(
-    few: Interpreter, project: Path, index: Index
-) -> None:
+def test_a_pylock_that_the_loader_rejects(few: Interpreter, project: Path, index: Index) -> None:
     index.add(wheel("pydantic", "1.10"))
     (project / "pylock.toml").write_text(_pylock(index, "pydantic-1.10"))
     with pytest.raises(LockError, match=r"pylock.toml locks pydantic 1\.10, and mfimage's loader"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mfimage.capture.lock.pylock import Package, WheelFile
+from mfimage.capture.lock.pylock import LockedPackage, WheelFile
 from mfimage.capture.lock.wheel_contents import holds_module, wheel_files
 from mfimage.capture.task.pickles import StoredBytes
 from mfimage.errors import LockError
@@ -185,7 +185,7 @@ def test_a_wheel_is_listed_by_its_end_alone_and_with_credentials(tmp_path: Path)
         index.add((name, data))
         place = index.url.partition("@")[2].removesuffix("/simple")
         file = WheelFile(name=name, sha256="", url=f"http://{place}/files/{name}")
-        package = Package(name="kit", version="1.0", files=(file,))
+        package = LockedPackage(name="kit", version="1.0", files=(file,))
         assert wheel_files(package, {}, {}) is None
         listed = wheel_files(package, {}, {"UV_INDEX": f"http://x:y@elsewhere/s {index.url}"})
         named = {

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from mfimage.capture.environment.resolution import find_resolution
+from mfimage.capture.environment.sources.resolution import find_resolution
 from mfimage.capture.task.task import TaskInfo, describe_task
 from mfimage.errors import LockError
 from tests.capture import micromamba
@@ -188,14 +188,15 @@ def test_conda_packages_become_the_wheels_of_their_versions(
     }
 
 
-def test_what_a_step_names_does_not_just_come_along(own: Own) -> None:
+def test_a_package_that_a_step_names_counts(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
     task = own.task("end")
     graph: dict[str, Any] = {
         "steps": {"end": {"decorators": [{"name": "conda", "attributes": {"packages": None}}]}},
         "decorators": [{"name": "conda_base", "attributes": {"packages": {"openssl": "3.5.0"}}}],
     }
     plain = find_resolution(task, platform="linux/amd64")
-    named = find_resolution(task, platform="linux/amd64", graph=graph)
+    monkeypatch.setattr(task.store, "constant", lambda _: graph)
+    named = find_resolution(task, platform="linux/amd64")
     assert plain is not None
     assert named is not None
     assert {str(each) for each in set(named.packages) - set(plain.packages)} == {"openssl 3.5.0"}

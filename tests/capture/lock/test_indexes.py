@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mfimage.capture.lock.indexes import IndexOptions, authorization
+from mfimage.capture.lock.platform import Platform
 from mfimage.capture.lock.solve import Lock, lock_requirements
 from mfimage.errors import LockError
 from tests.capture.wheelhouse import Index, serve_index, wheel
@@ -153,7 +154,9 @@ def test_credentials_of_an_index_serve_for_its_files(
 
 def lock(*requirements: str, **options: object) -> Lock:
     return lock_requirements(
-        requirements, python="3.11", platform="linux/amd64", index=IndexOptions(**options)
+        requirements,
+        platform=Platform(python="3.11", name="linux/amd64"),
+        index=IndexOptions(**options),
     )
 
 

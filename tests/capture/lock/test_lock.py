@@ -7,8 +7,10 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ import pytest
 
 from mfimage.capture.lock import uv
 from mfimage.capture.lock.indexes import IndexOptions, without_credentials
-from mfimage.capture.lock.platform import Target
+from mfimage.capture.lock.notes import Note, solve_notes
+from mfimage.capture.lock.platform import Platform
 from mfimage.capture.lock.solve import Lock, lock_requirements
-from mfimage.capture.lock.uv import UvFailure, explain, scrub
+from mfimage.capture.lock.uv import UvFailure, run_uv
 from mfimage.errors import LockError
 from tests.capture.wheelhouse import Index, sdist, serve_index, wheel, write_source
 
@@ -27,8 +30,12 @@ ARM = "cp311-cp311-manylinux2014_aarch64"
 WINDOWS = "cp311-cp311-win_amd64"
 
 
+AMD64 = Platform(python="3.11", name="linux/amd64")
+
+
 def lock(*requirements: str, platform: str = "linux/amd64", **options: Any) -> Lock:
-    return lock_requirements(requirements, python="3.11.7", platform=platform, **options)
+    wanted = Platform(python="3.11.7", name=platform)
+    return lock_requirements(requirements, platform=wanted, **options)
 
 
 def versions(data: bytes) -> dict[str, str]:
@@ -49,10 +56,10 @@ def test_a_lock_has_what_fits_the_target_with_hashes_and_nothing_of_this_machine
         "environments = [\"platform_machine == 'x86_64' and sys_platform == 'linux'\"]\n"
         'requires-python = "==3.11.*"\n'
         'created-by = "mfimage"\n'
-        '\n[[packages]]\nname = "app"\nversion = "1.0"\nwheels = [\n'
+        f'\n[[packages]]\nname = "app"\nversion = "1.0"\nindex = "{index.url}"\nwheels = [\n'
         f'    {{ url = "{base}/files/app-1.0-py3-none-any.whl", '
         f'hashes = {{ sha256 = "{app}" }} }},\n]\n'
-        '\n[[packages]]\nname = "fast"\nversion = "1.0"\nwheels = [\n'
+        f'\n[[packages]]\nname = "fast"\nversion = "1.0"\nindex = "{index.url}"\nwheels = [\n'
         f'    {{ url = "{base}/files/fast-1.0-{X86}.whl", '
         f'hashes = {{ sha256 = "{digest}" }} }},\n]\n'
     )
@@ -71,7 +78,7 @@ def test_uv_installs_what_is_locked(index: Index, tmp_path: Path) -> None:
     for name, path in locked.wheels.items():
         shutil.copy(path, folder / "wheels" / name)
     command = [uv.find_uv(), "pip", "install", "-q", "--target", str(tmp_path / "to"), "--no-deps"]
-    command += ["--python-platform", Target(python="3.11", platform="linux/amd64").uv_platform]
+    command += ["--python-platform", Platform(python="3.11", name="linux/amd64").uv_platform]
     command += ["--python-version", "3.11", "-r", str(folder / "pylock.toml")]
     subprocess.run(command, check=True, capture_output=True)
     assert (tmp_path / "to" / "app.py").exists()
@@ -109,7 +116,7 @@ def test_a_source_folder_gives_the_same_wheel_twice_and_stays_clean(
     assert not folder.exists()
 
 
-def test_a_source_that_has_to_be_built_to_say_what_it_is(index: Index, tmp_path: Path) -> None:
+def test_a_source_whose_metadata_takes_a_build(index: Index, tmp_path: Path) -> None:
     source = write_source(tmp_path / "mine", "mine", version="1.7")
     text = (source / "pyproject.toml").read_text()
     (source / "pyproject.toml").write_text(text[text.index("[build-system]") :])
@@ -154,7 +161,7 @@ def test_a_source_that_does_not_build_says_why(index: Index, tmp_path: Path) -> 
         lock(str(source))
 
 
-def test_wheels_of_the_caller_are_carried_along(index: Index, tmp_path: Path) -> None:
+def test_wheels_of_the_caller_are_included(index: Index, tmp_path: Path) -> None:
     name, data = wheel("mine", requires=["app>=1"])
     (tmp_path / name).write_bytes(data)
     index.add(wheel("app"), wheel("mine", "2.0"))
@@ -167,25 +174,23 @@ def test_a_conflict_names_both(index: Index) -> None:
     index.add(wheel("app", requires=["base>=2"]), wheel("base"), wheel("base", "2.0"))
     with pytest.raises(LockError) as caught:
         lock("app==1.0", "base==1.0")
-    # Which versions of app uv speaks of depends on its own version.
-    assert re.fullmatch(
-        r"the requirements have no common solution: "
-        r"(app==1\.0 depends|all versions of app depend) on base>=2, but base==1\.0 is required",
-        caught.value.message,
-    )
+    message = " ".join(caught.value.message.split())
+    # Which versions of app uv names depends on its own version.
+    assert re.search(r"(app==1\.0 depends|all versions of app depend) on base>=2", message)
+    assert "you require base==1.0" in message
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("requirement", ["nowhere", "app==9"])
 def test_what_is_on_no_index(index: Index, requirement: str) -> None:
     index.add(wheel("app"))
-    with pytest.raises(LockError, match=f"^{requirement} is on no package index"):
+    with pytest.raises(LockError, match=rf"(?s)No solution found.*{requirement}"):
         lock(requirement)
 
 
 def test_no_wheel_and_no_source_for_the_target(index: Index) -> None:
     index.add(wheel("app", tag=WINDOWS))
-    with pytest.raises(LockError, match=r"^app==1\.0 has no wheel for this platform"):
+    with pytest.raises(LockError, match=r"(?s)app==1\.0 has no wheels with a matching"):
         lock("app")
 
 
@@ -201,7 +206,7 @@ def test_an_unknown_platform(index: Index) -> None:
 
 def test_a_dead_index_is_named(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
-    with pytest.raises(LockError, match=r"index cannot be reached: .*refused") as caught:
+    with pytest.raises(LockError, match=r"(?s)127\.0\.0\.1:9/simple/app.*refused") as caught:
         lock("app", index=IndexOptions(index_url="http://me:hunter2hunter@127.0.0.1:9/simple"))
     assert "hunter2hunter" not in str(caught.value)
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")
@@ -225,7 +230,7 @@ def test_credentials_reach_the_index_and_nothing_else(
             lock("app", "gone", index=options)
         shown += [str(caught.value), str(caught.value.hint)]
         private.login = ("robot", "changed")
-        with pytest.raises(LockError, match="credentials") as caught:
+        with pytest.raises(LockError, match=r"Unauthorized|valid authentication") as caught:
             lock("app", "old==2", index=options)
         shown += [str(caught.value), str(caught.value.hint)]
         with pytest.raises(LockError) as caught:
@@ -234,24 +239,14 @@ def test_credentials_reach_the_index_and_nothing_else(
     assert not [text for text in shown if planted in text]
 
 
-def test_scrubbing() -> None:
+def test_secrets_are_masked_in_what_uv_says(tmp_path: Path) -> None:
     environment = {"UV_INDEX_MINE_PASSWORD": "p4ssword", "UV_INDEX": "https://u:q%40ueer@h/"}
     text = "p4ssword q@ueer q%40ueer https://a:b@host/x git+ssh://git@host/y"
-    assert scrub(text, environment) == "*** *** *** https://***@host/x git+ssh://***@host/y"
+    script = f"import sys; sys.exit({text!r})"
+    with pytest.raises(UvFailure) as caught:
+        run_uv(["pip", "install"], tmp_path, environment, prefix=[sys.executable, "-c", script])
+    assert "*** *** *** https://***@host/x git+ssh://***@host/y" in caught.value.message
     assert without_credentials("https://u:p@h:1/a?b#c") == "https://h:1/a?b#c"
-
-
-def test_older_words_of_uv_are_understood() -> None:
-    text = (
-        "  \u00d7 No solution found when resolving dependencies:\n"
-        "  \u2570\u2500\u25b6 Because app==1 depends on\n"
-        "      base>=2 and you require app==1, we can conclude that you require base>=2.\n"
-        "      And because you require base==1, we can conclude that your requirements\n"
-        "      are unsatisfiable.\n"
-    )
-    assert explain(UvFailure(text)).message.endswith(
-        "app==1 depends on base>=2, but base==1 is required"
-    )
 
 
 def test_a_wheel_is_repacked_with_its_content(index: Index, tmp_path: Path) -> None:
@@ -260,3 +255,34 @@ def test_a_wheel_is_repacked_with_its_content(index: Index, tmp_path: Path) -> N
         assert read.read("mine.py") == b"Y = 3\n"
         assert {member.date_time for member in read.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         assert read.namelist()[-1].endswith("RECORD")
+
+
+def test_one_solve_says_who_requires_what_and_where_it_is(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.add(wheel("app", requires=["base>=1", "speed[fast]", "nt; sys_platform == 'win32'"]))
+    index.add(wheel("base"), wheel("base", "2.0"), wheel("crt"), wheel("also", requires=["base"]))
+    index.add(wheel("speed", requires=["base", "crt; extra == 'fast'"], extras=["fast"]))
+    expected = solved_again(lock("app", "also"))
+    assert expected["base"].requirers == ("also", "app", "speed")
+    assert expected["crt"].index == index.url
+    monkeypatch.setattr(uv, "compile_notes", None)
+    assert lock("app", "also").notes == expected
+
+
+def test_a_log_that_says_too_little_takes_a_second_solve(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.add(wheel("app", requires=["base"]), wheel("base"))
+    whole = lock("app").notes
+    monkeypatch.setattr(uv, "_LOGGED", "off")
+    assert lock("app").notes == whole
+    # With several indexes, the log does not say which one the package is from.
+    with serve_index() as other:
+        other.add(wheel("app"))
+        found = lock("app", index=IndexOptions(extra_index_urls=(other.url,)))
+        assert found.notes["app"].index == other.url
+
+
+def solved_again(locked: Lock) -> Mapping[str, Note]:
+    return solve_notes(locked.packages, AMD64, index=IndexOptions(), directory=Path.cwd())

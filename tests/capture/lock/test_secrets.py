@@ -23,7 +23,7 @@ from mfimage.build import render
 from mfimage.capture.code.locate import load_decorated
 from mfimage.errors import MfimageError
 from mfimage.image.plan.options import BuildOptions
-from mfimage.image.targets.targets import SERVE_REQUIREMENTS
+from mfimage.image.targets.fastapi import SERVE_REQUIREMENTS
 from tests.capture.wheelhouse import Index, sdist, serve_index, wheel, write_source
 
 pytestmark = pytest.mark.slow
@@ -64,7 +64,10 @@ def private(
     index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Private]:
     index.add(wheel("pydantic", "2.99"), wheel("orjson", "3.99"))
-    index.add(*(wheel(text.partition(">=")[0], "99.0") for text in SERVE_REQUIREMENTS))
+    for text in SERVE_REQUIREMENTS:
+        name, _, versions = text.partition(">=")
+        # A capped one exists in its lowest version.
+        index.add(wheel(name, versions.partition(",")[0] if "<" in versions else "99.0"))
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

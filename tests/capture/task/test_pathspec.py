@@ -27,16 +27,16 @@ def test_looking_for_a_run_unpickles_nothing(iris_run: Run, metaflow_client: Any
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ("", "task '' is no pathspec", "write Flow, Flow/run"),
-        ("a//b", "task 'a//b' is no pathspec", "write Flow"),
-        ("a/b/c/d/e", "is no pathspec", "write Flow"),
+        ("", "task '' is not a pathspec", "write Flow, Flow/run"),
+        ("a//b", "task 'a//b' is not a pathspec", "write Flow"),
+        ("a/b/c/d/e", "is not a pathspec", "write Flow"),
         ("NoFlow", "no flow 'NoFlow' in local@", "run the flow first"),
         ("NoFlow/1", "no run 'NoFlow/1' in local@", "run the flow first"),
         ("{iris}0", "no run '{iris}0' in local@", "run the flow first"),
         ("{iris}/nostep", "run {iris} has no step 'nostep'", "it has: end, start, train"),
         ("{iris}/train/99", "step {iris}/train has no task '99'", "it has: "),
         ("OddFlow", "flow 'OddFlow' has no successful run in the namespace 'user:alice'",
-         "finish a run, or look everywhere with --namespace ''"),
+         "finish a run, or search all namespaces with --namespace ''"),
         ("{odd}", "run {odd} has no step 'end'", "it has: each, join, start"),
         ("{odd}/each", "step {odd}/each has 2 tasks", "name one of them, as {odd}/each/"),
     ],
@@ -93,7 +93,7 @@ def test_nobody_in_particular(
     for name in ("METAFLOW_USER", "SUDO_USER", "USERNAME", "USER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(core, "current_namespace", False)
-    with pytest.raises(TaskError, match="cannot tell who you are") as caught:
+    with pytest.raises(TaskError, match="does not know which user you are") as caught:
         find_task("IrisFlow")
     assert "METAFLOW_USER" in str(caught.value.hint)
     assert find_task("IrisFlow", namespace="").parent.id == "end"

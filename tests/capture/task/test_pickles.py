@@ -170,10 +170,10 @@ def test_instances_of_old_classes_are_found() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "it ends at byte 0"),
-        (pickle.dumps([1, 2, 3])[:-1], "before its end"),
+        (b"", "it is cut off at byte 0"),
+        (pickle.dumps([1, 2, 3])[:-1], "it is cut off at byte"),
         (b"\x80\x04\xff.", "unknown opcode 0xff at byte 2"),
-        (b"\x80\x04\x8c\x02osN\x93.", "computed, not written"),
+        (b"\x80\x04\x8c\x02osN\x93.", "is computed at run time"),
         (b"\x80\x02\x82\x01.", "extension code"),
         (b"T\xff\xff\xff\xff.", "negative length"),
     ],

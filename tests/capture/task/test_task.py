@@ -75,7 +75,7 @@ def test_a_task_that_has_not_finished_is_refused(
         describe_task(train(iris_run, metaflow_client))
     for early in folder.rglob("*ds-root*.json"):
         early.unlink()
-    with pytest.raises(TaskError, match="has not finished: it does not say where"):
+    with pytest.raises(TaskError, match="has not finished: its metadata does not say where"):
         describe_task(train(iris_run, metaflow_client))
 
 

@@ -12,11 +12,11 @@ from dataclasses import replace
 import pytest
 
 from mfimage.image.checks.config import check_credentials, check_labels, check_user
+from mfimage.image.checks.contract import contract_checks
 from mfimage.image.checks.examples import replay, replay_as_list
-from mfimage.image.checks.probes import probes
 from mfimage.image.checks.report import Check, Failed, Recorder, Report, Skipped
 from mfimage.image.checks.restrictions import RESTRICTIONS, check_restrictions
-from mfimage.image.checks.runner import Launch
+from mfimage.image.checks.runner import ContainerOptions
 from mfimage.image.find.info import HistoryEntry, ImageInfo
 from mfimage.package.spec import Example
 from mfimage.runtime.records.run import Tolerance
@@ -38,12 +38,12 @@ def info(sample) -> ImageInfo:
 
 def test_labels_of_a_plan_agree_with_its_function(sample, info):
     assert "agree" in check_labels(info, sample.spec(), LOCK)
-    # An image that somebody renamed is still the function's.
+    # A renamed image is still the function's.
     renamed = {**info.labels, "org.opencontainers.image.title": "other"}
     assert "agree" in check_labels(replace(info, labels=renamed), sample.spec(), LOCK)
 
 
-def test_every_label_of_ours_is_missed_and_held(sample, info):
+def test_every_label_of_ours_is_required_and_compared(sample, info):
     """All but the version, which says who built it, and what only a lock can tell."""
     ours = [name for name in info.labels if name.startswith("io.mfimage.")]
     assert len(ours) > 8
@@ -157,10 +157,10 @@ STRICT = Tolerance()
         (as_json({"x": 0.5, "y": 1}), STRICT, "not recorded"),
         (as_json({"detail": "no model"}, 500), STRICT, "answered 500: no model"),
         ((502, "text/html", b"<h1>Bad"), STRICT, "answered 502: b'<h1>Bad'"),
-        ((200, "application/json", b"{"), STRICT, "is no JSON"),
+        ((200, "application/json", b"{"), STRICT, "is not JSON"),
     ],
 )
-def test_examples_are_held_against_answers(sample, answer, tolerance, said):
+def test_results_are_compared_with_the_examples(sample, answer, tolerance, said):
     spec = spec_with(sample, {"x": 0.5})
     with answering(answer) as address:
         if said is None:
@@ -170,7 +170,7 @@ def test_examples_are_held_against_answers(sample, answer, tolerance, said):
             replay(address, spec, tolerance)
 
 
-def test_a_list_is_held_item_by_item(sample):
+def test_a_list_is_compared_item_by_item(sample):
     spec = spec_with(sample, 1, 2.0)
     good = [{"result": 1}, {"result": 2.0}]
     with answering(as_json(good)) as address:
@@ -210,7 +210,7 @@ GOOD_OPENAPI = {
         ("metrics", (200, "text/plain", b"python_info 1\n"), "starts with mfimage_"),
         ("unknown-path", as_json({"status": 404}, 404, PROBLEM), None),
         ("unknown-path", as_json({"detail": "Not Found"}, 404), "expected application/problem"),
-        ("unknown-path", as_json({"detail": "x"}, 404, PROBLEM), "does not say its status"),
+        ("unknown-path", as_json({"detail": "x"}, 404, PROBLEM), "does not have status 404"),
         ("malformed-body", as_json({"status": 400}, 400, PROBLEM), "expected 422"),
         ("content-type", as_json({"result": 1}), "expected 415"),
         ("openapi", as_json(GOOD_OPENAPI), None),
@@ -221,19 +221,20 @@ GOOD_OPENAPI = {
         ("identity", as_json([]), "its name is predict"),
     ],
 )
-def test_probes_find_what_is_wrong(sample, name, answer, said):
-    (probe,) = (each for each in probes(sample.spec()) if each.name == name)
+def test_the_contract_s_checks_find_what_is_wrong(sample, name, answer, said):
+    (check,) = (each for each in contract_checks(sample.spec()) if each.name == name)
     recorder = Recorder()
     with answering(answer) as address:
-        recorder.run(name, lambda: probe(address))
-    (check,) = recorder.checks
-    assert check.status == ("passed" if said is None else "failed")
-    assert said is None or said in check.detail
+        recorder.run(name, lambda: check.run(address, sample.spec()))
+    (found,) = recorder.checks
+    assert found.status == ("passed" if said is None else "failed")
+    assert said is None or said in found.detail
 
 
 def test_a_server_that_says_nothing_is_no_crash(sample):
     recorder = Recorder()
-    assert not recorder.run("healthz", lambda: probes(sample.spec())[0](("127.0.0.1", 1)))
+    check, *_ = contract_checks(sample.spec())
+    assert not recorder.run("identity", lambda: check.run(("127.0.0.1", 1), sample.spec()))
     assert recorder.checks[0].detail.startswith("no answer: ")
 
 
@@ -251,7 +252,7 @@ def test_the_restriction_that_hurts_is_named(needs):
             raise Failed("it hurts")
 
     recorder = Recorder()
-    check_restrictions(recorder, Launch(port=1), attempt)
+    check_restrictions(recorder, ContainerOptions(port=1), attempt)
     status = {check.name: check.status for check in recorder.checks}
     assert status == {name: "failed" if name == needs else "passed" for name in RESTRICTIONS}
     assert launches[0].read_only and launches[0].user and launches[0].no_capabilities
@@ -263,14 +264,14 @@ def test_what_hurts_only_together_is_found():
             raise Failed("it hurts")
 
     recorder = Recorder()
-    check_restrictions(recorder, Launch(), attempt)
+    check_restrictions(recorder, ContainerOptions(), attempt)
     assert [check.name for check in recorder.checks if check.status == "failed"] == ["restricted"]
 
 
 def test_what_works_with_all_of_them_is_started_once():
     launches = []
     recorder = Recorder()
-    check_restrictions(recorder, Launch(), launches.append)
+    check_restrictions(recorder, ContainerOptions(), launches.append)
     assert len(launches) == 1
     assert [check.status for check in recorder.checks] == ["passed"] * len(RESTRICTIONS)
 

@@ -19,7 +19,7 @@ from mfimage.image.registry.reference import parse_reference, parse_tag
 from mfimage.image.sbom.attach import attach_sboms
 from mfimage.image.sbom.document import MEDIA_TYPE
 from mfimage.image.secrets.build import Secret, read_secrets
-from mfimage.image.secrets.scanning import scan_image
+from mfimage.image.secrets.scan import scan_image
 from mfimage.inspect import compare, inspect
 from mfimage.push import push as push_image
 from tests.image.builds import frozen_runtime, small_lock
@@ -121,7 +121,7 @@ def test_an_image_is_read_from_the_registry_without_pulling(
     layers = {layer["digest"].removeprefix("sha256:") for layer in found["layers"]}
     fetched = {path.name for path in (cache / "blobs" / "sha256").glob("*")} - blobs
     assert layers.isdisjoint(fetched), "no layer is fetched"
-    with pytest.raises(ReferenceNotFound, match=r"nor in the registry"):
+    with pytest.raises(ReferenceNotFound, match=r"not in the registry"):
         inspect(f"{plain.address}/team/seen:other")
 
 

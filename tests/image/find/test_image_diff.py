@@ -11,7 +11,7 @@ import pytest
 from mfimage.errors import PackageError
 from mfimage.image.find.contents import parse_sbom
 from mfimage.image.find.diff import ImageDiff
-from mfimage.image.find.places import see_image
+from mfimage.image.find.places import find_image
 from mfimage.image.plan.preview import PlannedImage, explain
 from mfimage.image.registry.location import Location
 from mfimage.inspect import compare, inspect
@@ -44,7 +44,7 @@ def changed(diff: ImageDiff) -> dict[str, list[str]]:
 def planned(base: Location, sample: Sample, before: str | None, **options) -> PlannedImage:
     with closing(open_oci()) as builder:
         plan = plan_on(builder, base, sample, **options)
-    return explain(plan, sample.blobs.path, see_image(before) if before else None)
+    return explain(plan, sample.blobs.path, find_image(before) if before else None)
 
 
 def parts(found: PlannedImage) -> dict[str, tuple[str, tuple[str, ...]]]:

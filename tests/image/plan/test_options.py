@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
+
 import pytest
 
+from mfimage.cli import main
 from mfimage.errors import OptionError
-from mfimage.image.plan.options import BuildOptions, refuse_credentials
+from mfimage.image.plan.options import OPTIONS, BuildOptions, refuse_credentials
 from mfimage.image.secrets.build import parse_secret
 
 
@@ -173,18 +178,18 @@ def test_a_secret_given_twice():
 
 def test_what_is_locked_for_ray():
     options = BuildOptions(target="ray", ray_version="2.60.0", parts=("serve", "data"))
-    assert "ray[default,data,serve]==2.60.0" in options.requirements
-    assert "ray[default]>=2.53" in BuildOptions(target="ray").requirements
+    assert "ray[default,data,serve]==2.60.0" in options.image_target.requirements
+    assert "ray[default]>=2.53" in BuildOptions(target="ray").image_target.requirements
 
 
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
-        ({"ray_version": "2.60.0"}, "ray-version: an image for fastapi has no Ray", "--target ray"),
-        ({"parts": ("serve",)}, "with: an image for fastapi has no Ray", "--target ray"),
-        ({"target": "ray", "parts": ("tune",)}, "with: 'tune' is no part of Ray", "data, serve"),
-        ({"target": "ray", "ray_version": "2.9.0"}, "'2.9.0' is no version of Ray", "2.53.0"),
-        ({"target": "ray", "ray_version": "newest"}, "'newest' is no version of Ray", "2.53.0"),
+        ({"ray_version": "2.60.0"}, "ray-version: an image for fastapi", "--target ray"),
+        ({"parts": ("serve",)}, "with: an image for fastapi", "--target ray"),
+        ({"target": "ray", "parts": ("tune",)}, "with: 'tune' is not a part of Ray", "data, serve"),
+        ({"target": "ray", "ray_version": "2.9.0"}, "'2.9.0' is not a version of Ray", "2.53.0"),
+        ({"target": "ray", "ray_version": "newest"}, "'newest' is not a version of Ray", "2.53.0"),
     ],
 )
 def test_what_no_image_can_have_of_ray(options, message, hint):
@@ -192,3 +197,47 @@ def test_what_no_image_can_have_of_ray(options, message, hint):
         BuildOptions(**options)
     assert message in caught.value.message
     assert hint in caught.value.hint
+
+
+DOCS = Path(__file__).parents[3] / "docs" / "image.md"
+START, END = "<!-- options: made from mfimage/image/plan/options.py -->\n", "<!-- /options -->"
+
+
+def table() -> str:
+    rows = ["| flag | `[tool.mfimage]` | |", "|---|---|---|"]
+    for option in OPTIONS:
+        takes = option.metavar or "|".join(option.choices)
+        flags = [*option.flags[:-1], f"{option.flags[-1]} {takes}".strip()]
+        cells = (
+            ", ".join(f"`{flag}`" for flag in flags).replace("|", "\\|"),
+            f"`{option.key}`" if option.key else "",
+            option.help.replace("python:<minor>-slim", "`python:<minor>-slim`"),
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def test_the_table_in_the_docs_is_made_from_the_list():
+    """Write it anew with MFIMAGE_WRITE_GOLDEN=1."""
+    before, _, rest = DOCS.read_text().partition(START)
+    found, _, after = rest.partition(END)
+    if os.environ.get("MFIMAGE_WRITE_GOLDEN"):
+        DOCS.write_text(f"{before}{START}{table()}{END}{after}")
+        return
+    assert found == table()
+
+
+@pytest.mark.parametrize("command", ["build", "plan", "render", "verify"])
+def test_each_command_has_its_options(command):
+    flags = {name: param for param in main.commands[command].params for name in param.opts}
+    for option in OPTIONS:
+        taken = option.flags[-1].partition("/")[0] in flags
+        if option.name != "output":  # render's is another
+            assert taken == (command in option.commands), option.name
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_help_is_a_sentence(option):
+    """What an option does, not a fragment."""
+    assert re.match(r"[A-Z].*\.( \[default: \w+\])?$", option.help), option.help
+    assert option.help.split()[0] not in ("Of", "For", "By", "The")

@@ -5,22 +5,21 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
 from mfimage.errors import LockError, OptionError
 from mfimage.image.plan.base import BaseImage
-from mfimage.image.plan.options import BuildOptions
+from mfimage.image.plan.options import OPTIONS, BuildOptions
 from mfimage.image.plan.plan import MOST_ARTIFACT_LAYERS, make_plan
 from mfimage.image.registry.reference import parse_reference
-from mfimage.image.targets.targets import (
-    BATCH_REQUIREMENTS,
-    RUNTIME_REQUIREMENTS,
-    SERVE_REQUIREMENTS,
-    TARGETS,
-    ray_requirement,
-)
+from mfimage.image.targets import TARGETS
+from mfimage.image.targets.fastapi import SERVE_REQUIREMENTS, FastapiTarget
+from mfimage.image.targets.ray import RayTarget
+from mfimage.image.targets.target import RUNTIME_REQUIREMENTS
 from mfimage.package.spec import sha256_digest
+from mfimage.templating import template_text
 from tests.image.sample import LOCK, RAY_LOCK, make_sample
 
 if sys.version_info >= (3, 11):
@@ -154,7 +153,7 @@ def test_a_lock_with_a_password_is_refused(sample):
 
 def test_a_lock_that_is_no_text(sample):
     sample.lock = b"\xff"
-    with pytest.raises(LockError, match="no UTF-8"):
+    with pytest.raises(LockError, match="not UTF-8"):
         sample.plan()
 
 
@@ -276,8 +275,23 @@ def test_requirements_are_those_of_the_distribution():
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     assert list(SERVE_REQUIREMENTS) == project["optional-dependencies"]["serve"]
     assert set(RUNTIME_REQUIREMENTS) <= set(project["dependencies"])
-    assert set(TARGETS["fastapi"].requirements) == {*RUNTIME_REQUIREMENTS, *SERVE_REQUIREMENTS}
-    assert project["optional-dependencies"]["ray"] == [
-        ray_requirement(None, ()),
-        *BATCH_REQUIREMENTS,
-    ]
+    assert FastapiTarget().requirements == RUNTIME_REQUIREMENTS + SERVE_REQUIREMENTS
+    extra = project["optional-dependencies"]["ray"]
+    assert {*RUNTIME_REQUIREMENTS, *extra} == set(RayTarget().requirements)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
+def test_a_target_has_what_it_names(sample, target):
+    """A template, a check, and the labels that images are checked for."""
+    assert template_text(target.template)
+    assert callable(resolve_name(target.check))
+    labels = target().labels(lock=RAY_LOCK, python="3.11.7")
+    assert tuple(labels) == target.label_names
+    assert {field.name for field in dataclasses.fields(target)} <= {o.name for o in OPTIONS}
+
+
+def test_labels_record_the_options_of_an_image_for_ray(sample):
+    sample.lock = RAY_LOCK
+    labels = sample.plan(target="ray", parts=("serve", "data")).labels
+    assert RayTarget.options_from(labels) == {"parts": ("data", "serve")}
+    assert RayTarget.options_from({}) == {"parts": ()}

@@ -6,10 +6,11 @@ from typing import Any
 
 import yaml
 
+from mfimage.manifests.kuberay.image import RayImage
 from mfimage.manifests.kuberay.manifest import raycluster, rayjob, rayservice
 from mfimage.manifests.kuberay.options import ClusterOptions
-from mfimage.manifests.kuberay.parts import RayImage, Resources, SecretRef, Toleration
 from mfimage.manifests.kuberay.work import JobOptions, ServiceOptions
+from mfimage.manifests.options import Resources, SecretRef, Toleration
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 IMAGE = RayImage(
@@ -20,7 +21,7 @@ IMAGE = RayImage(
     digest=DIGEST,
     parts=("default", "serve"),
 )
-# Known by its tag alone, from a registry that nobody here can reach.
+# Known by its tag alone.
 DISTANT = RayImage(reference="iris:1", ray_version="2.60", function="predict_iris")
 JOB = JobOptions(input="s3://bucket/in/*.jsonl", output="s3://bucket/out")
 FULL = ClusterOptions(

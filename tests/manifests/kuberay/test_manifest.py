@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,8 +13,6 @@ from typing import Any
 
 import pytest
 
-from mfimage import templating
-from mfimage.manifests.kuberay import text
 from mfimage.manifests.kuberay.manifest import raycluster, rayjob, rayservice
 from mfimage.manifests.kuberay.options import ClusterOptions
 from mfimage.manifests.kuberay.work import ServiceOptions
@@ -134,7 +131,7 @@ def test_kuberays_schemas_take_all_of_them(validate):
 
 
 @KINDS
-def test_head_and_workers_are_one_image_and_nobody_special(name):
+def test_head_and_workers_are_one_image_and_unprivileged(name):
     manifest = parsed(MANIFESTS[name]())
     containers = [
         container for pod in pods_of(manifest).values() for container in pod["containers"]
@@ -243,15 +240,3 @@ def test_a_tag_is_pulled_again_a_digest_is_not(policy):
         for image in (IMAGE, by_tag)
     ]
     assert policies == ([policy] * 2 if policy else ["IfNotPresent", "Always"])
-
-
-def test_no_line_is_left_blank():
-    for name, make in MANIFESTS.items():
-        assert not re.search(r"^ *$", make().rstrip("\n"), re.MULTILINE), name
-
-
-def test_a_template_cannot_forget_to_quote(monkeypatch):
-    monkeypatch.setattr(templating, "template_text", lambda name: "name: {{ name }}\n")
-    monkeypatch.setattr(text, "_templates", text._templates.__wrapped__)
-    with pytest.raises(TypeError, match="without quoting"):
-        raycluster(IMAGE, ClusterOptions())

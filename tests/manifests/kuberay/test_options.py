@@ -7,23 +7,26 @@ import dataclasses
 import pytest
 
 from mfimage.errors import OptionError
-from mfimage.manifests.kuberay.arguments import (
-    parse_pairs,
-    parse_secrets,
-    parse_toleration,
-    parse_user,
-)
+from mfimage.manifests.kuberay.image import RayImage
 from mfimage.manifests.kuberay.manifest import raycluster, rayjob, rayservice
 from mfimage.manifests.kuberay.options import ClusterOptions
-from mfimage.manifests.kuberay.parts import RayImage, Resources, Scale, SecretRef, Toleration
 from mfimage.manifests.kuberay.work import JobOptions, ServiceOptions
+from mfimage.manifests.options import (
+    Resources,
+    Scale,
+    SecretRef,
+    Toleration,
+    flags,
+    parse_pairs,
+    read_options,
+)
 from tests.manifests.kuberay.samples import IMAGE, JOB, parsed
 
 REFUSED = [
     ({"namespace": "a_b"}, "namespace: 'a_b'"),
     ({"labels": {"a b": "c"}}, "label: 'a b'"),
-    ({"labels": {"a": "c d"}}, "label: a='c d'"),
-    ({"labels": {"ray.io/cluster": "c"}}, "label: ray.io/cluster is one of KubeRay's own"),
+    ({"labels": {"a": "c d"}}, "label a: 'c d'"),
+    ({"labels": {"ray.io/cluster": "c"}}, "label: ray.io/cluster is reserved for KubeRay"),
     ({"worker": Resources(cpu="two")}, "worker-cpu: 'two'"),
     ({"worker": Resources(cpu="2Gi")}, "worker-cpu: '2Gi'"),
     ({"worker": Resources(cpu="0")}, "worker-cpu: '0'"),
@@ -40,21 +43,21 @@ REFUSED = [
     ({"idle_timeout": -1}, "idle-timeout: -1"),
     ({"service_account": "A"}, "service-account: 'A'"),
     ({"node_selector": {"": "x"}}, "node-selector: ''"),
-    ({"worker_node_selector": {"a": "x y"}}, "node-selector: a='x y'"),
-    ({"tolerations": (Toleration(key="a", effect="No"),)}, "toleration: a: 'No' is no effect"),
+    ({"worker_node_selector": {"a": "x y"}}, "node-selector a: 'x y'"),
+    ({"tolerations": (Toleration(key="a", effect="No"),)}, "toleration: a: 'No' is not an effect"),
     ({"image_pull_secrets": ("a_b",)}, "image-pull-secret: 'a_b'"),
     ({"image_pull_policy": "Sometimes"}, "image-pull-policy: 'Sometimes'"),
-    ({"env": {"1A": "x"}}, "env: '1A' is no variable's name"),
+    ({"env": {"1A": "x"}}, "env: '1A' cannot be the name of a variable"),
     ({"env": {"PATH": "x"}}, "env: PATH is set by the image"),
     ({"env": {"RAY_ADDRESS": "x"}}, "env: RAY_ADDRESS is set by KubeRay"),
-    ({"env": {"RAY_AUTH_MODE": "x"}}, "env: RAY_AUTH_MODE is what --auth decides"),
+    ({"env": {"RAY_AUTH_MODE": "x"}}, "env: RAY_AUTH_MODE is set by --auth"),
     ({"env": {"A": "x\0"}}, "env A: it holds bytes"),
     ({"env": {"A": "\udc80"}}, "env A: it holds bytes"),
     ({"env_from_secret": {"A": SecretRef(secret="s_", key="k")}}, "env-from-secret A: 's_'"),
     ({"env_from_secret": {"A": SecretRef(secret="s", key="k k")}}, "env-from-secret A: 'k k'"),
     ({"env": {"A": "x"}, "env_from_secret": {"A": SecretRef(secret="s", key="k")}},
      "env-from-secret: A is given twice"),
-    ({"auth": "disabled", "auth_secret": "s"}, "auth-secret: there is no token"),
+    ({"auth": "disabled", "auth_secret": "s"}, "auth-secret: it has no use"),
     ({"run_as_user": 0}, "run-as-user: 0"),
 ]  # fmt: skip
 
@@ -78,7 +81,7 @@ def test_a_credential_is_no_variable(env):
 
 
 @pytest.mark.parametrize(
-    ("text", "hint"), [("8GB", "write 8G"), ("8GiB", "write 8Gi"), ("8", "name a unit, as 8Gi")]
+    ("text", "hint"), [("8GB", "write 8G"), ("8GiB", "write 8Gi"), ("8", "add a unit, such as 8Gi")]
 )
 def test_a_wrong_unit_is_told_the_right_one(text, hint):
     with pytest.raises(OptionError) as raised:
@@ -177,9 +180,9 @@ def test_a_name_of_which_nothing_is_left_is_asked_for():
     ],
 )
 def test_bounds_are_always_there(given, scale):
-    replicas, least, most = scale
+    replicas, minimum, maximum = scale
     found = ClusterOptions(**given).workers
-    assert found == Scale(replicas=replicas, least=least, most=most)
+    assert found == Scale(replicas=replicas, minimum=minimum, maximum=maximum)
 
 
 @pytest.mark.parametrize("version", ["2.52.1", "1.13", "two", "", "2"])
@@ -194,21 +197,49 @@ def test_labels_are_not_believed(given):
         dataclasses.replace(IMAGE, **given)
 
 
-def test_texts_of_the_command_line():
-    assert parse_pairs(["A=b=c", "D="], field="env") == {"A": "b=c", "D": ""}
-    assert parse_secrets(["A=s:k"]) == {"A": SecretRef(secret="s", key="k")}
-    assert parse_toleration("a=b:NoExecute") == Toleration(key="a", value="b", effect="NoExecute")
-    assert parse_toleration("a") == Toleration(key="a")
-    assert (parse_user("7"), parse_user("any")) == (7, None)
+def given(**texts):
+    """Return what the command line gives where only some flags are written."""
+    defaults = {
+        names[1]: () if about["multiple"] else about["default"]
+        for names, about in flags(ClusterOptions)
+    }
+    return defaults | texts
+
+
+def test_flags_give_the_options_that_fields_declare():
+    assert read_options(ClusterOptions, given(run_as_user="1000")) == ClusterOptions()
+    read = read_options(
+        ClusterOptions,
+        given(
+            env=["A=b=c", "D="],
+            env_from_secret=["E=s:k"],
+            tolerations=["a=b:NoExecute", "a"],
+            worker_cpu="3500m",
+            run_as_user="any",
+            image_pull_secrets=["s"],
+        ),
+    )
+    assert read == ClusterOptions(
+        env={"A": "b=c", "D": ""},
+        env_from_secret={"E": SecretRef(secret="s", key="k")},
+        tolerations=(Toleration(key="a", value="b", effect="NoExecute"), Toleration(key="a")),
+        worker=Resources(cpu="3500m"),
+        run_as_user=None,
+        image_pull_secrets=("s",),
+    )
+    named = {names[0]: about for names, about in flags(ServiceOptions, "serve_")}
+    assert named["--serve-cpus"]["default"] == 1.0
+    required = [names[1] for names, about in flags(JobOptions) if about["required"]]
+    assert required == ["input", "output"]
 
 
 @pytest.mark.parametrize("wrong", [
     lambda: parse_pairs(["A"], field="env"),
     lambda: parse_pairs(["=x"], field="env"),
     lambda: parse_pairs(["A=1", "A=2"], field="env"),
-    lambda: parse_secrets(["A=s"]),
-    lambda: parse_secrets(["A=:k"]),
-    lambda: parse_user("root"),
+    lambda: SecretRef.parse("s"),
+    lambda: SecretRef.parse(":k"),
+    lambda: read_options(ClusterOptions, given(run_as_user="root")),
 ])  # fmt: skip
 def test_texts_that_are_none(wrong):
     with pytest.raises(OptionError) as raised:

@@ -14,8 +14,8 @@ import yaml
 from mfimage.errors import OptionError
 from mfimage.manifests.kuberay.manifest import rayjob, rayservice
 from mfimage.manifests.kuberay.options import ClusterOptions
-from mfimage.manifests.kuberay.parts import Resources
 from mfimage.manifests.kuberay.work import JobOptions, ServiceOptions
+from mfimage.manifests.options import Resources
 from tests.manifests.kuberay.samples import IMAGE, JOB, parsed
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mfimage.errors import InputError, OutputError
 from mfimage.runtime.calls.coroutines import CoroutineDispatcher
-from mfimage.runtime.calls.queue import Dispatcher, Job, Outcome, call_many, call_one
+from mfimage.runtime.calls.queue import Call, Dispatcher, Outcome, call_many, call_one
 from mfimage.runtime.calls.threads import ThreadDispatcher, ThreadOptions
 from mfimage.runtime.loading.loader import LiveFunction
 from tests.runtime.packages import live
@@ -50,10 +50,10 @@ def dispatcher(fn: LiveFunction, **options: Any) -> Dispatcher:
 
 async def outcomes_of(it: Dispatcher, payloads: Sequence[bytes]) -> list[Outcome]:
     loop = asyncio.get_running_loop()
-    jobs = [Job(payload, loop.create_future(), 0.0) for payload in payloads]
-    for job in jobs:
-        it.submit(job)
-    return await asyncio.wait_for(asyncio.gather(*(job.future for job in jobs)), 20)
+    calls = [Call(payload, loop.create_future(), 0.0) for payload in payloads]
+    for call in calls:
+        it.submit(call)
+    return await asyncio.wait_for(asyncio.gather(*(call.future for call in calls)), 20)
 
 
 def check(payload: bytes, outcome: Outcome) -> None:
@@ -196,26 +196,26 @@ def test_a_function_that_wants_to_end_the_process_only_fails(error: BaseExceptio
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_job_that_nobody_waits_for_is_not_started(name: str) -> None:
+def test_a_call_that_nobody_waits_for_is_not_started(name: str) -> None:
     function, batch = FUNCTIONS[name]
-    calls: list[Any] = []
+    parsed: list[Any] = []
     fn = live(function, batch=batch)
     parse = fn.parse
-    fn.parse = lambda payload: (calls.append(payload), parse(payload))[1]
+    fn.parse = lambda payload: (parsed.append(payload), parse(payload))[1]
 
     async def run() -> None:
         it = dispatcher(fn, limit=1, max_batch=1)
         loop = asyncio.get_running_loop()
-        jobs = [Job(b"%d" % number, loop.create_future(), 0.0) for number in range(3)]
-        jobs[1].future.cancel()
-        for job in jobs:
-            it.submit(job)
-        await jobs[2].future
+        calls = [Call(b"%d" % number, loop.create_future(), 0.0) for number in range(3)]
+        calls[1].future.cancel()
+        for call in calls:
+            it.submit(call)
+        await calls[2].future
         it.close()
 
     asyncio.run(run())
     fn.close()
-    assert b"1" not in calls
+    assert b"1" not in parsed
 
 
 def test_a_coroutine_that_nobody_waits_for_is_cancelled() -> None:
@@ -231,11 +231,11 @@ def test_a_coroutine_that_nobody_waits_for_is_cancelled() -> None:
 
     async def run() -> None:
         it = dispatcher(live(wait))
-        job = Job(b"1", asyncio.get_running_loop().create_future(), 0.0)
-        it.submit(job)
+        call = Call(b"1", asyncio.get_running_loop().create_future(), 0.0)
+        it.submit(call)
         await asyncio.sleep(0.05)
-        job.future.cancel()
-        it.abandon(job)
+        call.future.cancel()
+        it.abandon(call)
         until = time.monotonic() + 10
         while not ended and time.monotonic() < until:
             await asyncio.sleep(0.01)

@@ -22,7 +22,7 @@ from mfimage.function.serializers import _registered, register_serializer
 from mfimage.runtime.ray.serve import Replica, ServeArgs, changed, takes_lists
 from mfimage.runtime.ray_worker import build
 from mfimage.runtime.settings import Settings
-from tests.runtime.forms import LITERAL, Literals
+from tests.runtime.codecs import LITERAL, Literals
 from tests.runtime.packages import live, make_folder
 from tests.support.docker import free_port
 from tests.support.ray import SETTINGS
@@ -60,10 +60,10 @@ async def replica(folder: Path, root: str = "") -> Any:
     """A replica without Ray, and a client that sees it below a route prefix."""
     made = Replica.__new__(Replica)
     await made.__init__(str(folder))
-    transport = httpx.ASGITransport(made.routes, root_path=root)
+    transport = httpx.ASGITransport(made.app, root_path=root)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield made, client
-    await made._retire(made._front, made._dispatcher)
+    await made._retire(made._service, made._dispatcher)
 
 
 def answers(folder: Path, root: str, *asked: tuple[str, str, Any]) -> list[httpx.Response]:
@@ -103,7 +103,10 @@ def test_the_prefix_is_where_the_function_is(folder: Path, root: str) -> None:
 
 
 def test_health_at_the_root_is_the_servers(folder: Path) -> None:
-    found = answers(folder, "", ("GET", "/healthz", None), ("GET", "/readyz", None))
+    *found, wrong = answers(
+        folder, "", ("GET", "/healthz", None), ("GET", "/readyz", None), ("POST", "/", [{"n": -1}])
+    )
+    assert wrong.status_code == 405
     assert [each.json()["status"] for each in found] == ["alive", "ready"]
     assert answers(folder, "/x", ("GET", "/x/healthz", None))[0].status_code == 404
 

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 
-from mfimage.runtime.serving.logs import AccessLog, Clock, JsonFormatter, Out, request_members
+from mfimage.runtime.serving.logs import AccessLog, JsonFormatter, Out, Timestamps, request_members
 
 
 class Slow:
@@ -54,7 +54,7 @@ def test_a_record_is_one_line_of_json() -> None:
 
 
 def test_the_clock_changes_with_the_second() -> None:
-    clock = Clock()
+    clock = Timestamps()
     assert [clock.text(now) for now in (0.0, 0.9996, 1.25)] == [
         "1970-01-01T00:00:00.000Z",
         "1970-01-01T00:00:00.999Z",

@@ -2,42 +2,34 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as open_metrics,
 )
-from prometheus_client.parser import text_string_to_metric_families
 
-from mfimage.runtime.serving.metrics import ENDPOINTS, SECONDS, STATUSES, Board, Metrics, render
+from mfimage.runtime.serving.metrics import ENDPOINTS, SECONDS, Metrics
+from tests.runtime.apps import samples
 
 INFO = {"name": "predict", "digest": "sha256:0"}
 
 
-def samples(board: Board) -> dict[tuple[str, str], float]:
-    """Return what is exposed, by name and labels."""
-    text = render(board, INFO)[0].decode()
-    return {
-        (sample.name, ",".join(f"{k}={v}" for k, v in sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-
-
 def test_what_is_counted_is_shown() -> None:
-    board = Board()
-    metrics = Metrics(board)
-    metrics.ready(is_ready=True)
+    metrics = Metrics()
+    record, batch = metrics.meters["record"], metrics.meters["batch"]
+    metrics.ready.set(1)
     for seconds in (0.0001, 0.004, 0.004, 1000.0):
-        metrics.record.begin()
-        metrics.record.end(200, seconds)
-    metrics.record.begin()
-    metrics.batch.begin()
-    metrics.batch.end(422, 0.0005)
+        record.begin()
+        record.end(200, seconds)
+    record.begin()
+    batch.begin()
+    batch.end(422, 0.0005)
     for size in (1, 64, 5000):
-        metrics.count_batch(size)
-    found = samples(board)
+        metrics.batch_sizes.observe(size)
+    found = samples(metrics)
     assert found["mfimage_requests_total", "endpoint=record,status=200"] == 4
     assert found["mfimage_requests_total", "endpoint=batch,status=422"] == 1
     assert ("mfimage_requests_total", "endpoint=record,status=422") not in found
@@ -57,64 +49,81 @@ def test_what_is_counted_is_shown() -> None:
     assert found["process_cpu_seconds_total", ""] > 0
 
 
-def test_processes_add_up_and_a_successor_goes_on() -> None:
-    board = Board(3)
-    for index in range(3):
-        metrics = Metrics(board, index)
-        metrics.ready(is_ready=True)
-        metrics.record.begin()
-        metrics.record.end(200, 0.1)
-        metrics.record.begin()
-    assert samples(board)["mfimage_requests_in_flight", ""] == 3
-    board.vacate(1)
-    assert (board.ready(), board.is_ready(1), board.in_flight()) == (2, False, 2)
-    successor = Metrics(board, 1)
-    successor.record.begin()
-    successor.record.end(200, 0.1)
-    assert board.answers("record")[200] == 4
-    assert board.seconds("record").so_far[-1] == 4
-
-
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_no_counter_lands_in_another_s_place(endpoint: str) -> None:
-    for status in STATUSES:
-        for seconds in (*SECONDS, 61.0):
-            board = Board(2)
-            getattr(Metrics(board, 1), endpoint).end(status, seconds)
-            assert {e: sum(board.answers(e).values()) for e in ENDPOINTS} == {
-                e: float(e == endpoint) for e in ENDPOINTS
-            }
-            assert board.answers(endpoint)[status] == 1
-            histogram = board.seconds(endpoint)
-            assert histogram.total == seconds
-            assert histogram.so_far[-1] == 1
-            assert histogram.so_far.index(1.0) == [*SECONDS, 61.0].index(seconds)
-            assert board.batch_sizes().so_far[-1] == 0
+def test_each_endpoint_is_counted_apart(endpoint: str) -> None:
+    for seconds in (*SECONDS, 61.0):
+        metrics = Metrics()
+        metrics.meters[endpoint].begin()
+        metrics.meters[endpoint].end(404, seconds)
+        found = samples(metrics)
+        for other in ENDPOINTS:
+            mine = float(other == endpoint)
+            assert found["mfimage_request_seconds_count", f"endpoint={other}"] == mine
+            assert found["mfimage_requests_total", f"endpoint={other},status=200"] == 0
+        assert found["mfimage_requests_total", f"endpoint={endpoint},status=404"] == 1
+        assert found["mfimage_request_seconds_sum", f"endpoint={endpoint}"] == seconds
 
 
 def test_open_metrics_when_asked() -> None:
-    body, media_type = render(Board(), INFO, "application/openmetrics-text; version=1.0.0")
+    body, media_type = Metrics().render(INFO, "application/openmetrics-text; version=1.0.0")
     assert media_type.startswith("application/openmetrics-text")
     assert {family.name for family in open_metrics(body.decode())} >= {"mfimage_requests"}
 
 
-@pytest.fixture
-def counts_of_processes(tmp_path: os.PathLike[str]) -> Iterator[str]:
-    folder = os.fspath(tmp_path)
-    yield folder
+def test_times_of_creation_are_not_shown() -> None:
+    assert not [name for name, _ in samples(Metrics()) if name.startswith("mfimage_") and
+                name.endswith("_created")]  # fmt: skip
 
 
-def test_the_function_s_own_counts_are_added_up(
-    counts_of_processes: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each process writes its counts into a folder, as prometheus_client does."""
-    import subprocess
-    import sys
+COUNT = """
+import os, sys
+from prometheus_client import Counter
+from mfimage.runtime.serving.metrics import Metrics, count_as_worker
+count_as_worker(int(sys.argv[1]))
+mine, metrics = Counter("mine", "Mine."), Metrics()
+metrics.ready.set(1)
+mine.inc(2)
+meter = metrics.meters["record"]
+meter.begin()
+meter.end(200, 0.1)
+meter.begin()
+if os.fork() == 0:
+    mine.inc(10)
+    os._exit(0)
+os.wait()
+print(metrics.render({"name": "x"})[0].decode())
+"""
+FORGET = """
+import sys
+from pathlib import Path
+from mfimage.runtime.serving.metrics import Metrics, forget_worker
+forget_worker(int(sys.argv[1]), Path(sys.argv[2]))
+"""
 
-    script = "from prometheus_client import Counter; Counter('mine', 'Mine.').inc(2)"
-    environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": counts_of_processes}
-    for _ in range(2):
-        subprocess.run([sys.executable, "-c", script], env=environ, check=True)
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", counts_of_processes)
-    text = render(Board(), INFO)[0].decode()
-    assert re.search(r"^mine_total 4.0$", text, re.MULTILINE)
+
+def run(script: str, folder: Path, *arguments: str) -> str:
+    environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout
+
+
+def test_workers_add_up_and_a_successor_continues(tmp_path: Path) -> None:
+    def shown(text: str, name: str) -> float:
+        found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+        assert found, text
+        return float(found[1])
+
+    for index in ("0", "1", "2"):
+        text = run(COUNT, tmp_path, index)
+    assert shown(text, "mfimage_workers_ready") == 3
+    assert shown(text, "mfimage_requests_in_flight") == 3
+    assert shown(text, 'mfimage_requests_total{endpoint="record",status="200"}') == 3
+    assert shown(text, "mine_total") == 36  # what the function forks counts in files of its own
+    files = len(list(tmp_path.glob("*worker*")))
+    run(FORGET, tmp_path, "1", str(tmp_path))
+    text = run(COUNT, tmp_path, "1")
+    assert shown(text, "mfimage_workers_ready") == 3
+    assert shown(text, "mfimage_requests_in_flight") == 3
+    assert shown(text, 'mfimage_requests_total{endpoint="record",status="200"}') == 4
+    assert shown(text, 'mfimage_request_seconds_count{endpoint="record"}') == 4
+    assert len(list(tmp_path.glob("*worker*"))) == files

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mfimage.runtime.serving.codecs import Wire
-from mfimage.runtime.serving.content import Negotiation, Speech
+from mfimage.runtime.serving import content
+from mfimage.runtime.serving.app import headers_of
+from mfimage.runtime.serving.content import MediaCodec, Negotiation
 from mfimage.runtime.serving.problems import Problem
-from mfimage.runtime.serving.responses import headers_of
-from tests.runtime.forms import LITERAL, Literals
+from tests.runtime.codecs import LITERAL, Literals
 from tests.runtime.packages import live
 
 JSON = "application/json"
@@ -28,24 +28,24 @@ def double(data: int) -> int:
     return data * 2
 
 
-def wire(serializer: Any) -> Wire:
-    return Wire(serializer=serializer, input=None, output=None, data="data")
+def codec(serializer: Any) -> MediaCodec:
+    return MediaCodec(serializer=serializer, input=None, output=None, data="data")
 
 
 FN = live(double)
-WIRES = {LITERAL: wire(Literals()), OTHER: wire(Others())}
+CODECS = {LITERAL: codec(Literals()), OTHER: codec(Others())}
 SPOKEN = (JSON, LITERAL, OTHER)
 
 
 def negotiation(**options: Any) -> Negotiation:
-    return Negotiation(WIRES, FN, **{"assume_json": True, **options})
+    return Negotiation(CODECS, FN, **{"assume_json": True, **options})
 
 
 def chosen(accept: str | None, kind: str | None = JSON) -> str:
     """Return the media type of the answer."""
     given = {b"content-type": kind, b"accept": accept}
     headers = {k: v.encode("latin-1") for k, v in given.items() if v is not None}
-    (value,) = (v for k, v in negotiation().agree(headers).headers if k == b"content-type")
+    (value,) = (v for k, v in negotiation().negotiate(headers).headers if k == b"content-type")
     return value.decode()
 
 
@@ -82,10 +82,10 @@ def test_accept_chooses_the_answer_s_type(accept: str | None, kind: str, answer:
 )
 def test_what_cannot_be_answered_in_is_406_and_lists_what_can(accept: str) -> None:
     with pytest.raises(Problem) as caught:
-        Negotiation({}, FN, assume_json=True).agree({b"accept": accept.encode()})
+        Negotiation({}, FN, assume_json=True).negotiate({b"accept": accept.encode()})
     assert caught.value.status == 406
     with pytest.raises(Problem) as caught:
-        negotiation().agree({b"accept": b"text/html, application/xml"})
+        negotiation().negotiate({b"accept": b"text/html, application/xml"})
     assert caught.value.detail == (
         f"can answer in {JSON} or {LITERAL} or {OTHER}; the request accepts "
         "text/html, application/xml"
@@ -157,13 +157,13 @@ def test_any_headers_are_understood_or_refused(accept: str, kind: str) -> None:
 )
 def test_json_is_read(kind: str | None) -> None:
     headers = {} if kind is None else {b"content-type": kind.encode()}
-    assert negotiation().agree(headers).reader is None
+    assert negotiation().negotiate(headers).reader is None
 
 
 @pytest.mark.parametrize("kind", [LITERAL, LITERAL.upper(), f"{LITERAL} ; charset=x"])
 def test_another_type_is_read_by_its_serializer(kind: str) -> None:
-    terms = negotiation().agree({b"content-type": kind.encode()})
-    assert terms.reader is WIRES[LITERAL]
+    found = negotiation().negotiate({b"content-type": kind.encode()})
+    assert found.reader is CODECS[LITERAL]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_another_type_is_read_by_its_serializer(kind: str) -> None:
 )
 def test_another_type_is_refused(headers: dict[bytes, bytes]) -> None:
     with pytest.raises(Problem) as caught:
-        negotiation().agree(headers)
+        negotiation().negotiate(headers)
     assert caught.value.status == 415
     if b"content-type" in headers:
         assert dict(caught.value.headers) == {b"accept-post": ", ".join(SPOKEN).encode()}
@@ -190,21 +190,24 @@ def test_what_is_not_said_is_not_guessed_where_it_may_be_either() -> None:
     strict = negotiation(assume_json=False)
     for headers in ({}, {b"content-type": b" "}):
         with pytest.raises(Problem, match="without Content-Type") as caught:
-            strict.agree(headers)
+            strict.negotiate(headers)
         assert caught.value.status == 415
 
 
 def test_headers_of_hostile_clients_are_not_remembered() -> None:
     it = negotiation()
     for number in range(1000):
-        it.agree({b"accept": b"*/*;x=%d" % number})
-    it.agree({b"accept": b"*/*" + b" " * 10_000})
-    assert len(it._known) <= 64
-    assert max(len(accept or b"") for _, accept in it._known) < 1000
+        it.negotiate({b"accept": b"*/*;x=%d" % number})
+    it.negotiate({b"accept": b"*/*" + b" " * 10_000})
+    assert len(it._cache) <= 64
+    assert max(len(accept or b"") for _, accept in it._cache) < 1000
 
 
-def test_only_what_is_spoken_of_lists_is_negotiated_for_lists() -> None:
-    speech = Speech.of(FN, WIRES)
-    speech.record.agree({b"content-type": LITERAL.encode()})
+def test_lists_have_only_the_media_types_that_can_write_lists(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(content, "codecs_of", lambda spec, *, data: CODECS)
+    media_types = content.MediaTypes.of(FN.spec, FN, data="data")
+    media_types.record.negotiate({b"content-type": LITERAL.encode()})
     with pytest.raises(Problem, match="expected application/json in UTF-8, got"):
-        speech.batch.agree({b"content-type": LITERAL.encode()})
+        media_types.batch.negotiate({b"content-type": LITERAL.encode()})

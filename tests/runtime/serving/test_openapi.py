@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,9 +14,10 @@ from typing_extensions import TypedDict
 
 from mfimage.function.decorator import avro_function, json_function
 from mfimage.function.parameters import FunctionParameters
-from mfimage.runtime.serving.codecs import wires_of
-from mfimage.runtime.serving.metrics import Board
-from mfimage.runtime.serving.openapi import Schemas, build_pages
+from mfimage.package.spec import FunctionSpec
+from mfimage.runtime.serving.content import MediaCodec, codecs_of
+from mfimage.runtime.serving.contract import routes
+from mfimage.runtime.serving.openapi import Schemas, document
 from tests.runtime.packages import make_spec
 
 AVRO = "application/avro"
@@ -82,13 +83,17 @@ def resolve(document: Any, reference: str) -> Any:
     return document
 
 
+def document_of(spec: FunctionSpec, codecs: Mapping[str, MediaCodec] | None = None) -> Any:
+    return document(spec, codecs or {}, routes(spec))
+
+
 def test_the_document_is_the_recorded_one() -> None:
     spec = make_spec(locate, examples=[EXAMPLE])
-    document = build_pages(spec, Board(), {}).openapi()
-    assert all(resolve(document, reference) for reference in references(document))
-    # The digest covers the version of pydantic's schemas; the document's shape is what counts.
-    document["info"]["version"] = "0"
-    text = json.dumps(document, indent=1, sort_keys=True) + "\n"
+    found = document_of(spec)
+    assert all(resolve(found, reference) for reference in references(found))
+    # The digest covers the version of pydantic's schemas; the found's shape is what counts.
+    found["info"]["version"] = "0"
+    text = json.dumps(found, indent=1, sort_keys=True) + "\n"
     if os.environ.get("MFIMAGE_UPDATE_GOLDEN"):
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text()
@@ -124,12 +129,12 @@ def test_a_class_may_be_called_as_one_of_the_server_s(name: str) -> None:
         return data
 
     take.__annotations__ = {"data": list[given], "return": given}
-    document = build_pages(make_spec(json_function(take)), Board(), {}).openapi()
-    components = document["components"]["schemas"]
+    found = document_of(make_spec(json_function(take)))
+    components = found["components"]["schemas"]
     assert components["About"]["required"] == ["name", "digest", "pathspec", "version"]
     assert "status" in components["Status"]["properties"]
     assert "detail" in components["Problem"]["properties"]
-    item = resolve(document, components["Record"]["items"]["$ref"])
+    item = resolve(found, components["Record"]["items"]["$ref"])
     assert item["properties"].keys() == {"mine"}
 
 
@@ -140,22 +145,20 @@ def test_every_reference_leads_somewhere() -> None:
         return {}
 
     spec = make_spec(json_function(pets), examples=[([], {"$ref": "#/$defs/Nothing"})])
-    document = build_pages(spec, Board(), {}).openapi()
-    found = [reference for reference in references(document) if "Nothing" not in reference]
-    assert all(resolve(document, reference) for reference in found)
-    mapping = document["components"]["schemas"]["Record"]["items"]["discriminator"]["mapping"]
+    found = document_of(spec)
+    leading = [reference for reference in references(found) if "Nothing" not in reference]
+    assert all(resolve(found, reference) for reference in leading)
+    mapping = found["components"]["schemas"]["Record"]["items"]["discriminator"]["mapping"]
     assert mapping == {"cat": "#/components/schemas/Cat", "dog": "#/components/schemas/Dog"}
 
 
 def test_what_is_null_stays_null() -> None:
-    """FastAPI leaves out what is None, wherever it stands."""
-
     def find(data: dict[str, int | None]) -> Node | None:
         return None
 
     spec = make_spec(json_function(find), examples=[({"a": None}, None)])
-    document = build_pages(spec, Board(), {}).openapi()
-    post = document["paths"]["/find"]["post"]
+    found = document_of(spec)
+    post = found["paths"]["/find"]["post"]
     shown = [
         side["content"]["application/json"]["examples"]["example 1"]
         for side in (post["requestBody"], post["responses"]["200"])
@@ -165,14 +168,14 @@ def test_what_is_null_stays_null() -> None:
 
 def test_other_media_types_have_the_form_s_own_schema() -> None:
     spec = make_spec(avro_function(locate.__wrapped__), examples=[EXAMPLE])
-    wires = wires_of(spec, data="data")
-    document = build_pages(spec, Board(), wires).openapi()
-    for path, wire in (("/locate", wires[AVRO]), ("/locate/batch", wires[AVRO].many)):
-        assert wire is not None
-        post = document["paths"][path]["post"]
+    codecs = codecs_of(spec, data="data")
+    found = document_of(spec, codecs)
+    for path, codec in (("/locate", codecs[AVRO]), ("/locate/batch", codecs[AVRO].many)):
+        assert codec is not None
+        post = found["paths"][path]["post"]
         for content, schema in (
-            (post["requestBody"]["content"], wire.input),
-            (post["responses"]["200"]["content"], wire.output),
+            (post["requestBody"]["content"], codec.input),
+            (post["responses"]["200"]["content"], codec.output),
         ):
             assert list(content) == ["application/json", AVRO]
             assert content[AVRO] == {"schema": {"contentMediaType": AVRO}, "x-avro-schema": schema}

@@ -1,16 +1,16 @@
-"""A stand-in for ``mfimage.capture.environment.choose`` that locks nothing."""
+"""A stand-in for ``mfimage.capture.environment.sources`` that locks nothing."""
 
 import sys
 from types import SimpleNamespace
 
 LOCK = b'lock-version = "1.0"\ncreated-by = "tests"\npackages = []\n'
-Environment = SimpleNamespace
+Environment = Request = SimpleNamespace
 
 
-def describe_environment(*, platform, **asked):
+def describe_environment(request):
     return Environment(
         python=".".join(map(str, sys.version_info[:3])),
-        platform=platform,
+        platform=request.platform,
         source="imports",
         lock=SimpleNamespace(data=LOCK, wheels={}, packages=()),
         system_packages=(),

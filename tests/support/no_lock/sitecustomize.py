@@ -10,8 +10,11 @@ _FAKE = Path(__file__).with_name("no_lock.py")
 class _Finder:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name == "mfimage.capture.environment.choose":
-            return importlib.util.spec_from_file_location(name, _FAKE)
+        if name == "mfimage.capture.environment.sources":
+            folder = str(Path(path[0], "sources"))
+            return importlib.util.spec_from_file_location(
+                name, _FAKE, submodule_search_locations=[folder]
+            )
         return None
 
 

@@ -1,0 +1,254 @@
+"""What every source of an environment gets, gives, and shares."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from packaging.requirements import Requirement
+
+from mfimage.capture.code.imports import Code, Imports, Search, search_imports
+from mfimage.capture.environment.check import check_imports
+from mfimage.capture.environment.sources.conda import Resolution
+from mfimage.capture.environment.why import find_reasons
+from mfimage.capture.lock.indexes import OWN_CONFIGURATION, IndexOptions
+from mfimage.capture.lock.notes import Note, solve_notes
+from mfimage.capture.lock.platform import Platform
+from mfimage.capture.lock.settle import Lock, settle
+from mfimage.capture.lock.solve import extend_lock, lock_requirements
+from mfimage.errors import LockError
+
+# What mfimage's loader needs wherever a function runs.
+RUNTIME_REQUIREMENTS = ("orjson>=3.10", "pydantic>=2.10")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What a function needs to run.
+
+    Attributes
+    ----------
+    python : str
+        Full version of Python.
+    platform : str
+        What the lock is for, as ``linux/amd64``.
+    source : str
+        ``requirements``, ``pylock``, ``pypi``, ``conda``, ``uv.lock`` or ``imports``.
+    lock : Lock
+        Exact versions and hashes.
+    reasons : mapping of str to str
+        Distribution -> why it is included, as ``imported by predict.py:3``.
+    system_packages : tuple of str
+        Debian packages.
+    """
+
+    python: str
+    platform: str
+    source: str
+    lock: Lock
+    reasons: Mapping[str, str]
+    system_packages: tuple[str, ...] = ()
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A function whose environment is wanted.
+
+    Attributes
+    ----------
+    code : Code
+        Its code and artifacts.
+    project : Path
+        The project's folder: ``uv.lock`` is searched from here up to the top of the repository,
+        and uv searches its configuration here.
+    declared : Path, optional
+        The file that the caller names.
+    resolution : callable
+        Returns what Metaflow resolved for the task, if anything.
+    platform : str
+        What to lock for.
+    index : IndexOptions
+        Package indexes to ask.
+    meanwhile : callable
+        Called when a source waits for other processes, if it does.
+    """
+
+    code: Code
+    project: Path
+    declared: Path | None = None
+    resolution: Callable[[], Resolution | None] = _nothing
+    platform: str = "linux/amd64"
+    index: IndexOptions = OWN_CONFIGURATION
+    meanwhile: Callable[[], object] = _nothing
+
+    def read(self, python: str = "") -> Maker:
+        """Return a maker for what the code's source imports; ``python`` overrides the version."""
+        with search_imports(self.code, run=False) as search:
+            return self.maker(search.result(), python)
+
+    @contextmanager
+    def running(self) -> Iterator[Search]:
+        """Yield a search that imports the function's module."""
+        with search_imports(self.code) as search:
+            yield search
+
+    def maker(self, imports: Imports, python: str = "") -> Maker:
+        """Return a maker for imports."""
+        python = python or imports.python
+        platform = Platform(python=python, name=self.platform)
+        return Maker(request=self, imports=imports, python=python, platform=platform)
+
+
+class Found(Protocol):
+    """What a source found."""
+
+    def describe(self, request: Request) -> Environment:
+        """Return the environment.
+
+        Raises
+        ------
+        LockError
+            When it cannot be solved, or lacks something that the function imports.
+        CaptureError
+            When the module cannot be imported, or an artifact cannot be read.
+        """
+
+
+class Source(Protocol):
+    """A source of truth about environments: a module with this function."""
+
+    def find(self, request: Request) -> Found | None:
+        """Return what the source has; None when it has nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maker:
+    """Makes an environment from requirements or a lock.
+
+    Attributes
+    ----------
+    request : Request
+        The function.
+    imports : Imports
+        What its code and artifacts ask for.
+    python : str
+        Full version of Python.
+    platform : Platform
+        What to lock for.
+    """
+
+    request: Request
+    imports: Imports
+    python: str
+    platform: Platform
+
+    def lock(
+        self, lines: Sequence[str], *, hashes: Mapping[str, frozenset[str]] | None = None
+    ) -> Lock:
+        """Solve requirements."""
+        return lock_requirements(
+            lines,
+            platform=self.platform,
+            index=self.request.index,
+            directory=self.request.project,
+            hashes=hashes or {},
+        )
+
+    def lock_pins(self, pins: Sequence[str]) -> Lock:
+        """Solve exact versions, and what the loader needs besides."""
+        names = {Requirement(pin).name for pin in pins if "==" in pin}
+        return self.lock([*pins, *RUNTIME_REQUIREMENTS, *self.metaflow(names)])
+
+    def settle(self, parsed: Mapping[str, Any], *, base: Path, where: str) -> Lock:
+        """Make a lock from another tool's; add what the loader needs, and change no version."""
+        request = self.request
+        lock = settle(parsed, self.platform, base=base, where=where, index=request.index)
+        versions = {package.name: package.version for package in lock.packages}
+        extra = [*self.metaflow(versions)]
+        for text in RUNTIME_REQUIREMENTS:
+            requirement = Requirement(text)
+            version = versions.get(requirement.name)
+            if version is None:
+                extra.append(text)
+            elif not requirement.specifier.contains(version, prereleases=True):
+                raise LockError(
+                    f"{where} locks {requirement.name} {version}, and mfimage's loader needs "
+                    f"{text}",
+                    hint=f"lock {text}",
+                )
+        if not extra:
+            return lock
+        data = extend_lock(
+            lock.data,
+            extra,
+            self.platform,
+            index=request.index,
+            label="what mfimage's loader needs",
+            directory=request.project,
+        )
+        return replace(lock, data=data)
+
+    def noted(self, lock: Lock) -> Lock:
+        """Return a lock with notes, which takes a solve of its own."""
+        request = self.request
+        notes = solve_notes(
+            lock.packages,
+            self.platform,
+            wheels=lock.wheels,
+            index=request.index,
+            directory=request.project,
+        )
+        return lock.with_notes(notes, self.platform)
+
+    def check(self, lock: Lock, where: str, *, remedy: str) -> None:
+        """Refuse a lock without something that the function imports."""
+        environment = self.request.index.environment(os.environ, self.request.project)
+        check_imports(self.imports, lock, where=where, remedy=remedy, environment=environment)
+
+    def environment(
+        self,
+        lock: Lock,
+        source: str,
+        *,
+        named: Mapping[str, str] = {},
+        notes: Mapping[str, Note] | None = None,
+        otherwise: str = "required by what is named",
+    ) -> Environment:
+        """Return the environment of a lock; the arguments are as in ``find_reasons``."""
+        reasons = find_reasons(
+            [package.name for package in lock.packages],
+            self.imports,
+            self.platform,
+            named=named,
+            runtime=[Requirement(text).name for text in RUNTIME_REQUIREMENTS],
+            notes=lock.notes if notes is None else notes,
+            otherwise=otherwise,
+        )
+        return Environment(
+            python=self.python,
+            platform=self.platform.name,
+            source=source,
+            lock=lock,
+            reasons=reasons,
+        )
+
+    def metaflow(self, known: Collection[str]) -> list[str]:
+        """Return a requirement of Metaflow when the code imports it and it is not in ``known``.
+
+        Every function starts with ``from metaflow import json_function``; who lists its
+        dependencies may not think of that.
+        """
+        name = "metaflow"
+        asks = any(asked.module.partition(".")[0] == name for asked in self.imports.asked)
+        if not asks or name in known:
+            return []
+        installed = self.imports.installed
+        return [installed[name].requirement() if name in installed else name]

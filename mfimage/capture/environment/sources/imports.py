@@ -1,0 +1,69 @@
+"""What code and artifacts import, at the versions installed here."""
+
+from __future__ import annotations
+
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from packaging.requirements import Requirement
+
+from mfimage.capture.code.imports import Search
+from mfimage.capture.environment.sources.base import (
+    RUNTIME_REQUIREMENTS,
+    Environment,
+    Maker,
+    Request,
+)
+from mfimage.capture.environment.why import LOADER
+from mfimage.capture.lock.uv import NEVER_LOCKED
+from mfimage.errors import LockError
+
+
+def find(request: Request) -> Imported:
+    """Every function imports something."""
+    return Imported()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """The closure of what is imported."""
+
+    def describe(self, request: Request) -> Environment:
+        """Lock it; what the source code says is solved while the module is being imported."""
+        # Its first use is not safe in threads before Python 3.13; uv and pydantic use it.
+        sysconfig.get_config_vars()
+        with request.running() as search, ThreadPoolExecutor(1) as pool:
+            early, expected = _expected(request, search)
+            solving = pool.submit(early.lock, expected) if early else None
+            request.meanwhile()
+            maker = request.maker(search.result())
+            lines = _requirements(maker)
+            # Running the module rarely shows imports that its source does not.
+            lock = solving.result() if solving and lines == expected else maker.lock(lines)
+        return maker.environment(lock, "imports")
+
+
+def _expected(request: Request, search: Search) -> tuple[Maker | None, list[str]]:
+    imports = search.expected()
+    if imports is None:
+        return None, []
+    maker = request.maker(imports)
+    try:
+        return maker, _requirements(maker)
+    except LockError:
+        return None, []  # running the module may show where something comes from
+
+
+def _requirements(maker: Maker) -> list[str]:
+    installed = maker.imports.installed
+    start = maker.imports.distributions()
+    absent = []
+    for text in RUNTIME_REQUIREMENTS:
+        name = Requirement(text).name
+        if name in installed:
+            start.setdefault(name, LOADER)
+        else:
+            absent.append(text)
+    names = installed.close(start, maker.platform).keys() - set(NEVER_LOCKED)
+    return [*(installed[name].requirement() for name in sorted(names)), *absent]

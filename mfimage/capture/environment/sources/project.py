@@ -1,0 +1,62 @@
+"""The project's ``uv.lock``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mfimage.capture.environment.sources.base import Environment, Maker, Request
+from mfimage.capture.lock import pylock
+from mfimage.capture.lock.notes import project_notes
+from mfimage.capture.lock.uv import export_pylock
+
+
+def find(request: Request) -> UvLock | None:
+    """Find the ``uv.lock`` in the project's folder, or above it in its repository."""
+    file = find_uv_lock(request.project)
+    return UvLock(file=file) if file else None
+
+
+def find_uv_lock(project: Path) -> Path | None:
+    """Return the ``uv.lock`` of a project: in its folder, or above it in its repository."""
+    folders = [project.resolve(), *project.resolve().parents]
+    tops = [i for i, folder in enumerate(folders) if (folder / ".git").exists()]
+    # The code package of a flow that was run with --environment=uv has it here.
+    packaged = folders[0] / ".mf_meta"
+    for folder in [packaged, *folders[: tops[0] + 1 if tops else 1]]:
+        if (folder / "uv.lock").is_file() and (folder / "pyproject.toml").is_file():
+            return folder / "uv.lock"
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UvLock:
+    """A ``uv.lock``."""
+
+    file: Path
+
+    def describe(self, request: Request) -> Environment:
+        """Export it, with the project's own distribution if the code imports that."""
+        maker, folder = request.read(), self.file.parent
+        with_project = _imports_project(maker, folder)
+        text = export_pylock(folder, with_project=with_project, index=request.index)
+        parsed = pylock.parse_pylock(text, where=str(self.file))
+        lock = maker.settle(parsed, base=folder, where=self.file.name)
+        maker.check(lock, self.file.name, remedy="the dependencies in pyproject.toml")
+        notes = project_notes(folder, index=request.index)
+        return maker.environment(lock, "uv.lock", notes=notes, otherwise="locked in uv.lock")
+
+
+def _imports_project(maker: Maker, project: Path) -> bool:
+    """Return whether the code imports the project's own distribution.
+
+    What is in the code's folder is included as code, so that an edit stays small.
+    """
+    code_root = maker.request.code.root.resolve()
+    folders = [folder for folder in (project, project / "src") if folder != code_root]
+    names = {asked.module.partition(".")[0] for asked in maker.imports.asked}
+    return any(
+        (folder / name / "__init__.py").is_file() or (folder / f"{name}.py").is_file()
+        for folder in folders
+        for name in names
+    )

@@ -1,0 +1,185 @@
+"""Commands that make packages and images: bind, build, plan, render."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mfimage.cli.flags import (
+    bind_flags,
+    bind_options,
+    build_flags,
+    build_options,
+    json_flag,
+    options,
+)
+from mfimage.errors import OptionError
+
+if TYPE_CHECKING:
+    from mfimage.image.plan.options import BuildOptions
+
+_TASK = "FLOW[/RUN[/STEP[/TASK]]]"
+
+
+@click.command()
+@click.argument("function")
+@click.option("--task", required=True, metavar=_TASK, help="Task to bind FUNCTION to.")
+@bind_flags
+def bind(function: str, task: str, **given: Any) -> None:
+    """Bind a function to a finished task.
+
+    FUNCTION is file.py:name or module:name. Prints the reference of the function package.
+    """
+    click.echo(_bind(function, task, given))
+
+
+def _bind(function: str, task: str, given: dict[str, Any]) -> str:
+    from mfimage.capture.code.interpreter import early_interpreter
+
+    with early_interpreter():
+        return _bind_named(function, task, given)
+
+
+def _bind_named(function: str, task: str, given: dict[str, Any]) -> str:
+    from mfimage.bind import bind as bind_function
+    from mfimage.capture.code.named import find_function
+    from mfimage.cli.console import note
+    from mfimage.package.store import open_package
+
+    wanted = bind_options(given)
+    place = {"namespace": wanted.namespace, "code": given["code"]}
+    with find_function(function, task=task, **place) as found:
+        if found.package:
+            note(f"{function} is taken from the code package of {found.package}")
+        reference = bind_function(found.function, task, wanted)
+    spec = open_package(reference).spec
+    note(
+        f"bound {spec.name} to {spec.task}: {len(spec.artifacts)} artifacts, "
+        f"environment from {spec.environment.source}, Python {spec.environment.python_minor}"
+    )
+    return reference
+
+
+_pipeline_flags = options(
+    click.option("--push", is_flag=True, help="Push every tag; print repository@digest."),
+    click.option(
+        "--force", is_flag=True, help="Build even if the registry already has the same image."
+    ),
+    click.option("--test", is_flag=True, help="Test the image; push it only if it passes."),
+    click.option("--dry-run", is_flag=True, help="Show what would be built; build nothing."),
+    click.option(
+        "--max-size", metavar="SIZE", help="Fail if the image is larger, such as 500MB or 1GiB."
+    ),
+    click.option(
+        "--iidfile", type=click.Path(dir_okay=False), metavar="FILE",
+        help="Write the image's ID to a file.",
+    ),
+    click.option(
+        "--metadata-file", type=click.Path(dir_okay=False), metavar="FILE",
+        help="Write the report of the build to a file, as JSON.",
+    ),
+    json_flag,
+    click.option("-v", "--verbose", is_flag=True, help="Show the output of each step."),
+)  # fmt: skip
+
+
+@click.command()
+@click.argument("function")
+@click.option("--task", metavar=_TASK, help="Task to bind FUNCTION to first.")
+@build_flags("build")
+@_pipeline_flags
+@bind_flags
+def build(
+    function: str,
+    *,
+    task: str | None,
+    as_json: bool,
+    push: bool,
+    force: bool,
+    test: bool,
+    verbose: bool,
+    dry_run: bool,
+    max_size: str | None,
+    iidfile: str | None,
+    metadata_file: str | None,
+    **given: Any,
+) -> None:
+    """Build an image; print its name.
+
+    FUNCTION is the reference of a function package; with --task, file.py:name or module:name.
+    """
+    from mfimage.build import build as build_image
+    from mfimage.cli.console import BuildStory, note, show
+    from mfimage.image.report import write_id, write_metadata
+    from mfimage.sizes import parse_size
+
+    wanted = build_options(given)
+    limit = parse_size(max_size, field="max-size") if max_size else None
+    reference = _bind(function, task, given) if task is not None else _bound(function)
+    if dry_run:
+        _show_plan(reference, wanted, push=push, as_json=as_json)
+        return
+    with show(BuildStory, verbose=verbose) as on_event:
+        image = build_image(
+            reference, wanted, push=push, force=force, test=test, max_size=limit,
+            on_event=on_event, note=note,
+        )  # fmt: skip
+    report = image.to_dict()
+    if iidfile:
+        write_id(Path(iidfile), report)
+    if metadata_file:
+        write_metadata(Path(metadata_file), report)
+    click.echo(json.dumps(report, indent=2) if as_json else image.name)
+
+
+def _bound(reference: str) -> str:
+    """Return a reference; refuse a function that is not bound."""
+    place, _, name = reference.rpartition(":")
+    if place and name.isidentifier() and not Path(reference).exists():
+        raise OptionError(
+            f"{reference!r} is a function, not a reference", hint="name its task: --task FLOW"
+        )
+    return reference
+
+
+@click.command()
+@click.argument("reference")
+@build_flags("plan")
+@json_flag
+def plan(reference: str, as_json: bool, **given: Any) -> None:
+    """Show what a build would make, and why.
+
+    Each layer is compared with the image that --tag names now.
+    """
+    _show_plan(reference, build_options(given), push=False, as_json=as_json)
+
+
+def _show_plan(reference: str, wanted: BuildOptions, *, push: bool, as_json: bool) -> None:
+    from mfimage.build import plan_build
+    from mfimage.cli.console import note
+
+    found = plan_build(reference, wanted, push=push, note=note)
+    if as_json:
+        click.echo(json.dumps([image.to_dict() for image in found], indent=2))
+    else:
+        click.echo("\n\n".join(image.to_text() for image in found))
+
+
+@click.command()
+@click.argument("reference")
+@click.option(
+    "-o", "--output", "folder", required=True, type=click.Path(file_okay=False), metavar="DIR",
+    help="Folder to write to: new, empty, or rendered before.",
+)  # fmt: skip
+@build_flags("render")
+def render(reference: str, folder: str, **given: Any) -> None:
+    """Write the Dockerfile and its context.
+
+    `docker build` of it gives the same image, except for what the SBOM records of the base.
+    """
+    from mfimage.build import render as render_context
+
+    click.echo(render_context(reference, build_options(given), Path(folder)))

@@ -1,0 +1,66 @@
+"""What distinguishes the images of one target from those of another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+# What mfimage's own files in an image import: the same in every target.
+RUNTIME_REQUIREMENTS = ("orjson>=3.10", "pydantic>=2.10")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """An interface that an image can have.
+
+    The fields of a subclass are the build options that only its images take.
+
+    Attributes
+    ----------
+    name, template
+        As ``--target`` takes it; the Dockerfile template in ``mfimage.templates``.
+    check
+        Function that `mfimage test` runs on such an image, as ``module:name``.
+    env, ports
+        Additional environment variables, and exposed ports.
+    programs
+        Commands that mfimage adds at the end of ``PATH``: name to module with a ``main``.
+    label_names
+        Names of what `labels` returns.
+    """
+
+    name: ClassVar[str]
+    template: ClassVar[str]
+    check: ClassVar[str]
+    env: ClassVar[Mapping[str, str]] = {}
+    ports: ClassVar[tuple[int, ...]] = ()
+    programs: ClassVar[Mapping[str, str]] = {}
+    label_names: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def requirements(self) -> tuple[str, ...]:
+        """What is locked together with the function's own environment."""
+        return RUNTIME_REQUIREMENTS
+
+    @property
+    def cmd(self) -> tuple[str, ...]:
+        """Arguments of the entrypoint when ``docker run`` gives none."""
+        return ("serve",)
+
+    def labels(self, *, lock: bytes, python: str) -> dict[str, str]:
+        """Return labels that only images of this target have.
+
+        Parameters
+        ----------
+        lock : bytes
+            The lock that is installed.
+        python : str
+            The base image's Python version.
+        """
+        return {}
+
+    @classmethod
+    def options_from(cls, labels: Mapping[str, str]) -> dict[str, Any]:
+        """Return those of this target's build options that an image's labels record."""
+        return {}

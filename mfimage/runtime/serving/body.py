@@ -1,0 +1,144 @@
+"""Request and response bodies: their size, and lists of records."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from mfimage.errors import Fault, InputError, OutputError
+from mfimage.runtime.calls.queue import Disconnected, Outcome
+from mfimage.runtime.serving.content import MediaCodec
+from mfimage.runtime.serving.problems import Problem, problem_of
+
+_DECODE = json.JSONDecoder().raw_decode
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+async def read_body(
+    headers: Mapping[bytes, bytes], receive: Callable[[], Awaitable[Any]], limit: int
+) -> bytes:
+    """Return the whole request body.
+
+    Raises
+    ------
+    Problem
+        413, as soon as it is known.
+    Disconnected
+        When the client closes the connection.
+    """
+    length = headers.get(b"content-length")
+    if length is not None and int(length) > limit:
+        raise _too_large(limit)
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        body: bytes = message.get("body", b"")
+        size += len(body)
+        if size > limit:
+            raise _too_large(limit)
+        more = message.get("more_body", False)
+        if not more and not parts:
+            return body
+        parts.append(body)
+    return b"".join(parts)
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem(413, f"expected a body of at most {limit} bytes (MFIMAGE_MAX_BODY)")
+
+
+def decode_list(codec: MediaCodec, body: bytes) -> list[bytes]:
+    """Return the JSON bytes of each item of a list in another media type."""
+    assert codec.many is not None
+    return split_list(codec.many.loads(body))
+
+
+def split_list(body: bytes) -> list[bytes]:
+    """Return the bytes of each item of a JSON list.
+
+    Only where items begin and end is decided here; the function's own parser reads each, so that
+    a record means the same alone and in a list.
+
+    Raises
+    ------
+    InputError
+        When the body is not a JSON list.
+    """
+    try:
+        text = body.decode()
+        at = _skip_space(text, 0)
+        if text[at : at + 1] != "[":
+            shown = repr(text if len(text) <= 40 else text[:37] + "...")
+            raise _not_a_list(f"expected a list of records, got {shown}")
+        return _items(text, at + 1)
+    except RecursionError:
+        raise _not_a_list("nested too deeply") from None
+    except ValueError as error:
+        raise _not_a_list(f"not JSON: {error}") from None
+
+
+def _items(text: str, at: int) -> list[bytes]:
+    items: list[bytes] = []
+    at = _skip_space(text, at)
+    if text[at : at + 1] == "]":
+        end = at
+    else:
+        while True:
+            _, end = _DECODE(text, at)
+            items.append(text[at:end].encode())
+            end = _skip_space(text, end)
+            if text[end : end + 1] != ",":
+                break
+            at = _skip_space(text, end + 1)
+    if text[end : end + 1] != "]" or _skip_space(text, end + 1) != len(text):
+        raise _not_a_list(f"not JSON: unexpected text at character {end}")
+    return items
+
+
+def _skip_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return match.end() if match else at
+
+
+def _not_a_list(message: str) -> InputError:
+    return InputError([Fault(path="records", message=message)])
+
+
+def join_outcomes(outcomes: Sequence[Outcome]) -> bytes:
+    """Return the outcome of each item, as a JSON list."""
+    return b"[%b]" % b",".join(map(_item, outcomes))
+
+
+def _item(outcome: Outcome) -> bytes:
+    if isinstance(outcome, bytes):
+        return b'{"result":%b}' % outcome
+    return b'{"error":%b}' % problem_of(outcome).body()
+
+
+def encode_outcomes(
+    codec: MediaCodec, outcomes: Sequence[Outcome]
+) -> tuple[Sequence[Outcome], bytes]:
+    """Return the outcome of each item, and their list in another media type.
+
+    A result that cannot be encoded fails alone.
+    """
+    assert codec.many is not None
+    try:
+        return outcomes, codec.many.dumps(join_outcomes(outcomes))
+    except OutputError:
+        encoded = [_encodable(codec, outcome) for outcome in outcomes]
+        return encoded, codec.many.dumps(join_outcomes(encoded))
+
+
+def _encodable(codec: MediaCodec, outcome: Outcome) -> Outcome:
+    if isinstance(outcome, bytes):
+        try:
+            codec.dumps(outcome)
+        except OutputError as error:
+            return error
+    return outcome

@@ -1,0 +1,57 @@
+"""The HTTP contract: one table of routes.
+
+The app (``app.py``), its documentation (``openapi.py``), Ray Serve (``runtime/ray/serve.py``) and
+``mfimage test`` (``image/checks/probes.py``) are made from it. An endpoint, or the contract of
+another platform, is a module in ``contracts/`` and its line in ``CONTRACTS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from mfimage.package.spec import FunctionSpec
+from mfimage.runtime.serving.contracts import documentation, function, status
+from mfimage.runtime.serving.route import Route
+
+# In the order of the documentation.
+CONTRACTS: tuple[Callable[[FunctionSpec], tuple[Route, ...]], ...] = (
+    status.routes,
+    function.routes,
+    documentation.routes,
+)
+
+
+def routes(spec: FunctionSpec) -> tuple[Route, ...]:
+    """Return the routes of a function's server."""
+    return tuple(route for contract in CONTRACTS for route in contract(spec))
+
+
+def find_route(spec: FunctionSpec, name: str) -> Route:
+    """Return the route of a name."""
+    return next(route for route in routes(spec) if route.name == name)
+
+
+def mounted(spec: FunctionSpec, root: str) -> tuple[Route, ...]:
+    """Return the routes of a function behind Ray Serve.
+
+    Only the function's own are documented: the others depend on where it is mounted.
+
+    Parameters
+    ----------
+    spec : FunctionSpec
+        The function.
+    root : str
+        The route prefix; empty for the root.
+    """
+    found = []
+    for each in routes(spec):
+        documented = each.operation is not None and each.operation.tag == "function"
+        route = replace(each, documented=documented)
+        if not root and not route.local:
+            found.append(route)
+        elif root and route.below is not None:
+            found.append(replace(route, path=root + route.below))
+            if not route.below:
+                found.append(replace(route, path=f"{root}/", documented=False))
+    return tuple(found)

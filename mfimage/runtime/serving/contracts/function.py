@@ -1,0 +1,195 @@
+"""The routes of the function: ``POST /<name>`` and ``POST /<name>/batch``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from mfimage.package.spec import FunctionSpec
+from mfimage.runtime.calls.queue import Outcome
+from mfimage.runtime.serving.body import (
+    decode_list,
+    encode_outcomes,
+    join_outcomes,
+    read_body,
+    split_list,
+)
+from mfimage.runtime.serving.content import JSON, MediaCodec
+from mfimage.runtime.serving.problems import MEDIA_TYPE, problem_of
+from mfimage.runtime.serving.route import (
+    Described,
+    Expectation,
+    Operation,
+    Request,
+    Response,
+    Route,
+)
+from mfimage.runtime.serving.service import Service
+
+# A list larger than this is split in a thread.
+_LARGE = 64 * 1024
+
+_PROBLEMS = {
+    406: "`Accept` asks for none of the media types of the response.",
+    413: "The body is larger than `MFIMAGE_MAX_BODY`.",
+    415: "The body's media type is none of those of the request.",
+    422: "The body is not what its media type says, or does not fit; `errors` says where.",
+    500: "The function failed. The log has the reason under the request's id.",
+    503: "The function is still loading, the server is shutting down, or too many requests wait.",
+    504: "No answer within `MFIMAGE_TIMEOUT`.",
+}
+
+log = logging.getLogger("mfimage.serving")
+
+
+def routes(spec: FunctionSpec) -> tuple[Route, ...]:
+    """Return the routes."""
+    summary = (spec.description.strip().splitlines() or [spec.name])[0].rstrip(".")
+    return (
+        Route(
+            name="record",
+            path=f"/{spec.name}",
+            handler=_record,
+            method="POST",
+            endpoint="record",
+            below="",
+            operation=Operation(
+                id=spec.name,
+                summary=summary,
+                tag="function",
+                description=spec.description,
+                request=_record_request,
+                response=_record_response,
+                success="The result.",
+                problems=_PROBLEMS,
+            ),
+            expectations=(
+                Expectation(name="malformed-body", status=422, media_type=MEDIA_TYPE, body=b"{"),
+                Expectation(
+                    name="content-type", status=415, media_type=MEDIA_TYPE, body=b"a,b",
+                    content_type="text/csv",
+                ),
+            ),
+        ),
+        Route(
+            name="batch",
+            path=f"/{spec.name}/batch",
+            handler=_batch,
+            method="POST",
+            endpoint="batch",
+            below="/batch",
+            operation=Operation(
+                id=f"{spec.name}_batch",
+                summary=f"{summary} for a list of records",
+                tag="function",
+                description=spec.description,
+                request=_batch_request,
+                response=_batch_response,
+                success="For each record, in order, its result or its error.",
+                problems=_PROBLEMS,
+            ),
+        ),
+    )  # fmt: skip
+
+
+async def _record(service: Service, request: Request) -> Response | BaseException:
+    assert service.media_types is not None
+    negotiated = service.media_types.record.negotiate(request.headers)
+    body = await read_body(request.headers, request.receive, service.settings.max_body)
+    calls = service.admit()
+    outcome = await calls.run(body, request.receive, request.started, negotiated.converter)
+    if isinstance(outcome, bytes):
+        return Response(outcome, negotiated.headers)
+    return outcome
+
+
+async def _batch(service: Service, request: Request) -> Response:
+    assert service.media_types is not None
+    negotiated = service.media_types.batch.negotiate(request.headers)
+    body = await read_body(request.headers, request.receive, service.settings.max_body)
+    calls = service.admit()
+    payloads = await _items(service.loop, negotiated.reader, body)
+    outcomes: Sequence[Outcome] = await calls.run_many(
+        payloads, request.receive, request.started, at_once=service.settings.max_batch
+    )
+    if negotiated.writer is None:
+        body = join_outcomes(outcomes)
+    else:
+        encoding = service.loop.run_in_executor(None, encode_outcomes, negotiated.writer, outcomes)
+        outcomes, body = await encoding
+    _log_failed_items(service.spec.name, outcomes, request.id)
+    return Response(body, negotiated.headers)
+
+
+async def _items(
+    loop: asyncio.AbstractEventLoop, reader: MediaCodec | None, body: bytes
+) -> list[bytes]:
+    """Return the JSON bytes of each record of a list."""
+    if reader is not None:
+        return await loop.run_in_executor(None, decode_list, reader, body)
+    if len(body) > _LARGE:
+        return await loop.run_in_executor(None, split_list, body)
+    return split_list(body)
+
+
+def _log_failed_items(name: str, outcomes: Sequence[Outcome], request_id: str) -> None:
+    failed = [item for item in outcomes if not isinstance(item, bytes)]
+    failed = [item for item in failed if problem_of(item).status == 500]
+    if failed:
+        message = "%s failed for %d of %d records; the first reason follows"
+        arguments = (name, len(failed), len(outcomes))
+        log.error(message, *arguments, exc_info=failed[0], extra={"request_id": request_id})
+
+
+# Documentation: the request and response bodies, by media type
+
+
+def _record_request(it: Described) -> Mapping[str, Any]:
+    inputs = [example.input for example in it.spec.examples]
+    return _json(it.record, inputs) | _others(it.codecs.values(), "input")
+
+
+def _record_response(it: Described) -> Mapping[str, Any]:
+    outputs = [example.output for example in it.spec.examples]
+    return _json(it.result, outputs) | _others(it.codecs.values(), "output")
+
+
+def _batch_request(it: Described) -> Mapping[str, Any]:
+    inputs = [example.input for example in it.spec.examples]
+    schema = {"type": "array", "items": it.record}
+    return _json(schema, [inputs] if inputs else []) | _others(_of_lists(it), "input")
+
+
+def _batch_response(it: Described) -> Mapping[str, Any]:
+    outcomes = [{"result": example.output} for example in it.spec.examples]
+    items = [
+        {"type": "object", "required": [key], "properties": {key: schema}}
+        for key, schema in (("result", it.result), ("error", it.problem))
+    ]
+    schema = {"type": "array", "items": {"oneOf": items}}
+    return _json(schema, [outcomes] if outcomes else []) | _others(_of_lists(it), "output")
+
+
+def _of_lists(it: Described) -> list[MediaCodec]:
+    return [codec.many for codec in it.codecs.values() if codec.many is not None]
+
+
+def _json(schema: Mapping[str, Any], examples: Sequence[Any]) -> dict[str, Any]:
+    media: dict[str, Any] = {"schema": schema}
+    if examples:
+        media["examples"] = {f"example {n}": {"value": v} for n, v in enumerate(examples, 1)}
+    return {JSON: media}
+
+
+def _others(codecs: Iterable[MediaCodec], side: Literal["input", "output"]) -> dict[str, Any]:
+    """Document media types beside JSON: OpenAPI has only room for the serializer's own schema."""
+    return {
+        codec.media_type: {
+            # A body that is not JSON has no type: the media type says all (OpenAPI 3.1).
+            "schema": {"contentMediaType": codec.media_type},
+            f"x-{codec.serializer.name}-schema": codec.input if side == "input" else codec.output,
+        }
+        for codec in codecs
+    }

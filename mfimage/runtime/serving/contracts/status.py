@@ -1,0 +1,161 @@
+"""The routes that describe the server: what it serves, health, metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mfimage import __version__
+from mfimage.package.spec import FunctionSpec
+from mfimage.runtime.serving.content import JSON
+from mfimage.runtime.serving.problems import unavailable
+from mfimage.runtime.serving.route import (
+    Content,
+    Described,
+    Expectation,
+    Operation,
+    Request,
+    Response,
+    Route,
+)
+from mfimage.runtime.serving.service import Service
+
+
+def routes(spec: FunctionSpec) -> tuple[Route, ...]:
+    """Return the routes."""
+    return (
+        Route(
+            name="about",
+            path="/",
+            handler=_about,
+            below="",
+            operation=Operation(
+                id="about",
+                summary="What is served",
+                response=_refer("About"),
+                schemas={"About": _object("About", "What is served.", *about(spec))},
+            ),
+            expectations=(Expectation(name="identity", verify=_verify_identity),),
+        ),
+        Route(
+            name="healthz",
+            path="/healthz",
+            handler=_healthz,
+            endpoint=None,
+            while_loading=True,
+            operation=Operation(
+                id="healthz", summary="Alive", response=_refer("Status"), schemas=_STATUS
+            ),
+            expectations=(Expectation(name="healthz"),),
+        ),
+        Route(
+            name="readyz",
+            path="/readyz",
+            handler=_readyz,
+            endpoint=None,
+            while_loading=True,
+            operation=Operation(
+                id="readyz",
+                summary="Ready for requests",
+                response=_refer("Status"),
+                problems={503: "Still loading, or shutting down."},
+                schemas=_STATUS,
+            ),
+            expectations=(Expectation(name="readyz"),),
+        ),
+        Route(
+            name="metrics",
+            path="/metrics",
+            handler=_metrics,
+            endpoint=None,
+            local=True,
+            operation=Operation(
+                id="metrics",
+                summary="Prometheus metrics",
+                response=lambda _: {"text/plain": {"schema": {"type": "string"}}},
+            ),
+            expectations=(
+                Expectation(name="metrics", media_type="text/plain", verify=_verify_metrics),
+            ),
+        ),
+    )
+
+
+def about(spec: FunctionSpec) -> dict[str, str]:
+    """Return what ``GET /`` says."""
+    return {
+        "name": spec.name,
+        "digest": spec.digest,
+        "pathspec": spec.task,
+        "version": __version__,
+    }
+
+
+async def _about(service: Service, request: Request) -> Response:
+    text = json.dumps(about(service.spec), ensure_ascii=False, separators=(",", ":"))
+    return Response(text.encode())
+
+
+async def _healthz(service: Service, request: Request) -> Response:
+    return Response(b'{"status":"alive"}')
+
+
+async def _readyz(service: Service, request: Request) -> Response | BaseException:
+    reason = service.not_ready()
+    return unavailable(reason) if reason else Response(b'{"status":"ready"}')
+
+
+async def _metrics(service: Service, request: Request) -> Response:
+    accept = request.headers.get(b"accept", b"").decode("latin-1")
+    # In a thread: it reads files.
+    rendering = service.loop.run_in_executor(
+        None, service.metrics.render, about(service.spec), accept
+    )
+    body, media_type = await rendering
+    return Response(body, [(b"content-type", media_type.encode())])
+
+
+# Documentation
+
+
+def _object(title: str, description: str, *names: str) -> dict[str, Any]:
+    return {
+        "properties": {name: {"type": "string", "title": name.title()} for name in names},
+        "type": "object",
+        "required": [*names],
+        "title": title,
+        "description": description,
+    }
+
+
+_STATUS = {"Status": _object("Status", "How the server is.", "status")}
+
+
+def _refer(name: str) -> Content:
+    def content(it: Described) -> Mapping[str, Any]:
+        return {JSON: {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+
+    return content
+
+
+# What `mfimage test` verifies
+
+
+def _verify_identity(spec: FunctionSpec, body: bytes) -> str:
+    found = json.loads(body)
+    for name, expected in about(spec).items():
+        if name == "version":
+            continue  # another version of mfimage may have built the image
+        if not isinstance(found, dict) or found.get(name) != expected:
+            raise ValueError(f"GET / does not say that its {name} is {expected}")
+    return spec.digest[:19]
+
+
+def _verify_metrics(spec: FunctionSpec, body: bytes) -> str:
+    lines = body.decode(errors="replace").splitlines()
+    names = {line.partition("{")[0].partition(" ")[0] for line in lines}
+    ours = {name for name in names if name.startswith("mfimage_")}
+    if not ours:
+        raise ValueError("GET /metrics has no line that starts with mfimage_")
+    return f"{len(ours)} metrics"

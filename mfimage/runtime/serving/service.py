@@ -1,0 +1,233 @@
+"""The function as handlers see it: whether it is ready, and its calls in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mfimage.package.spec import FunctionSpec
+from mfimage.runtime.calls.queue import (
+    Call,
+    Converter,
+    Disconnected,
+    Dispatcher,
+    Expired,
+    Outcome,
+    Stopping,
+)
+from mfimage.runtime.serving.content import MediaTypes
+from mfimage.runtime.serving.metrics import Metrics
+from mfimage.runtime.serving.problems import unavailable
+from mfimage.runtime.settings import Settings
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+LOADING = "the function is still loading"
+_STOPPING = "the server is shutting down"
+
+_TICK = 0.05
+# Watching for a disconnect costs a task; quick requests do without.
+_WATCH_AFTER = 0.1
+
+
+class InFlight:
+    """Submits calls and waits for them.
+
+    One timer serves all of them: a timer and a task for each request would cost more than all
+    else that is done here.
+
+    Parameters
+    ----------
+    loop : asyncio.AbstractEventLoop
+        The server's.
+    dispatcher : Dispatcher
+        Runs the calls.
+    timeout : float
+        Seconds from the request to ``Expired``; 0 for never.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, dispatcher: Dispatcher, timeout: float
+    ) -> None:
+        self._loop = loop
+        self._dispatcher = dispatcher
+        self._timeout = timeout
+        self._tick = max(0.001, min(_TICK, timeout / 10)) if timeout else _TICK
+        self._calls: dict[Call, None] = {}
+        self._ticking = False
+        self._submit = dispatcher.submit
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    async def run(
+        self, payload: bytes, receive: Receive, started: float, converter: Converter | None = None
+    ) -> Outcome:
+        """Return the outcome of one record.
+
+        Parameters
+        ----------
+        payload : bytes
+            The record.
+        receive : callable
+            The request's, which reports a disconnect.
+        started : float
+            ``time.monotonic()`` when the request came.
+        converter : Converter, optional
+            Reads the record and writes the result, if not the function's own.
+        """
+        call = self._start(payload, started, converter)
+        call.receive = receive
+        try:
+            return await call.future
+        finally:
+            self._forget(call)
+
+    async def run_many(
+        self, payloads: Sequence[bytes], receive: Receive, started: float, *, at_once: int
+    ) -> list[Outcome]:
+        """Return the outcomes of the records of one request, in order; see ``run``.
+
+        At most ``at_once`` of them are queued at a time, so that other requests get a turn.
+
+        Raises
+        ------
+        Disconnected
+            When the client closes the connection.
+        """
+        gone = self._loop.create_task(_disconnect(receive))
+        outcomes: list[Outcome] = []
+        try:
+            for start in range(0, len(payloads), at_once):
+                chunk = payloads[start : start + at_once]
+                outcomes += await self._run_chunk(chunk, gone, started)
+        finally:
+            gone.cancel()
+        return outcomes
+
+    async def _run_chunk(
+        self, payloads: Sequence[bytes], gone: asyncio.Task[None], started: float
+    ) -> list[Outcome]:
+        calls = [self._start(payload, started) for payload in payloads]
+        try:
+            everything = asyncio.gather(*(call.future for call in calls))
+            await asyncio.wait((everything, gone), return_when=asyncio.FIRST_COMPLETED)
+            if everything.done():
+                return everything.result()
+            everything.cancel()
+            raise Disconnected
+        finally:
+            for call in calls:
+                self._forget(call)
+
+    def stop(self) -> None:
+        """End every call that still runs or waits with ``Stopping``."""
+        for call in self._calls:
+            self._end(call, Stopping())
+
+    def _start(self, payload: bytes, started: float, converter: Converter | None = None) -> Call:
+        call = Call(payload, self._loop.create_future(), started, converter)
+        self._calls[call] = None
+        if not self._ticking:
+            self._ticking = True
+            self._loop.call_later(self._tick, self._check)
+        self._submit(call)
+        return call
+
+    def _forget(self, call: Call) -> None:
+        del self._calls[call]
+        if call.watcher is not None:
+            call.watcher.cancel()
+        if call.future.cancelled():
+            self._dispatcher.abandon(call)
+
+    def _end(self, call: Call, outcome: Outcome) -> None:
+        if not call.future.done():
+            call.future.set_result(outcome)
+            self._dispatcher.abandon(call)
+
+    def _check(self) -> None:
+        now = time.monotonic()
+        for call in self._calls:
+            age = now - call.started
+            if self._timeout and age >= self._timeout:
+                self._end(call, Expired(self._timeout))
+            elif age >= _WATCH_AFTER and call.receive is not None and call.watcher is None:
+                call.watcher = self._loop.create_task(self._watch(call, call.receive))
+        self._ticking = bool(self._calls)
+        if self._ticking:
+            self._loop.call_later(self._tick, self._check)
+
+    async def _watch(self, call: Call, receive: Receive) -> None:
+        await _disconnect(receive)
+        self._end(call, Disconnected())
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+@dataclass(kw_only=True)
+class Service:
+    """A function that is served.
+
+    Attributes
+    ----------
+    media_types : MediaTypes or None
+        Its media types, once it is loaded.
+    inflight : InFlight or None
+        Its calls, once it is loaded.
+    draining : bool
+        Whether the server is about to end.
+    """
+
+    spec: FunctionSpec
+    settings: Settings
+    metrics: Metrics
+    loop: asyncio.AbstractEventLoop
+    media_types: MediaTypes | None = field(init=False, default=None)
+    inflight: InFlight | None = field(init=False, default=None)
+    draining: bool = field(init=False, default=False)
+    _dispatcher: Dispatcher | None = field(init=False, default=None)
+
+    def start(self, dispatcher: Dispatcher, media_types: MediaTypes) -> None:
+        """Become ready."""
+        self._dispatcher = dispatcher
+        self.media_types = media_types
+        self.inflight = InFlight(self.loop, dispatcher, self.settings.timeout)
+        self.metrics.ready.set(not self.draining)
+
+    def drain(self) -> None:
+        """Become not ready; every response now asks its client to connect elsewhere."""
+        self.draining = True
+        self.metrics.ready.set(0)
+
+    def not_ready(self) -> str | None:
+        """Return why the server should get no requests, if so."""
+        if self.draining:
+            return _STOPPING
+        if self._dispatcher is None:
+            return LOADING
+        timeout = self.settings.timeout
+        if timeout and self._dispatcher.stalled() > timeout:
+            return "calls that take longer than MFIMAGE_TIMEOUT occupy every thread"
+        return None
+
+    def admit(self) -> InFlight:
+        """Return the calls in flight, if another may join them.
+
+        Raises
+        ------
+        Problem
+            503.
+        """
+        inflight = self.inflight
+        if inflight is None:
+            raise unavailable(LOADING)
+        if len(inflight) >= self.settings.max_waiting:
+            raise unavailable("too many requests are waiting (MFIMAGE_MAX_WAITING)")
+        return inflight

@@ -1,0 +1,92 @@
+"""A contract is a function that returns routes, and its line in the table."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from mfimage.image.checks.contract import contract_checks
+from mfimage.package.spec import FunctionSpec
+from mfimage.runtime.serving import contract
+from mfimage.runtime.serving.openapi import document
+from mfimage.runtime.serving.route import Expectation, Operation, Request, Response, Route
+from mfimage.runtime.serving.service import Service
+from tests.runtime.apps import served
+from tests.runtime.packages import live
+
+
+def echo(data: int) -> int:
+    return data
+
+
+FN = live(echo)
+
+
+async def ping(service: Service, request: Request) -> Response:
+    return Response(b'"pong"', status=200 if service.not_ready() is None else 503)
+
+
+def other_platform(spec: FunctionSpec) -> tuple[Route, ...]:
+    (record,) = (route for route in contract.routes(spec) if route.name == "record")
+    return (
+        Route(
+            name="ping",
+            path="/ping",
+            handler=ping,
+            endpoint=None,
+            while_loading=True,
+            operation=Operation(id="ping", summary="Alive", response=lambda _: {}),
+            expectations=(Expectation(name="ping"),),
+        ),
+        Route(
+            name="invocations",
+            path="/invocations",
+            handler=record.handler,
+            method="POST",
+            endpoint="record",
+            below="/invocations",
+        ),
+    )
+
+
+@pytest.fixture
+def extended(monkeypatch: pytest.MonkeyPatch) -> None:
+    added = other_platform(FN.spec)
+    monkeypatch.setattr(contract, "CONTRACTS", (*contract.CONTRACTS, lambda spec: added))
+
+
+@pytest.mark.usefixtures("extended")
+def test_everything_is_made_from_the_table() -> None:
+    routes = contract.routes(FN.spec)
+    assert document(FN.spec, {}, routes)["paths"]["/ping"]["get"]["operationId"] == "ping"
+    assert "/invocations" not in document(FN.spec, {}, routes)["paths"]
+    assert "ping" in {check.name for check in contract_checks(FN.spec)}
+    at_root = {(route.method, route.path) for route in contract.mounted(FN.spec, "")}
+    assert {("GET", "/ping"), ("POST", "/invocations")} <= at_root
+    below = {route.path for route in contract.mounted(FN.spec, "/models/a")}
+    assert {each for each in below if "ping" in each or "invoc" in each} == {
+        "/models/a/invocations"
+    }
+
+
+@pytest.mark.usefixtures("extended")
+def test_the_app_answers_every_route() -> None:
+    async def run() -> None:
+        async with served(FN, load=False) as it:
+            assert (await it.client.get("/ping")).status_code == 503
+        async with served(FN) as it:
+            assert (await it.client.get("/ping")).json() == "pong"
+            assert (await it.post("/invocations", "5")).json() == 5
+            wrong = await it.client.delete("/ping")
+            assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, HEAD")
+            assert it.requests() == {("record", "200"): 1, ("other", "405"): 1}
+
+    asyncio.run(run())
+
+
+def test_names_of_routes_and_checks_are_unique() -> None:
+    names = [route.name for route in contract.routes(FN.spec)]
+    checks = [check.name for check in contract_checks(FN.spec)]
+    assert len(set(names)) == len(names)
+    assert len(set(checks)) == len(checks)
