@@ -28,6 +28,7 @@ def predict(data: int) -> dict[str, int]:
     if data == 13:
         raise RuntimeError("unlucky")
     if data < 0:
+        print("sleeping")
         time.sleep(-data)
     return {"y": 2 * data}
 """
@@ -267,9 +268,8 @@ def test_signals_leave_no_files_and_processes(
     process.stdin.write(lines(1, 2, -60).encode())
     process.stdin.flush()
     assert process.stderr
-    assert process.stderr.readline() == b"imported\n"
-    until(lambda: len(names()) == 2)
-    time.sleep(0.3)
+    assert b"sleeping\n" in iter(process.stderr.readline, b"")
+    assert len(names()) == 2
     process.send_signal(end[0])
     assert process.wait(20) == end[1]
     assert b"Traceback" not in process.stderr.read()

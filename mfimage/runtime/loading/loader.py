@@ -118,12 +118,12 @@ class LiveFunction:
         """Call the function with many records; return results, and exceptions in their places."""
         schema = self._schema
         places: list[Any] = [_try(schema.accept, record) for record in records]
-        good = [index for index, place in enumerate(places) if not isinstance(place, Exception)]
-        outputs = self.invoke_many([places[index] for index in good])
-        for index, output in zip(good, outputs, strict=True):
-            failed = isinstance(output, Exception)
-            places[index] = output if failed else _try(schema.result, output)
-        return places
+        good = [place for place in places if not isinstance(place, Exception)]
+        outputs = iter(self.invoke_many(good))
+        places = [place if isinstance(place, Exception) else next(outputs) for place in places]
+        return [
+            each if isinstance(each, Exception) else _try(schema.result, each) for each in places
+        ]
 
     def _invoke_batch(self, records: list[Any]) -> list[Any]:
         if self.is_async:

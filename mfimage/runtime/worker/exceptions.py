@@ -25,6 +25,7 @@ _OWN_FILES = (
     "worker/process.py",
     "loading/loader.py",
     "calls/coroutines.py",
+    "calls/queue.py",
     "function/parameters.py",
 )
 

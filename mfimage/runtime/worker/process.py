@@ -15,12 +15,13 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
 from mfimage.package.spec import parse_spec
+from mfimage.runtime.calls.queue import call_many
 from mfimage.runtime.loading.loader import LiveFunction, load_function, read_verified
 from mfimage.runtime.worker.exceptions import describe
 from mfimage.runtime.worker.frames import (
@@ -142,23 +143,16 @@ def _one_by_one(live: LiveFunction, payload: bytes) -> list[Any]:
 def _together(live: LiveFunction, payload: bytes) -> list[Any] | bytes:
     """Return results, and exceptions in their places; without any, one array if possible."""
     records = live.many.accept(payload)
-    if records is not None:
-        good: Sequence[int] = range(len(records))
-        places: list[Any] = records
-    else:
-        places = [_try(live.accept_json, record) for record in payload.split(b"\n")]
-        good = [index for index, place in enumerate(places) if not isinstance(place, BaseException)]
-        records = [places[index] for index in good]
-    outputs: Any = _try(live.invoke_many, records) if good else []
+    if records is None:
+        return [*call_many(live, payload.split(b"\n"))]
+    outputs: Any = _try(live.invoke_many, records)
     if isinstance(outputs, BaseException):
-        outputs = [outputs] * len(good)
-    elif len(good) == len(places) and not any(isinstance(each, Exception) for each in outputs):
+        return [outputs] * len(records)
+    if not any(isinstance(output, BaseException) for output in outputs):
         array = live.many.dump(outputs)
         if array is not None:
             return array
-    for index, output in zip(good, outputs, strict=True):
-        places[index] = output if isinstance(output, BaseException) else _try(live.dump, output)
-    return places
+    return [each if isinstance(each, BaseException) else _try(live.dump, each) for each in outputs]
 
 
 def _try(call: Callable[[Any], Any], value: Any) -> Any:

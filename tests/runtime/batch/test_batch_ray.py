@@ -118,13 +118,13 @@ def test_invalid_records_and_those_that_end_the_process_fail_alone(jobs: Jobs) -
 
 
 def test_a_killed_process_is_replaced(jobs: Jobs, notes: Path) -> None:
-    jobs.input.write_text("77\n" * 40)
+    jobs.input.write_text("77\n" * 16)
     with jobs.start("--part-bytes", "6", "--batch-size", "1") as process:
         until(lambda: len([*notes.iterdir()]) == 2, 60)
         os.kill(int(next(notes.iterdir()).name), signal.SIGKILL)
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert lines(jobs.output) == [78] * 40
+    assert lines(jobs.output) == [78] * 16
     assert len([*notes.iterdir()]) == 3
     assert json.loads(out)["failed"] == 0
 
@@ -133,7 +133,7 @@ def test_a_killed_process_is_replaced(jobs: Jobs, notes: Path) -> None:
 def test_a_stopped_job_keeps_the_parts_that_are_done(
     jobs: Jobs, notes: Path, number: int, code: int
 ) -> None:
-    jobs.input.write_text("77\n" * 30)
+    jobs.input.write_text("77\n" * 12)
     with jobs.start("--part-bytes", "3", "--batch-size", "1") as process:
         until(lambda: len([*jobs.output.glob("part-*")]) > 3, 60)
         process.send_signal(number)
@@ -145,7 +145,7 @@ def test_a_stopped_job_keeps_the_parts_that_are_done(
     assert not (jobs.output / "_SUCCESS").exists()
     code, out, _ = jobs.run("--part-bytes", "3")
     assert (code, json.loads(out)["skipped"] > 3) == (0, True)
-    assert lines(jobs.output) == [78] * 30
+    assert lines(jobs.output) == [78] * 12
 
 
 def test_a_function_that_cannot_be_loaded_ends_the_job(jobs: Jobs, tmp_path: Path) -> None:

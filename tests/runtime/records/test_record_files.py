@@ -137,7 +137,7 @@ def failing(count: int) -> Iterator[int]:
     raise RuntimeError("half way")
 
 
-@pytest.mark.parametrize("count", [0, 1000, 1_000_000])
+@pytest.mark.parametrize("count", [0, 1000, 300_000])
 def test_a_failed_write_leaves_the_file_unchanged(tmp_path: Path, count: int) -> None:
     path = tmp_path / "x.jsonl"
     with pytest.raises(RuntimeError, match="half way"):
