@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from mfimage.errors import BackendError
-from mfimage.runtime.batch.options import BatchOptions, ClusterOptions
+from mfimage.runtime.batch.options import ActorOptions, BatchOptions
 from mfimage.runtime.loading.loader import load_folder
 from mfimage.runtime.records.streams import STREAM, ended_by_sigterm, results
 
@@ -22,7 +22,7 @@ SOME_FAILED = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    for each in (*fields(BatchOptions), *fields(ClusterOptions)):
+    for each in (*fields(BatchOptions), *fields(ActorOptions)):
         required = each.default is MISSING
         shown = "" if required or each.default is None else " (default: %(default)s)"
         parser.add_argument(
@@ -50,7 +50,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> int:
     from mfimage.runtime.ray.preflight import connect
 
     options = _options(BatchOptions, arguments)
-    cluster = _options(ClusterOptions, arguments)
+    cluster = _options(ActorOptions, arguments)
     with ended_by_sigterm(), results(STREAM) as out:
         fn = load_folder(folder)  # which may register formats
         job = BatchJob(fn.spec, options)

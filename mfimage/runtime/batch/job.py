@@ -64,7 +64,7 @@ class BatchJob:
     Raises
     ------
     OptionError
-        When there is no input, or its files have several formats.
+        When no input is found, or its files have several formats.
     JobError
         When the folder holds the output of another job.
     """
@@ -191,7 +191,7 @@ def _named(name: str, option: str) -> RecordFormat:
 
 
 def _part_bytes(files: Iterable[ObjectInfo]) -> int:
-    # From the input alone: a job that is started again, with more processes say, has equal parts.
+    # From the input alone: a job that is started again, even with more processes, has equal parts.
     return max(_MIN_PART, min(_MAX_PART, sum(file.size for file in files) // _PARTS))
 
 

@@ -53,7 +53,7 @@ class BatchOptions(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterOptions(_Checked):
+class ActorOptions(_Checked):
     """The processes that run a job, on a Ray cluster."""
 
     address: str | None = _option(

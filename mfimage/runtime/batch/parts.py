@@ -1,7 +1,7 @@
 """The parts of a batch job: which records each holds, and how one is run and committed.
 
 A part is a range of lines of a file, or a whole file of a format without lines. Its results are
-written whole, then a mark says that it is done: a job that is started again runs the other parts.
+written whole, then a file marks it as done: a job that is started again runs the other parts.
 """
 
 from __future__ import annotations

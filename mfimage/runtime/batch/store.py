@@ -25,7 +25,7 @@ def locate(url: str) -> tuple[Objects, str]:
         return Objects(f"{scheme}://{bucket}/"), (path or "/")[1:]
     if "://" in url and not url.startswith("file://"):
         raise OptionError(
-            f"{url}: there is no storage for {url.partition('://')[0]}://",
+            f"{url}: unknown scheme {url.partition('://')[0]}://",
             hint="use a path, s3://, gs:// or azure://",
         )
     path = os.path.abspath(url.removeprefix("file://"))  # noqa: PTH100  (keeps links)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mfimage.runtime.batch.job import JobError
-from mfimage.runtime.batch.options import BatchOptions, ClusterOptions
+from mfimage.runtime.batch.options import ActorOptions, BatchOptions
 from mfimage.runtime.batch.parts import BatchPart, PartResult, PartRunner
 from mfimage.runtime.layout import placement_resource
 from mfimage.runtime.loading.loader import load_folder
@@ -56,7 +56,7 @@ class RayParts:
     """
 
     def __init__(
-        self, name: str, digest: str, folder: Path, options: BatchOptions, cluster: ClusterOptions
+        self, name: str, digest: str, folder: Path, options: BatchOptions, cluster: ActorOptions
     ) -> None:
         self._name = name
         self._resource = placement_resource(digest)

@@ -18,7 +18,7 @@ from pyarrow import parquet
 from mfimage.errors import OptionError, SerializerError
 from mfimage.package.storage.objects import ObjectInfo
 from mfimage.runtime.batch.job import BatchJob
-from mfimage.runtime.batch.options import BatchOptions, ClusterOptions
+from mfimage.runtime.batch.options import ActorOptions, BatchOptions
 from mfimage.runtime.batch.parts import PartRunner
 from mfimage.runtime.loading.loader import load_folder
 from tests.backends.process_support import children
@@ -267,4 +267,4 @@ def test_numbers_below_their_minimum_are_refused():
             BatchOptions(input="a", output="b", **{name: 0})
     for value in (-1, math.inf, math.nan):
         with pytest.raises(OptionError, match=f"num_gpus: expected at least 0, got {value}"):
-            ClusterOptions(num_gpus=value)
+            ActorOptions(num_gpus=value)

@@ -111,7 +111,7 @@ def test_other_formats_are_read_from_a_bucket(bucket, tmp_path):
 
 
 def test_unknown_schemes_and_passwords_are_refused(tmp_path):
-    with pytest.raises(OptionError, match="there is no storage for ftp://") as caught:
+    with pytest.raises(OptionError, match="unknown scheme ftp://") as caught:
         locate("ftp://host/x")
     assert "s3://" in caught.value.hint
     with pytest.raises(OptionError, match="has a password in it") as caught:
