@@ -160,7 +160,7 @@ def test_map_skips_and_prints_the_first_failures(reference: str) -> None:
     printed = [line for line in done.stderr.splitlines() if "unlucky" in line]
     assert printed[0] == "line 1: predict failed: RuntimeError: unlucky"
     assert len(printed) == 10
-    assert "... and more; --errors FILE takes all of them" in done.stderr
+    assert "... and more; --errors FILE records all of them" in done.stderr
 
 
 def test_a_result_that_the_format_cannot_represent_is_a_failure(reference: str) -> None:
