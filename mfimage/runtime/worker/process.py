@@ -1,7 +1,7 @@
 """A process that runs one function for another process, in the function's own environment.
 
 It receives what to load, then records, and sends results and exceptions back, as frames of JSON
-over a socket. :mod:`mfimage.backends.process` starts it and is the other end.
+over a socket. :mod:`mfimage.backends.process.worker` starts it and is the other end.
 """
 
 from __future__ import annotations
