@@ -89,10 +89,10 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def call(options: argparse.Namespace) -> int:
-    """Read records, one a line of stdin or from a file, and write the result of each.
+    """Read records from a file, or lines of stdin, and write the result of each.
 
     The first record that fails ends it with exit code 1; on stdout, results before it are
-    written. A file of results is there when it is whole.
+    written. A file of results appears when it is complete.
     """
     from mfimage.runtime.loading.loader import load_folder
     from mfimage.runtime.records import run, streams
@@ -130,10 +130,10 @@ def check(options: argparse.Namespace) -> int:
 
 
 def batch(options: argparse.Namespace) -> int:
-    """Run the function over files of records and write the results to a folder, part by part.
+    """Run the function over files of records and write the results to a folder, in parts.
 
-    A job that is started again does what is left. Exit code 3: done, but some records have no
-    result; errors.jsonl says which and why.
+    The same command again runs the parts that are left. Exit code 3: some records have no result;
+    errors.jsonl lists them.
     """
     from mfimage.runtime.batch.command import run
 
