@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mfimage.errors import MfimageError
+from mfimage.errors import BackendError, MfimageError
 from mfimage.runtime.layout import FUNCTION_VARIABLE, TARGET_VARIABLE, function_folder
 
 
@@ -76,15 +76,22 @@ def serve(options: argparse.Namespace) -> int:
     from mfimage.runtime.settings import Settings
 
     settings = Settings.from_environ()
-    if os.environ.get(TARGET_VARIABLE) == "ray":
-        from mfimage.runtime.ray.preflight import import_serve
+    try:
+        if os.environ.get(TARGET_VARIABLE) == "ray":
+            from mfimage.runtime.ray.preflight import import_serve
 
-        import_serve()
-        from mfimage.runtime.ray.serve import run
-    elif settings.workers > 1:
-        from mfimage.runtime.serving.supervisor import supervise as run
-    else:
-        from mfimage.runtime.serving.process import serve as run
+            import_serve()
+            from mfimage.runtime.ray.serve import run
+        elif settings.workers > 1:
+            from mfimage.runtime.serving.supervisor import supervise as run
+        else:
+            from mfimage.runtime.serving.process import serve as run
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "mfimage":
+            raise
+        raise BackendError(
+            f"serve: {error.name} is not installed here", hint="pip install 'mfimage[serve]'"
+        ) from None
     return run(_folder(options), settings)
 
 
