@@ -28,24 +28,16 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class CopyEvent:
-    """Progress of one blob.
+    """Progress of one blob."""
 
-    Attributes
-    ----------
-    kind : str
-        ``found``: it exists there already. ``moving``: ``current`` bytes were read. ``copied``.
-    blob : str
-        What it is, such as ``artifact 'model'``.
-    size, current : int
-        Bytes.
-    total : int
-        Bytes of all blobs of the package.
-    """
-
+    # found: it exists there already; moving: `current` bytes were read.
     kind: Literal["found", "moving", "copied"]
+    # Such as artifact 'model'.
     blob: str
+    # Bytes, as the others.
     size: int
     current: int
+    # Of all blobs of the package.
     total: int
 
 

@@ -37,53 +37,31 @@ _OCI_HISTORY = "mfimage "
 
 @dataclass(frozen=True, kw_only=True)
 class LayerResult:
-    """Whether one layer is the same.
-
-    Attributes
-    ----------
-    name : str
-        Such as ``dependencies``.
-    diff_id : str
-        The image's; the new build's if the image has no such layer.
-    same : bool
-        Whether it is the same; file times do not count if Docker built it.
-    changes : tuple of FileChange
-        How the files of the new build differ.
-    detail : str
-        A note on the result.
-    """
+    """Whether one layer is the same."""
 
     name: str
+    # The image's; the new build's if the image has no such layer.
     diff_id: str
+    # File times do not count if Docker built it.
     same: bool
+    # How the files of the new build differ.
     changes: tuple[FileChange, ...] = ()
     detail: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """Whether a build of the function package gives the image again.
-
-    Attributes
-    ----------
-    image : str
-        As it was asked for.
-    id, rebuilt : str
-        Digests of the image's configuration, and of the new build's.
-    builder : str
-        What built both.
-    layers : tuple of LayerResult
-        Lowest first.
-    settings : tuple of str
-        Keys of the configuration that differ, such as ``Labels``; for an image that Docker built,
-        of those that decide how it runs.
-    """
+    """Whether a build of the function package gives the image again."""
 
     image: str
+    # Digests of the image's configuration, and of the new build's.
     id: str
     rebuilt: str
     builder: str
+    # Lowest first.
     layers: tuple[LayerResult, ...]
+    # Keys of the configuration that differ, such as Labels; for an image that Docker built,
+    # of those that decide how it runs.
     settings: tuple[str, ...]
 
     @property

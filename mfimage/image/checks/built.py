@@ -20,21 +20,7 @@ def check_built(
 ) -> tuple[Report, ...]:
     """Test the images that this machine can run, and name the others.
 
-    Parameters
-    ----------
-    builder : Builder
-        Built them.
-    images : sequence of BuiltImage
-        One for each platform.
-    say : callable
-        Called with each check, and with what is not tested.
-
-    Raises
-    ------
-    CheckError
-        If a check failed.
-    OptionError
-        If none of them can run here.
+    Raises `CheckError` if a check failed.
     """
     here = machine_platform()
     ours = [image for image in images if image.platform == here]

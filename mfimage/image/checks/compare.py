@@ -25,18 +25,10 @@ _KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class FileChange:
-    """One file that is not the same in both.
-
-    Attributes
-    ----------
-    path : str
-        In the image.
-    how : tuple of str
-        ``added`` or ``removed`` (in the second of the two); else what of it differs: ``kind``,
-        ``content``, ``mode``, ``owner``, ``time``.
-    """
+    """One file that is not the same in both."""
 
     path: str
+    # Added or removed (in the second of the two), or what of it differs.
     how: tuple[How, ...]
 
     @property
@@ -58,13 +50,7 @@ class _File:
 
 
 def compare_layers(one: StoredLayer, other: StoredLayer) -> tuple[FileChange, ...]:
-    """Return how the files of a layer differ from those of another, by path.
-
-    Raises
-    ------
-    PackageError
-        If one of them cannot be read.
-    """
+    """Return how the files of a layer differ from those of another, by path."""
     return tuple(_changes(_files(one), _files(other)))
 
 

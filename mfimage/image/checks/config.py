@@ -21,13 +21,7 @@ LOCK_FILE = f"{FUNCTION}/{LOCK}"
 
 
 def read_spec(runner: ImageRunner) -> FunctionSpec:
-    """Read ``function.json`` from the image.
-
-    Raises
-    ------
-    Failed
-        If it is missing or damaged.
-    """
+    """Read ``function.json`` from the image."""
     data = runner.read(SPEC_FILE)
     if data is None:
         raise Failed(f"there is no {SPEC_FILE}")
@@ -38,13 +32,7 @@ def read_spec(runner: ImageRunner) -> FunctionSpec:
 
 
 def check_labels(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> str:
-    """Validate the labels ``io.mfimage.*`` against the function.
-
-    Raises
-    ------
-    Failed
-        Naming the first label that is missing or has another value.
-    """
+    """Validate the labels ``io.mfimage.*`` against the function."""
     expected = _expected(info, spec, lock)
     wrong = [
         _wrong(name, value, info.labels)
@@ -86,13 +74,7 @@ def _short(text: str) -> str:
 
 
 def check_credentials(info: ImageInfo) -> str:
-    """Look for URLs with a password in what everybody sees of an image.
-
-    Raises
-    ------
-    Failed
-        Naming where, not what.
-    """
+    """Look for URLs with a password in what everybody sees of an image."""
     shown = {f"the variable {name}": value for name, value in info.env.items()}
     shown |= {f"the label {name}": value for name, value in info.labels.items()}
     shown |= {
@@ -108,13 +90,7 @@ def check_credentials(info: ImageInfo) -> str:
 
 
 def check_user(info: ImageInfo) -> str:
-    """Refuse root, and names that Kubernetes could not tell from root's.
-
-    Raises
-    ------
-    Failed
-        Naming the user.
-    """
+    """Refuse root, and names that Kubernetes could not tell from root's."""
     uid = info.user.partition(":")[0]
     if uid in ("", "root") or (uid.isdigit() and int(uid) == 0):
         raise Failed(f"it runs as root: its user is {info.user!r}")
@@ -126,13 +102,7 @@ def check_user(info: ImageInfo) -> str:
 
 
 def check_process(container: Container) -> str:
-    """Refuse a first process that has a uid of root's, whatever the configuration says.
-
-    Raises
-    ------
-    Failed
-        Naming the uid.
-    """
+    """Refuse a first process that has a uid of root's, whatever the configuration says."""
     status = container.execute(("cat", "/proc/1/status"))
     for line in status.splitlines():
         if line.startswith("Uid:"):

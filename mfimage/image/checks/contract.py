@@ -17,15 +17,7 @@ _UNKNOWN = Expectation(name="unknown-path", status=404, media_type=MEDIA_TYPE)
 
 @dataclass(frozen=True, kw_only=True)
 class ContractCheck:
-    """A request and the response that is expected.
-
-    Attributes
-    ----------
-    method, path : str
-        The route's.
-    expected : Expectation
-        The rest of the request, and the response.
-    """
+    """A request and the response that is expected."""
 
     method: str
     path: str
@@ -37,13 +29,7 @@ class ContractCheck:
         return self.expected.name
 
     def run(self, address: Address, spec: FunctionSpec) -> str:
-        """Send the request; return what was found.
-
-        Raises
-        ------
-        Failed
-            Naming what is wrong with the response.
-        """
+        """Send the request; return what was found."""
         expected, sent = self.expected, f"{self.method} {self.path}"
         response = request(
             address, self.method, self.path, expected.body, media_type=expected.content_type

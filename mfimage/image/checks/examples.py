@@ -16,15 +16,7 @@ NO_EXAMPLES = "none were recorded; bind the function with --example RECORD to ha
 
 
 def replay(address: Address, spec: FunctionSpec, tolerance: Tolerance) -> str:
-    """Send the input of each example; compare the results with those recorded.
-
-    Raises
-    ------
-    Failed
-        Naming the first difference.
-    Skipped
-        If there are no examples.
-    """
+    """Send the input of each example; compare the results with those recorded."""
     return _verdict(spec, list(_replayed(address, spec, tolerance)))
 
 
@@ -40,15 +32,7 @@ def _replayed(address: Address, spec: FunctionSpec, tolerance: Tolerance) -> Ite
 
 
 def replay_as_list(address: Address, spec: FunctionSpec, tolerance: Tolerance) -> str:
-    """Send the inputs of all examples as one list; compare likewise.
-
-    Raises
-    ------
-    Failed
-        Naming the first difference.
-    Skipped
-        If there are no examples.
-    """
+    """Send the inputs of all examples as one list; compare likewise."""
     return _verdict(spec, list(_replayed_as_list(address, spec, tolerance)))
 
 

@@ -21,22 +21,11 @@ class Skipped(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """The result of one check.
-
-    Attributes
-    ----------
-    name : str
-        As ``read-only``.
-    status : {"passed", "failed", "skipped"}
-        The result.
-    detail : str
-        What was found, or why it was skipped; lines after the first are a log's.
-    seconds : float
-        How long it took.
-    """
+    """The result of one check."""
 
     name: str
     status: Status
+    # What was found, or why it was skipped; lines after the first are a log's.
     detail: str = ""
     seconds: float = 0.0
 
@@ -52,19 +41,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The results of all checks of an image.
-
-    Attributes
-    ----------
-    image : str
-        As it was named.
-    id : str
-        The image's ID.
-    runner : str
-        What ran it: ``docker``.
-    checks : tuple of Check
-        In order.
-    """
+    """The results of all checks of an image."""
 
     image: str
     id: str
@@ -108,13 +85,7 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 class Recorder:
-    """Runs checks and keeps their results.
-
-    Parameters
-    ----------
-    on_check : callable
-        Called with each.
-    """
+    """Runs checks and keeps their results."""
 
     def __init__(self, on_check: Callable[[Check], None] = lambda _: None) -> None:
         self._on_check = on_check

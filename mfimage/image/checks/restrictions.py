@@ -44,14 +44,7 @@ def check_restrictions(
 ) -> None:
     """Start an image with all restrictions; if it does not work, with each alone to name it.
 
-    Parameters
-    ----------
-    recorder : Recorder
-        Records the checks.
-    launch : ContainerOptions
-        How it is started without restrictions.
-    attempt : callable
-        Starts it and calls it; raises `Failed` when it does not work.
+    ``attempt`` starts it and calls it; it raises `Failed` when it does not work.
     """
 
     def alone(restrict: Callable[[ContainerOptions], ContainerOptions], holds: str) -> str:

@@ -45,16 +45,9 @@ _MARGIN = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """How to check an image.
+    """How to check an image."""
 
-    Attributes
-    ----------
-    timeout : float
-        Seconds until a container must be ready.
-    tolerance : Tolerance
-        By how much floating-point numbers may differ from those recorded.
-    """
-
+    # Seconds until a container must be ready.
     timeout: float = 60.0
     tolerance: Tolerance = field(default_factory=Tolerance)
 
@@ -117,11 +110,6 @@ def check_end(
 
     However fast the function is, these are in flight. All must be answered, and the container
     must end with exit code 0 within the grace period.
-
-    Raises
-    ------
-    Failed
-        Naming what was lost.
     """
     # Without examples the response is a 422, which will do.
     body = json.dumps(spec.examples[0].input).encode() if spec.examples else b"{}"

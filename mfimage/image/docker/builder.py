@@ -31,24 +31,7 @@ _LAYERED = ("RUN", "COPY", "ADD", "WORKDIR")
 class DockerBuilder:
     """Builds images by ``docker build``.
 
-    Parameters
-    ----------
-    engine : Engine
-        Where images end up; `close` closes it.
-    command : DockerCommand
-        What builds them.
-    tags : sequence of Reference
-        What to call images.
-    secrets : mapping of str to bytes
-        Credentials for the dependency step.
-    no_cache : bool
-        Run every step anew.
-    on_event : callable
-        Called with every step.
-    cache_from : sequence of Reference or BuildxCache
-        Caches whose steps need not run again.
-    cache_to : Reference or BuildxCache, optional
-        A cache to write; a reference is the image's name under which `export` pushes it.
+    A ``cache_to`` reference is the image's name under which `export` pushes it.
     """
 
     name = DOCKER

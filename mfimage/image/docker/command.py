@@ -60,27 +60,15 @@ class DockerCommand:
 
     It is run with this process's environment: DOCKER_HOST, contexts, DOCKER_CONFIG,
     BUILDX_BUILDER and what caches need reach it unchanged.
-
-    Attributes
-    ----------
-    path : str
-        Where it is.
-    buildx : tuple of int, or None
-        The version of its buildx plugin; None without one, where the command itself builds.
     """
 
     path: str
+    # The version of the plugin; without one the command itself builds.
     buildx: tuple[int, int] | None
 
     @classmethod
     def find(cls) -> DockerCommand:
-        """Find the command on PATH.
-
-        Raises
-        ------
-        EngineError
-            If there is none, or it cannot build by BuildKit.
-        """
+        """Find the command on PATH."""
         path = shutil.which("docker")
         if path is None:
             raise EngineError(

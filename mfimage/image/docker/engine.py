@@ -51,26 +51,14 @@ def _ignore(event: BuildEvent) -> None:
 
 
 class Engine:
-    """A connection to a Docker engine; use `connect`, and ``with`` to close it.
-
-    Parameters
-    ----------
-    api : docker.APIClient
-        The low-level client.
-    """
+    """A connection to a Docker engine; use `connect`, and ``with`` to close it."""
 
     def __init__(self, api: docker.APIClient) -> None:
         self._api = api
 
     @classmethod
     def connect(cls) -> Engine:
-        """Connect to the engine that the ``docker`` command uses.
-
-        Raises
-        ------
-        EngineError
-            If none responds within three seconds.
-        """
+        """Connect to the engine that the ``docker`` command uses."""
         return cls(connect())
 
     def __enter__(self) -> Engine:
@@ -109,13 +97,7 @@ class Engine:
     def pull(
         self, ref: str, *, platform: str | None = None, on_event: OnEvent = _ignore
     ) -> ImageInfo:
-        """Pull an image.
-
-        Raises
-        ------
-        RegistryError
-            If the registry does not have it, refuses, or cannot be reached.
-        """
+        """Pull an image."""
         repository, tag = _split(ref)
         with _registry_errors(f"pulling {ref}"):
             stream = self._api.pull(
@@ -152,13 +134,7 @@ class Engine:
         return str(digest)
 
     def load(self, archive: Iterable[bytes]) -> None:
-        """Load an image from what ``docker save`` writes.
-
-        Raises
-        ------
-        EngineError
-            If the engine refuses it, or goes away.
-        """
+        """Load an image from what ``docker save`` writes."""
         doing = "loading the image"
         with engine_errors(doing), _without_timeout(self._api):
             untyped: Any = self._api
@@ -167,13 +143,7 @@ class Engine:
                     raise EngineError(f"{doing}: {error}")
 
     def save(self, image: str) -> Iterator[bytes]:
-        """Stream an image as ``docker save`` writes it.
-
-        Raises
-        ------
-        EngineError
-            If the engine does not have it, or goes away.
-        """
+        """Stream an image as ``docker save`` writes it."""
         with engine_errors(f"saving {image}"):
             yield from self._api.get_image(image)
 
@@ -224,11 +194,6 @@ class Engine:
         """Run a command in a short-lived container without network; return its stdout.
 
         The image's entrypoint is not used.
-
-        Raises
-        ------
-        EngineError
-            If the command cannot be started, fails, or takes longer than a minute.
         """
         doing = f"running {command[0]} in {image}"
         with engine_errors(doing):
@@ -256,13 +221,7 @@ class Engine:
         return stdout.decode(errors="replace")
 
     def python_version(self, image: str) -> str:
-        """Return the version of an image's Python, as ``3.11.7``.
-
-        Raises
-        ------
-        EngineError
-            If it has no ``python``.
-        """
+        """Return the version of an image's Python, as ``3.11.7``."""
         try:
             return self.run_capture(image, ["python", "-c", _PYTHON_VERSION]).strip()
         except EngineError:
@@ -277,13 +236,7 @@ class Engine:
 
 
 def connect() -> docker.APIClient:
-    """Connect to the engine that the ``docker`` command uses: DOCKER_HOST, or the context.
-
-    Raises
-    ------
-    EngineError
-        If none responds within three seconds.
-    """
+    """Connect to the engine that the ``docker`` command uses: DOCKER_HOST, or the context."""
     host = _host()
     local = host.startswith(("unix://", "npipe://"))
     try:
@@ -300,10 +253,7 @@ def connect() -> docker.APIClient:
 def engine_errors(doing: str) -> Iterator[None]:
     """Turn docker-py's exceptions into `EngineError`.
 
-    Parameters
-    ----------
-    doing : str
-        What was tried, as in "inspecting python:3.11".
+    ``doing`` is what was tried, as in "inspecting python:3.11".
     """
     try:
         yield

@@ -44,13 +44,7 @@ class Failure:
 
 
 class BuildProgress:
-    """Follows one build through what the command prints.
-
-    Parameters
-    ----------
-    redact : callable
-        Applied to all text before it is kept or passed on.
-    """
+    """Follows one build through what the command prints."""
 
     def __init__(self, redact: Callable[[str], str]) -> None:
         self._redact = redact

@@ -75,13 +75,7 @@ _FILTERS = {
 
 
 def render(plan: ImagePlan) -> str:
-    """Write the Dockerfile.
-
-    Raises
-    ------
-    OptionError
-        If a value cannot be written, or a URL with a password would be.
-    """
+    """Write the Dockerfile."""
     template = environment(_FILTERS).get_template(plan.target.template)
     text = template.render(
         plan=plan,
@@ -198,20 +192,7 @@ _FOLDERS = ("build", "layers")
 
 
 def context_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
-    """List the context's files, sorted by path; artifacts are named, not read.
-
-    Parameters
-    ----------
-    plan : ImagePlan
-        What to build.
-    blob_path : callable
-        Returns where a blob is.
-
-    Raises
-    ------
-    PackageError
-        If the code's archive is damaged, or would write outside its folder.
-    """
+    """List the context's files, sorted by path; artifacts are named, not read."""
     files = [
         ContextFile(path=DOCKERFILE, content=render(plan).encode()),
         ContextFile(path="build/uv.txt", content=uv_requirement()),
@@ -234,24 +215,7 @@ def write_context(plan: ImagePlan, folder: Path, blob_path: BlobPath) -> None:
     ``docker build`` of it gives the same image, but for what its SBOM says of the base.
     Artifacts are copied, not linked: their times would have to be changed for equal layers, and
     whoever edits the folder must not reach into the package.
-
-    Parameters
-    ----------
-    plan : ImagePlan
-        What to build.
-    folder : Path
-        New, empty, or one that this function wrote before.
-    blob_path : callable
-        Returns where a blob is.
-
-    Raises
-    ------
-    OptionError
-        If the folder holds something else.
-    BuildError
-        If it cannot be written.
-    PackageError
-        If a blob is damaged; then the folder is as it was.
+    The folder is new, empty, or one that this function wrote before.
     """
     files = context_files(plan, blob_path)
     _refuse_foreign(folder)

@@ -24,30 +24,18 @@ _FUNCTION_LABELS = ("function.digest", "target", "schema.input", "schema.output"
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One thing in an image.
-
-    Attributes
-    ----------
-    text : str
-        What is shown, such as a version.
-    mark : str
-        What distinguishes items of equal text, such as a hash.
-    """
+    """One thing in an image."""
 
     text: str
+    # Distinguishes items of equal text, such as a hash.
     mark: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What an image is made of.
+    """What an image is made of."""
 
-    Attributes
-    ----------
-    sections : mapping of str to (mapping of str to Item) or None
-        By the names in `SECTIONS`; None where it is not known.
-    """
-
+    # By the names in `SECTIONS`; None where it is not known.
     sections: Mapping[str, Mapping[str, Item] | None]
 
 
@@ -55,11 +43,6 @@ def contents_of(info: ImageInfo, sbom: bytes | None) -> Contents:
     """Return what an image is made of, by its configuration and SBOM.
 
     Without an SBOM, distributions and code files are not known.
-
-    Raises
-    ------
-    PackageError
-        If the SBOM cannot be read.
     """
     labels = info.labels
     found = _from_labels(labels)
@@ -87,13 +70,7 @@ def contents_of(info: ImageInfo, sbom: bytes | None) -> Contents:
 
 
 def parse_sbom(data: bytes) -> Mapping[str, Any]:
-    """Parse an SBOM.
-
-    Raises
-    ------
-    PackageError
-        If it is not a CycloneDX document of mfimage.
-    """
+    """Parse an SBOM."""
     try:
         document: Mapping[str, Any] = json.loads(data)
         if document["bomFormat"] != "CycloneDX":

@@ -15,18 +15,11 @@ _LONGEST = 72
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One difference.
-
-    Attributes
-    ----------
-    section, name : str
-        Such as ``distributions`` and ``numpy``.
-    before, after : str or None
-        Such as versions; None where it is missing.
-    """
+    """One difference."""
 
     section: str
     name: str
+    # Such as versions; None where it is missing.
     before: str | None
     after: str | None
 
@@ -51,21 +44,13 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDiff:
-    """All differences between two images.
-
-    Attributes
-    ----------
-    before, after : str
-        The images' names.
-    changes : tuple of Change
-        In the order of `SECTIONS`.
-    unknown : tuple of str
-        Sections that are not known of both images.
-    """
+    """All differences between two images."""
 
     before: str
     after: str
+    # In the order of `SECTIONS`.
     changes: tuple[Change, ...]
+    # Sections that are not known of both images.
     unknown: tuple[str, ...]
 
     def __bool__(self) -> bool:

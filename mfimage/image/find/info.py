@@ -12,67 +12,40 @@ from mfimage.package.spec import sha256_digest
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryEntry:
-    """One entry of an image's history.
-
-    Attributes
-    ----------
-    created_by : str
-        The instruction.
-    size : int
-        Bytes of its layer; 0 if it has none.
-    comment : str
-        Free text.
-    """
+    """One entry of an image's history."""
 
     created_by: str
+    # Bytes of its layer; 0 if it has none.
     size: int
     comment: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageInfo:
-    """The configuration of an image.
+    """The configuration of an image."""
 
-    Attributes
-    ----------
-    id : str
-        The configuration's digest, ``sha256:...``, by which an engine knows the image; not the
-        manifest's.
-    repo_tags, repo_digests : tuple of str
-        References that an engine has for it; digests only once it was pushed or pulled.
-    size : int
-        Bytes of all layers: compressed in a registry, unpacked in an engine.
-    os, architecture, variant : str
-        The platform.
-    created : str
-        RFC 3339 time.
-    env, labels : mapping of str to str
-        Variables and labels.
-    user, working_dir : str
-        Empty if not set.
-    entrypoint, command : tuple of str
-        Exec form.
-    layers : tuple of str
-        Diff ids, lowest first.
-    history : tuple of HistoryEntry
-        Oldest first.
-    """
-
+    # The configuration's digest, by which an engine knows the image; not the manifest's.
     id: str
     repo_tags: tuple[str, ...] = ()
+    # An engine has them only once the image was pushed or pulled.
     repo_digests: tuple[str, ...] = ()
+    # Bytes of all layers: compressed in a registry, unpacked in an engine.
     size: int = 0
     os: str = "linux"
     architecture: str = ""
     variant: str = ""
+    # RFC 3339
     created: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    # Empty if not set, as is the working directory.
     user: str = ""
     working_dir: str = ""
     entrypoint: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
+    # Diff ids, lowest first.
     layers: tuple[str, ...] = ()
+    # Oldest first.
     history: tuple[HistoryEntry, ...] = ()
 
     @property

@@ -29,52 +29,31 @@ _LARGEST_FILE = 32 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class FoundLayer:
-    """One layer.
+    """One layer."""
 
-    Attributes
-    ----------
-    digest : str or None
-        ``sha256:<hex>`` of the compressed layer; None in an engine, which does not report it.
-    size : int
-        Bytes: compressed in a registry, unpacked in an engine.
-    instruction : str
-        What made it, according to the history.
-    """
-
+    # Of the compressed layer; an engine does not report it.
     digest: str | None
+    # Bytes: compressed in a registry, unpacked in an engine.
     size: int
+    # According to the history.
     instruction: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoundImage:
-    """An image, and where it is.
-
-    Attributes
-    ----------
-    name : str
-        As it was asked for.
-    place : Place
-        Where it is.
-    info : ImageInfo
-        Its configuration.
-    layers : tuple of FoundLayer
-        Lowest first.
-    source : Reference or Location or None
-        The pinned reference in a registry, or the folder or file; None in an engine.
-    digest, index : str or None
-        Digest of its manifest, and of the index that lists it, if there are any.
-    platforms : tuple of str
-        All that the index, folder or file has.
-    """
+    """An image, and where it is."""
 
     name: str
     place: Place
     info: ImageInfo
+    # Lowest first.
     layers: tuple[FoundLayer, ...] = ()
+    # The pinned reference in a registry, or the folder or file; None in an engine.
     source: Reference | Location | None = None
+    # Of its manifest, and of the index that lists it.
     digest: str | None = None
     index: str | None = None
+    # All that the index, folder or file has.
     platforms: tuple[str, ...] = ()
 
     def open(self, platform: str | None = None) -> AbstractContextManager[StoredImage]:
@@ -104,13 +83,7 @@ class Place(Protocol):
         """``files``, ``engine`` or ``registry``."""
 
     def find(self, name: str, platform: str | None) -> FoundImage | None:
-        """Return an image; None if an image in this place cannot have that name.
-
-        Raises
-        ------
-        ReferenceNotFound
-            If it is not there.
-        """
+        """Return an image; None if an image in this place cannot have that name."""
 
     def open(self, image: FoundImage, platform: str) -> AbstractContextManager[StoredImage]:
         """Yield an image with layers that can be read."""

@@ -33,13 +33,7 @@ _NONE: Mapping[str, Any] = MappingProxyType({})
 def make_options(given: Mapping[str, Any], settings: Mapping[str, Any] = _NONE) -> BuildOptions:
     """Return the options that flags and a project's settings give together.
 
-    Parameters
-    ----------
-    given : mapping
-        What was written, by option. What was not given may be absent, None or empty; other names
-        are ignored.
-    settings : mapping
-        What `read_settings` returned. Flags take precedence.
+    Other names in ``given`` are ignored; what was not given may be absent, None or empty.
     """
     values = dict(settings)
     for option in OPTIONS:

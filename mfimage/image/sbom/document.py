@@ -45,13 +45,6 @@ def make_sbom(
     """Return the document that describes an image.
 
     It has no time and no random number: its serial number is derived from its content.
-
-    Parameters
-    ----------
-    plan : ImagePlan
-        What is built.
-    code, runtime : sequence of ContextFile
-        The files of these layers.
     """
     function = json.loads(plan.code.function_json)
     components = [

@@ -33,25 +33,13 @@ _NO_PRIVILEGES = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["
 
 
 def raycluster(image: RayImage, options: ClusterOptions) -> str:
-    """Write a RayCluster that waits for jobs and drivers.
-
-    Raises
-    ------
-    OptionError
-        With the option and the value.
-    """
+    """Write a RayCluster that waits for jobs and drivers."""
     cluster = _Cluster(image, options)
     return cluster.write("RayCluster", cluster.spec(), _CLUSTER_NAME)
 
 
 def rayjob(image: RayImage, options: ClusterOptions, job: JobOptions) -> str:
-    """Write a RayJob, which starts a cluster, runs a batch on it, and stops it.
-
-    Raises
-    ------
-    OptionError
-        With the option and the value.
-    """
+    """Write a RayJob, which starts a cluster, runs a batch on it, and stops it."""
     cluster = _Cluster(image, options)
     cluster.check_workers()
     spec = {
@@ -68,13 +56,7 @@ def rayjob(image: RayImage, options: ClusterOptions, job: JobOptions) -> str:
 
 
 def rayservice(image: RayImage, options: ClusterOptions, service: ServiceOptions) -> str:
-    """Write a RayService, a cluster that serves ``POST /<function name>``.
-
-    Raises
-    ------
-    OptionError
-        With the option and the value; if the image has no Ray Serve.
-    """
+    """Write a RayService, a cluster that serves ``POST /<function name>``."""
     if image.parts is not None and "serve" not in image.parts:
         raise OptionError(
             f"image: {image.reference} has no Ray Serve",
