@@ -22,6 +22,8 @@ class BaseImage:
     python: str
     # In a registry or a layout.
     digest: str | None = None
+    # The engine's ID of an image without a digest: it was built there, or loaded.
+    id: str | None = None
     platform: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
