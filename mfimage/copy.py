@@ -24,6 +24,7 @@ THREADS = "mfimage-copy"
 # Seconds for running transfers to end after one failed or the user interrupted the copy.
 _GRACE = 1.0
 _CHUNK = 1 << 20
+_Kind = Literal["found", "moving", "copied"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class CopyEvent:
     """Progress of one blob."""
 
     # found: it exists there already; moving: `current` bytes were read.
-    kind: Literal["found", "moving", "copied"]
+    kind: _Kind
     # Such as artifact 'model'.
     blob: str
     # Bytes, as the others.
@@ -126,8 +127,7 @@ class _Copy:
         _raise_first(moving)
 
     def _move(self, ref: BlobRef) -> None:
-        label = self._labels[ref.digest]
-        with _named(label):
+        with _named(self._labels[ref.digest]):
             if self._target.holds(ref):
                 self._report("found", ref, ref.size)
                 return
@@ -147,16 +147,9 @@ class _Copy:
         with BufferedReader(_Watched(path, on_read), _CHUNK) as file:
             self._target.storage.write(blob_name(ref), file)
 
-    def _report(
-        self, kind: Literal["found", "moving", "copied"], ref: BlobRef, current: int
-    ) -> None:
-        event = CopyEvent(
-            kind=kind,
-            blob=self._labels[ref.digest],
-            size=ref.size,
-            current=current,
-            total=self._total,
-        )
+    def _report(self, kind: _Kind, ref: BlobRef, current: int) -> None:
+        blob, total = self._labels[ref.digest], self._total
+        event = CopyEvent(kind=kind, blob=blob, size=ref.size, current=current, total=total)
         with self._reporting:
             self._on_progress(event)
 

@@ -96,7 +96,7 @@ def _lineage(contents: Contents) -> dict[str, str]:
     """Return the function's flow, run, step, task, user and commit."""
     from mfimage.image.find.contents import LINEAGE
 
-    known = contents.sections["function"] or {}
+    known = contents["function"] or {}
     return {name: known[name].text for name in LINEAGE if name in known}
 
 

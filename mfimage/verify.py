@@ -113,8 +113,18 @@ def verify(
     platform = options.platform or machine_platform()
     with find_image(image, platform=platform).open() as original:
         labels = (original.config.get("config") or {}).get("Labels") or {}
-        _check_function(image, labels, package)
-        lock = _read_lock(image, original)
+        if labels.get(FUNCTION_DIGEST) != package.spec.digest:
+            raise OptionError(
+                f"image: {image} holds the function {labels.get(FUNCTION_DIGEST)}, "
+                f"not {package.spec.digest}",
+                hint="name the function package that it was built from",
+            )
+        lock = read_member(original.layers[-1].open, LOCK_FILE)
+        if lock is None:
+            raise OptionError(
+                f"image: {image} has no {LOCK_FILE} in its last layer",
+                hint="an older mfimage built it, or layers were added: build it again",
+            )
         options = _original_options(options, labels, original, platform)
         with closing(_builder(options, say)) as builder:
             built = _build_again(builder, package, options, lock, say)
@@ -124,25 +134,6 @@ def verify(
                 find_image(name, platform=platform).open() as again,
             ):
                 return _compare(image, original, again, builder.name, names)
-
-
-def _check_function(image: str, labels: Mapping[str, str], package: Package) -> None:
-    if labels.get(FUNCTION_DIGEST) != package.spec.digest:
-        raise OptionError(
-            f"image: {image} holds the function {labels.get(FUNCTION_DIGEST)}, "
-            f"not {package.spec.digest}",
-            hint="name the function package that it was built from",
-        )
-
-
-def _read_lock(image: str, original: StoredImage) -> bytes:
-    lock = read_member(original.layers[-1].open, LOCK_FILE)
-    if lock is None:
-        raise OptionError(
-            f"image: {image} has no {LOCK_FILE} in its last layer",
-            hint="an older mfimage built it, or layers were added: build it again",
-        )
-    return lock
 
 
 def _original_options(
@@ -219,13 +210,11 @@ def _compare(
 def _compare_layer(
     name: str, before: StoredLayer | None, after: StoredLayer | None, *, exactly: bool
 ) -> LayerResult:
-    if after is None:
-        assert before is not None
-        detail = "only in the image"
-        return LayerResult(name=name, diff_id=before.diff_id, same=False, detail=detail)
-    if before is None:
-        detail = "only in the new build"
-        return LayerResult(name=name, diff_id=after.diff_id, same=False, detail=detail)
+    if before is None or after is None:
+        layer, where = (before, "image") if before else (after, "new build")
+        assert layer is not None
+        detail = f"only in the {where}"
+        return LayerResult(name=name, diff_id=layer.diff_id, same=False, detail=detail)
     if before.diff_id == after.diff_id:
         return LayerResult(name=name, diff_id=before.diff_id, same=True)
     changes = compare_layers(before, after)

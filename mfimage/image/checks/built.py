@@ -18,10 +18,7 @@ from mfimage.image.registry.location import OCI, Location
 def check_built(
     builder: Builder, images: Sequence[BuiltImage], *, say: Callable[[str], None]
 ) -> tuple[Report, ...]:
-    """Test the images that this machine can run, and name the others.
-
-    Raises `CheckError` if a check failed.
-    """
+    """Test the images that this machine can run, and name the others; fail if a check does."""
     here = machine_platform()
     ours = [image for image in images if image.platform == here]
     if not ours:

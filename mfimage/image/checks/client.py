@@ -37,8 +37,7 @@ class ServerResponse:
     def problem(self) -> str:
         """The status, and the problem document's detail or the body's start."""
         try:
-            document = json.loads(self.body)
-            return f"{self.status}: {document['detail']}"
+            return f"{self.status}: {json.loads(self.body)['detail']}"
         except (ValueError, LookupError, TypeError):
             return f"{self.status}: {self.body[:80]!r}"
 

@@ -33,7 +33,7 @@ class FileChange:
 
     @property
     def only_time(self) -> bool:
-        """Whether whoever reads the file gets the same."""
+        """Whether everything that a program reads is the same."""
         return self.how == ("time",)
 
     def __str__(self) -> str:

@@ -33,15 +33,14 @@ def read_spec(runner: ImageRunner) -> FunctionSpec:
 
 def check_labels(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> str:
     """Validate the labels ``io.mfimage.*`` against the function."""
-    expected = _expected(info, spec, lock)
-    wrong = [
-        _wrong(name, value, info.labels)
-        for name, value in expected.items()
-        if info.labels.get(name) != value
-    ]
+    expected, has = _expected(info, spec, lock), info.labels
+    wrong = [(name, value) for name, value in expected.items() if has.get(name) != value]
     if wrong:
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise Failed(f"{wrong[0]}{more}")
+        (name, value), more = wrong[0], f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        if name not in has:
+            raise Failed(f"the label {name} is missing{more}")
+        found = f"the label {name} says {_short(has[name])}; {FUNCTION_JSON} has {_short(value)}"
+        raise Failed(f"{found}{more}")
     return f"{len(expected)} labels agree with {FUNCTION_JSON}"
 
 
@@ -63,18 +62,12 @@ def _expected(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> Mappin
     return {**ours, _VERSION_LABEL: has.get(_VERSION_LABEL) or "..."}
 
 
-def _wrong(name: str, value: str, labels: Mapping[str, str]) -> str:
-    if name not in labels:
-        return f"the label {name} is missing"
-    return f"the label {name} says {_short(labels[name])}; {FUNCTION_JSON} has {_short(value)}"
-
-
 def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def check_credentials(info: ImageInfo) -> str:
-    """Look for URLs with a password in what everybody sees of an image."""
+    """Look for URLs with a password in what an image shows to everyone."""
     shown = {f"the variable {name}": value for name, value in info.env.items()}
     shown |= {f"the label {name}": value for name, value in info.labels.items()}
     shown |= {

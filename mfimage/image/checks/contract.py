@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from mfimage.image.checks.client import request
 from mfimage.image.checks.report import Failed, Recorder
@@ -53,17 +54,16 @@ class ContractCheck:
 
 def contract_checks(spec: FunctionSpec) -> tuple[ContractCheck, ...]:
     """Return the checks of a function's server."""
-    return (
-        *(
-            ContractCheck(method=route.method, path=route.path, expected=expected)
-            for route in routes(spec)
-            for expected in route.expectations
-        ),
-        ContractCheck(method="GET", path="/no-such-path-of-any-function", expected=_UNKNOWN),
-    )
+    checks = [
+        ContractCheck(method=route.method, path=route.path, expected=expected)
+        for route in routes(spec)
+        for expected in route.expectations
+    ]
+    unknown = ContractCheck(method="GET", path="/no-such-path-of-any-function", expected=_UNKNOWN)
+    return (*checks, unknown)
 
 
 def check_contract(recorder: Recorder, address: Address, spec: FunctionSpec) -> None:
     """Make every check."""
     for check in contract_checks(spec):
-        recorder.run(check.name, lambda check=check: check.run(address, spec))  # type: ignore[misc]
+        recorder.run(check.name, partial(check.run, address, spec))

@@ -91,7 +91,7 @@ class ImageRunner:
             # Whatever driver the engine logs by, this one can be read back.
             log_config=docker.types.LogConfig(type="json-file"),
         )
-        created = self._api.create_container(
+        created: dict[str, str] = self._api.create_container(
             self.info.id,
             entrypoint=list(launch.entrypoint) or None,
             user=launch.user,
@@ -100,8 +100,7 @@ class ImageRunner:
             host_config=limits,
             labels={_LABEL: "1"},
         )
-        identity: str = created["Id"]
-        return identity
+        return created["Id"]
 
     def _remove(self, container: str) -> None:
         # It may be gone already, and an engine that is gone has been reported before.
@@ -179,30 +178,29 @@ def open_image(
                 "the containers of an engine behind ssh cannot be called from here",
                 hint="run mfimage test where the engine is",
             )
-        found: FoundImage | None
         try:
             found = find_image(image, places=(FILES, ENGINE))
         except ReferenceNotFound:
-            found = None
-        if found is None:
             say(f"pulling {image}")
-            yield ImageRunner(api, engine.pull(image))
-        elif found.place is FILES:
-            with _loaded(engine, found) as info:
-                yield ImageRunner(api, info)
+            info = engine.pull(image)
         else:
-            yield ImageRunner(api, found.info)
+            info = found.info
+            if found.place is FILES:
+                with _loaded(engine, found):
+                    yield ImageRunner(api, info)
+                return
+        yield ImageRunner(api, info)
 
 
 @contextmanager
-def _loaded(engine: Engine, found: FoundImage) -> Iterator[ImageInfo]:
+def _loaded(engine: Engine, found: FoundImage) -> Iterator[None]:
     """Load an image until the block ends; it stays if the engine had it before."""
     with found.open(machine_platform()) as stored:
         image = recompose(stored)
         had = engine.inspect(image.id) is not None
         engine.load(docker_archive([image], ()))
         try:
-            yield found.info
+            yield
         finally:
             if not had:
                 engine.remove(image.id, force=True)

@@ -127,12 +127,11 @@ def check_end(
             request.close()
     code = wait_for_end(container, settings.grace + _MARGIN - (time.monotonic() - signalled))
     took = time.monotonic() - signalled
-    lost = [each for each in responses if not isinstance(each, ServerResponse)]
-    if lost:
+    answered = [each for each in responses if isinstance(each, ServerResponse)]
+    if lost := [each for each in responses if not isinstance(each, ServerResponse)]:
         text = f"{len(lost)} of {_REQUESTS} requests in flight had no answer: {lost[0]!r}"
         raise Failed(with_log(text, container))
-    broken = [each for each in responses if isinstance(each, ServerResponse) and each.status >= 500]
-    if broken:
+    if broken := [each for each in answered if each.status >= 500]:
         raise Failed(f"{len(broken)} of {_REQUESTS} requests in flight: {broken[0].problem}")
     if code is None:
         raise Failed(

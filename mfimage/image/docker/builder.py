@@ -53,7 +53,6 @@ class DockerBuilder:
         self._command = command
         self._cache_from = cache_from
         self._cache_to = cache_to
-        self._pull = pull
         self._tags = tags
         self._secrets = secrets
         self._no_cache = no_cache
@@ -110,14 +109,13 @@ class DockerBuilder:
                     raise engine_gone(_DOING) from None
                 raise
         info = self._find(names, plan)
-        base = self._engine.inspect(str(plan.base.pinned)) or self._engine.inspect(
-            str(plan.base.reference)
-        )
+        names = (str(plan.base.pinned), str(plan.base.reference))
+        base = next(filter(None, map(self._engine.inspect, names)), ImageInfo(id=""))
         return BuiltImage(
             id=info.id,
             digest=None,
             plan=plan,
-            layers=tuple(_layers(plan, info, base or ImageInfo(id=""), self._cached)),
+            layers=tuple(_layers(plan, info, base, self._cached)),
             size=info.size,
             timings={"build": time.perf_counter() - start},
         )

@@ -107,37 +107,11 @@ class DockerCommand:
     ) -> tuple[str, ...]:
         """Build the Dockerfile of a folder.
 
-        Parameters
-        ----------
-        context : Path
-            The folder. The engine fetches what has changed since the last build of a folder of
-            this name.
-        tags : sequence of str
-            What to tag the image with.
-        platform : str, optional
-            As ``linux/arm64``; the engine's own by default.
-        secrets : mapping of str to bytes
-            By id, for ``RUN --mount=type=secret,id=...``. The command gets them as environment
-            variables, and those that are too large for that as private files.
-        no_cache : bool
-            Run every step anew.
-        cache_from, cache_to : Reference or BuildxCache
-            Caches. An image's is an inline one: `cache_to` writes it into the image, which is to
-            be pushed under that name.
-        on_event : callable
-            Called in this thread with each `BuildEvent` as it happens.
+        The engine fetches what has changed since the last build of a folder of this name. Secrets
+        are for ``RUN --mount=type=secret,id=...``. A `Reference` as `cache_to` is an inline cache:
+        the image is to be pushed under that name.
 
-        Returns
-        -------
-        tuple of str
-            The image's IDs and digests by which the engine may know it, likeliest first.
-
-        Raises
-        ------
-        OptionError
-            If it cannot be done without buildx.
-        BuildError
-            If a step fails: names the step, ends with the last lines of its log.
+        Returns the IDs and digests by which the engine may know the image, likeliest first.
         """
         self._check_caches(cache_from, cache_to)
         secrets = secrets or {}
@@ -164,11 +138,9 @@ class DockerCommand:
                 arguments.append("--build-arg=BUILDKIT_INLINE_CACHE=1")
             # The client without buildx remembers a context by its path as written, which then must
             # not have the temporary folder in it; buildx by its last part.
-            where = [str(context)] if self.buildx else [context.name]
-            cwd = None if self.buildx else context.parent
-            command = [self.path, *arguments, "--", *where]
-            status = _run(command, environment, cwd, progress, on_event)
-            if status:
+            where, cwd = (str(context), None) if self.buildx else (context.name, context.parent)
+            command = [self.path, *arguments, "--", where]
+            if status := _run(command, environment, cwd, progress, on_event):
                 raise _build_error(progress, status)
             return tuple(_built(ids, metadata))
 
@@ -189,8 +161,7 @@ class DockerCommand:
 
 
 def _output(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 def _hand_over(

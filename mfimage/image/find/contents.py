@@ -31,12 +31,8 @@ class Item:
     mark: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contents:
-    """What an image is made of."""
-
-    # By the names in `SECTIONS`; None where it is not known.
-    sections: Mapping[str, Mapping[str, Item] | None]
+# What an image is made of, by the names in `SECTIONS`; None where it is not known.
+Contents = Mapping[str, Mapping[str, Item] | None]
 
 
 def contents_of(info: ImageInfo, sbom: bytes | None) -> Contents:
@@ -53,20 +49,17 @@ def contents_of(info: ImageInfo, sbom: bytes | None) -> Contents:
     named = {name: labels.get(LABEL_PREFIX + name) for name in _FUNCTION_LABELS}
     found["function"] = {**(found.get("function") or {}), **_items(named)}
     found["env"] = _items(info.env, empty=True)
-    found["labels"] = _items(
-        {k: v for k, v in labels.items() if not k.startswith((LABEL_PREFIX, _OCI))}, empty=True
-    )
-    found["config"] = _items(
-        {
-            "platform": "/".join(info.platform.split("/")[:2]),
-            "user": info.user,
-            "workdir": info.working_dir,
-            "entrypoint": json.dumps(info.entrypoint),
-            "cmd": json.dumps(info.command),
-        },
-        empty=True,
-    )
-    return Contents(sections={name: found.get(name) for name in SECTIONS})
+    others = {k: v for k, v in labels.items() if not k.startswith((LABEL_PREFIX, _OCI))}
+    found["labels"] = _items(others, empty=True)
+    config = {
+        "platform": "/".join(info.platform.split("/")[:2]),
+        "user": info.user,
+        "workdir": info.working_dir,
+        "entrypoint": json.dumps(info.entrypoint),
+        "cmd": json.dumps(info.command),
+    }
+    found["config"] = _items(config, empty=True)
+    return {name: found.get(name) for name in SECTIONS}
 
 
 def parse_sbom(data: bytes) -> Mapping[str, Any]:

@@ -32,9 +32,8 @@ class Change:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
-        return {
-            "change": self.kind, "name": self.name, "before": self.before, "after": self.after
-        }  # fmt: skip
+        texts = {"before": self.before, "after": self.after}
+        return {"change": self.kind, "name": self.name, **texts}
 
     def __str__(self) -> str:
         """Return a line such as ``~ numpy 1.26.4 -> 2.1.0``."""
@@ -85,35 +84,23 @@ class ImageDiff:
 def diff(before: Contents, after: Contents, *, names: tuple[str, str]) -> ImageDiff:
     """Compare what two images are made of; ``names`` are the images'."""
     changes: list[Change] = []
-    unknown = []
+    unknown = tuple(each for each in SECTIONS if None in (before[each], after[each]))
     for section in SECTIONS:
-        one, other = before.sections[section], after.sections[section]
-        if one is None or other is None:
-            unknown.append(section)
-            continue
-        changes += _changes(section, one, other)
-    return ImageDiff(
-        before=names[0], after=names[1], changes=tuple(changes), unknown=tuple(unknown)
-    )
+        changes += _changes(section, before[section] or {}, after[section] or {})
+    known = tuple(change for change in changes if change.section not in unknown)
+    return ImageDiff(before=names[0], after=names[1], changes=known, unknown=unknown)
 
 
 def _changes(section: str, one: Mapping[str, Item], other: Mapping[str, Item]) -> Iterator[Change]:
     for name in sorted({*one, *other}):
         before, after = one.get(name), other.get(name)
         if before != after:
-            same = bool(before and after and before.text == after.text)
-            yield Change(
-                section=section,
-                name=name,
-                before=_text(before, marked=same),
-                after=_text(after, marked=same),
-            )
-
-
-def _text(item: Item | None, *, marked: bool) -> str | None:
-    if item is None:
-        return None
-    return f"{item.text} ({item.mark})" if marked else item.text
+            marked = bool(before and after and before.text == after.text)
+            texts = [
+                None if each is None else f"{each.text} ({each.mark})" if marked else each.text
+                for each in (before, after)
+            ]
+            yield Change(section=section, name=name, before=texts[0], after=texts[1])
 
 
 def _short(text: str) -> str:
