@@ -11,8 +11,7 @@ from mfimage.package.spec import FunctionSpec
 from mfimage.package.store import FILE_NAME, open_package
 
 if TYPE_CHECKING:
-    from mfimage.image.find.contents import Contents
-    from mfimage.image.find.diff import ImageDiff
+    from mfimage.image.find.contents import Contents, ImageDiff
 
 _PREFIX = "io.mfimage."
 
@@ -128,8 +127,7 @@ def compare(before: str, after: str, *, platform: str | None = None) -> ImageDif
     ReferenceNotFound
         If one of them does not exist.
     """
-    from mfimage.image.find.contents import contents_of
-    from mfimage.image.find.diff import diff
+    from mfimage.image.find.contents import contents_of, diff
     from mfimage.image.find.places import find_image
 
     images = [find_image(name, platform=platform) for name in (before, after)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from mfimage.image.checks.client import wait_until_ready, with_log
 from mfimage.image.checks.config import check_process
-from mfimage.image.checks.examples import NO_EXAMPLES
+from mfimage.image.checks.contract import NO_EXAMPLES
 from mfimage.image.checks.report import Failed, Recorder, Skipped
 from mfimage.image.checks.restrictions import RESTRICTIONS, check_restrictions
 from mfimage.image.checks.runner import Container, ContainerOptions, ImageRunner, wait_for_end

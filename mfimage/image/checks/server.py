@@ -17,8 +17,7 @@ from mfimage.image.checks.client import (
     with_log,
 )
 from mfimage.image.checks.config import check_process
-from mfimage.image.checks.contract import check_contract, contract_checks
-from mfimage.image.checks.examples import replay, replay_as_list
+from mfimage.image.checks.contract import check_contract, contract_checks, replay, replay_as_list
 from mfimage.image.checks.report import Failed, Recorder
 from mfimage.image.checks.restrictions import RESTRICTIONS, check_restrictions
 from mfimage.image.checks.runner import (

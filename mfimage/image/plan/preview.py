@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mfimage.errors import ReferenceNotFound
 from mfimage.image.find import places
-from mfimage.image.find.contents import Contents, contents_of
-from mfimage.image.find.diff import REMOVED, Change, diff
+from mfimage.image.find.contents import REMOVED, Change, Contents, contents_of, diff
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.find.places import FoundImage, find_image
 from mfimage.image.plan.layers import code_files, runtime_files, sbom_file

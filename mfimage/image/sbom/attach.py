@@ -34,7 +34,7 @@ def attach_sboms(
 ) -> None:
     """Attach their SBOMs to images that were built and pushed."""
     where = {pinned.name: pinned for pinned in map(parse_reference, digests)}
-    for _, pinned in sorted(where.items()):
+    for pinned in (where[name] for name in sorted(where)):
         for image in images:
             sbom = sbom_file(code_files(image.plan, blob_path))
             attach_sbom(pinned, image.digest or pinned.digest or "", sbom, say)
@@ -43,7 +43,7 @@ def attach_sboms(
 def attach_sbom(reference: Reference, digest: str, sbom: bytes, say: Callable[[str], None]) -> None:
     """Attach an SBOM to an image unless it has that one.
 
-    A registry that refuses it is only reported, since the SBOM is inside the image as well.
+    A registry that refuses it is only reported, since the SBOM is inside the image too.
     """
     try:
         _attach(reference, digest, sbom)

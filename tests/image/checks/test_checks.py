@@ -12,8 +12,7 @@ from dataclasses import replace
 import pytest
 
 from mfimage.image.checks.config import check_credentials, check_labels, check_user
-from mfimage.image.checks.contract import contract_checks
-from mfimage.image.checks.examples import replay, replay_as_list
+from mfimage.image.checks.contract import contract_checks, replay, replay_as_list
 from mfimage.image.checks.report import Check, Failed, Recorder, Report, Skipped
 from mfimage.image.checks.restrictions import RESTRICTIONS, check_restrictions
 from mfimage.image.checks.runner import ContainerOptions
