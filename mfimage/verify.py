@@ -126,7 +126,10 @@ def verify(
                 hint="an older mfimage built it, or layers were added: build it again",
             )
         options = _original_options(options, labels, original, platform)
-        with closing(_builder(options, say)) as builder:
+        secrets = read_secrets(options.secrets)
+        # As if it were pushed: no place for the image is needed.
+        opened = open_builder(options, push=True, secrets=secrets, on_event=lambda _: None, say=say)
+        with closing(opened) as builder:
             built = _build_again(builder, package, options, lock, say)
             names = [layer.name for layer in built.layers]
             with (
@@ -166,16 +169,6 @@ def _base(labels: Mapping[str, str]) -> Reference:
         )
     reference = parse_reference(name)
     return reference.with_digest(digest) if digest else reference
-
-
-def _builder(options: BuildOptions, say: Say) -> Builder:
-    return open_builder(
-        options,
-        push=True,  # so that it does not need a place for the image
-        secrets=read_secrets(options.secrets),
-        on_event=lambda _: None,
-        say=say,
-    )
 
 
 def _build_again(

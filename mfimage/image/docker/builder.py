@@ -151,7 +151,7 @@ class DockerBuilder:
         return self._engine.inspect(image.id) or ImageInfo(id=image.id)
 
     def layer(self, image: BuiltImage, name: str) -> Iterator[bytes]:
-        """Export the folder that a layer fills; of system packages, which fill many, nothing."""
+        """Export the folder that a layer fills; nothing of system packages, which fill many."""
         if name == "dependencies":
             yield from self._engine.export(image.id, VENV)
 

@@ -80,13 +80,9 @@ class ImageInfo:
             repo_tags=tuple(image.get("RepoTags") or ()),
             repo_digests=tuple(image.get("RepoDigests") or ()),
             size=image.get("Size") or 0,
-            os=image.get("Os") or "linux",
-            architecture=image.get("Architecture") or "",
-            variant=image.get("Variant") or "",
-            created=image.get("Created") or "",
             layers=tuple((image.get("RootFS") or {}).get("Layers") or ()),
             history=tuple(entries),
-            **_settings(image.get("Config") or {}),
+            **_settings({name.lower(): value for name, value in image.items()}),
         )
 
     @classmethod
@@ -96,19 +92,20 @@ class ImageInfo:
         return cls(
             id=sha256_digest(raw),
             size=sum(sizes),
-            os=config.get("os") or "linux",
-            architecture=config.get("architecture") or "",
-            variant=config.get("variant") or "",
-            created=config.get("created") or "",
             layers=tuple((config.get("rootfs") or {}).get("diff_ids") or ()),
             history=tuple(_history(config.get("history") or (), iter(sizes))),
-            **_settings(config.get("config") or {}),
+            **_settings(config),
         )
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(image: Mapping[str, Any]) -> dict[str, Any]:
     # What is empty may be left out, or null.
+    config = image.get("config") or {}
     return {
+        "os": image.get("os") or "linux",
+        "architecture": image.get("architecture") or "",
+        "variant": image.get("variant") or "",
+        "created": image.get("created") or "",
         "env": dict(pair.partition("=")[::2] for pair in config.get("Env") or ()),
         "labels": dict(config.get("Labels") or {}),
         "user": config.get("User") or "",

@@ -238,7 +238,7 @@ def machine_platform() -> str:
 
 
 def sbom_of(stored: StoredImage) -> bytes | None:
-    """Return the SBOM inside an image: in its last layer, which is fetched if it is small."""
+    """Return the SBOM in an image's last layer, which is fetched if it is small."""
     labels = (stored.config.get("config") or {}).get("Labels") or {}
     if f"{LABEL_PREFIX}version" not in labels or not stored.layers:
         return None

@@ -139,10 +139,8 @@ class ServiceOptions:
     def _scale(self, cluster: ClusterOptions) -> Scale:
         replicas = self.replicas
         if replicas is None:
-            replicas = max(1, cluster.workers.replicas)
-            if self.autoscaling:
-                replicas = max(replicas, self.min_replicas or 1)
-                replicas = min(replicas, self.max_replicas or replicas)
+            replicas = max(1, cluster.workers.replicas, self.min_replicas or 1)
+            replicas = min(replicas, self.max_replicas or replicas)
         minimum = self.min_replicas or (1 if self.autoscaling else replicas)
         maximum = self.max_replicas or max(replicas, minimum)
         return Scale(replicas=replicas, minimum=minimum, maximum=maximum)
