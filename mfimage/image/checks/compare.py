@@ -40,13 +40,8 @@ class FileChange:
         return f"{self.path}: {', '.join(self.how)}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _File:
-    kind: str
-    content: str
-    mode: int
-    owner: tuple[int, int]
-    time: float
+# What distinguishes two files, by what is said to differ.
+_File = Mapping[How, object]
 
 
 def compare_layers(one: StoredLayer, other: StoredLayer) -> tuple[FileChange, ...]:
@@ -61,9 +56,7 @@ def _changes(one: Mapping[str, _File], other: Mapping[str, _File]) -> Iterator[F
             yield FileChange(path=path, how=("added",))
         elif after is None:
             yield FileChange(path=path, how=("removed",))
-        elif before != after:
-            names: tuple[How, ...] = ("kind", "content", "mode", "owner", "time")
-            how = tuple(name for name in names if getattr(before, name) != getattr(after, name))
+        elif how := tuple(name for name in before if before[name] != after[name]):
             yield FileChange(path=path, how=how)
 
 
@@ -74,13 +67,12 @@ def _files(layer: StoredLayer) -> dict[str, _File]:
             decompressed(packed) as plain,
             tarfile.open(fileobj=plain, mode="r|") as tar,
         ):
-            return {_path(member): _file(tar, member) for member in tar}
+            return {
+                "/" + member.name.removeprefix("./").strip("/"): _file(tar, member)
+                for member in tar
+            }
     except (tarfile.TarError, EOFError) as error:
         raise PackageError(f"the layer {layer.descriptor.digest} cannot be read: {error}") from None
-
-
-def _path(member: tarfile.TarInfo) -> str:
-    return "/" + member.name.removeprefix("./").strip("/")
 
 
 def _file(tar: tarfile.TarFile, member: tarfile.TarInfo) -> _File:
@@ -88,10 +80,10 @@ def _file(tar: tarfile.TarFile, member: tarfile.TarInfo) -> _File:
     if member.isreg() and (content := tar.extractfile(member)) is not None:
         while chunk := content.read(_CHUNK):
             hasher.update(chunk)
-    return _File(
-        kind=_KINDS.get(member.type, "special file"),
-        content=hasher.hexdigest(),
-        mode=member.mode,
-        owner=(member.uid, member.gid),
-        time=member.mtime,
-    )
+    return {
+        "kind": _KINDS.get(member.type, "special file"),
+        "content": hasher.hexdigest(),
+        "mode": member.mode,
+        "owner": (member.uid, member.gid),
+        "time": member.mtime,
+    }

@@ -113,7 +113,14 @@ class DockerCommand:
 
         Returns the IDs and digests by which the engine may know the image, likeliest first.
         """
-        self._check_caches(cache_from, cache_to)
+        for field, caches in (("cache-from", cache_from), ("cache-to", [cache_to])):
+            for cache in caches:
+                if self.buildx is None and isinstance(cache, BuildxCache):
+                    raise OptionError(
+                        f"{field}: {cache} needs buildx, which {self.path} does not have",
+                        hint=f"{_INSTALL_BUILDX}, or name an image in a registry: "
+                        f"--{field} NAME[:TAG]",
+                    )
         secrets = secrets or {}
         progress = BuildProgress(Masker(secrets.values()))
         # Attestations hold times: with them, equal images would have other digests each time.
@@ -143,21 +150,6 @@ class DockerCommand:
             if status := _run(command, environment, cwd, progress, on_event):
                 raise _build_error(progress, status)
             return tuple(_built(ids, metadata))
-
-    def _check_caches(
-        self,
-        cache_from: Sequence[Reference | BuildxCache],
-        cache_to: Reference | BuildxCache | None,
-    ) -> None:
-        """Refuse what only buildx does."""
-        given = [("cache-from", cache) for cache in cache_from]
-        given += [("cache-to", cache_to)] if cache_to else []
-        for field, cache in given:
-            if self.buildx is None and isinstance(cache, BuildxCache):
-                raise OptionError(
-                    f"{field}: {cache} needs buildx, which {self.path} does not have",
-                    hint=f"{_INSTALL_BUILDX}, or name an image in a registry: --{field} NAME[:TAG]",
-                )
 
 
 def _output(*command: str) -> str:
