@@ -71,12 +71,8 @@ def _parse(table: Any, path: Path) -> dict[str, Any]:
             hint = suggest(key.replace("_", "-"), options)
             raise OptionError(f"{path}: {TABLE}.{key}: unknown option", hint=hint)
         kind, expected = _EXPECTED[option.kind]
-        texts = value.values() if isinstance(value, dict) else value
-        many = isinstance(value, list | dict)
-        fits = isinstance(value, kind) and (
-            not many or all(isinstance(each, str) for each in texts)
-        )
-        if not fits:
+        many = value.values() if isinstance(value, dict) else value if kind is list else ()
+        if not isinstance(value, kind) or not all(isinstance(each, str) for each in many):
             raise OptionError(f"{path}: {TABLE}.{key}: expected {expected}, got {value!r}")
         values[option.name] = option.read(value, folder=path.parent)
     return values
