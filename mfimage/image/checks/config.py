@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from mfimage.errors import OptionError, PackageError
 from mfimage.image.checks.report import Failed
 from mfimage.image.checks.runner import Container, ImageRunner
@@ -44,8 +42,7 @@ def check_labels(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> str
     return f"{len(expected)} labels agree with {FUNCTION_JSON}"
 
 
-def _expected(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> Mapping[str, str]:
-    """Return the labels of every image of the function."""
+def _expected(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> dict[str, str]:
     has = info.labels
     target = TARGETS.get(has.get(TARGET, ""))
     labels = image_labels(
