@@ -222,12 +222,14 @@ class ImageDiff:
 
 def diff(before: Contents, after: Contents, *, names: tuple[str, str]) -> ImageDiff:
     """Compare what two images are made of; ``names`` are the images'."""
-    changes: list[Change] = []
     unknown = tuple(each for each in SECTIONS if None in (before[each], after[each]))
-    for section in SECTIONS:
-        changes += _changes(section, before[section] or {}, after[section] or {})
-    known = tuple(change for change in changes if change.section not in unknown)
-    return ImageDiff(before=names[0], after=names[1], changes=known, unknown=unknown)
+    changes = [
+        change
+        for section in SECTIONS
+        if section not in unknown
+        for change in _changes(section, before[section] or {}, after[section] or {})
+    ]
+    return ImageDiff(before=names[0], after=names[1], changes=tuple(changes), unknown=unknown)
 
 
 def _changes(section: str, one: Mapping[str, Item], other: Mapping[str, Item]) -> Iterator[Change]:
