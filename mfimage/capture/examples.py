@@ -22,13 +22,7 @@ from mfimage.package.store import PackageStore
 def record_examples(
     spec: FunctionSpec, inputs: Sequence[Any], store: PackageStore
 ) -> tuple[Example, ...]:
-    """Call a function with each example; return the examples with their results.
-
-    Raises
-    ------
-    CaptureError
-        Naming the example and what the function raised.
-    """
+    """Call a function with each example; return the examples with their results."""
     if not inputs:
         return ()
     lines = [

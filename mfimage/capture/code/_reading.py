@@ -72,23 +72,7 @@ def prefixes(module: str) -> list[str]:
 
 
 def walk_project(root: Path, start: Iterable[str], loaded: Mapping[str, Path]) -> Project:
-    """Read every project file that ``start`` reaches, following imports between them.
-
-    Parameters
-    ----------
-    root : Path
-        The folder that is on ``sys.path``.
-    start : iterable of str
-        Modules to start from.
-    loaded : mapping of str to Path
-        The project's modules that importing the function's module loads, and their files: what
-        these import is not optional because of how they were reached.
-
-    Returns
-    -------
-    Project
-        In reading order. An import of a file below ``root`` needs nothing else.
-    """
+    """Read every project file that ``start`` reaches, following imports between them."""
     imports: list[FileImport] = []
     seen: dict[Path, SourceFile] = {}
     # Required imports first: a file that is reached both ways is required.
@@ -146,11 +130,6 @@ def read_source(source: bytes, *, package: str = "", label: str = "<source>") ->
 
     Left out are imports for type checkers, those below ``if __name__ == "__main__":``, and those
     of a flow's steps: none of them runs when the function does.
-
-    Raises
-    ------
-    SyntaxError
-        When it is not Python.
     """
     reader = _Reader(package)
     reader.visit(ast.parse(source, label))

@@ -30,19 +30,7 @@ _TOO_MUCH = "bind from a folder that holds the project alone"
 
 @dataclass(frozen=True, kw_only=True)
 class CapturedCode:
-    """A function's code, ready to be archived.
-
-    Attributes
-    ----------
-    entrypoint : str
-        ``module:function`` inside the archive.
-    root : Path or None
-        The project's folder.
-    files : mapping of str to Path
-        Path in the archive -> file on this machine, sorted.
-    generated : mapping of str to bytes
-        Files that are on no disk: a function captured by value.
-    """
+    """A function's code, ready to be archived."""
 
     entrypoint: str
     root: Path | None
@@ -75,11 +63,6 @@ def capture_code(
     the data files of the function's own package. Never virtual environments, ``.env`` files,
     keys, or the datastore. With a function captured by value, the folder is included only when
     the function refers to something in it.
-
-    Raises
-    ------
-    CaptureError
-        When it cannot be captured, or the folder holds too much.
     """
     generated: Mapping[str, bytes] = {}
     entrypoint, root = f"{definition.module}:{definition.name}", definition.root
@@ -166,13 +149,7 @@ def _suffixes() -> tuple[str, ...]:
 
 
 def archive(code: CapturedCode) -> bytes:
-    """Return ``code.tar.gz``: the same files give the same bytes.
-
-    Raises
-    ------
-    CaptureError
-        When a file cannot be read.
-    """
+    """Return ``code.tar.gz``: the same files give the same bytes."""
     buffer = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=buffer, mode="wb", filename="", mtime=0, compresslevel=6) as packed,

@@ -41,17 +41,7 @@ def _imports():
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Value:
-    """A function captured by value.
-
-    Attributes
-    ----------
-    entrypoint : str
-        ``module:function``.
-    files : mapping of str to bytes
-        The module that stands for it, and the pickle.
-    modules : frozenset of str
-        What it imports or refers to.
-    """
+    """A function captured by value."""
 
     entrypoint: str
     files: Mapping[str, bytes]
@@ -59,13 +49,7 @@ class Value:
 
 
 def capture_value(function: DecoratedFunction) -> Value:
-    """Pickle a function with everything of ``__main__`` that it refers to.
-
-    Raises
-    ------
-    CaptureError
-        When something it refers to cannot be pickled, or is too large.
-    """
+    """Pickle a function with everything of ``__main__`` that it refers to."""
     buffer = io.BytesIO()
     pickler = _Pickler(buffer)
     try:

@@ -46,30 +46,14 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Imports:
-    """What a function imports.
-
-    Attributes
-    ----------
-    python : str
-        Full version of the interpreter that was asked.
-    asked : tuple of Asked
-        Modules that are neither Python's nor the project's.
-    installed : Installed
-        What the interpreter has installed.
-    """
+    """What a function imports."""
 
     python: str
     asked: tuple[Asked, ...]
     installed: Installed
 
     def distributions(self) -> dict[str, str]:
-        """Return the distributions that the modules belong to -> why they are needed.
-
-        Raises
-        ------
-        LockError
-            When a required module belongs to none.
-        """
+        """Return the distributions that the modules belong to -> why they are needed."""
         reasons: dict[str, str] = {}
         for asked in self.asked:
             owners = self.installed.owners(asked.module, asked.origins)
@@ -101,25 +85,7 @@ def _lost(asked: Asked) -> LockError:
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """Code and artifacts whose imports are wanted.
-
-    Attributes
-    ----------
-    root : Path
-        The folder that will be on ``sys.path``.
-    files : sequence of Path
-        The project's files that are included.
-    module : str
-        The function's module.
-    functions : sequence of str
-        Names of the module's definitions that are called.
-    artifacts : mapping of str to StoredBytes
-        The artifacts that it uses; their pickles are read, never run.
-    needed : mapping of str to str
-        Modules that the function needs and does not import -> why.
-    python : str
-        The interpreter to ask.
-    """
+    """Code and artifacts whose imports are wanted."""
 
     root: Path
     files: Sequence[Path]
@@ -132,16 +98,7 @@ class Code:
 
 @contextmanager
 def search_imports(code: Code, *, run: bool = True) -> Iterator[Search]:
-    """Start to find out what code imports; everything is stopped when the block is left.
-
-    Parameters
-    ----------
-    code : Code
-        What to look at.
-    run : bool
-        Import the module, in a fresh process. Otherwise only its source is read, and a pickle
-        that cannot be read is ignored.
-    """
+    """Start to find out what code imports; everything is stopped when the block is left."""
     root = code.root.resolve()
     request = {"module": code.module, "functions": [*code.functions, _NEEDS], "run": run}
     with open_interpreter(code.python) as interpreter:
@@ -156,26 +113,11 @@ class Search:
         self._code, self._root, self._interpreter, self._run = code, root, interpreter, run
 
     def expected(self) -> Imports | None:
-        """Return the imports as the source says, before anything ran; None if it cannot be read.
-
-        Raises
-        ------
-        CaptureError
-            As ``result``.
-        """
+        """Return the imports as the source says, before anything ran; None if it cannot be read."""
         return self._imports(self._read) if "read" in self._read else None
 
     def result(self) -> Imports:
-        """Return the imports.
-
-        Raises
-        ------
-        LockError
-            When a module cannot be imported because something is not installed.
-        CaptureError
-            When importing it fails otherwise, it imports a file of the project that is not
-            included, or a pickle cannot be read.
-        """
+        """Return the imports."""
         if not self._run:
             return self._imports(self._read)
         _ = self._by_pickles  # while the other process imports

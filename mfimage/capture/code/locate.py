@@ -21,19 +21,7 @@ _SITES = {"site-packages", "dist-packages"}
 
 @dataclass(frozen=True, kw_only=True)
 class Definition:
-    """Where a function is defined.
-
-    Attributes
-    ----------
-    module : str
-        The name to import it by, inside the code archive.
-    name : str
-        What that module calls it.
-    root : Path or None
-        The project's folder; None when the module is part of an installed distribution.
-    by_value : bool
-        Whether its module cannot be imported again: a notebook, a REPL, an unguarded script.
-    """
+    """Where a function is defined."""
 
     module: str
     name: str
@@ -42,20 +30,7 @@ class Definition:
 
 
 def load_decorated(text: str, folder: Path | None = None) -> DecoratedFunction:
-    """Import the function that ``file.py:function`` or ``package.module:function`` names.
-
-    Parameters
-    ----------
-    text : str
-        What names it.
-    folder : Path, optional
-        Where the module must be; by default any that can be imported here.
-
-    Raises
-    ------
-    CaptureError
-        When the file or the function is missing, or it is not decorated.
-    """
+    """Import the function that ``file.py:function`` or ``package.module:function`` names."""
     place, _, name = text.rpartition(":")
     if not place or not name.isidentifier():
         raise CaptureError(
@@ -168,13 +143,7 @@ def _module_of(path: Path) -> tuple[Path, str]:
 
 
 def locate(function: DecoratedFunction) -> Definition:
-    """Return how a function can be imported elsewhere.
-
-    Raises
-    ------
-    CaptureError
-        When it cannot be imported, and why.
-    """
+    """Return how a function can be imported elsewhere."""
     name, qualname = function.__module__, function.__qualname__
     module = sys.modules.get(name)
     file = getattr(module, "__file__", None) or inspect.getsourcefile(function.__wrapped__)

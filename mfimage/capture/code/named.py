@@ -20,15 +20,7 @@ from mfimage.function.decorator import DecoratedFunction
 
 @dataclass(frozen=True, kw_only=True)
 class Named:
-    """A function that a text names.
-
-    Attributes
-    ----------
-    function : DecoratedFunction
-        The function.
-    package : str or None
-        The task whose code package has it; None when it is on this machine.
-    """
+    """A function that a text names."""
 
     function: DecoratedFunction
     package: str | None

@@ -22,11 +22,6 @@ def check_imports(
 
     Only when that is certain: an import that may fail, or may never run, needs nothing, and a
     locked distribution whose files cannot be listed may have any module.
-
-    Raises
-    ------
-    LockError
-        Naming the modules, what imports them, and what to add.
     """
     missing = _missing(imports, lock, environment)
     if not missing:

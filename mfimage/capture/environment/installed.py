@@ -27,27 +27,7 @@ _PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
-    """One installed distribution, as its metadata says.
-
-    Attributes
-    ----------
-    name : str
-        Canonical name.
-    version : str
-        Exact version.
-    requires : tuple of str
-        Its requirements, with their markers.
-    modules : mapping of str to tuple of str
-        Top-level module -> its files, for modules that several distributions have.
-    location : str
-        The folder that its modules are in.
-    direct_url : mapping or None
-        Where it was installed from, unless from an index (PEP 610).
-    installer : str
-        The program that installed it.
-    legacy : bool
-        Whether it is an ``egg-info``, as source folders hold.
-    """
+    """One installed distribution, as its metadata says."""
 
     name: str
     version: str
@@ -69,13 +49,7 @@ class Distribution:
         return None
 
     def requirement(self) -> str:
-        """Return the requirement for exactly this distribution.
-
-        Raises
-        ------
-        LockError
-            When it was installed from a place that is gone.
-        """
+        """Return the requirement for exactly this distribution."""
         url = self.direct_url["url"] if self.direct_url else ""
         path = self.source or _path_of(url)
         if path is not None and path.exists():
@@ -102,13 +76,7 @@ def _path_of(url: str) -> Path | None:
 
 
 class Installed:
-    """The distributions of one interpreter.
-
-    Parameters
-    ----------
-    distributions : iterable of Distribution
-        Of those with the same name, the first counts.
-    """
+    """The distributions of one interpreter."""
 
     def __init__(self, distributions: Iterable[Distribution]) -> None:
         self._by_name: dict[str, Distribution] = {}

@@ -21,25 +21,7 @@ def find_reasons(
     notes: Mapping[str, Note],
     otherwise: str,
 ) -> dict[str, str]:
-    """Return why distributions are included, as ``imported by predict.py:3``.
-
-    Parameters
-    ----------
-    names : iterable of str
-        The distributions.
-    imports : Imports
-        What code and artifacts ask for.
-    platform : Platform
-        What the environment is for.
-    named : mapping of str to str
-        Distributions that are named -> where.
-    runtime : iterable of str
-        Distributions that mfimage's loader needs.
-    notes : mapping of str to Note
-        Which other distributions require each.
-    otherwise : str
-        The reason for all others.
-    """
+    """Return why distributions are included, as ``imported by predict.py:3``."""
     names = list(names)
     asked = _asked(imports, names)
     start = {**dict.fromkeys(runtime, LOADER), **asked, **named}

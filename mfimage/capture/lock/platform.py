@@ -29,16 +29,7 @@ _ALIASES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 
 @dataclass(frozen=True, kw_only=True)
 class Platform:
-    """A Python and a platform.
-
-    Attributes
-    ----------
-    python : str
-        As ``3.11`` or ``3.11.7``. Only the minor version counts: wheels do not depend on the
-        patch version.
-    name : str
-        ``linux/amd64`` or ``linux/arm64``.
-    """
+    """A Python and a platform."""
 
     python: str
     name: str

@@ -28,17 +28,7 @@ WHEELS = "wheels/"
 
 @dataclass(frozen=True, kw_only=True)
 class WheelFile:
-    """One wheel of a locked package.
-
-    Attributes
-    ----------
-    name : str
-        File name.
-    sha256 : str
-        Hex digest.
-    url : str or None
-        Where to get it; None when it travels in the function package.
-    """
+    """One wheel of a locked package."""
 
     name: str
     sha256: str
@@ -52,19 +42,7 @@ class WheelFile:
 
 @dataclass(frozen=True, kw_only=True)
 class LockedPackage:
-    """One locked package.
-
-    Attributes
-    ----------
-    name : str
-        Canonical name.
-    version : str
-        Exact version.
-    files : tuple of WheelFile
-        The wheels that fit the platform.
-    index : str or None
-        The package index that it was found on, if known.
-    """
+    """One locked package."""
 
     name: str
     version: str
@@ -102,13 +80,7 @@ def _quote(text: str) -> str:
 
 
 def parse_pylock(text: str, *, where: str) -> dict[str, Any]:
-    """Parse a lock.
-
-    Raises
-    ------
-    LockError
-        When it is not a lock, or its format is newer.
-    """
+    """Parse a lock."""
     try:
         parsed = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -130,13 +102,7 @@ def _are_tables(value: object) -> bool:
 def select_packages(
     parsed: Mapping[str, Any], platform: Platform, *, where: str
 ) -> list[Mapping[str, Any]]:
-    """Return the packages of a parsed lock that are installed on a platform.
-
-    Raises
-    ------
-    LockError
-        When the lock is for another Python or platform, or names a package twice.
-    """
+    """Return the packages of a parsed lock that are installed on a platform."""
     _check_python(parsed.get("requires-python", ""), platform, where)
     environments = parsed.get("environments", [])
     if environments and not any(platform.holds(marker) for marker in environments):
@@ -187,13 +153,7 @@ def index_of(url: str | None) -> str | None:
 
 
 def read_lock(data: bytes) -> list[LockedPackage]:
-    """Return the packages of a lock that ``write_pylock`` wrote.
-
-    Raises
-    ------
-    LockError
-        When ``write_pylock`` did not write it.
-    """
+    """Return the packages of a lock that ``write_pylock`` wrote."""
     where = "the function's lock"
     parsed = parse_pylock(data.decode(errors="replace"), where=where)
     try:

@@ -81,23 +81,7 @@ def settle(
     index: IndexOptions = OWN_CONFIGURATION,
     hashes: Mapping[str, frozenset[str]] = {},
 ) -> Lock:
-    """Turn any tool's lock into one for a platform.
-
-    Parameters
-    ----------
-    parsed : mapping
-        A parsed ``pylock.toml``.
-    platform : Platform
-        What the lock is for.
-    base : Path
-        Where its relative paths start.
-    where : str
-        What to call it in messages.
-    index : IndexOptions
-        Where build requirements come from.
-    hashes : mapping of name to frozenset of str
-        The only files (sha256) that may be used for these packages.
-    """
+    """Turn any tool's lock into one for a platform."""
     selected = pylock.select_packages(parsed, platform, where=where)
     built = Path(tempfile.mkdtemp(prefix="mfimage-wheels-"))
     settler = _Settler(platform=platform, base=base, built=built, index=index, hashes=hashes)
@@ -201,13 +185,7 @@ _CACHES = {".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"}
 def _build_wheel(
     package: Mapping[str, Any], out: Path, *, base: Path, platform: Platform, index: IndexOptions
 ) -> Path:
-    """Build the wheel of a locked package that has none.
-
-    Raises
-    ------
-    LockError
-        When the source is gone, cannot be built, or gives a wheel that does not fit.
-    """
+    """Build the wheel of a locked package that has none."""
     name = package["name"]
     with tempfile.TemporaryDirectory(prefix="mfimage-build-") as folder:
         work = Path(folder)

@@ -170,22 +170,7 @@ def _check_same(pinned: LockedPackage, found: LockedPackage) -> None:
 
 
 def relock(data: bytes, platform: Platform, *, index: IndexOptions, directory: Path) -> bytes:
-    """Return a function's lock for a platform; unchanged when it is for that already.
-
-    Parameters
-    ----------
-    data : bytes
-        The lock of a function package.
-    platform : Platform
-        What it shall be for; its Python must be the lock's.
-    index, directory
-        As in ``lock_requirements``; the indexes that the lock names are asked, too.
-
-    Raises
-    ------
-    LockError
-        Naming the packages without a wheel for the platform.
-    """
+    """Return a function's lock for a platform; unchanged when it is for that already."""
     parsed = pylock.parse_pylock(data.decode(errors="replace"), where=_FUNCTION_LOCK)
     environments = parsed.get("environments", ())
     each = (replace(platform, name=name) for name in PLATFORMS)

@@ -100,13 +100,7 @@ def _certificate_hint() -> str | None:
 
 @cache
 def find_uv() -> str:
-    """Return the path of uv: from the ``uv`` package, else from PATH.
-
-    Raises
-    ------
-    LockError
-        When uv is not installed.
-    """
+    """Return the path of uv: from the ``uv`` package, else from PATH."""
     try:
         import uv
 
@@ -128,28 +122,7 @@ def compile_pylock(
     alone: bool = False,
     builds: bool = True,
 ) -> Solution:
-    """Solve requirements for a platform.
-
-    Parameters
-    ----------
-    requirements, constraints : str
-        Contents of requirements files.
-    platform : Platform
-        What to solve for.
-    directory : Path
-        Where relative paths start, and where uv looks for its configuration.
-    index : IndexOptions
-        Package indexes to ask.
-    alone : bool
-        Leave out what the requirements require.
-    builds : bool
-        Allow source distributions of packages without a wheel.
-
-    Raises
-    ------
-    UvFailure
-        When there is no solution, an index cannot be reached, or a build fails.
-    """
+    """Solve requirements for a platform."""
     with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
         excludes, limits = Path(folder, "excludes.txt"), Path(folder, "constraints.txt")
         excludes.write_text("\n".join(NEVER_LOCKED))
@@ -166,13 +139,7 @@ def compile_pylock(
 def compile_notes(
     requirements: str, *, platform: Platform, directory: Path, index: IndexOptions
 ) -> str:
-    """Solve requirements; return them with comments that name their requirers and indexes.
-
-    Raises
-    ------
-    UvFailure
-        As ``compile_pylock``.
-    """
+    """Solve requirements; return them with comments that name their requirers and indexes."""
     arguments = [*_compile_for(platform), "--format", "requirements.txt"]
     arguments += ["--emit-index-annotation"]
     return _solve(arguments, directory, index, requirements, builds=False).pylock
@@ -230,13 +197,7 @@ def _export(project: Path, more: Sequence[str], index: IndexOptions) -> str:
 
 
 def build_directory(source: Path, out: Path, *, platform: Platform, index: IndexOptions) -> Path:
-    """Build the wheel of a source tree; return it, in ``out``.
-
-    Raises
-    ------
-    LockError
-        When it cannot be built.
-    """
+    """Build the wheel of a source tree; return it, in ``out``."""
     python = _python_for(platform)
     arguments = ["build", "--wheel", "--python", python, "--out-dir", str(out)]
     run_uv([*arguments, str(source)], source, _building(index, source))
@@ -250,11 +211,6 @@ def build_requirement(
 
     Uv can fetch it (git, credentials, hashes) but has no command that keeps the wheel, so it is
     taken from a cache made for this one call.
-
-    Raises
-    ------
-    LockError
-        When it cannot be fetched or built.
     """
     cache_folder = out / "cache"
     arguments = [
@@ -310,30 +266,7 @@ def run_uv(
     prefix: Sequence[str] = (),
     pass_fds: Sequence[int] = (),
 ) -> str:
-    """Run uv and return its stdout.
-
-    Parameters
-    ----------
-    arguments : sequence of str
-        Uv's arguments.
-    directory : Path
-        Where to run it.
-    environment : mapping of str to str
-        Its environment variables.
-    text : str
-        Its stdin.
-    prefix : sequence of str
-        A command that execs uv.
-    pass_fds : sequence of int
-        File descriptors to pass on.
-
-    Raises
-    ------
-    UvFailure
-        When it fails.
-    LockError
-        When it cannot be run.
-    """
+    """Run uv and return its stdout."""
     return _run(arguments, directory, environment, text, prefix=prefix, pass_fds=pass_fds)[0]
 
 

@@ -54,11 +54,6 @@ def lock_urls(
 
     The hash of a wheel is the one that its index lists for this URL; a wheel that no index lists
     is downloaded once (uv caches it) and hashed.
-
-    Raises
-    ------
-    LockError
-        When a wheel does not fit, or cannot be downloaded.
     """
     wheels, others = parse_wheels(urls)
     for wheel in wheels:

@@ -22,15 +22,7 @@ _INCLUDED_FILE = "metaflow.includefile.IncludedFile"
 def copy_artifacts(
     task: TaskInfo, names: Iterable[str], store: PackageStore
 ) -> dict[str, ArtifactRef]:
-    """Copy artifacts into a package store.
-
-    Raises
-    ------
-    TaskError
-        When the task has no such artifact, or it is missing from the datastore.
-    CaptureError
-        When the stored bytes are not the artifact's content.
-    """
+    """Copy artifacts into a package store."""
     return {name: _copy(task, name, store) for name in sorted(names)}
 
 
@@ -59,14 +51,7 @@ def _copy(task: TaskInfo, name: str, store: PackageStore) -> ArtifactRef:
 
 
 def parameters_read(function: DecoratedFunction) -> set[str] | None:
-    """Return the names of the parameters that a function can read.
-
-    Returns
-    -------
-    set of str or None
-        The attributes that the code reads; None when the parameters are passed on, so that any may
-        be read.
-    """
+    """Return the names of the parameters that a function can read."""
     if not function.signature.takes_params:
         return set()
     name = list(inspect.signature(function.__wrapped__).parameters)[1]
@@ -115,27 +100,13 @@ def _is_own(function: ast.AST, argument: ast.arg) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a function needs of a task.
-
-    Attributes
-    ----------
-    names : frozenset of str or None
-        The artifacts that it may read; None for all.
-    required : frozenset of str
-        Those that must exist.
-    """
+    """What a function needs of a task."""
 
     names: frozenset[str] | None
     required: frozenset[str]
 
     def choose(self, task: TaskInfo) -> list[str]:
-        """Return the artifacts to include, sorted.
-
-        Raises
-        ------
-        TaskError
-            When a required one is missing.
-        """
+        """Return the artifacts to include, sorted."""
         for name in sorted(self.required - set(task.artifacts)):
             raise missing_artifact(task, name)
         wanted = set(task.artifacts) if self.names is None else self.names
@@ -145,13 +116,7 @@ class Needs:
 def needs_of(
     function: DecoratedFunction, artifacts: Sequence[str] | None, given: Mapping[str, Any]
 ) -> Needs:
-    """Return what a function needs of a task.
-
-    Raises
-    ------
-    OptionError
-        When ``artifacts`` contradicts what the function declares.
-    """
+    """Return what a function needs of a task."""
     kind = function.signature.params_type
     declared = declared_parameters(kind)
     must = missing_parameters(kind, set(given))
@@ -191,15 +156,7 @@ def _check_declared(kind: str, declared: Mapping[str, Any], name: str, option: s
 
 
 def checked_values(function: DecoratedFunction, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the caller's values of parameters as JSON values.
-
-    Raises
-    ------
-    OptionError
-        When the function declares no such parameter.
-    InputError
-        When a value has no JSON form.
-    """
+    """Return the caller's values of parameters as JSON values."""
     kind = function.signature.params_type
     for name in values:
         _check_declared(kind.__name__, declared_parameters(kind), name, "parameters")

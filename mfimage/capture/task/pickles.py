@@ -20,28 +20,14 @@ _PICKLE = re.compile(r"(gzip\+)?pickle-v\d+")
 
 @dataclass(frozen=True, kw_only=True)
 class StoredBytes:
-    """An artifact's stored bytes.
-
-    Attributes
-    ----------
-    encoding : str
-        As in ``ArtifactRef``: ``gzip+pickle-v4``. Only pickles name modules.
-    open : callable
-        Opens them for reading, from the start, at every call.
-    """
+    """An artifact's stored bytes."""
 
     encoding: str
     open: Callable[[], BinaryIO]
 
 
 def named_modules(name: str, artifact: StoredBytes) -> set[str]:
-    """Return the modules that unpickling an artifact would import.
-
-    Raises
-    ------
-    CaptureError
-        When it is damaged, or has names that only running it would show.
-    """
+    """Return the modules that unpickling an artifact would import."""
     return {module for module, _ in named_globals(name, artifact)}
 
 
@@ -117,22 +103,7 @@ _LONGEST_STEP = 2 + 255
 
 
 class PickleReader:
-    """One pass over a pickle, holding a chunk of it and the strings that may be names.
-
-    Parameters
-    ----------
-    read : callable
-        Returns at most so many of the next bytes.
-    wanted : set of int or None
-        Which memo entries to remember; None for as many as fit.
-
-    Attributes
-    ----------
-    found : set of (str, str)
-        Module and qualified name of what unpickling would look up.
-    missing : set of int
-        Memo entries that are names and were not remembered: read again with these.
-    """
+    """One pass over a pickle, holding a chunk of it and the strings that may be names."""
 
     def __init__(self, read: Callable[[int], bytes], wanted: set[int] | None) -> None:
         self.found: set[tuple[str, str]] = set()

@@ -14,17 +14,7 @@ from mfimage.errors import TaskError
 
 @dataclass(frozen=True, kw_only=True)
 class TaskInfo:
-    """A task that succeeded, or the one that runs now.
-
-    Attributes
-    ----------
-    flow, run, step, task : str
-        The four parts of its pathspec.
-    store : TaskStore
-        Its artifacts as stored bytes.
-    metadata : mapping of str to str
-        Its metadata fields.
-    """
+    """A task that succeeded, or the one that runs now."""
 
     flow: str
     run: str
@@ -45,18 +35,7 @@ class TaskInfo:
 
 
 def describe_task(task: Any) -> TaskInfo:
-    """Check that a Metaflow task succeeded, and find its artifacts.
-
-    Parameters
-    ----------
-    task : metaflow.Task
-        Nothing is unpickled, as ``Task.successful`` would.
-
-    Raises
-    ------
-    TaskError
-        When it failed, or is running in another process.
-    """
+    """Check that a Metaflow task succeeded, and find its artifacts."""
     running = running_task() if is_running(task.pathspec) else None
     task = running or task
     flow, run, step, task_id = task.pathspec.split("/")

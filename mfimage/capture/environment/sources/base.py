@@ -28,23 +28,7 @@ RUNTIME_REQUIREMENTS = ("orjson>=3.10", "pydantic>=2.10")
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What a function needs to run.
-
-    Attributes
-    ----------
-    python : str
-        Full version of Python.
-    platform : str
-        What the lock is for, as ``linux/amd64``.
-    source : str
-        ``requirements``, ``pylock``, ``pypi``, ``conda``, ``uv.lock`` or ``imports``.
-    lock : Lock
-        Exact versions and hashes.
-    reasons : mapping of str to str
-        Distribution -> why it is included, as ``imported by predict.py:3``.
-    system_packages : tuple of str
-        Debian packages.
-    """
+    """What a function needs to run."""
 
     python: str
     platform: str
@@ -60,26 +44,7 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A function whose environment is wanted.
-
-    Attributes
-    ----------
-    code : Code
-        Its code and artifacts.
-    project : Path
-        The project's folder: ``uv.lock`` is searched from here up to the top of the repository,
-        and uv searches its configuration here.
-    declared : Path, optional
-        The file that the caller names.
-    resolution : callable
-        Returns what Metaflow resolved for the task, if anything.
-    platform : str
-        What to lock for.
-    index : IndexOptions
-        Package indexes to ask.
-    meanwhile : callable
-        Called when a source waits for other processes, if it does.
-    """
+    """A function whose environment is wanted."""
 
     code: Code
     project: Path
@@ -111,15 +76,7 @@ class Found(Protocol):
     """What a source found."""
 
     def describe(self, request: Request) -> Environment:
-        """Return the environment.
-
-        Raises
-        ------
-        LockError
-            When it cannot be solved, or lacks something that the function imports.
-        CaptureError
-            When the module cannot be imported, or an artifact cannot be read.
-        """
+        """Return the environment."""
 
 
 class Source(Protocol):
@@ -131,19 +88,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Maker:
-    """Makes an environment from requirements or a lock.
-
-    Attributes
-    ----------
-    request : Request
-        The function.
-    imports : Imports
-        What its code and artifacts ask for.
-    python : str
-        Full version of Python.
-    platform : Platform
-        What to lock for.
-    """
+    """Makes an environment from requirements or a lock."""
 
     request: Request
     imports: Imports

@@ -78,21 +78,7 @@ class CondaPackage:
 
 @dataclass(frozen=True, kw_only=True)
 class Resolution:
-    """What was resolved for one environment.
-
-    Attributes
-    ----------
-    kind : str
-        ``pypi`` or ``conda``: which decorator decided.
-    platform : str
-        Conda's name of the platform that it is for, as ``linux-64``.
-    python : str
-        Full version of Python.
-    urls : tuple of str
-        For ``pypi``: a wheel's URL each, or one to build a wheel from (``git+https://...``).
-    packages : tuple of CondaPackage
-        For ``conda``: all but Python itself, and what it and wheels contain.
-    """
+    """What was resolved for one environment."""
 
     kind: str
     platform: str
@@ -104,26 +90,7 @@ class Resolution:
 def read_manifest(
     data: bytes, *, environment: str, ran_on: str, platform: str, requested: Collection[str] = ()
 ) -> Resolution | None:
-    """Return an environment of a manifest; None when it is not in there.
-
-    Parameters
-    ----------
-    data : bytes
-        The manifest.
-    environment : str
-        Its id.
-    ran_on : str
-        Conda's name of the platform that the task ran on.
-    platform : str
-        What it is for, as ``linux/amd64``; without one for it, another platform's is used.
-    requested : collection of str
-        Conda packages that the step names, and which therefore count.
-
-    Raises
-    ------
-    LockError
-        When it is not as Metaflow writes it.
-    """
+    """Return an environment of a manifest; None when it is not in there."""
     try:
         platforms = json.loads(data).get(environment)
         if not platforms:
@@ -171,13 +138,7 @@ _ASKED_AT_ONCE = 4
 def require_wheels(
     packages: Sequence[CondaPackage], platform: Platform, *, index: IndexOptions, directory: Path
 ) -> list[str]:
-    """Return the requirements for the wheels of conda packages.
-
-    Raises
-    ------
-    LockError
-        Naming the packages that have no wheel.
-    """
+    """Return the requirements for the wheels of conda packages."""
 
     def has_wheels(pins: Iterable[str]) -> bool:
         text = "\n".join(pins)

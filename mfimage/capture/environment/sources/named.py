@@ -25,13 +25,7 @@ _PYLOCK = re.compile(r"pylock(\.[^.]+)?\.toml")
 
 
 def find(request: Request) -> Found | None:
-    """Return what the named file is.
-
-    Raises
-    ------
-    LockError
-        When the file does not exist, or is none of these.
-    """
+    """Return what the named file is."""
     file = request.declared
     if file is None:
         return None
@@ -89,29 +83,14 @@ _INCLUDE = re.compile(r"(?:-r|--requirement)[ =]?\s*(\S.*)")
 
 @dataclass(frozen=True, kw_only=True)
 class RequirementsRead:
-    """What a requirements file says.
-
-    Attributes
-    ----------
-    names : frozenset of str
-        Canonical names of the distributions that it and the files it includes name.
-    hashes : mapping of str to frozenset of str
-        Name -> the sha256 of the files that may be used, where it lists them. Uv ignores them
-        when it solves.
-    """
+    """What a requirements file says."""
 
     names: frozenset[str]
     hashes: Mapping[str, frozenset[str]]
 
 
 def read_requirements(path: Path) -> RequirementsRead:
-    """Read a requirements file and those that it includes.
-
-    Raises
-    ------
-    LockError
-        When one cannot be read, or a package has hashes but no sha256.
-    """
+    """Read a requirements file and those that it includes."""
     names: set[str] = set()
     hashes: dict[str, frozenset[str]] = {}
     for line in _lines(path, set()):

@@ -64,11 +64,6 @@ def find_resolution(task: TaskInfo, *, platform: str) -> Resolution | None:
     """Return what was resolved for a task; None when it ran in no environment of its own.
 
     The manifest is in the task's code package, or beside a local datastore.
-
-    Raises
-    ------
-    LockError
-        When no manifest has the environment.
     """
     prefix = task.metadata.get(_FIELD)
     if not prefix:
