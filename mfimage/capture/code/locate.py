@@ -87,8 +87,7 @@ def _import(place: str, folder: Path | None) -> ModuleType:
         raise
     except (Exception, SystemExit) as error:
         raise CaptureError(
-            f"importing {place} failed: {type(error).__name__}: {error}",
-            hint=_import_hint(error),
+            f"importing {place} failed: {type(error).__name__}: {error}", hint=_import_hint(error)
         ) from error
     finally:
         if previous is None:

@@ -7,12 +7,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 
-from packaging.markers import (
-    InvalidMarker,
-    Marker,
-    UndefinedComparison,
-    UndefinedEnvironmentName,
-)
+from packaging.markers import InvalidMarker, Marker, UndefinedComparison, UndefinedEnvironmentName
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
@@ -109,10 +104,7 @@ class Platform:
         platforms = list(_platforms(self.machine))
         abi = f"cp3{version[1]}"
         return frozenset(
-            [
-                *cpython_tags(version, [abi], platforms),
-                *compatible_tags(version, abi, platforms),
-            ]
+            [*cpython_tags(version, [abi], platforms), *compatible_tags(version, abi, platforms)]
         )
 
 

@@ -244,11 +244,7 @@ def _only_wheel(wheels: Iterable[Path], label: str) -> Path:
 def _building(index: IndexOptions, directory: Path) -> dict[str, str]:
     """Return an environment in which the same source gives the same wheel, kept in the cache."""
     inherited = {name: value for name, value in os.environ.items() if name not in _NOT_BUILDING}
-    fixed = {
-        "SOURCE_DATE_EPOCH": str(EPOCH),
-        "PYTHONHASHSEED": "0",
-        "GIT_OPTIONAL_LOCKS": "0",
-    }
+    fixed = {"SOURCE_DATE_EPOCH": str(EPOCH), "PYTHONHASHSEED": "0", "GIT_OPTIONAL_LOCKS": "0"}
     return index.environment({**inherited, **fixed}, directory)
 
 

@@ -51,7 +51,7 @@ def _copy(task: TaskInfo, name: str, store: PackageStore) -> ArtifactRef:
 
 
 def parameters_read(function: DecoratedFunction) -> set[str] | None:
-    """Return the names of the parameters that a function can read."""
+    """Return the parameters that a function can read; None when any: it passes them on."""
     if not function.signature.takes_params:
         return set()
     name = list(inspect.signature(function.__wrapped__).parameters)[1]
@@ -102,8 +102,8 @@ def _is_own(function: ast.AST, argument: ast.arg) -> bool:
 class Needs:
     """What a function needs of a task."""
 
-    names: frozenset[str] | None
-    required: frozenset[str]
+    names: frozenset[str] | None  # those that it may read; None for all
+    required: frozenset[str]  # those that must exist
 
     def choose(self, task: TaskInfo) -> list[str]:
         """Return the artifacts to include, sorted."""
@@ -128,7 +128,8 @@ def needs_of(
     read = parameters_read(function)
     if read is None:
         return Needs(names=None, required=frozenset())
-    return Needs(names=frozenset(read) - given.keys(), required=frozenset(read) - given.keys())
+    names = frozenset(read) - given.keys()
+    return Needs(names=names, required=names)
 
 
 def _check_named(function: DecoratedFunction, artifacts: Sequence[str], must: list[str]) -> None:
@@ -144,22 +145,22 @@ def _check_named(function: DecoratedFunction, artifacts: Sequence[str], must: li
                 f"artifacts: {kind.__name__} needs {name!r} too",
                 hint="add it, or give it in parameters=",
             )
-    for name in artifacts:
-        _check_declared(kind.__name__, declared_parameters(kind), name, "artifacts")
+    _check_declared(kind, artifacts, "artifacts")
 
 
-def _check_declared(kind: str, declared: Mapping[str, Any], name: str, option: str) -> None:
-    if declared and name not in declared:
-        raise OptionError(
-            f"{option}: {kind} declares no {name!r}", hint=f"it declares {', '.join(declared)}"
-        )
+def _check_declared(kind: type, names: Iterable[str], option: str) -> None:
+    declared = declared_parameters(kind)
+    for name in names:
+        if declared and name not in declared:
+            raise OptionError(
+                f"{option}: {kind.__name__} declares no {name!r}",
+                hint=f"it declares {', '.join(declared)}",
+            )
 
 
 def checked_values(function: DecoratedFunction, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the caller's values of parameters as JSON values."""
-    kind = function.signature.params_type
-    for name in values:
-        _check_declared(kind.__name__, declared_parameters(kind), name, "parameters")
+    _check_declared(function.signature.params_type, values, "parameters")
     if not values:
         return {}
     # Imports pydantic, which takes long.
@@ -179,9 +180,8 @@ def parameter_schema(
 
     ``required`` are those that it certainly reads: a server that cannot load one does not start.
     """
-    properties: dict[str, Any] = {
-        name: {} for name in declared_parameters(function.signature.params_type)
-    }
+    declared = declared_parameters(function.signature.params_type)
+    properties: dict[str, Any] = {name: {} for name in declared}
     properties |= {name: {"x-python-type": ref.type} for name, ref in artifacts.items()}
     properties |= {name: {"default": value} for name, value in values.items()}
     return {"type": "object", "properties": properties, "required": sorted(needs.required)}

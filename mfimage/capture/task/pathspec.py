@@ -37,39 +37,31 @@ def find_task(text: str, *, namespace: str | None = None, wanted: Iterable[str] 
             hint="write Flow, Flow/run, Flow/run/step or all four",
         )
     with _looking_in(namespace):
-        run = _find_run(parts)
-        step = _find_step(run, parts, list(wanted))
+        step = _find_step(_find_run(parts), parts, list(wanted))
         return _find_task(step, parts)
 
 
 @contextmanager
 def _looking_in(namespace: str | None) -> Iterator[None]:
     import metaflow
+    from metaflow.exception import MetaflowUnknownUser
 
-    before = _namespace(namespace)
+    try:
+        before = metaflow.get_namespace()
+    except MetaflowUnknownUser:
+        # Metaflow does not accept root, as in a container or on a build machine, as a user.
+        if namespace is None:
+            raise TaskError(
+                "Metaflow does not know which user you are, so it has no namespace to search",
+                hint=f"set METAFLOW_USER, or {_EVERYWHERE}",
+            ) from None
+        before = None
     try:
         if namespace is not None:
             metaflow.namespace(namespace or None)
         yield
     finally:
         metaflow.namespace(before)
-
-
-def _namespace(wanted: str | None) -> str | None:
-    """Return the current namespace, to restore it later."""
-    import metaflow
-    from metaflow.exception import MetaflowUnknownUser
-
-    try:
-        return metaflow.get_namespace()
-    except MetaflowUnknownUser:
-        # Metaflow does not accept root, as in a container or on a build machine, as a user.
-        if wanted is None:
-            raise TaskError(
-                "Metaflow does not know which user you are, so it has no namespace to search",
-                hint=f"set METAFLOW_USER, or {_EVERYWHERE}",
-            ) from None
-        return None
 
 
 def _find_run(parts: list[str]) -> Any:

@@ -22,8 +22,8 @@ _PICKLE = re.compile(r"(gzip\+)?pickle-v\d+")
 class StoredBytes:
     """An artifact's stored bytes."""
 
-    encoding: str
-    open: Callable[[], BinaryIO]
+    encoding: str  # as in ``ArtifactRef``: ``gzip+pickle-v4``; only pickles name modules
+    open: Callable[[], BinaryIO]  # for reading, from the start, at every call
 
 
 def named_modules(name: str, artifact: StoredBytes) -> set[str]:
@@ -39,7 +39,9 @@ def named_globals(name: str, artifact: StoredBytes) -> set[tuple[str, str]]:
     try:
         while True:
             with artifact.open() as stored:
-                reader = PickleReader(_plain(stored, artifact.encoding), wanted)
+                packed = artifact.encoding.startswith("gzip+")
+                read = gzip.GzipFile(fileobj=stored).read if packed else stored.read
+                reader = PickleReader(read, wanted)
                 reader.read()
             if not reader.missing:
                 return reader.found
@@ -52,12 +54,6 @@ def named_globals(name: str, artifact: StoredBytes) -> set[tuple[str, str]]:
             f"artifact {name!r} is not a readable pickle: {error}",
             hint="run the flow again, or leave the artifact out with artifacts=[...]",
         ) from None
-
-
-def _plain(stored: BinaryIO, encoding: str) -> Callable[[int], bytes]:
-    if encoding.startswith("gzip+"):
-        return gzip.GzipFile(fileobj=stored).read
-    return stored.read
 
 
 _CHUNK = 1 << 20
@@ -107,8 +103,10 @@ class PickleReader:
 
     def __init__(self, read: Callable[[int], bytes], wanted: set[int] | None) -> None:
         self.found: set[tuple[str, str]] = set()
+        # Memo entries that are names and were not remembered: read again with these.
         self.missing: set[int] = set()
         self._read = read
+        # Which memo entries to remember; None for as many as fit.
         self._wanted = wanted
         self._data, self._position, self._before = b"", 0, 0
         self._protocol = 0
@@ -227,8 +225,7 @@ class PickleReader:
         pair = self._older, self._last
         if any(value is None for value in pair):
             raise Unreadable(f"a name at byte {self._offset} is computed at run time")
-        numbers = {value for value in pair if isinstance(value, int)}
-        self.missing |= numbers
+        self.missing |= {value for value in pair if isinstance(value, int)}
         module, name = pair
         self._last = None
         if isinstance(module, bytes) and isinstance(name, bytes):
