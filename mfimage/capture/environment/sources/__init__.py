@@ -29,4 +29,4 @@ def describe_environment(request: Request) -> Environment:
         When the function's module cannot be imported, or an artifact cannot be read.
     """
     found = next(filter(None, (source.find(request) for source in SOURCES)))
-    return found.describe(request)
+    return found()

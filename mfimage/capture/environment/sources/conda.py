@@ -80,17 +80,24 @@ class CondaPackage:
 class Resolution:
     """What was resolved for one environment."""
 
-    kind: str
-    platform: str
-    python: str
+    kind: str  # ``pypi`` or ``conda``: which decorator decided
+    platform: str  # as conda names it: ``linux-64``
+    python: str  # full version
+    # For ``pypi``: a wheel's URL each, or one to build a wheel from (``git+https://...``).
     urls: tuple[str, ...] = ()
+    # For ``conda``: all but Python itself, and what it and wheels contain.
     packages: tuple[CondaPackage, ...] = ()
 
 
 def read_manifest(
     data: bytes, *, environment: str, ran_on: str, platform: str, requested: Collection[str] = ()
 ) -> Resolution | None:
-    """Return an environment of a manifest; None when it is not in there."""
+    """Return an environment of a manifest, by its id; None when it is not in there.
+
+    ``ran_on`` is conda's name of the task's platform. Without an environment for ``platform``
+    (``linux/amd64``), another platform's is used. ``requested`` are conda packages that the step
+    names, and which therefore count.
+    """
     try:
         platforms = json.loads(data).get(environment)
         if not platforms:
