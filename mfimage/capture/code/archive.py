@@ -9,7 +9,7 @@ import os
 import stat
 import tarfile
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +32,10 @@ _TOO_MUCH = "bind from a folder that holds the project alone"
 class CapturedCode:
     """A function's code, ready to be archived."""
 
-    entrypoint: str
-    root: Path | None
-    files: Mapping[str, Path]
-    generated: Mapping[str, bytes]
+    entrypoint: str  # ``module:function`` inside the archive
+    root: Path | None  # the project's folder
+    files: Mapping[str, Path]  # path in the archive -> file on this machine, sorted
+    generated: Mapping[str, bytes]  # files that are on no disk: a function captured by value
 
     @property
     def module(self) -> str:
@@ -71,22 +71,21 @@ def capture_code(
 
         value = capture_value(function)
         generated, entrypoint = value.files, value.entrypoint
-        root = root if root and _refers_to(root, value.modules, script) else None
+        if root and not (script and (root / script).is_file()):
+            tops = {name.partition(".")[0] for name in value.modules}
+            if not any((root / f"{top}.py").is_file() or (root / top).is_dir() for top in tops):
+                root = None
     files = _project_files(root, definition.module.partition(".")[0]) if root else {}
     return CapturedCode(
         entrypoint=entrypoint, root=definition.root, files=files, generated=generated
     )
 
 
-def _refers_to(root: Path, modules: Collection[str], script: str) -> bool:
-    tops = {name.partition(".")[0] for name in modules}
-    if script and (root / script).is_file():
-        return True
-    return any((root / f"{top}.py").is_file() or (root / top).is_dir() for top in tops)
-
-
 def _project_files(root: Path, package: str) -> dict[str, Path]:
-    suffixes = _suffixes()
+    from metaflow.metaflow_config import DEFAULT_PACKAGE_SUFFIXES
+
+    given = (suffix.strip().lower() for suffix in DEFAULT_PACKAGE_SUFFIXES.split(","))
+    suffixes = tuple(filter(None, given))
     own = root / package if (root / package / "__init__.py").is_file() else None
     files: dict[str, Path] = {}
     size = 0
@@ -139,13 +138,6 @@ def _is_taken(name: str, suffixes: tuple[str, ...], in_package: bool) -> bool:
     if lower.startswith(".") or lower.endswith(_SECRETS):
         return False
     return lower.endswith(suffixes) or (in_package and not lower.endswith(_NO_DATA))
-
-
-def _suffixes() -> tuple[str, ...]:
-    from metaflow.metaflow_config import DEFAULT_PACKAGE_SUFFIXES
-
-    given = (suffix.strip().lower() for suffix in DEFAULT_PACKAGE_SUFFIXES.split(","))
-    return tuple(suffix for suffix in given if suffix)
 
 
 def archive(code: CapturedCode) -> bytes:

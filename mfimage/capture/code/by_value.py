@@ -43,9 +43,9 @@ def _imports():
 class Value:
     """A function captured by value."""
 
-    entrypoint: str
-    files: Mapping[str, bytes]
-    modules: frozenset[str]
+    entrypoint: str  # ``module:function``
+    files: Mapping[str, bytes]  # the module that stands for it, and the pickle
+    modules: frozenset[str]  # what it imports or refers to
 
 
 def capture_value(function: DecoratedFunction) -> Value:

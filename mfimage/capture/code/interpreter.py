@@ -80,8 +80,8 @@ class Interpreter:
     """An interpreter that waits for a request."""
 
     process: subprocess.Popen[bytes]
-    output: IO[bytes]
-    ran_file: Path
+    output: IO[bytes]  # what the module writes to stdout and stderr
+    ran_file: Path  # where the probe writes what it saw while the module was imported
 
     def ask(self, root: Path, request: Mapping[str, Any]) -> None:
         """Send the request; what it leaves out is as in ``_NOTHING``."""

@@ -23,7 +23,7 @@ class Named:
     """A function that a text names."""
 
     function: DecoratedFunction
-    package: str | None
+    package: str | None  # the task whose code package has it; None when it is on this machine
 
 
 @contextlib.contextmanager
@@ -91,13 +91,13 @@ def _load_from(folder: Path, text: str, package: str) -> DecoratedFunction:
         if found is None:
             raise CaptureError(
                 f"no file {place!r} here, and none in the code package of {package}",
-                hint=f"it has: {', '.join(_names(folder)) or 'none of the flow'}",
+                hint=f"it has: {', '.join(_files(folder)) or 'none of the flow'}",
             )
         return load_decorated(f"{found}:{name}")
     return load_decorated(text, folder=folder)
 
 
-def _names(folder: Path) -> list[str]:
+def _files(folder: Path) -> list[str]:
     files = (path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
     return sorted(files, key=lambda name: (name.count("/"), name))[:10]
 

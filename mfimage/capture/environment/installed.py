@@ -29,14 +29,15 @@ _PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 class Distribution:
     """One installed distribution, as its metadata says."""
 
-    name: str
+    name: str  # canonical
     version: str
-    requires: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()  # with markers
+    # Top-level module -> its files, for modules that several distributions have.
     modules: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    location: str = ""
-    direct_url: Mapping[str, Any] | None = None
+    location: str = ""  # the folder that its modules are in
+    direct_url: Mapping[str, Any] | None = None  # where it is from, unless an index (PEP 610)
     installer: str = ""
-    legacy: bool = False
+    legacy: bool = False  # an ``egg-info``, as source folders hold
 
     @cached_property
     def source(self) -> Path | None:
@@ -76,7 +77,7 @@ def _path_of(url: str) -> Path | None:
 
 
 class Installed:
-    """The distributions of one interpreter."""
+    """The distributions of one interpreter; of those with one name, the first counts."""
 
     def __init__(self, distributions: Iterable[Distribution]) -> None:
         self._by_name: dict[str, Distribution] = {}
@@ -116,13 +117,11 @@ class Installed:
 
     def _by_source(self, origins: Sequence[str]) -> list[Distribution]:
         """Find the distribution that was installed from the folder of a module."""
-        found = [each for each in self._by_name.values() if each.source is not None]
-        return [
-            each
-            for each in found
-            if each.source is not None
-            and any(_is_inside(Path(origin), each.source) for origin in origins)
-        ][:1]
+        for each in self._by_name.values():
+            source = each.source
+            if source and any(_is_inside(Path(origin), source) for origin in origins):
+                return [each]
+        return []
 
     def _by_place(self, origins: Sequence[str]) -> list[Distribution]:
         """Find the distribution that has a module under another name (``distutils``)."""
@@ -169,16 +168,13 @@ def _holds(distribution: Distribution, module: str) -> bool:
     """Return whether one of a distribution's files is this module, or its package."""
     path = module.replace(".", "/")
     names = distribution.modules[module.partition(".")[0]]
+    rests = [name[len(path) :] for name in names if name.startswith(path)]
     return any(
-        name.startswith(path)
-        and (name[len(path) :].startswith("/__init__.") or _is_suffix(name[len(path) :]))
-        for name in names
+        rest.startswith("/__init__.")
+        # As in fast.cpython-311-x86_64-linux-gnu.so.
+        or (rest.startswith(".") and "/" not in rest and rest.endswith(_SUFFIXES))
+        for rest in rests
     )
-
-
-def _is_suffix(rest: str) -> bool:
-    # As in fast.cpython-311-x86_64-linux-gnu.so.
-    return rest.startswith(".") and "/" not in rest and rest.endswith(_SUFFIXES)
 
 
 def _requirements(distribution: Distribution, extra: str, platform: Platform) -> list[Requirement]:

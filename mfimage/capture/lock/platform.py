@@ -26,8 +26,8 @@ _ALIASES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 class Platform:
     """A Python and a platform."""
 
-    python: str
-    name: str
+    python: str  # ``3.11`` or ``3.11.7``: wheels depend on the minor version only
+    name: str  # ``linux/amd64`` or ``linux/arm64``
 
     def __post_init__(self) -> None:
         if self.name not in _MACHINES:

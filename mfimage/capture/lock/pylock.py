@@ -30,9 +30,9 @@ WHEELS = "wheels/"
 class WheelFile:
     """One wheel of a locked package."""
 
-    name: str
+    name: str  # of the file
     sha256: str
-    url: str | None = None
+    url: str | None = None  # None when it travels in the function package
 
     def to_toml(self) -> str:
         """Return the inline table."""
@@ -44,10 +44,10 @@ class WheelFile:
 class LockedPackage:
     """One locked package."""
 
-    name: str
+    name: str  # canonical
     version: str
-    files: tuple[WheelFile, ...]
-    index: str | None = None
+    files: tuple[WheelFile, ...]  # those that fit the platform
+    index: str | None = None  # that it was found on, if known
 
     @property
     def is_local(self) -> bool:
@@ -88,15 +88,12 @@ def parse_pylock(text: str, *, where: str) -> dict[str, Any]:
     version = parsed.get("lock-version")
     if not isinstance(version, str) or not re.match(r"1\.", version):
         raise LockError(f"{where}: lock-version: expected 1.x, got {version!r}")
-    if not _are_tables(parsed.get("packages", [])):
+    packages = parsed.get("packages", [])
+    if not isinstance(packages, list) or not all(
+        isinstance(each, dict) and isinstance(each.get("name"), str) for each in packages
+    ):
         raise LockError(f"{where}: packages: expected a list of tables, each with a name")
     return parsed
-
-
-def _are_tables(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(each, dict) and isinstance(each.get("name"), str) for each in value
-    )
 
 
 def select_packages(
@@ -161,14 +158,17 @@ def read_lock(data: bytes) -> list[LockedPackage]:
             LockedPackage(
                 name=canonicalize_name(package["name"]),
                 version=package["version"],
-                files=tuple(_read_file(table) for table in package["wheels"]),
+                files=tuple(
+                    WheelFile(
+                        name=file_name(table),
+                        sha256=table["hashes"]["sha256"],
+                        url=table.get("url"),
+                    )
+                    for table in package["wheels"]
+                ),
                 index=package.get("index"),
             )
             for package in parsed.get("packages", [])
         ]
     except (KeyError, TypeError) as error:
         raise LockError(f"{where} is not one that mfimage wrote: {error}") from None
-
-
-def _read_file(table: Mapping[str, Any]) -> WheelFile:
-    return WheelFile(name=file_name(table), sha256=table["hashes"]["sha256"], url=table.get("url"))

@@ -55,11 +55,13 @@ def lock_requirements(
     Raises
     ------
     LockError
-        When there is no solution, an index cannot be reached, or a package has no wheel and
+        When they cannot be solved, an index cannot be reached, or a package has no wheel and
         cannot be built into one.
     """
     directory = directory or Path.cwd()
-    lines = [*requirements, *(_requirement_of(file, path) for file, path in wheels.items())]
+    lines = list(requirements)
+    for file, path in wheels.items():
+        lines.append(f"{parse_wheel_filename(file)[0]} @ {path.resolve().as_uri()}")
     solution = compile_pylock("\n".join(lines), platform=platform, directory=directory, index=index)
     parsed = pylock.parse_pylock(solution.pylock, where=_UV_LOCK)
     lock = settle(parsed, platform, base=directory, where=_UV_LOCK, index=index, hashes=hashes)
@@ -70,10 +72,6 @@ def lock_requirements(
             packages, platform, wheels=lock.wheels, index=index, directory=directory
         )
     return lock.with_notes(notes, platform)
-
-
-def _requirement_of(file: str, path: Path) -> str:
-    return f"{parse_wheel_filename(file)[0]} @ {path.resolve().as_uri()}"
 
 
 def lock_for_target(
@@ -88,20 +86,7 @@ def lock_for_target(
 
     Every package of the function's lock stays as it is, to the byte, and so do wheels in the
     function package. For another platform than the function's, the same versions are locked
-    again.
-
-    Parameters
-    ----------
-    function_lock : bytes
-        The lock of a function package.
-    extra : sequence of str
-        Requirements of the target, as ``fastapi>=0.115``.
-    python : str
-        The Python version; its minor must be that of the function's lock.
-    platform : str
-        ``linux/amd64`` or ``linux/arm64``.
-    index : IndexOptions
-        Package indexes to ask.
+    again. The minor version of ``python`` must be that of the function's lock.
 
     Raises
     ------
@@ -131,12 +116,9 @@ def extend_lock(
     with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
         pins = "\n".join(pin(package, stubs=Path(folder)) for package in pinned.values())
         try:
+            text = "\n".join(extra)
             solution = compile_pylock(
-                "\n".join(extra),
-                constraints=pins,
-                platform=platform,
-                directory=directory,
-                index=index,
+                text, constraints=pins, platform=platform, directory=directory, index=index
             )
         except UvFailure as failure:
             message = f"{label} cannot be added to {_FUNCTION_LOCK}: {failure.message}"
@@ -196,7 +178,14 @@ class _Relock:
 
     def solve(self, index: IndexOptions) -> list[LockedPackage]:
         for package in self.packages.values():
-            self._check_wheel_in_package(package)
+            file = package.files[0].name
+            if package.is_local and not any(
+                self.platform.fits(each.name) for each in package.files
+            ):
+                raise LockError(
+                    f"{file} is in the function package, and does not fit {self.platform}",
+                    hint=f"build for {self.original.name}, or bind for {self.platform.name}",
+                )
         failure: UvFailure | None = None
         for options in self._indexes(index):
             try:
@@ -212,23 +201,12 @@ class _Relock:
             hint=f"build for {self.original.name}, or bind with versions that both have",
         )
 
-    def _check_wheel_in_package(self, package: LockedPackage) -> None:
-        if package.is_local and not any(self.platform.fits(file.name) for file in package.files):
-            raise LockError(
-                f"{package.files[0].name} is in the function package, and does not fit "
-                f"{self.platform}",
-                hint=f"build for {self.original.name}, or bind for {self.platform.name}",
-            )
-
     def _roots(self, index: IndexOptions) -> list[LockedPackage]:
         """Return the packages that no other requires: the others may be for one platform only."""
         packages = list(self.packages.values())
         notes = solve_notes(packages, self.original, index=index, directory=self.directory)
-        return [
-            package
-            for package in packages
-            if package.name not in notes or not notes[package.name].requirers
-        ]
+        required = {name for name, note in notes.items() if note.requirers}
+        return [package for package in packages if package.name not in required]
 
     def _indexes(self, index: IndexOptions) -> Iterator[IndexOptions]:
         """Yield which indexes to ask: as configured, with those that the lock names.
@@ -246,9 +224,8 @@ class _Relock:
 
     def _attempt(self, roots: Sequence[LockedPackage], index: IndexOptions) -> list[LockedPackage]:
         with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
-            pins = {
-                package.name: pin(package, stubs=Path(folder)) for package in self.packages.values()
-            }
+            packages = self.packages.values()
+            pins = {each.name: pin(each, stubs=Path(folder)) for each in packages}
             solution = compile_pylock(
                 "\n".join(pins[package.name] for package in roots),
                 constraints="\n".join(pins.values()),

@@ -56,7 +56,7 @@ class UvFailure(LockError):
     @property
     def wants_source(self) -> bool:
         """Whether it may work once source distributions are allowed."""
-        return bool(_WANTS_SOURCE.search(self._line))
+        return bool(re.search(_NO_WHEELS, self._line))
 
     @property
     def wants_next_index(self) -> bool:
@@ -64,7 +64,7 @@ class UvFailure(LockError):
         return "subsequent index" in self._line
 
 
-_WANTS_SOURCE = re.compile(
+_NO_WHEELS = (
     r"no (usable )?wheels|building from source is disabled|[Bb]uilding source distributions .*is d"
 )
 _HINTS = (
@@ -201,7 +201,7 @@ def build_directory(source: Path, out: Path, *, platform: Platform, index: Index
     python = _python_for(platform)
     arguments = ["build", "--wheel", "--python", python, "--out-dir", str(out)]
     run_uv([*arguments, str(source)], source, _building(index, source))
-    return _only_wheel(out.glob("*.whl"), str(source))
+    return _first_wheel(out.glob("*.whl"), str(source))
 
 
 def build_requirement(
@@ -222,7 +222,7 @@ def build_requirement(
     # The cache also holds built build requirements, and sources may hold wheels as test data.
     wheels = cache_folder.glob("sdists-*/**/*.whl")
     shallow = sorted(wheels, key=lambda path: len(path.parts))
-    return _only_wheel((path for path in shallow if _is_of(path, name)), name)
+    return _first_wheel((path for path in shallow if _is_of(path, name)), name)
 
 
 def _is_of(wheel: Path, name: str) -> bool:
@@ -232,7 +232,7 @@ def _is_of(wheel: Path, name: str) -> bool:
         return False
 
 
-def _only_wheel(wheels: Iterable[Path], label: str) -> Path:
+def _first_wheel(wheels: Iterable[Path], label: str) -> Path:
     for wheel in wheels:
         return wheel
     raise LockError(
@@ -295,11 +295,9 @@ def _run(
     log = done.stderr.decode(errors="replace")
     if done.returncode:
         mask = Masker(secret.encode() for secret in _secrets(environment, text))
-        raise UvFailure(command, mask(_LOG_LINE.sub("", log)))
+        words = re.sub(r"^(?:DEBUG|INFO|WARN|TRACE) .*\n?", "", log, flags=re.MULTILINE)
+        raise UvFailure(command, mask(words))
     return done.stdout.decode(), log
-
-
-_LOG_LINE = re.compile(r"^(?:DEBUG|INFO|WARN|TRACE) .*\n?", re.MULTILINE)
 
 
 def _secrets(environment: Mapping[str, str], text: str) -> set[str]:
