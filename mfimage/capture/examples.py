@@ -29,10 +29,9 @@ def record_examples(
         json_values.dumps(record, root=f"examples[{index}]", error=InputError)
         for index, record in enumerate(inputs)
     ]
-    with tempfile.TemporaryDirectory(prefix="mfimage-") as text:
-        folder = Path(text)
-        unpack(spec, store, folder)
-        outputs = _run(folder, lines, spec.name)
+    with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
+        unpack(spec, store, Path(folder))
+        outputs = _run(Path(folder), lines, spec.name)
     return tuple(
         Example(input=json_values.loads(line), output=output)
         for line, output in zip(lines, outputs, strict=True)

@@ -103,9 +103,8 @@ class Platform:
         version = (3, int(self.minor.partition(".")[2]))
         platforms = list(_platforms(self.machine))
         abi = f"cp3{version[1]}"
-        return frozenset(
-            [*cpython_tags(version, [abi], platforms), *compatible_tags(version, abi, platforms)]
-        )
+        own = cpython_tags(version, [abi], platforms)
+        return frozenset([*own, *compatible_tags(version, abi, platforms)])
 
 
 def _platforms(machine: str) -> Iterator[str]:

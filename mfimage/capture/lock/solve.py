@@ -40,15 +40,10 @@ def lock_requirements(
     ----------
     requirements : sequence of str
         Lines of a requirements file, including ``-r file`` and ``-c file``.
-    platform : Platform
-        What to solve for, whatever this machine is.
     wheels : mapping of str to Path
-        Wheels to use for their distributions, and to include.
-    index : IndexOptions
-        Package indexes to ask.
+        File name -> a wheel to use for its distribution, and to include.
     directory : Path, optional
-        Where relative paths start, and where uv looks for its configuration; by default the
-        current folder.
+        Where relative paths start, and where uv looks for its configuration.
     hashes : mapping of name to frozenset of str
         The only files (sha256) that may be used for these packages.
 

@@ -140,8 +140,8 @@ def compile_notes(
     requirements: str, *, platform: Platform, directory: Path, index: IndexOptions
 ) -> str:
     """Solve requirements; return them with comments that name their requirers and indexes."""
-    arguments = [*_compile_for(platform), "--format", "requirements.txt"]
-    arguments += ["--emit-index-annotation"]
+    more = ["--format", "requirements.txt", "--emit-index-annotation"]
+    arguments = [*_compile_for(platform), *more]
     return _solve(arguments, directory, index, requirements, builds=False).pylock
 
 

@@ -15,20 +15,9 @@ _EVERYWHERE = "search all namespaces with --namespace ''"
 def find_task(text: str, *, namespace: str | None = None, wanted: Iterable[str] = ()) -> Any:
     """Return the Metaflow task that ``Flow[/run[/step[/task]]]`` names.
 
-    Parameters
-    ----------
-    text : str
-        Without a run, the latest successful one; without a step, ``end``; without a task, the
-        only one.
-    namespace : str, optional
-        Metaflow namespace to search; ``""`` is the global one.
-    wanted : iterable of str
-        Artifacts that the task should have; an error names the steps that have them.
-
-    Raises
-    ------
-    TaskError
-        When there is no such task, or it is not the only one.
+    Without a run, it is of the latest successful one; without a step, of ``end``; without a task,
+    the only one. The namespace ``""`` is the global one. When the default step lacks an artifact
+    that is ``wanted``, the error names the steps that have it.
     """
     parts = text.strip("/").split("/")
     if not 1 <= len(parts) <= 4 or not all(parts):
