@@ -12,7 +12,6 @@ SUITES = (
     "process_backend",
     "serving",
     "build",
-    "oci_build",
     "ray_backend",
     "ray_image",
 )

@@ -1,12 +1,15 @@
-"""mfimage build against a hand-written Dockerfile of the same content, side by side.
+"""mfimage build against BuildKit with a hand-written Dockerfile of the same content, side by side.
 
-Run it with ``python -m benchmarks.build``. Both install the same lock with uv in a build stage,
-with cache mounts, on the same base. Cold means: no layer cached, package files at hand.
+Run it with ``python -m benchmarks.build``. mfimage runs as typed: the oci builder, on the engine's
+base, into the engine or (``--push``) a registry on this machine. The Dockerfile installs the same
+lock with uv in a build stage with cache mounts. Cold means: no layer in any cache, package files
+in uv's. A code edit is a new function package with other code, and a build of it.
 """
 
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import shutil
 import statistics
@@ -17,10 +20,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.support.docker import registry
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
 BIN = Path(sys.executable).parent
+LARGE = 2_000_000_000
 
 TRAIN = """
 import os
@@ -132,14 +138,18 @@ def docker() -> list[str]:
 class Bench:
     """The same function in both forms, in a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, address: str) -> None:
         self.folder = folder
+        self.address = address
         self.hand = folder / "hand"
         self.docker = docker()
         self.bundle = os.environ.get("SSL_CERT_FILE")
         (folder / "train.py").write_text(TRAIN)
         self.hand.mkdir()
-        self.env = {**os.environ, "DOCKER_BUILDKIT": "1", "METAFLOW_USER": "bench"}
+        self.env = {
+            **os.environ, "DOCKER_BUILDKIT": "1", "METAFLOW_USER": "bench",
+            "MFIMAGE_CACHE": str(folder / "cache"),
+        }  # fmt: skip
         # Both sides run from compiled files, as everywhere but in some test environments.
         self.env.pop("PYTHONDONTWRITEBYTECODE", None)
 
@@ -190,8 +200,59 @@ class Bench:
             env=self.env,
         )
 
+    def push_by_hand(self) -> None:
+        self.build_by_hand()
+        tag = f"{self.address}/hand:1"
+        run(["docker", "tag", "bench-hand", tag])
+        run(["docker", "push", "-q", tag])
+
     def build(self, reference: str, *flags: str) -> None:
+        """Build into the engine."""
         self.mfimage("build", reference, "-t", "bench-mfimage", *flags)
+
+    def push(self, reference: str, *flags: str) -> None:
+        """Build into the registry."""
+        self.mfimage("build", reference, "--push", "-t", f"{self.address}/ours:1", *flags)
+
+    def forget(self) -> None:
+        """Remove all that mfimage built; the target's lock stays beside the package."""
+        shutil.rmtree(self.folder / "cache", ignore_errors=True)
+        run(["docker", "image", "rm", "-f", "bench-mfimage"])
+
+    def large(self) -> str:
+        """Return a package like the bound one, with an artifact of 2 GB more."""
+        from dataclasses import replace
+
+        from mfimage.package.spec import ArtifactRef
+        from mfimage.package.store import open_package
+
+        package = open_package(self.bind(0))
+        path = self.folder / "large"
+        block = os.urandom(50_000_000)
+        with path.open("wb") as file:
+            for _ in range(LARGE // len(block)):
+                file.write(block)
+        blob = package.store.put_file(path)
+        path.unlink()
+        ref = ArtifactRef(
+            digest=blob.digest, size=blob.size, encoding="gzip+pickle-v4", type="builtins.bytes"
+        )
+        spec = replace(package.spec, artifacts={**package.spec.artifacts, "large": ref})
+        return package.store.write(spec)
+
+
+def peak_memory(command: list[str], **kwargs: object) -> float:
+    """Return the most megabytes that a command, or one of its processes, had at once."""
+    code = (
+        "import json, resource, subprocess, sys\n"
+        "done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)\n"
+        "print(json.dumps([done.returncode, "
+        "resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))"
+    )
+    status, kilobytes = json.loads(run([sys.executable, "-c", code, *command], **kwargs))
+    if status:
+        sys.exit(f"{' '.join(command)}: exit code {status}")
+    return float(kilobytes) / 1000
 
 
 def first_200(image: str) -> float:
@@ -223,46 +284,105 @@ def row(
     print(f"| {name} | {a:.2f} {unit} | {b:.2f} {unit} | {a / b:.2f} | {goal} |", flush=True)
 
 
+def side_by_side(
+    name: str,
+    ours: Callable[[int], object],
+    theirs: Callable[[int], object],
+    goal: float | str,
+    *,
+    prepare: Callable[[int], None] = lambda number: None,
+    rounds: int = ROUNDS,
+) -> None:
+    """Time both in turns, and print a row of the table."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(1, rounds + 1):
+        prepare(number)
+        for found, call in zip(times, (ours, theirs), strict=True):
+            found.append(timed(lambda call=call, number=number: call(number)))
+    row(name, *times, goal)
+
+
+class Edits:
+    """The reference that is built, and what changes it."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.count = 0
+        self.reference = bench.bind(0)
+
+    def code(self, number: int) -> None:
+        self.count += 1
+        self.reference = self.bench.bind(self.count)
+        self.bench.edit_by_hand(self.count)
+
+    def artifact(self, number: int) -> None:
+        self.bench.train()
+        self.code(number)
+        self.bench.write_by_hand(self.count, self.reference)
+
+
 def main() -> None:
     """Print the table."""
-    with tempfile.TemporaryDirectory() as text:
-        bench = Bench(Path(text))
+    with tempfile.TemporaryDirectory() as text, registry("plain", directory=Path(text)) as running:
+        folder = Path(text, "bench")
+        folder.mkdir()
+        bench = Bench(folder, running.address)
         bench.train()
-        reference = bench.bind(0)
-        bench.write_by_hand(0, reference)
-        bench.build(reference)
-        bench.build_by_hand()
+        edits = Edits(bench)
+        bench.write_by_hand(0, edits.reference)
+        bench.build(edits.reference)
+        bench.push(edits.reference)
+        bench.push_by_hand()
+        print(f"load {os.getloadavg()[0]:.1f}", file=sys.stderr)
         print("| | mfimage | by hand | ratio | goal |\n|---|---|---|---|---|")
-        cold: tuple[list[float], list[float]] = ([], [])
-        for _ in range(max(2, ROUNDS // 2)):
-            cold[0].append(timed(lambda: bench.build(reference, "--no-cache")))
-            cold[1].append(timed(lambda: bench.build_by_hand("--no-cache")))
-        row("cold build", *cold, 1.1)
-        edit: tuple[list[float], list[float]] = ([], [])
-        for number in range(1, ROUNDS + 1):
-            reference = bench.bind(number)
-            bench.edit_by_hand(number)
-            edit[0].append(timed(lambda r=reference: bench.build(r)))
-            edit[1].append(timed(bench.build_by_hand))
-        row("code edit", *edit, 1.1)
-        new: tuple[list[float], list[float]] = ([], [])
-        for number in range(1, ROUNDS + 1):
-            bench.train()
-            reference = bench.bind(number)
-            bench.write_by_hand(number, reference)
-            new[0].append(timed(lambda r=reference: bench.build(r)))
-            new[1].append(timed(bench.build_by_hand))
-        row("new 50 MB artifact", *new, 1.1)
-        sizes = [
-            int(run(["docker", "inspect", "-f", "{{.Size}}", f"bench-{n}"]))
-            for n in ("mfimage", "hand")
-        ]
-        row("image size", [sizes[0] / 1e6], [sizes[1] / 1e6], 1.03, "MB")
-        start: tuple[list[float], list[float]] = ([], [])
-        for _ in range(ROUNDS):
-            start[0].append(first_200("bench-mfimage"))
-            start[1].append(first_200("bench-hand"))
-        row("docker run to first 200", *start, 1.1)
+        starts = [timed(lambda: run([sys.executable, "-c", "pass"])) for _ in range(ROUNDS)]
+        _compare(bench, edits)
+        _images(bench, edits)
+        print(f"| Python's start | {statistics.median(starts):.2f} s | | | |")
+        command = [
+            str(BIN / "mfimage"), "build", bench.large(), "--push", "-t", f"{bench.address}/large:1"
+        ]  # fmt: skip
+        found = peak_memory(command, cwd=bench.folder, env=bench.env)
+        print(f"| peak memory, artifact of 2 GB | {found:.0f} MB | | | 200 MB |", flush=True)
+        print(f"load {os.getloadavg()[0]:.1f}", file=sys.stderr)
+
+
+def _compare(bench: Bench, edits: Edits) -> None:
+    few = max(2, ROUNDS // 2)
+    for name, goal, flags in (("cold", 0.5, ()), ("cold, `--no-compile`", "-", ("--no-compile",))):
+        side_by_side(
+            f"{name}, into the engine", lambda _, flags=flags: bench.build(edits.reference, *flags),
+            lambda _: bench.build_by_hand("--no-cache"), goal,
+            prepare=lambda _: bench.forget(), rounds=few,
+        )  # fmt: skip
+    bench.build(edits.reference)
+    bench.push(edits.reference)
+    for name, goal, prepare in (
+        ("code edit", ("0.5 s", "0.3 s"), edits.code),
+        ("new 50 MB artifact", ("-", "-"), edits.artifact),
+    ):
+        side_by_side(
+            f"{name}, into the engine", lambda _: bench.build(edits.reference),
+            lambda _: bench.build_by_hand(), goal[0], prepare=prepare,
+        )  # fmt: skip
+        side_by_side(
+            f"{name}, into a registry", lambda _: bench.push(edits.reference),
+            lambda _: bench.push_by_hand(), goal[1], prepare=prepare,
+        )  # fmt: skip
+
+
+def _images(bench: Bench, edits: Edits) -> None:
+    def size(name: str) -> float:
+        return int(run(["docker", "inspect", "-f", "{{.Size}}", name])) / 1e6
+
+    bench.build(edits.reference)
+    row("image size", [size("bench-mfimage")], [size("bench-hand")], 1.03, "MB")
+    for name, goal, flags in (("", 1.1, ()), (", `--no-compile`", "-", ("--no-compile",))):
+        bench.build(edits.reference, *flags)
+        side_by_side(
+            f"`docker run` to first 200{name}", lambda _: first_200("bench-mfimage"),
+            lambda _: first_200("bench-hand"), goal,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

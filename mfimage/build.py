@@ -77,7 +77,10 @@ def build(
     options = _trusting_host(options)
     package = open_package(reference)
     secrets, phase = read_secrets(options.secrets), Stopwatch()
-    builder = open_builder(options, push=push, secrets=secrets, on_event=on_event, say=note)
+    builder = open_builder(
+        options, system_packages=package.spec.environment.system_packages, push=push,
+        secrets=secrets, on_event=on_event, say=note,
+    )  # fmt: skip
     with closing(builder):
         with phase("plan"):
             plans = _plans(package, options, builder, note)
@@ -145,15 +148,19 @@ def plan_build(
     options = _trusting_host(options)
     package = open_package(reference)
     secrets = read_secrets(options.secrets)
-    # As if it were pushed: where the image would go does not matter yet.
-    builder = open_builder(options, push=True, secrets=secrets, on_event=lambda _: None, say=note)
+    builder = open_builder(
+        options, system_packages=package.spec.environment.system_packages,
+        push=True,  # where the image would go does not matter yet
+        secrets=secrets, on_event=lambda _: None, say=note,
+    )  # fmt: skip
     blob_path = package.store.unverified_file
     with closing(builder):
         plans = _plans(package, options, builder, note)
         if push and options.tags and builder.find(plans, options.tags, blob_path):
             note("the registry has it already: nothing would be built")
+    engine = builder.name == DOCKER or not (push or isinstance(options.output, Location))
     return tuple(
-        explain(plan, blob_path, image_before(options, plan.platform, builder.name))
+        explain(plan, blob_path, image_before(options, plan.platform, engine=engine))
         for plan in plans
     )
 

@@ -1,6 +1,6 @@
 """load: reference -> a callable.
 
-Light to import: a flow that imports these names must not pay for what it does not use.
+Light to import: a flow that imports these names does not pay for what it does not use.
 """
 
 from __future__ import annotations
@@ -24,45 +24,38 @@ if TYPE_CHECKING:
     from mfimage.package.spec import FunctionSpec
     from mfimage.package.store import Package
 
-_ON_ERROR = ("raise", "return")
-
 
 class JsonFunction:
     """A function bound to a task, whichever decorator made it.
 
-    Making one writes a function package and binds the function to it; calling one runs it from
-    that package, never from the code it was bound from. Any thread may call it.
+    Creating one binds the function: it writes a function package. Calling it runs the function from
+    that package, never from the code it was bound from. Thread-safe.
 
     Parameters
     ----------
     function : decorated function
-        What ``@json_function`` or ``@avro_function`` made.
+        Made by ``@json_function`` or ``@avro_function``.
     task : metaflow.Task, metaflow.current or str
         The task whose artifacts are the function's parameters, or its pathspec. In a step also
-        ``current``, the task that is running: what it has set so far goes along as it is now.
+        ``current``, the running task, with the artifacts it has set so far.
     name : str, optional
-        The package's name; the function's by default.
+        The package's name; the function's name by default.
     artifacts : sequence of str, optional
-        Which artifacts go along; by default those that the function reads.
+        The artifacts to include; by default those that the function reads.
     environment : path, optional
         A requirements file, ``pylock.toml`` or ``uv.lock`` that describes the environment; by
         default what code and artifacts import, at the versions installed.
     examples : sequence, optional
-        Records to run the function on, in a fresh interpreter; their outputs are kept.
+        Records to run the function on, in a fresh interpreter; their outputs are recorded.
     parameters : mapping, optional
-        JSON values that take the place of artifacts of the same name.
+        JSON values that replace artifacts of the same name.
     root : str or path, optional
-        Where packages are kept; ``MFIMAGE_FUNCTIONS_ROOT`` or beside the datastore by default.
+        Where packages are stored; ``MFIMAGE_FUNCTIONS_ROOT`` or beside the datastore by default.
 
     Raises
     ------
     MfimageError
         When it cannot be bound, and why.
-
-    Attributes
-    ----------
-    reference : str
-        Where its ``function.json`` is: what ``function_from_json`` takes.
     """
 
     def __init__(
@@ -77,7 +70,7 @@ class JsonFunction:
         parameters: Mapping[str, Any] | None = None,
         root: str | os.PathLike[str] | None = None,
     ) -> None:
-        with _whole():
+        with _explained_imports():
             from mfimage.capture.needed import require_needed
 
             require_needed()
@@ -93,7 +86,7 @@ class JsonFunction:
         self._open(bind(function, task, options))
 
     def _open(self, reference: str | os.PathLike[str]) -> None:
-        with _whole():
+        with _explained_imports():
             from mfimage.package.store import open_package
         self._package: Package = open_package(reference)
         self._backend: Backend | None = None
@@ -102,12 +95,12 @@ class JsonFunction:
 
     @property
     def reference(self) -> str:
-        """Where its ``function.json`` is."""
+        """Path or URL of its ``function.json``, which ``function_from_json`` takes."""
         return self._package.reference
 
     @property
     def spec(self) -> FunctionSpec:
-        """What the package says of itself."""
+        """The content of its ``function.json``."""
         return self._package.spec
 
     @property
@@ -119,7 +112,7 @@ class JsonFunction:
         # One for all threads: each would load the artifacts again.
         with self._lock:
             if self._backend is None:
-                with _whole():
+                with _explained_imports():
                     from mfimage.backends.choice import open_backend
 
                     self._backend = open_backend(self._package, **self._choice)
@@ -131,14 +124,14 @@ class JsonFunction:
         Parameters
         ----------
         record
-            A JSON value that fits the function's input hints; NumPy values are welcome.
+            A JSON value that fits the function's input hints; NumPy values are converted.
 
         Raises
         ------
         InputError, OutputError
             When the record or the result does not fit the hints.
         Exception
-            Whatever the function itself raises.
+            What the function itself raises.
         """
         return (self._backend or self._running())(record)
 
@@ -154,7 +147,7 @@ class JsonFunction:
         """Start a call on a Ray cluster and return the ``ObjectRef`` of its result."""
         start = getattr(self._running(), "remote", None)
         if start is None:
-            raise OptionError("remote: only backend='ray' has references", hint="use submit()")
+            raise OptionError("remote: needs backend='ray'", hint="use submit()")
         return start(record)
 
     def map(
@@ -172,19 +165,19 @@ class JsonFunction:
         records : iterable
             Read as results are taken.
         batch_size : int
-            How many records a ``batch=True`` function gets at a time; the most that are sent to
-            another process together.
+            How many records a ``batch=True`` function gets at a time; for others, the maximum sent
+            to another process together.
         max_in_flight : int, optional
-            The most batches that are under way in other processes; three for each by default.
+            Maximum number of batches in flight; by default three for each process, four for each
+            actor.
         on_error : {"raise", "return"}
             Raise the first exception, or yield each in its record's place.
         """
-        if on_error not in _ON_ERROR:
+        if on_error not in ("raise", "return"):
             raise OptionError(f"on_error: expected 'raise' or 'return', got {on_error!r}")
-        if batch_size < 1:
-            raise OptionError(f"batch_size: expected at least 1, got {batch_size}")
-        if max_in_flight is not None and max_in_flight < 1:
-            raise OptionError(f"max_in_flight: expected at least 1, got {max_in_flight}")
+        for name, value in (("batch_size", batch_size), ("max_in_flight", max_in_flight)):
+            if value is not None and value < 1:
+                raise OptionError(f"{name}: expected at least 1, got {value}")
         return self._running().map(
             records, batch_size=batch_size, on_error=on_error, max_in_flight=max_in_flight
         )
@@ -195,12 +188,12 @@ class JsonFunction:
         Parameters
         ----------
         url : str or path
-            A folder, or a URL as ``s3://bucket/prefix``; blobs that are there are not sent.
+            A folder, or a URL such as ``s3://bucket/prefix``. Existing blobs are not sent again.
 
         Raises
         ------
         StorageError
-            When a root cannot be read or written; calling it again goes on where it stopped.
+            When a root cannot be read or written; a second call resumes.
         """
         from mfimage.copy import copy_package
 
@@ -227,15 +220,15 @@ class JsonFunction:
 
 
 @contextlib.contextmanager
-def _whole() -> Iterator[None]:
-    """Say what is wrong when mfimage is not whole here, or came without what it needs."""
+def _explained_imports() -> Iterator[None]:
+    """Say what to install when a part of mfimage, or what it needs, is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
         if f"{error.name}.".startswith("mfimage."):
             raise BackendError(
                 "functions cannot be bound or loaded here: only mfimage's runtime is installed",
-                hint="do it where the whole of mfimage is installed: pip install mfimage",
+                hint="do it where all of mfimage is installed: pip install mfimage",
             ) from None
         from mfimage.capture.needed import require_needed
 
@@ -243,15 +236,20 @@ def _whole() -> Iterator[None]:
         raise
 
 
+def _opened(reference: str | os.PathLike[str]) -> JsonFunction:
+    function = JsonFunction.__new__(JsonFunction)
+    function._open(reference)
+    return function
+
+
 def _reopen(reference: str, choice: Mapping[str, Any]) -> JsonFunction:
     """Open a function that was pickled, as an artifact of a flow is; nothing is loaded yet."""
-    function = JsonFunction.__new__(JsonFunction)
     try:
-        function._open(reference)
+        function = _opened(reference)
     except ReferenceNotFound as error:
         from mfimage.capture.task.roots import find_moved
 
-        function._open(find_moved(reference, error))
+        function = _opened(find_moved(reference, error))
     function._choice = choice
     return function
 
@@ -271,26 +269,27 @@ def function_from_json(
     reference : str or path
         Path or URL of a package's ``function.json``.
     backend : {"local", "process", "ray"}, optional
-        Where it runs: in this process; in interpreters of its own, in the environment that it is
-        locked to; on a Ray cluster. By default here, if this interpreter has all that is locked.
-    workers, timeout : optional
-        For ``process``: how many there are, one by default; how many seconds a record may take.
+        Where it runs: in this process, in interpreters with its locked environment, or on a Ray
+        cluster. By default in this process if this interpreter satisfies its lock, else in others.
+    workers : int, optional
+        For ``process``: number of interpreters; 1 by default.
+    timeout : float, optional
+        For ``process``: seconds that one record may take.
     **cluster
         For ``ray``: see ``mfimage.backends.ray.options.RayOptions``.
 
     Raises
     ------
     ReferenceNotFound
-        When nothing is there.
+        When the reference does not exist.
     PackageError
         When the package is damaged, changed, or too new.
     LockError, BackendError
         When its environment cannot be made here.
     """
-    function = JsonFunction.__new__(JsonFunction)
-    function._open(reference)
-    chosen = {"name": backend, "workers": workers, "timeout": timeout, "cluster": cluster}
-    function._choice = {name: value for name, value in chosen.items() if value is not None}
-    # Loaded at once: what is wrong with a package is told here, not at the first call.
+    function = _opened(reference)
+    given = {"name": backend, "workers": workers, "timeout": timeout, "cluster": cluster}
+    function._choice = {name: value for name, value in given.items() if value is not None}
+    # Loaded at once, so that a faulty package raises here and not at the first call.
     function._running()
     return function

@@ -196,7 +196,7 @@ def test_a_file_that_ends_early_stops_everything(reference: str) -> None:
         (["--input", "c.jsonl"], "input: cannot read c.jsonl: No such file or directory"),
         (["--on-error", "stop", "--errors", "c"], "errors: there are none to write"),
         (["--batch-size", "0"], "batch_size: expected at least 1, got 0"),
-        (["--backend", "moon"], "backend: there is no backend 'moon'"),
+        (["--backend", "moon"], "backend: expected 'local', 'process' or 'ray', got 'moon'"),
         (["--backend", "local", "--workers", "2"], "backend: 'local' runs in this process"),
     ],
 )

@@ -33,7 +33,7 @@ def test_a_reference_becomes_a_function(tmp_path: Path) -> None:
     assert repr(function) == "<JsonFunction predict of IrisFlow/1/train/2>"
 
 
-def test_what_is_wrong_with_a_package_is_told_at_once(tmp_path: Path) -> None:
+def test_a_faulty_package_is_an_error_at_once(tmp_path: Path) -> None:
     reference = Path(make_package(tmp_path))
     with pytest.raises(ReferenceNotFound):
         function_from_json(tmp_path / "functions" / "predict" / "0" / "function.json")
@@ -50,7 +50,7 @@ def test_what_is_wrong_with_a_package_is_told_at_once(tmp_path: Path) -> None:
         function_from_json(reference)
 
 
-def test_it_goes_to_other_processes_by_its_reference(tmp_path: Path) -> None:
+def test_it_is_pickled_as_its_reference(tmp_path: Path) -> None:
     function = function_from_json(make_package(tmp_path))
     assert pickle.loads(pickle.dumps(function)).reference == function.reference
     (tmp_path / "pickle").write_bytes(pickle.dumps(function))
@@ -58,7 +58,7 @@ def test_it_goes_to_other_processes_by_its_reference(tmp_path: Path) -> None:
     assert python(["-c", code], folder=tmp_path).stdout == "{'y': 6}\n"
 
 
-def test_an_image_has_what_it_needs_to_import_a_function_and_no_more(tmp_path: Path) -> None:
+def test_an_image_can_import_but_not_bind_or_load(tmp_path: Path) -> None:
     """The function's own file may well say ``from metaflow import JsonFunction``."""
     for pattern in RUNTIME_FILES:
         for path in ROOT.glob(pattern):

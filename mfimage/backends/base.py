@@ -1,4 +1,4 @@
-"""Where a loaded function runs: the seam that every backend fills."""
+"""The interface of every backend."""
 
 from __future__ import annotations
 
@@ -27,10 +27,7 @@ class Backend(Protocol):
         on_error: str,
         max_in_flight: int | None = None,
     ) -> Iterator[Any]:
-        """Yield results in order, reading ``records`` as they are wanted.
-
-        ``max_in_flight`` is the most batches that are under way, where several can be.
-        """
+        """Yield results in order, reading ``records`` as results are taken."""
 
     def close(self) -> None:
-        """Release what the backend holds; calling it again does nothing."""
+        """Release what the backend holds; closing again does nothing."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mfimage.backends.base import Backend
-from mfimage.backends.ray.options import ray_options, refuse_unknown
+from mfimage.backends.ray.options import RayOptions, check_names
 from mfimage.backends.satisfies import difference
 from mfimage.errors import LockError, OptionError
 from mfimage.package.store import Package
@@ -19,7 +19,7 @@ _PLACES = {
     PROCESS: "in an interpreter of its own",
     RAY: "on a Ray cluster",
 }
-_told: set[tuple[str, str]] = set()
+_logged: set[tuple[str, str]] = set()
 
 
 def open_backend(
@@ -30,31 +30,15 @@ def open_backend(
     timeout: float | None = None,
     cluster: Mapping[str, Any] | None = None,
 ) -> Backend:
-    """Start a backend, and log once why it is this one.
-
-    Parameters
-    ----------
-    package : Package
-        What it is to run.
-    name : str, optional
-        ``local``, ``process`` or ``ray``. By default ``local``, if the running interpreter is
-        what the function is locked to and nothing else is given.
-    workers, timeout : optional
-        For ``process``; see ``ProcessOptions``.
-    cluster : mapping, optional
-        For ``ray``; see ``RayOptions``.
-
-    Raises
-    ------
-    OptionError
-        When there is no such backend, or it takes no options.
-    MfimageError
-        When the function cannot be loaded there.
-    """
+    """Start the backend with a name, or the one that fits; log once why it was chosen."""
     given = workers is not None or timeout is not None
-    _check_cluster(name, cluster or {})
-    chosen, reason = _checked(name, given) if name is not None else _choose(package, given)
-    _tell(package, chosen, reason)
+    cluster = cluster or {}
+    _check(name, given, cluster)
+    chosen, reason = (name, "backend= is given") if name else _choose(package, given)
+    if (package.reference, chosen) not in _logged:
+        _logged.add((package.reference, chosen))
+        text = "%s runs %s (backend %r): %s"
+        logger.info(text, package.spec.name, _PLACES[chosen], chosen, reason)
     if chosen == LOCAL:
         from mfimage.backends.local import LocalBackend
 
@@ -62,38 +46,31 @@ def open_backend(
     if chosen == RAY:
         from mfimage.backends.ray.backend import RayBackend
 
-        return RayBackend(package, ray_options(cluster or {}))
+        return RayBackend(package, RayOptions(**cluster))
     from mfimage.backends.process.backend import ProcessBackend, ProcessOptions
 
     options = ProcessOptions(workers=1 if workers is None else workers, timeout=timeout)
     return ProcessBackend(package, options)
 
 
-def _check_cluster(name: str | None, cluster: Mapping[str, Any]) -> None:
-    refuse_unknown(cluster)
+def _check(name: str | None, given: bool, cluster: Mapping[str, Any]) -> None:
+    check_names(cluster)
     if cluster and name != RAY:
-        given = ", ".join(f"{option}=" for option in cluster)
+        options = ", ".join(f"{option}=" for option in cluster)
         where = f"backend {name!r} does not take" if name else "only a Ray cluster takes"
-        raise OptionError(f"backend: {where} {given}", hint="use backend='ray', or leave that out")
-
-
-def _checked(name: str, given: bool) -> tuple[str, str]:
-    if name not in _PLACES:
-        raise OptionError(
-            f"backend: there is no backend {name!r}",
-            hint=f"use {LOCAL!r}, {PROCESS!r} or {RAY!r}",
-        )
+        raise OptionError(f"backend: {where} {options}", hint="use backend='ray', or omit them")
+    if name is not None and name not in _PLACES:
+        raise OptionError(f"backend: expected {LOCAL!r}, {PROCESS!r} or {RAY!r}, got {name!r}")
     if name == RAY and given:
         raise OptionError(
-            "backend: 'ray' has actors: it takes no workers= and no timeout=",
+            "backend: 'ray' takes no workers= and no timeout=",
             hint="use min_actors= and max_actors=, or backend='process'",
         )
     if name == LOCAL and given:
         raise OptionError(
             "backend: 'local' runs in this process: it has no workers and cannot stop a call",
-            hint="use backend='process', or leave out workers= and timeout=",
+            hint="use backend='process', or omit workers= and timeout=",
         )
-    return name, "backend= says so"
 
 
 def _choose(package: Package, given: bool) -> tuple[str, str]:
@@ -103,13 +80,4 @@ def _choose(package: Package, given: bool) -> tuple[str, str]:
         reason = difference(package)
     except LockError as error:
         return LOCAL, f"its lock cannot be read: {error}"
-    return (PROCESS, reason) if reason else (LOCAL, "this interpreter has all that it is locked to")
-
-
-def _tell(package: Package, chosen: str, reason: str) -> None:
-    key = (package.reference, chosen)
-    if key not in _told:
-        _told.add(key)
-        logger.info(
-            "%s runs %s (backend %r): %s", package.spec.name, _PLACES[chosen], chosen, reason
-        )
+    return (PROCESS, reason) if reason else (LOCAL, "this interpreter satisfies its lock")

@@ -1,4 +1,4 @@
-"""A package's code in a folder on this machine, unpacked once per user and checked every time."""
+"""A package's code in a folder of the user's cache, extracted once and checked at each use."""
 
 from __future__ import annotations
 
@@ -10,15 +10,7 @@ from mfimage.package.store import Package
 
 
 def code_folder(package: Package) -> Path:
-    """Return a folder that holds a package's code, and nothing else.
-
-    Raises
-    ------
-    PackageError
-        When the code is missing, damaged, or would land outside its folder.
-    StorageError
-        When the cache cannot be written.
-    """
+    """Return a folder that holds a package's code, and nothing else."""
     code = package.spec.code
     where = f"the code of {package.reference}"
     data = package.read(code)
@@ -29,11 +21,11 @@ def code_folder(package: Package) -> Path:
         tag(cache)
         extract(data, fresh, where=where)
 
-    return make_once(cache / "code" / code.hex, fill, lambda folder: _holds(folder, files))
+    return make_once(cache / "code" / code.hex, fill, lambda folder: holds(folder, files))
 
 
-def _holds(folder: Path, files: dict[str, bytes]) -> bool:
-    """Tell whether a folder is what the archive says: caches are cleaned by half, and changed."""
+def holds(folder: Path, files: dict[str, bytes]) -> bool:
+    """Return whether a folder holds exactly these files: caches get cleaned in part, and edited."""
     try:
         found = {
             path.relative_to(folder).as_posix(): path

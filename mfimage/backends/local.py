@@ -12,20 +12,17 @@ from typing import Any
 
 from mfimage.backends.code_cache import code_folder
 from mfimage.package.store import Package
-from mfimage.runtime.loading.loader import LiveFunction, load_function
+from mfimage.runtime.loading.loader import load_function
 
 
 class LocalBackend:
-    """Runs a package's function in this process; any thread may call it.
+    """Runs a package's function in this process; thread-safe.
 
-    Parameters
-    ----------
-    package : Package
-        What to load. Its artifacts are loaded when the function first reads them.
+    Artifacts are loaded when the function first reads them.
     """
 
     def __init__(self, package: Package) -> None:
-        self._live: LiveFunction = load_function(
+        self._live = load_function(
             package.spec, code=code_folder(package), read_blob=package.read, dedicated=False
         )
         self._pool: ThreadPoolExecutor | None = None
@@ -37,7 +34,7 @@ class LocalBackend:
         return self._live(record)
 
     async def acall(self, record: Any) -> Any:
-        """Return the result for one record; a plain function runs in a thread."""
+        """Return the result for one record; a function that is not async runs in a thread."""
         if self._live.is_async:
             return await self._live.acall(record)
         return await asyncio.wrap_future(self.submit(record))
@@ -45,7 +42,7 @@ class LocalBackend:
     def submit(self, record: Any) -> Future[Any]:
         """Start a call in a thread."""
         with self._lock:
-            # A forked process has the pool, not its threads.
+            # A forked process inherits the pool but not its threads.
             if self._pool is None or self._pool_pid != os.getpid():
                 self._pool = ThreadPoolExecutor(thread_name_prefix=f"mfimage-{self._live.name}")
                 self._pool_pid = os.getpid()
@@ -59,7 +56,7 @@ class LocalBackend:
         on_error: str,
         max_in_flight: int | None = None,
     ) -> Iterator[Any]:
-        """Yield results in order; records of a batch function go ``batch_size`` at a time."""
+        """Yield results in order; ``max_in_flight`` has no effect here."""
         iterator = iter(records)
         size = batch_size if self._live.batch else 1
         while chunk := list(itertools.islice(iterator, size)):

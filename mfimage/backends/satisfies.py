@@ -1,4 +1,4 @@
-"""Whether the running interpreter is the environment that a function is locked to."""
+"""Whether the running interpreter satisfies a function's lock."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import sys
 
 from packaging.version import InvalidVersion, Version
 
-from mfimage.capture.lock.pylock import LockedPackage, read_lock
+from mfimage.capture.lock.pylock import read_lock
 from mfimage.package.store import Package
 
 
 def difference(package: Package) -> str | None:
-    """Return how the running interpreter differs from a function's lock; None if it does not.
+    """Return how this interpreter differs from a function's lock; None if it satisfies it.
 
-    It does not when it has the same minor and every locked distribution at its version; what it
-    has beside them does not count.
+    Distributions that are not locked do not matter.
     """
     spec = package.spec.environment
     here = "{}.{}".format(*sys.version_info)
@@ -25,7 +24,7 @@ def difference(package: Package) -> str | None:
         found = _installed(locked.name)
         if found is None:
             return f"{locked.name} {locked.version} is locked, and not installed here"
-        if not _same(found, locked):
+        if not _equal(found, locked.version):
             return f"{locked.name} {locked.version} is locked, and {found} is installed here"
     return None
 
@@ -37,8 +36,8 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _same(found: str, locked: LockedPackage) -> bool:
+def _equal(found: str, locked: str) -> bool:
     try:
-        return found == locked.version or Version(found) == Version(locked.version)
+        return found == locked or Version(found) == Version(locked)
     except InvalidVersion:
         return False

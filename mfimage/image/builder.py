@@ -1,4 +1,4 @@
-"""The seam between a plan and what makes an image of it: ``docker build``, or mfimage itself."""
+"""What every builder does, and what it returns."""
 
 from __future__ import annotations
 
@@ -58,19 +58,19 @@ class BuiltLayer:
     ----------
     name : str
         ``base``, ``system``, ``dependencies``, ``artifact:<names, with commas>``, ``runtime``,
-        ``code``, or ``workdir`` (an empty one that Docker makes).
+        ``code``, or ``workdir`` (an empty layer of the docker builder).
     diff_id : str
         ``sha256:<hex>`` of the tar.
     digest : str or None
-        ``sha256:<hex>`` of what a registry keeps; None where only a push would tell.
+        ``sha256:<hex>`` of the compressed layer; None from the docker builder.
     size : int
-        Bytes of what a registry keeps; of the unpacked files where only a push would tell.
+        Bytes of the compressed layer; of the unpacked files from the docker builder.
     cached : bool
-        Whether it was there already.
+        Whether it was cached.
     reason : str
-        What decides its content, as ``lock sha256:...``.
+        What its content comes from, as ``lock sha256:...``.
     shared : bool
-        Whether a cache in a registry had it: then whoever exported it has scanned it.
+        Whether it is from a cache in a registry: the machine that exported it has scanned it.
     """
 
     name: str
@@ -89,17 +89,17 @@ class BuiltImage:
     Attributes
     ----------
     id : str
-        Its configuration's digest, by which an engine knows it.
+        Digest of its configuration; the engine's name for it.
     digest : str or None
-        Its manifest's, by which a registry knows it; None where only a push would tell.
+        Digest of its manifest; None from the docker builder.
     plan : ImagePlan
-        What it was made from: platform, digests of base, lock and function, tags of none.
+        The plan.
     layers : tuple of BuiltLayer
         Lowest first.
     size : int
-        Bytes, of all layers.
+        Bytes of all layers.
     cached : bool
-        Whether it was found in the registry, and nothing was built.
+        Whether it was found in the registry, so that nothing was built.
     timings : mapping of str to float
         Seconds by step.
     """
@@ -119,45 +119,45 @@ class BuiltImage:
 
 
 class Builder(Protocol):
-    """Makes images of plans."""
+    """Turns plans into images."""
 
     @property
     def name(self) -> str:
         """``docker`` or ``oci``."""
 
     def base(self, source: Reference | Location, platform: str) -> BaseImage:
-        """Return what there is to know of a base image; nothing but that is fetched."""
+        """Read a base image's settings."""
 
     def find(
         self, plans: Sequence[ImagePlan], tags: Sequence[Reference], blob_path: BlobPath
     ) -> tuple[BuiltImage, ...] | None:
-        """Return the images of these plans, if each registry of ``tags`` has all of them."""
+        """Return the images of these plans, if the registries of ``tags`` have all of them."""
 
     def build(self, plan: ImagePlan, blob_path: BlobPath) -> BuiltImage:
         """Make an image."""
 
     def info(self, image: BuiltImage) -> ImageInfo:
-        """Return the configuration of an image that was built: variables, labels, history."""
+        """Return the configuration of an image that was built."""
 
     def layer(self, image: BuiltImage, name: str) -> Iterator[bytes]:
-        """Yield the tar of what an image that was built has in a layer of that name."""
+        """Yield the tar of a layer of an image that was built."""
 
     def write(
         self, images: Sequence[BuiltImage], output: Location | None, tags: Sequence[Reference]
     ) -> str:
-        """Put images, one a platform, where they are wanted (None: into the engine).
+        """Write images, one for each platform, to ``output``, or to the engine if it is None.
 
-        Returns what to call them there.
+        Returns their name there.
         """
 
     def push(self, images: Sequence[BuiltImage], tags: Sequence[Reference]) -> tuple[str, ...]:
-        """Push images, one a platform, under each tag; return ``repository@digest`` of each tag."""
+        """Push images, one for each platform; return ``repository@digest`` of each tag."""
 
     def export(self, images: Sequence[BuiltImage], tags: Sequence[Reference]) -> None:
-        """Push what later builds elsewhere can use, where that was asked for.
+        """Push the cache for other machines, if one was requested.
 
         ``tags`` are those that were pushed.
         """
 
     def close(self) -> None:
-        """Let go of engines and registries."""
+        """Close connections."""

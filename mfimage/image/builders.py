@@ -1,24 +1,20 @@
-"""Which builder makes an image: the one that was asked for, else the one that can."""
+"""Chooses the builder of an image: the requested one, else oci unless a container must run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
 from mfimage.errors import EngineError, OptionError
-from mfimage.image.builder import AUTO, DOCKER, OCI, Builder, OnEvent
+from mfimage.image.builder import AUTO, DOCKER, Builder, OnEvent
 from mfimage.image.plan.options import BuildOptions, BuildxCache
 from mfimage.image.registry.location import LOCATIONS, Location
 from mfimage.image.registry.reference import Reference
-
-if TYPE_CHECKING:
-    from mfimage.image.docker.command import DockerCommand
-    from mfimage.image.docker.engine import Engine
 
 
 def open_builder(
     options: BuildOptions,
     *,
+    system_packages: Sequence[str] = (),
     push: bool,
     secrets: Mapping[str, bytes],
     on_event: OnEvent,
@@ -29,68 +25,76 @@ def open_builder(
     Parameters
     ----------
     options : BuildOptions
-        What was asked.
+        The options.
+    system_packages : sequence of str
+        Debian packages that the function needs, beside those of ``options``.
     push : bool
-        Whether the image goes to a registry.
+        Whether the image is pushed to a registry.
     secrets : mapping of str to bytes
         Credentials for the dependency step.
     on_event : callable
-        Called with every step.
+        Called with the progress of each step.
     say : callable
-        Called with which builder it is, and why, where that was left open.
+        Called with lines for people: which builder was chosen and why, which base was found.
 
     Raises
     ------
     EngineError
-        When the docker builder is asked for, and there is no engine or no ``docker`` command.
+        If the docker builder is needed, and there is no engine or no ``docker`` command.
     OptionError
-        When the image has nowhere to go, or the builder cannot do what is asked.
+        If the image would go nowhere, or the builder cannot do what is asked.
     """
-    found, reason = None, ""
-    if options.builder == OCI:
-        chosen = OCI
-    else:
-        found, reason = _docker(options)
-        chosen = DOCKER if found else OCI
-    if found is None:
-        _check_goal(options, push)
-    if options.builder == AUTO:
-        say(f"builder: {chosen} ({reason or 'a Docker engine answers'})")
-    if found is not None:
-        from mfimage.image.docker.builder import DockerBuilder
-
-        engine, command = found
-        return DockerBuilder(
-            engine, command, tags=options.tags, secrets=secrets,
-            no_cache=options.no_cache, on_event=on_event,
-            cache_from=options.cache_from, cache_to=options.cache_to,
-        )  # fmt: skip
+    why = _needs_docker(options, system_packages) if options.builder == AUTO else ""
+    if why:
+        say(f"builder: docker, since {why}")
+    if why or options.builder == DOCKER:
+        return _docker_builder(options, why, secrets, on_event)
     from mfimage.image.oci.builder import OciBuilder
 
-    return OciBuilder(
+    builder = OciBuilder(
         compression=options.compression, compiled=options.compile, fresh=options.no_cache,
-        secrets=secrets, on_event=on_event,
+        pull=options.pull, secrets=secrets, on_event=on_event, say=say,
         cache_from=[_layers(cache, "cache-from") for cache in options.cache_from],
         cache_to=_layers(options.cache_to, "cache-to") if options.cache_to else None,
     )  # fmt: skip
+    if not (push or isinstance(options.output, Location)):
+        try:
+            _ = builder.engine
+        except EngineError as error:
+            raise OptionError(
+                f"the image has nowhere to go: {error.message}",
+                hint="push it (--push --tag REGISTRY/NAME:TAG), write it to a file or folder "
+                f"(--output {LOCATIONS}), or start Docker",
+            ) from None
+    return builder
 
 
-def _docker(options: BuildOptions) -> tuple[tuple[Engine, DockerCommand] | None, str]:
-    """Return an engine and the command to build with; or none, and why not."""
-    if wanted := _wants_oci(options):
-        if options.builder == DOCKER:
-            raise OptionError(f"builder: docker does not do {wanted}", hint="use --builder oci")
-        return None, f"for {wanted}"
+def _docker_builder(
+    options: BuildOptions, why: str, secrets: Mapping[str, bytes], on_event: OnEvent
+) -> Builder:
+    if wanted := _needs_oci(options):
+        if why:
+            raise OptionError(
+                f"builder: {why}, and docker does not do {wanted}",
+                hint="build into the engine, and push or `docker save` the image",
+            )
+        raise OptionError(f"builder: docker does not do {wanted}", hint="use --builder oci")
+    from mfimage.image.docker.builder import DockerBuilder
     from mfimage.image.docker.command import DockerCommand
     from mfimage.image.docker.engine import Engine
 
     try:
         command = DockerCommand.find()
-        return (Engine.connect(), command), ""
+        engine = Engine.connect()
     except EngineError as error:
-        if options.builder == DOCKER:
+        if not why:
             raise
-        return None, error.message
+        raise EngineError(f"builder: {why}, but {error.message}", hint=error.hint) from None
+    return DockerBuilder(
+        engine, command, tags=options.tags, secrets=secrets, no_cache=options.no_cache,
+        pull=options.pull, on_event=on_event,
+        cache_from=options.cache_from, cache_to=options.cache_to,
+    )  # fmt: skip
 
 
 def _layers(cache: Reference | BuildxCache, field: str) -> Reference:
@@ -103,7 +107,16 @@ def _layers(cache: Reference | BuildxCache, field: str) -> Reference:
     return cache
 
 
-def _wants_oci(options: BuildOptions) -> str:
+def _needs_docker(options: BuildOptions, system_packages: Sequence[str]) -> str:
+    """Return why only docker can build this; empty if oci can."""
+    if packages := dict.fromkeys((*system_packages, *options.apt)):
+        return f"system packages need a running container: {', '.join(packages)}"
+    caches = (*options.cache_from, options.cache_to)
+    found = next((cache for cache in caches if isinstance(cache, BuildxCache)), None)
+    return f"{found} is a cache of buildx" if found else ""
+
+
+def _needs_oci(options: BuildOptions) -> str:
     if isinstance(options.output, Location):
         return f"--output {options.output}"
     if isinstance(options.base_image, Location):
@@ -113,23 +126,3 @@ def _wants_oci(options: BuildOptions) -> str:
     if options.compression != BuildOptions.compression:
         return f"--compression {options.compression}"
     return ""
-
-
-def _check_goal(options: BuildOptions, push: bool) -> None:
-    """Refuse a build whose image would go nowhere: without a goal it goes into the engine."""
-    if push or isinstance(options.output, Location):
-        return
-    from mfimage.image.docker.engine import Engine
-
-    try:
-        Engine.connect().close()
-    except EngineError as error:
-        raise _nowhere(error.message) from None
-
-
-def _nowhere(reason: str) -> OptionError:
-    return OptionError(
-        f"the image has nowhere to go: {reason}",
-        hint=f"--push with --tag REGISTRY/NAME:TAG, or --output docker, {LOCATIONS}; "
-        "or start Docker, or point DOCKER_HOST at it",
-    )

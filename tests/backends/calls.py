@@ -1,15 +1,16 @@
-"""ONE table: what each function gives for a record, whichever way it is run.
+"""ONE table: what each function gives for a record, wherever and however it is called.
 
-Every way of running a function goes through it: a way is a callable that takes a function's name
-and a record, and returns the result or raises. See ``check``.
+A caller takes a function's name and a record, and returns the result or raises. See ``check``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mfimage.load import JsonFunction
 from tests.function.test_json import same
 
 FUNCTIONS = Path(__file__).with_name("functions.py")
-Way = Callable[[str, Any], Any]
+Caller = Callable[[str, Any], Any]
 
 SETOSA = {
     "sepal length (cm)": 5.1, "sepal width (cm)": 3.5,
@@ -150,10 +151,10 @@ PYTHON_CALLS = [
 ]
 
 
-def check(call: Call, way: Way) -> None:
-    """Run a call one way and compare."""
+def check(call: Call, caller: Caller) -> None:
+    """Make a call and compare."""
     try:
-        found = way(call.function, call.record)
+        found = caller(call.function, call.record)
     except Exception as error:
         if not call.error:
             raise
@@ -161,6 +162,38 @@ def check(call: Call, way: Way) -> None:
     else:
         assert not call.error, f"expected {call.error}, got {found!r}"
         assert same(found, call.expected), found
+
+
+def by_call(functions: Mapping[str, Any], name: str, record: Any) -> Any:
+    return functions[name](record)
+
+
+def by_map(functions: Mapping[str, Any], name: str, record: Any) -> Any:
+    (result,) = functions[name].map([record], batch_size=3, on_error="return")
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def by_acall(functions: Mapping[str, Any], name: str, record: Any) -> Any:
+    return asyncio.run(functions[name].acall(record))
+
+
+def by_submit(functions: Mapping[str, Any], name: str, record: Any) -> Any:
+    return functions[name].submit(record).result()
+
+
+def in_a_loop(functions: Mapping[str, Any], name: str, record: Any) -> Any:
+    async def call() -> Any:
+        return functions[name](record)
+
+    return asyncio.run(call())
+
+
+def check_backend(call: Call, functions: Mapping[str, Any], *more: Any) -> None:
+    """Make a call by each method of a backend, and by ``more``, and compare."""
+    for method in (by_call, by_map, by_acall, by_submit, in_a_loop, *more):
+        check(call, partial(method, functions))
 
 
 def bind_all(folder: Path, task: Any) -> Mapping[str, JsonFunction]:

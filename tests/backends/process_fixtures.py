@@ -28,7 +28,7 @@ def process_packages(process_root: Path, monkeypatch: pytest.MonkeyPatch) -> Pac
 
 @pytest.fixture
 def run_process(process_packages: Packages) -> Iterator[Callable[..., ProcessBackend]]:
-    """Start a backend on a function's source; all are closed in the end."""
+    """Start a backend on a function's source; all are closed afterwards."""
     started: list[ProcessBackend] = []
 
     def start(

@@ -45,8 +45,8 @@ Start = Callable[..., RayBackend]
 def run_ray(
     ray_cluster: Any, ray_packages: Packages, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Start]:
-    """Start a backend on a function's source, or on a package; all are closed in the end."""
-    monkeypatch.setattr("mfimage.backends.ray.cluster._LAST_LINES_SECONDS", 0)  # nobody reads them
+    """Start a backend on a function's source, or on a package; all are closed afterwards."""
+    monkeypatch.setattr("mfimage.backends.ray.cluster._LAST_LINES_SECONDS", 0)
     started: list[RayBackend] = []
 
     def start(source: str | Package, *, batch: bool = False, **options: Any) -> RayBackend:

@@ -18,7 +18,7 @@ from mfimage.backends.code_cache import code_folder
 from mfimage.errors import OptionError, PackageError, StorageError
 from mfimage.load import JsonFunction, function_from_json
 from mfimage.package.store import PackageStore, blob_name, open_package
-from tests.backends.calls import CALLS, PYTHON_CALLS, Call, Way, check
+from tests.backends.calls import CALLS, PYTHON_CALLS, Call, Caller, check, check_backend
 from tests.support.packages import PREDICT, archive_of, make_package
 from tests.support.projects import python
 
@@ -33,33 +33,9 @@ def functions(bound_calls: Mapping[str, str]) -> Iterator[Functions]:
         function.close()
 
 
-def by_call(functions: Functions) -> Way:
-    return lambda name, record: functions[name](record)
-
-
-def by_acall(functions: Functions) -> Way:
-    return lambda name, record: asyncio.run(functions[name].acall(record))
-
-
-def by_submit(functions: Functions) -> Way:
-    return lambda name, record: functions[name].submit(record).result()
-
-
-def by_map(functions: Functions) -> Way:
-    return lambda name, record: next(functions[name].map([record]))
-
-
-def from_a_loop(functions: Functions) -> Way:
-    async def call(name: str, record: Any) -> Any:
-        return functions[name](record)
-
-    return lambda name, record: asyncio.run(call(name, record))
-
-
-@pytest.mark.parametrize("way", [by_call, by_acall, by_submit, by_map, from_a_loop])
 @pytest.mark.parametrize("call", [*CALLS, *PYTHON_CALLS], ids=str)
-def test_every_way_in_this_process(call: Call, way: Any, functions: Functions) -> None:
-    check(call, way(functions))
+def test_calls_in_this_process(call: Call, functions: Functions) -> None:
+    check_backend(call, functions)
 
 
 _RUN = """
@@ -105,7 +81,7 @@ def elsewhere(
     request: pytest.FixtureRequest,
     bound_calls: Mapping[str, str],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Way:
+) -> Caller:
     """Another process, in another folder, answers the whole table at once."""
     lines = "".join(json.dumps([call.function, call.record]) + "\n" for call in CALLS)
     folder = tmp_path_factory.mktemp("elsewhere")
@@ -117,17 +93,17 @@ def elsewhere(
     )
     answers = dict(zip(map(str, CALLS), map(json.loads, done.stdout.splitlines()), strict=True))
 
-    def way(name: str, record: Any) -> Any:
+    def caller(name: str, record: Any) -> Any:
         value, error, message = answers[str(Call(name, record))]
         if error:
             raise type(error, (Exception,), {})(message)
         return value
 
-    return way
+    return caller
 
 
 @pytest.mark.parametrize("call", CALLS, ids=str)
-def test_every_way_in_another_process(call: Call, elsewhere: Way) -> None:
+def test_calls_in_another_process(call: Call, elsewhere: Caller) -> None:
     check(call, elsewhere)
 
 
@@ -245,7 +221,7 @@ def test_16_processes_may_unpack_at_once(tmp_path: Path) -> None:
         assert set(pool.map(unpack, range(16))) == {50}
 
 
-def test_a_cache_that_cannot_be_written_is_told(
+def test_a_cache_that_cannot_be_written_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()

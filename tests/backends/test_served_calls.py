@@ -20,7 +20,7 @@ from mfimage.runtime.loading.loader import LiveFunction, load_function
 from mfimage.runtime.records import run
 from mfimage.runtime.records.files import open_sink
 from mfimage.runtime.records.formats import choose_format
-from tests.backends.calls import CALLS, Call, Way, check
+from tests.backends.calls import CALLS, Call, Caller, check
 from tests.runtime.servers import Server, running, until
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ def is_ready(server: Server) -> bool:
 JSON = {"Content-Type": "application/json"}  # an avro function assumes none
 
 
-def over_http(servers: Mapping[str, Server]) -> Way:
+def over_http(servers: Mapping[str, Server]) -> Caller:
     def ask(name: str, record: Any) -> Any:
         body = json.dumps(record).encode()
         answer = httpx.post(f"{servers[name].url}/{name}", content=body, headers=JSON, timeout=60)
@@ -62,7 +62,7 @@ def over_http(servers: Mapping[str, Server]) -> Way:
     return ask
 
 
-def in_a_list(servers: Mapping[str, Server]) -> Way:
+def in_a_list(servers: Mapping[str, Server]) -> Caller:
     def ask(name: str, record: Any) -> Any:
         body = json.dumps([record]).encode()
         answer = httpx.post(
@@ -92,14 +92,14 @@ def outcome(status: int, answer: Any) -> Any:
     raise Answered(status, answer)
 
 
-@pytest.mark.parametrize("way", [over_http, in_a_list])
+@pytest.mark.parametrize("method", [over_http, in_a_list])
 @pytest.mark.parametrize("call", CALLS, ids=str)
-def test_over_http(call: Call, way: Any, servers: Mapping[str, Server]) -> None:
+def test_over_http(call: Call, method: Any, servers: Mapping[str, Server]) -> None:
     if not call.error:
-        check(call, way(servers))
+        check(call, method(servers))
         return
     with pytest.raises(Answered) as caught:
-        way(servers)(call.function, call.record)
+        method(servers)(call.function, call.record)
     if call.error == "InputError":
         assert caught.value.status == 422
         if "NaN" not in json.dumps(call.record):  # which is no JSON, whatever the path
@@ -119,8 +119,8 @@ IN_AVRO = {
 }  # fmt: skip
 
 
-class Spoken:
-    """What the documentation says of a path's Avro."""
+class AvroPath:
+    """A path that takes Avro, by its documentation."""
 
     def __init__(self, server: Server, path: str) -> None:
         post = server.get("/openapi.json").json()["paths"][path]["post"]
@@ -138,16 +138,16 @@ class Spoken:
         return avro.loads(answer.content, self.gives["x-avro-schema"])
 
 
-def test_what_is_spoken(servers: Mapping[str, Server]) -> None:
+def test_documented_avro_paths(servers: Mapping[str, Server]) -> None:
     for name, server in servers.items():
         paths = (f"/{name}", f"/{name}/batch")
-        spoken = [Spoken(server, path).takes is not None for path in paths]
-        assert spoken == [name in IN_AVRO, IN_AVRO.get(name, False)], name
+        documented = [AvroPath(server, path).takes is not None for path in paths]
+        assert documented == [name in IN_AVRO, IN_AVRO.get(name, False)], name
 
 
 @pytest.mark.parametrize("call", [call for call in CALLS if call.function in IN_AVRO], ids=str)
 def test_in_avro(call: Call, servers: Mapping[str, Server]) -> None:
-    ask = Spoken(servers[call.function], f"/{call.function}").ask
+    ask = AvroPath(servers[call.function], f"/{call.function}").ask
     if not call.error:
         check(call, lambda _name, record: ask(record))
         return
@@ -163,7 +163,7 @@ def test_in_avro(call: Call, servers: Mapping[str, Server]) -> None:
 
 @pytest.mark.parametrize("call", [call for call in CALLS if IN_AVRO.get(call.function)], ids=str)
 def test_in_an_avro_list(call: Call, servers: Mapping[str, Server]) -> None:
-    ask = Spoken(servers[call.function], f"/{call.function}/batch").ask
+    ask = AvroPath(servers[call.function], f"/{call.function}/batch").ask
     try:
         (item,) = ask([call.record])
     except OutputError:

@@ -47,17 +47,17 @@ def test_a_build_gives_the_same_again(iris, base, reference, built):
 
 def test_the_layer_and_its_files_are_named(iris, base, reference, tmp_path):
     place = f"oci:{tmp_path}/layout"
-    options = ["--builder", "oci", "--compile", "--label", "team=a", "--output", place]
+    options = ["--builder", "oci", "--no-compile", "--label", "team=a", "--output", place]
     iris.mfimage("build", reference, *base, *options)
     done = iris.mfimage("verify", place, "--reference", reference, *base, "--json", check=False)
     assert done.returncode == 1
     found = json.loads(done.stdout)
     assert {layer["name"] for layer in found["layers"] if not layer["same"]} == {"dependencies"}
     (layer,) = (layer for layer in found["layers"] if not layer["same"])
-    assert {tuple(change["how"]) for change in layer["changes"]} == {("removed",)}
+    assert {tuple(change["how"]) for change in layer["changes"]} == {("added",)}
     assert all("__pycache__" in change["path"] for change in layer["changes"])
     assert found["settings"] == ["Labels"]
-    same = ["--compile", "--label", "team=a"]
+    same = ["--no-compile", "--label", "team=a"]
     iris.mfimage("verify", place, "--reference", reference, *base, *same)
 
 

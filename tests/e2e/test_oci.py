@@ -1,4 +1,4 @@
-"""Without Docker: from a bound function to an image in a registry, which then runs."""
+"""The oci builder: from a function to an image in the engine, a registry or a file, which runs."""
 
 from __future__ import annotations
 
@@ -53,13 +53,31 @@ def test_pushed_without_docker_it_answers(iris, running, base, no_docker, images
     )  # fmt: skip
     (pinned,) = built.stdout.splitlines()
     assert pinned.startswith(f"{running.address}/team/{builder}@sha256:")
-    assert ("builder: oci (no Docker engine" in built.stderr) == (builder == "auto")
+    assert f"base: {base}, from the registry {running.address}" in built.stderr
     subprocess.run(["docker", "pull", pinned], check=True, capture_output=True)
     images.append(pinned)
     restricted = {"user": "12345", "read_only": True, "tmpfs": ("/tmp",), "cap_drop": ["ALL"]}
     with serving(pinned, **restricted) as server:
         assert server.post("/predict", SETOSA) == (200, ANSWER)
         assert server.ask("GET", "/healthz")[0] == 200
+
+
+def test_as_typed_base_and_image_are_the_engines(iris, base_image, images):
+    reference = iris.bind("predict.py:predict")
+    name = "mfimage-test-typed:1"
+    built = iris.mfimage("build", reference, "-t", name)
+    assert built.stdout == f"{name}\n"
+    assert f"base: {base_image}, from the Docker engine, image sha256:" in built.stderr
+    images.append(name)
+    with serving(name, user="12345", read_only=True, tmpfs=("/tmp",)) as server:
+        assert server.post("/predict", SETOSA) == (200, ANSWER)
+    found = json.loads(subprocess.check_output(["docker", "image", "inspect", name]))[0]
+    base = json.loads(subprocess.check_output(["docker", "image", "inspect", base_image]))[0]
+    assert found["RootFS"]["Layers"][: len(base["RootFS"]["Layers"])] == base["RootFS"]["Layers"]
+    assert found["Config"]["Labels"]["io.mfimage.base.id"] == base["Id"]
+    again = iris.mfimage("build", reference, "-t", "mfimage-test-typed:2", "--json")
+    assert json.loads(again.stdout)["id"] == found["Id"]
+    images.append("mfimage-test-typed:2")
 
 
 def test_an_unchanged_function_is_found_and_not_built(iris, running, base, no_docker, tmp_path):
@@ -119,6 +137,7 @@ def test_what_cannot_be_done_is_told_at_once(iris: Project, base, no_docker):
         ([], "the image has nowhere to go"),
         (["--builder", "docker"], "/nowhere.sock"),
         (["--base-image", base, "--apt", "libgomp1", "--output", "oci:out"], "libgomp1"),
+        (["--base-image", base, "--apt", "libgomp1"], "/nowhere.sock"),
     ):
         done = iris.mfimage("build", reference, *options, check=False, env=no_docker)
         assert (done.returncode, done.stdout) == (1, "")

@@ -9,6 +9,7 @@ import pytest
 
 from mfimage.errors import EngineError, OptionError
 from mfimage.image.builders import open_builder
+from mfimage.image.docker import local
 from mfimage.image.docker.command import DockerCommand
 from mfimage.image.docker.engine import Engine, connect
 from mfimage.image.plan.options import ENGINE, BuildOptions, parse_cache
@@ -24,12 +25,14 @@ def engine(monkeypatch) -> None:
     monkeypatch.setattr(Engine, "connect", classmethod(lambda cls: found))
     command = DockerCommand(path="docker", buildx=(0, 29))
     monkeypatch.setattr(DockerCommand, "find", classmethod(lambda cls: command))
+    monkeypatch.setattr("mfimage.image.oci.builder.connect", lambda: found)
 
 
 @pytest.fixture
 def no_engine(engine, monkeypatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere.sock")
     monkeypatch.setattr(Engine, "connect", classmethod(lambda cls: cls(connect())))
+    monkeypatch.setattr("mfimage.image.oci.builder.connect", local.connect)
 
 
 @pytest.fixture
@@ -39,44 +42,53 @@ def no_command(engine, monkeypatch) -> None:
     monkeypatch.setattr(Engine, "connect", classmethod(lambda cls: SimpleNamespace()))
 
 
-def chosen(*, push: bool = False, **options) -> tuple[str, list[str]]:
+def chosen(*, push: bool = False, needs: tuple[str, ...] = (), **options) -> tuple[str, list[str]]:
     said: list[str] = []
     builder = open_builder(
-        BuildOptions(**options), push=push, secrets={}, on_event=lambda _: None, say=said.append
-    )
+        BuildOptions(**options), system_packages=needs, push=push, secrets={},
+        on_event=lambda _: None, say=said.append,
+    )  # fmt: skip
     builder.close()
     return builder.name, said
 
 
-def test_docker_when_an_engine_answers(engine):
-    assert chosen() == ("docker", ["builder: docker (a Docker engine answers)"])
+def test_oci_is_the_default(engine):
+    assert chosen() == ("oci", [])
 
 
-def test_oci_when_none_does(no_engine):
-    name, (line,) = chosen(push=True)
-    assert name == "oci"
-    assert line.startswith("builder: oci (no Docker engine")
+def test_oci_needs_no_engine_to_push_or_write(no_engine):
+    assert chosen(push=True) == ("oci", [])
+    assert chosen(output=OUT) == ("oci", [])
+
+
+@pytest.mark.parametrize("needs", [{"apt": ("libgomp1",)}, {"needs": ("libgomp1",)}])
+def test_system_packages_are_installed_by_docker(engine, needs):
+    name, (line,) = chosen(**needs)
+    assert name == "docker"
+    assert line.startswith("builder: docker, since")
+    assert "libgomp1" in line
+    assert chosen(builder="docker", **needs) == ("docker", [])
 
 
 @pytest.mark.parametrize(
     ("options", "why"),
     [
         ({"output": OUT}, "--output oci:out"),
-        ({"base_image": OUT, "output": OUT}, "--output oci:out"),
+        ({"compression": "zstd"}, "--compression zstd"),
         ({"base_image": OUT, "output": ENGINE}, "a base in oci:out"),
         ({"platform": "linux/amd64,linux/arm64", "output": ENGINE}, "several platforms"),
     ],
 )
-def test_oci_when_only_that_can(engine, options, why):
-    name, (line,) = chosen(**options)
-    assert name == "oci"
-    assert why in line
-    with pytest.raises(OptionError, match="docker does not do") as raised:
+def test_docker_says_what_it_does_not_do(engine, options, why):
+    assert chosen(**options) == ("oci", [])
+    with pytest.raises(OptionError, match=f"docker does not do {why}") as raised:
         chosen(builder="docker", **options)
     assert raised.value.hint == "use --builder oci"
+    with pytest.raises(OptionError, match=r"libgomp1, and docker does not do " + why):
+        chosen(apt=("libgomp1",), **options)
 
 
-def test_what_was_asked_for_is_not_explained(engine):
+def test_the_requested_builder_is_not_explained(engine):
     assert chosen(builder="docker") == ("docker", [])
     assert chosen(builder="oci", push=True) == ("oci", [])
 
@@ -85,7 +97,13 @@ def test_what_was_asked_for_is_not_explained(engine):
 def test_an_image_has_to_go_somewhere(no_engine, options):
     with pytest.raises(OptionError, match=r"nowhere to go: .*/nowhere\.sock") as raised:
         chosen(**options)
-    assert "--output docker, oci:DIR" in raised.value.hint
+    for way in ("--push --tag", "--output oci:DIR", "start Docker"):
+        assert way in raised.value.hint
+
+
+def test_system_packages_need_an_engine(no_engine):
+    with pytest.raises(EngineError, match=r"system packages.*libgomp1.*nowhere\.sock"):
+        chosen(apt=("libgomp1",), push=True)
 
 
 def test_the_docker_builder_needs_an_engine(no_engine):
@@ -97,11 +115,6 @@ def test_the_docker_builder_needs_the_command(no_command):
     with pytest.raises(EngineError, match="no `docker` command on PATH") as raised:
         chosen(builder="docker")
     assert "--builder oci, which needs no Docker" in raised.value.hint
-    name, (line,) = chosen(push=True)
-    assert (name, line) == (
-        "oci",
-        "builder: oci (there is no `docker` command on PATH, which builds the image)",
-    )
 
 
 def test_a_cache_of_buildx_is_for_docker(engine):
@@ -156,3 +169,11 @@ def test_where_images_go_and_come_from():
     assert options.base_image == Location(kind="oci", path=Path("layouts/python"))
     assert options.platforms == ("linux/arm64", "linux/amd64")
     assert make_options({"output": "docker"}).output == ENGINE
+
+
+def test_python_files_are_compiled_by_default():
+    project = {"compile": False}
+    assert make_options({}).compile
+    assert not make_options({"compile": False}).compile
+    assert not make_options({}, project).compile
+    assert make_options({"compile": True}, project).compile

@@ -47,8 +47,9 @@ def cluster(cpus: int = 2, **environment: str) -> Iterator[Any]:
             "object_store_memory": _STORE_BYTES,
             "include_dashboard": False,
         }
-        started = Cluster(initialize_head=True, head_node_args=node)
-        try:
+        started = Cluster()
+        try:  # from here on: a head that does not come up in time leaves processes, too
+            started.add_node(**node)
             yield started
         finally:
             ray.shutdown()

@@ -1,1 +1,1 @@
-"""The function in processes of its own, in its locked environment."""
+"""The function in interpreters of its own; `backend.ProcessBackend` is the way in."""

@@ -1,8 +1,8 @@
-"""Finding a Python of some minor version on this machine."""
+"""What a worker starts from: an interpreter, the locked environment, mfimage's runtime, code."""
 
 from __future__ import annotations
 
-import hashlib
+import json
 import logging
 import os
 import platform
@@ -14,35 +14,64 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mfimage
+from mfimage.backends.code_cache import code_folder, holds
+from mfimage.backends.process.worker import WorkerLaunch
 from mfimage.capture.lock.indexes import OWN_CONFIGURATION
 from mfimage.capture.lock.uv import UvFailure, run_uv
 from mfimage.errors import BackendError, LockError
+from mfimage.files import sha256_hex
+from mfimage.package.storage.blobs import blob_cache_folder
 from mfimage.package.storage.cache import cache_folder, make_once
+from mfimage.package.storage.local import LocalStorage
 from mfimage.package.store import Package
 from mfimage.runtime.layout import RUNTIME_FILES
 from mfimage.runtime.worker import lifeline
 
-# What a lock's wheels are for; a Python without the GIL wants others.
+logger = logging.getLogger(__name__)
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+# Wheels of a lock are for CPython with the GIL, on 64 bits.
 _ASK = (
     "import sys; print(sys.implementation.name, '%d.%d' % sys.version_info[:2],"
     " sys.maxsize > 2**32 and 't' not in getattr(sys, 'abiflags', ''))"
 )
-_SECONDS = 20
+_ASK_SECONDS = 20
+
+
+def worker_launch(package: Package, *, timeout: float | None, start_timeout: float) -> WorkerLaunch:
+    """Return how to start a worker; the environment is made if it does not exist."""
+    config = {
+        "spec": package.spec.to_json().decode(),
+        "reference": package.reference,
+        "code": str(code_folder(package)),
+        "blobs": _blob_folder(package),
+        "log_level": logging.getLogger().level,
+    }
+    return WorkerLaunch(
+        name=package.spec.name,
+        python=environment_python(package),
+        runtime=runtime_folder(),
+        start=json.dumps(config).encode(),
+        timeout=timeout,
+        start_timeout=start_timeout,
+    )
+
+
+def _blob_folder(package: Package) -> str:
+    """Return the folder with a package's artifacts by digest: its root's own, if that is local.
+
+    Those of a remote root are fetched into the cache, which keeps them as long as ``package``
+    exists. Local blobs are verified where they are read.
+    """
+    storage = package.store.storage
+    if isinstance(storage, LocalStorage):
+        return str(storage.root / "blobs" / "sha256")
+    for ref in package.spec.artifacts.values():
+        package.store.blob_file(ref)
+    return str(blob_cache_folder())
 
 
 def find_interpreter(minor: str) -> Path:
-    """Return a CPython of a minor version: this one, or one on PATH, of pyenv, or of uv.
-
-    Parameters
-    ----------
-    minor : str
-        As ``3.12``.
-
-    Raises
-    ------
-    BackendError
-        When there is none; it says how to get one.
-    """
+    """Return a CPython of a minor version (3.12): this one, or one on PATH, pyenv's or uv's."""
     tried: set[Path] = set()
     for path in _candidates(minor):
         real = path.resolve()
@@ -50,7 +79,7 @@ def find_interpreter(minor: str) -> Path:
             return path
         tried.add(real)
     raise BackendError(
-        f"there is no Python {minor} on this machine, and the function needs one",
+        f"no Python {minor} on this machine, and the function needs one",
         hint=f"get it with `uv python install {minor}` or `pyenv install {minor}`, or put a "
         f"python{minor} on PATH",
     )
@@ -60,67 +89,43 @@ def _candidates(minor: str) -> Iterator[Path]:
     name = f"python{minor}"
     if sys.executable and minor == "{}.{}".format(*sys.version_info):
         yield Path(sys.executable)
-    for folder in os.get_exec_path():
-        yield from _present(Path(folder) / name)
+    on_path = [Path(folder) for folder in os.get_exec_path()]
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-    yield from _newest(pyenv / "versions", f"{minor}.*", name)
-    yield from _newest(_uv_folder(), f"cpython-{minor}.*", name)
-    for folder in os.get_exec_path():
-        yield from _present(Path(folder) / "python3")
+    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    by_uv = Path(os.environ.get("UV_PYTHON_INSTALL_DIR") or data / "uv" / "python")
+    folders = [
+        *on_path,
+        *_newest_first(pyenv / "versions", f"{minor}.*"),
+        *_newest_first(by_uv, f"cpython-{minor}.*"),
+    ]
+    for path in [*(folder / name for folder in folders), *(each / "python3" for each in on_path)]:
+        if os.access(path, os.X_OK) and path.is_file():
+            yield path
 
 
-def _uv_folder() -> Path:
-    chosen = os.environ.get("UV_PYTHON_INSTALL_DIR")
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(chosen) if chosen else Path(data) / "uv" / "python"
+def _newest_first(folder: Path, pattern: str) -> list[Path]:
+    def version(path: Path) -> list[int]:
+        return [int(number) for number in re.findall(r"\d+", path.name)]
 
-
-def _newest(folder: Path, pattern: str, name: str) -> Iterator[Path]:
-    found = sorted(folder.glob(pattern), key=_version, reverse=True)
-    for version in found:
-        yield from _present(version / "bin" / name)
-
-
-def _version(folder: Path) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", folder.name)]
-
-
-def _present(path: Path) -> Iterator[Path]:
-    if os.access(path, os.X_OK) and path.is_file():
-        yield path
+    return [path / "bin" for path in sorted(folder.glob(pattern), key=version, reverse=True)]
 
 
 def _fits(path: Path, minor: str) -> bool:
-    # pyenv's shims are there for versions that are switched off, and fail.
+    # pyenv has shims for versions that are switched off; those fail.
     try:
         done = subprocess.run(
-            [path, "-I", "-S", "-c", _ASK], capture_output=True, timeout=_SECONDS, check=False
+            [path, "-I", "-S", "-c", _ASK], capture_output=True, timeout=_ASK_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.stdout.split() == [b"cpython", minor.encode(), b"True"]
 
 
-# A function's locked environment, and mfimage's runtime, as folders that an interpreter sees.
-
-logger = logging.getLogger(__name__)
-_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
-
-
 def environment_python(package: Package) -> Path:
-    """Return the interpreter of a function's own environment, made when it is not there yet.
+    """Return the interpreter of a function's locked environment, made if it does not exist.
 
-    The environment is a virtual one, made by uv from the lock; every file is verified. It is kept
-    under the user's cache folder, by the lock's digest, Python's minor and the platform.
-
-    Raises
-    ------
-    BackendError
-        When the lock is for another platform, or no Python of its minor is here.
-    LockError
-        When a distribution cannot be had, or is not what the lock says.
-    StorageError
-        When the cache cannot be written.
+    uv makes a virtual environment from the lock and verifies every file. It is kept in the user's
+    cache folder, by the lock's digest, Python's minor version and the platform.
     """
     spec = package.spec.environment
     here = this_platform()
@@ -130,20 +135,20 @@ def environment_python(package: Package) -> Path:
             hint="bind it for this platform, or run its image",
         )
     name = f"{spec.lock.hex[:32]}-py{spec.python_minor}-{here.replace('/', '-')}"
+    python = Path("bin", "python")
+
+    def is_whole(folder: Path) -> bool:
+        # The interpreter that a virtual environment links to may have been removed.
+        return (folder / python).exists()
+
     folder = cache_folder() / "environments" / name
-    make_once(folder, lambda fresh: _install(package, fresh), is_whole=_runs)
-    return folder / "bin" / "python"
+    return make_once(folder, lambda fresh: _install(package, fresh), is_whole) / python
 
 
 def this_platform() -> str:
-    """Return this machine's platform, as locks name it: ``linux/amd64``."""
+    """Return this machine's platform as locks name it: ``linux/amd64``."""
     machine = platform.machine()
     return f"{sys.platform}/{_MACHINES.get(machine, machine)}"
-
-
-def _runs(folder: Path) -> bool:
-    # The interpreter that a virtual environment stands on may be gone.
-    return (folder / "bin" / "python").exists()
 
 
 def _install(package: Package, fresh: Path) -> None:
@@ -164,7 +169,7 @@ def _install(package: Package, fresh: Path) -> None:
 
 
 def _run_uv(arguments: list[str], folder: Path, python: Path) -> None:
-    """Run uv, which ends when this process does; any interpreter sees to that."""
+    """Run uv below ``lifeline``, so that it ends when this process does."""
     environment = OWN_CONFIGURATION.environment(os.environ, folder)
     environment |= {"UV_PREVIEW_FEATURES": "pylock", "UV_PYTHON_DOWNLOADS": "never"}
     for name in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME"):
@@ -186,20 +191,12 @@ def runtime_folder() -> Path:
     root = Path(mfimage.__file__).parent.parent
     found = sorted({path for pattern in RUNTIME_FILES for path in root.glob(pattern)})
     files = {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
-    hasher = hashlib.sha256()
-    for name, content in files.items():
-        hasher.update(f"{name}\0{len(content)}\0".encode() + content)
+    parts = (f"{name}\0{len(content)}\0".encode() + content for name, content in files.items())
 
     def fill(fresh: Path) -> None:
         for name, content in files.items():
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
             (fresh / name).write_bytes(content)
 
-    def is_whole(folder: Path) -> bool:
-        # Caches are cleaned by half, and changed.
-        try:
-            return all((folder / name).read_bytes() == files[name] for name in files)
-        except OSError:
-            return False
-
-    return make_once(cache_folder() / "runtime" / hasher.hexdigest()[:32], fill, is_whole)
+    folder = cache_folder() / "runtime" / sha256_hex(parts)[:32]
+    return make_once(folder, fill, lambda folder: holds(folder, files))

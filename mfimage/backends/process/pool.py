@@ -1,34 +1,32 @@
-"""Threads that wait for a worker, first come, first served. The pool's lock guards all of it."""
+"""The workers of one function: a thread takes one, uses it alone, and gives it back.
+
+Threads wait in line, first come, first served. The pool's lock guards all state.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from threading import get_ident
 
-from mfimage.backends.process.process import Launch
-from mfimage.backends.process.workers import Resend, Ticket, Worker, start_worker
+from mfimage.backends.calls import Resend
+from mfimage.backends.process.worker import Worker, WorkerLaunch, WorkerRequest, start_worker
 from mfimage.errors import BackendError
 from mfimage.runtime.worker.frames import Frame
 
+# How long a worker may take to end by itself: to flush files and run the function's exit hooks.
+_GRACE_SECONDS = 2.0
+_MAX_SENDS = 3
+
 
 @dataclass(eq=False, kw_only=True)
-class Waiter:
-    """A thread that waits.
-
-    Attributes
-    ----------
-    wanted : Worker or None
-        One worker in particular; None for any.
-    found : Worker or None
-        What it got; None to look again.
-    error : Exception or None
-        What it is to raise.
-    """
+class _Waiter:
+    """A thread that waits for one worker, or for any (None)."""
 
     wanted: Worker | None
-    found: Worker | None = None
+    found: Worker | None = None  # None when woken: look again
     error: Exception | None = None
     thread: int = field(default_factory=get_ident)
     woken: threading.Lock = field(default_factory=threading.Lock)
@@ -36,89 +34,14 @@ class Waiter:
     def __post_init__(self) -> None:
         self.woken.acquire()
 
-    def would_take(self, worker: Worker) -> bool:
-        """Tell whether it waits for that one or for any."""
-        return self.wanted is None or self.wanted is worker
-
-
-class Waiters:
-    """Those who wait, in order."""
-
-    def __init__(self) -> None:
-        self._line: list[Waiter] = []
-
-    def join(self, wanted: Worker | None) -> Waiter:
-        """Put the calling thread in line."""
-        waiter = Waiter(wanted=wanted)
-        self._line.append(waiter)
-        return waiter
-
-    def leave(self, waiter: Waiter) -> bool:
-        """Take a thread out of the line; tell whether it still stood there."""
-        if waiter not in self._line:
-            return False
-        self._line.remove(waiter)
-        return True
-
-    def give(self, worker: Worker) -> bool:
-        """Give a worker to the first who would take it; tell whether there is one."""
-        for waiter in self._line:
-            if waiter.would_take(worker):
-                waiter.found = worker
-                worker.user = waiter.thread
-                self._wake(waiter)
-                return True
-        return False
-
-    def wake_for(self, worker: Worker) -> None:
-        """Let those look again who wait for a worker that is gone."""
-        for waiter in [each for each in self._line if each.wanted is worker]:
-            self._wake(waiter)
-
-    def wake_one(self) -> None:
-        """Let the first look again who would take any."""
-        for waiter in self._line:
-            if waiter.wanted is None:
-                self._wake(waiter)
-                return
-
-    def wake_all(self) -> None:
-        """Let everybody look again."""
-        for waiter in list(self._line):
-            self._wake(waiter)
-
-    def fail(self, error: Exception) -> None:
-        """Let everybody fail who would take any."""
-        for waiter in [each for each in self._line if each.wanted is None]:
-            waiter.error = error
-            self._wake(waiter)
-
-    def _wake(self, waiter: Waiter) -> None:
-        self._line.remove(waiter)
-        waiter.woken.release()
-
-
-# Workers, and who has which: a thread takes one, uses it alone, and gives it back.
-
-# How long a worker may take to end by itself: to flush files, to run the function's exit hooks.
-_GRACE_SECONDS = 2.0
-_MOST_RESENDS = 3
-
 
 class WorkerPool:
-    """A number of workers for one function.
+    """``size`` workers; they start at once, and one that ends is replaced.
 
-    They start at once and import the function while the caller goes on; one that ends is replaced.
-
-    Parameters
-    ----------
-    launch : Launch
-        How to start one.
-    size : int
-        How many.
+    Workers import the function while the caller goes on; a failure is raised by the first call.
     """
 
-    def __init__(self, launch: Launch, size: int) -> None:
+    def __init__(self, launch: WorkerLaunch, size: int) -> None:
         self._launch = launch
         self._size = size
         self._reset()
@@ -133,70 +56,71 @@ class WorkerPool:
         self._lock = threading.Lock()
         self._workers: set[Worker] = set()
         self._free: list[Worker] = []
-        self._waiters = Waiters()
+        self._line: list[_Waiter] = []
         self._closed = False
 
+    def data(self) -> str:
+        """Return the name of the function's first parameter, once it is imported."""
+        worker = self.take()
+        assert worker is not None
+        assert worker.data is not None
+        self.give_back(worker)
+        return worker.data
+
     def call(self, kind: int, payload: bytes) -> Frame:
-        """Return the answer to a request, from any worker.
+        """Return the reply to a request, from any worker; raise why there is none."""
+        request = self._send(kind, payload, 1, wait=True, collect=True)
+        assert request is not None
+        if isinstance(request.reply, Exception):
+            raise request.reply
+        assert request.reply is not None
+        return request.reply
 
-        Raises
-        ------
-        Exception
-            When there is none: the worker ended, or the function cannot be imported.
+    def post(
+        self, kind: int, payload: bytes, records: int, *, wait: bool = True
+    ) -> WorkerRequest | None:
+        """Send a request to the least busy worker, without waiting for the reply.
+
+        Return None when other threads use all workers and ``wait`` is false.
         """
-        for _ in range(_MOST_RESENDS):
-            worker = self.take()
-            assert worker is not None
-            try:
-                ticket = worker.post(kind, payload)
-                worker.collect(ticket)
-            except Resend:
-                continue
-            except BaseException:
-                self._interrupted(worker)
-                raise
-            finally:
-                self.give_back(worker)
-            if isinstance(ticket.answer, Frame):
-                return ticket.answer
-            if ticket.answer is not None and not isinstance(ticket.answer, Resend):
-                raise ticket.answer
-        raise self._dying()
+        return self._send(kind, payload, records, wait=wait, collect=False)
 
-    def post(self, kind: int, payload: bytes, records: int, *, wait: bool) -> Ticket | None:
-        """Send a request to the worker with the least to do, and leave the answer for later.
-
-        Parameters
-        ----------
-        wait : bool
-            Whether to wait for a worker while others have them all; else return None.
-        """
-        for _ in range(_MOST_RESENDS):
+    def _send(
+        self, kind: int, payload: bytes, records: int, *, wait: bool, collect: bool
+    ) -> WorkerRequest | None:
+        for _ in range(_MAX_SENDS):
             worker = self.take(wait=wait)
             if worker is None:
                 return None
             try:
-                return worker.post(kind, payload, records)
+                request = worker.post(kind, payload, records)
+                if collect:
+                    worker.collect(request)
             except Resend:
                 continue
             except BaseException:
-                self._interrupted(worker)
+                self._drop(worker)
                 raise
             finally:
                 self.give_back(worker)
-        raise self._dying()
+            if not isinstance(request.reply, Resend):
+                return request
+        raise BackendError(
+            f"{self._launch.name}: its workers end before they get a record",
+            hint="does the function start a thread that crashes? see stderr",
+        )
 
-    def collect(self, ticket: Ticket) -> None:
-        """Wait until a ticket has its answer."""
-        while ticket.answer is None:
-            worker = self.take(ticket.worker)
-            if worker is None:  # it is gone; most often the ticket says why
-                ticket.answer = ticket.answer or Resend()
+    def collect(self, request: WorkerRequest) -> None:
+        """Wait until a request has its reply."""
+        while request.reply is None:
+            worker = self.take(request.worker)
+            if worker is None:  # it is gone, which usually has set the reply
+                request.reply = request.reply or Resend()
                 continue
             try:
-                worker.collect(ticket)
+                worker.collect(request)
             except BaseException:
-                self._interrupted(worker)
+                self._drop(worker)
                 raise
             finally:
                 self.give_back(worker)
@@ -204,32 +128,22 @@ class WorkerPool:
     def take(self, wanted: Worker | None = None, *, wait: bool = True) -> Worker | None:
         """Return a worker that is ready, for the calling thread alone.
 
-        Parameters
-        ----------
-        wanted : Worker, optional
-            That one; None is returned when it is gone.
-        wait : bool
-            Whether to wait while all are taken; else None is returned.
-
-        Raises
-        ------
-        Exception
-            When the function cannot be imported, or the pool is closed.
+        Return None when ``wanted`` is gone, or when other threads use all and ``wait`` is false.
         """
-        worker = self._take_any_state(wanted, wait=wait)
+        worker = self._take_starting(wanted, wait=wait)
         if worker is not None and worker.data is None:
             try:
                 worker.wait_ready()
             except BaseException as error:
-                self._interrupted(worker)
+                self._drop(worker)
                 self.give_back(worker)
                 if isinstance(error, Exception):
                     with self._lock:  # the next worker would import the same function
-                        self._waiters.fail(error)
+                        self._wake([each for each in self._line if each.wanted is None], error)
                 raise
         return worker
 
-    def _take_any_state(self, wanted: Worker | None, *, wait: bool) -> Worker | None:
+    def _take_starting(self, wanted: Worker | None, *, wait: bool) -> Worker | None:
         while True:
             with self._lock:
                 if self._closed:
@@ -241,38 +155,49 @@ class WorkerPool:
                     return worker
                 if self._recover():
                     continue
-                waiter = self._waiters.join(wanted)
+                waiter = _Waiter(wanted=wanted)
+                self._line.append(waiter)
             worker = self._wait(waiter)
             if worker is not None:
                 return worker
 
     def _recover(self) -> bool:
-        """Replace workers that nobody has any more: Ctrl-C may come between any two steps."""
+        """Replace workers without a user: Ctrl-C may arrive between any two steps."""
         mine = (0, get_ident())
         lost = [each for each in self._workers if each.user in mine and each not in self._free]
         for worker in lost:
-            self._interrupted(worker)
+            self._drop(worker)
             self._replace(worker)
         return bool(lost)
 
-    def _wait(self, waiter: Waiter) -> Worker | None:
+    def _wait(self, waiter: _Waiter) -> Worker | None:
         try:
             waiter.woken.acquire()
-        except BaseException:  # Ctrl-C, while a worker may already be on its way
+        except BaseException:  # Ctrl-C, perhaps after another thread has handed over a worker
             with self._lock:
-                if not self._waiters.leave(waiter):
-                    if waiter.found is not None:
-                        self._hand_out(waiter.found)
-                    else:
-                        self._waiters.wake_one()
+                if waiter in self._line:
+                    self._line.remove(waiter)
+                elif waiter.found is not None:
+                    self._hand_out(waiter.found)
+                else:
+                    self._wake_one()
             raise
         if waiter.error is not None:
             raise waiter.error
         return waiter.found
 
+    def _wake(self, waiters: Iterable[_Waiter], error: Exception | None = None) -> None:
+        for waiter in waiters:
+            waiter.error = error
+            self._line.remove(waiter)
+            waiter.woken.release()
+
+    def _wake_one(self) -> None:
+        self._wake([each for each in self._line if each.wanted is None][:1])
+
     def _pick(self, wanted: Worker | None) -> Worker | None:
         if wanted is None:
-            wanted = self._best()
+            wanted = self._least_busy()
         elif wanted not in self._free:
             return None
         if wanted is not None:
@@ -280,82 +205,79 @@ class WorkerPool:
             self._free.remove(wanted)
         return wanted
 
-    def _best(self) -> Worker | None:
-        """Return the free worker with the least to do."""
+    def _least_busy(self) -> Worker | None:
         if not self._free and len(self._workers) < self._size:
             self._start()
         if not self._free:
             return None
-        # The one used last, if it is idle: its memory is still near.
+        # The one used last, if it is idle: its memory is still in the processor's caches.
         last = self._free[-1]
         if last.data is not None and not last.pending:
             return last
         return min(reversed(self._free), key=lambda each: (not each.is_ready(), len(each.pending)))
 
     def give_back(self, worker: Worker) -> None:
-        """Let others have a worker; one that ended is replaced."""
+        """Let other threads have a worker; one that ended is replaced."""
         with self._lock:
             worker.user = 0
             if self._closed:
-                self._interrupted(worker)
+                self._drop(worker)
             elif worker.alive:
                 self._hand_out(worker)
             elif worker in self._workers:
                 self._replace(worker)
 
     def _hand_out(self, worker: Worker) -> None:
-        if not self._waiters.give(worker):
-            self._free.append(worker)
+        for waiter in self._line:
+            if waiter.wanted is None or waiter.wanted is worker:
+                waiter.found = worker
+                worker.user = waiter.thread
+                self._wake([waiter])
+                return
+        self._free.append(worker)
 
     def _replace(self, worker: Worker) -> None:
         self._workers.discard(worker)
-        self._waiters.wake_for(worker)
-        # One that could not even start is replaced when somebody asks: the next may not, either.
+        self._wake([each for each in self._line if each.wanted is worker])
+        # One that could not even start is replaced on demand: the next may fail the same way.
         if worker.data is not None and not self._closed:
             try:
                 self._start()
                 self._hand_out(self._free.pop())
             except BackendError:
-                pass  # told to whoever asks next
+                pass  # raised by the next call
             else:
                 return
-        self._waiters.wake_one()
+        self._wake_one()
 
     def _start(self) -> None:
         worker = start_worker(self._launch)
         self._workers.add(worker)
         self._free.append(worker)
 
-    def _interrupted(self, worker: Worker) -> None:
-        """Drop a worker whose stream was left in the middle, or that is of no use."""
+    def _drop(self, worker: Worker) -> None:
+        """End a worker that failed, or whose stream was left in the middle of a message."""
         worker.drop(BackendError(f"{self._launch.name}: its worker was stopped by an interrupt"))
 
-    def _dying(self) -> BackendError:
-        return BackendError(
-            f"{self._launch.name}: its workers end before they get a record",
-            hint="does the function start a thread that crashes? stderr may tell",
-        )
-
     def close(self) -> None:
-        """End the workers; calls that still run fail."""
+        """End the workers; running calls fail."""
         with self._lock:
             self._closed = True
             free, self._free = self._free, []
             taken = self._workers - set(free)
             self._workers = set()
-            self._waiters.wake_all()
+            self._wake(list(self._line))
         for worker in taken:
-            worker.process.stop()  # whoever has it sees that, and cleans up
+            worker.stop()  # the thread that uses it notices, and cleans up
         for worker in free:
-            worker.process.sock.close()
+            worker.hang_up()
         limit = time.monotonic() + _GRACE_SECONDS
         for worker in free:
             worker.drop(BackendError(f"{self._launch.name} was closed"), limit - time.monotonic())
 
     def forget(self) -> None:
-        """Start anew in a process that was forked: the workers are its parent's."""
-        workers = self._workers
-        closed = self._closed
+        """Start anew in a forked process: the workers are its parent's."""
+        workers, closed = self._workers, self._closed
         self._reset()
         self._closed = closed
         for worker in workers:

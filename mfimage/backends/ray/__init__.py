@@ -1,1 +1,1 @@
-"""The function in actors of a Ray cluster."""
+"""The function in actors of a Ray cluster; `backend.RayBackend` is the way in."""

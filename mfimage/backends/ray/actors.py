@@ -1,21 +1,24 @@
-"""One actor of a function, and what was sent to it."""
+"""The actors of a function: as many as there is work for, between a minimum and a maximum."""
 
 from __future__ import annotations
 
-import functools
-import io
+import contextlib
 import json
 import logging
+import math
 import struct
+import threading
 import time
-import zipfile
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mfimage
 from mfimage.backends.ray import boot
-from mfimage.backends.ray.cluster import import_ray
-from mfimage.backends.ray.node import NEEDS, READY, all_blobs
+from mfimage.backends.ray.cluster import check_room, describe, import_ray
+from mfimage.backends.ray.node import NEEDS_BLOBS, READY, all_blobs
 from mfimage.backends.ray.options import RayOptions
 from mfimage.errors import BackendError
 from mfimage.package.store import Package
@@ -24,86 +27,61 @@ from mfimage.runtime.worker.exceptions import rebuild
 from mfimage.runtime.worker.frames import Frame
 
 logger = logging.getLogger("mfimage")
+_Found = TypeVar("_Found")
 _SLIVER = 0.001
-# What is longer goes through the object store, which takes a millisecond more; an argument does.
+# Longer arguments go through the object store, which takes a millisecond more.
 _INLINE = 96_000
-_MOST_PIECES = 10
+_MAX_PIECES = 10
+_IDLE_SECONDS = 60.0
+_WARN_SECONDS = 10.0
+_GRACE_SECONDS = 2.0
+_POLL_SECONDS = 0.02
 
 
-class Ticket:
-    """A request, and its answer once it is there.
+@dataclass(eq=False, slots=True)
+class ActorRequest:
+    """A request, and its reply once it has arrived."""
 
-    Attributes
-    ----------
-    kind, payload, records, size
-        What was asked, how many records that is, and how many the function gets at a time; 0: all.
-    ref : ObjectRef or None
-        The answer's, while an actor has the request.
-    actor : Actor or None
-        Who has it.
-    deaths : int
-        How many actors died that had it.
-    answer : Frame, Exception or None
-        What came of it.
-    """
-
-    __slots__ = ("actor", "answer", "deaths", "kind", "payload", "records", "ref", "size")
-
-    def __init__(self, kind: int, payload: bytes, records: int, size: int = 0) -> None:
-        self.kind = kind
-        self.payload = payload
-        self.records = records
-        self.size = size
-        self.ref: Any = None
-        self.actor: Actor | None = None
-        self.deaths = 0
-        self.answer: Frame | Exception | None = None
+    kind: int
+    payload: bytes
+    records: int
+    size: int = 0  # how many records the function gets at a time; 0: all
+    ref: Any = None  # Ray's reference to the reply, while an actor has the request
+    actor: Actor | None = None
+    deaths: int = 0  # of actors that had it
+    reply: Frame | Exception | None = None
 
 
 class Actor:
-    """One actor; its pool's lock guards what changes.
-
-    Attributes
-    ----------
-    handle : ActorHandle
-        Ray's.
-    luggage : tuple
-        What it needs to load the function; see ``ray_boot``.
-    loading : ObjectRef or None
-        Of ``load``'s answer, until the function is loaded.
-    pending : dict of Ticket
-        What it has, in the order in which it gets to it; the values mean nothing.
-    used : float
-        When it last got something, by ``time.monotonic``.
-    """
+    """One actor; the lock of its ``ActorSet`` guards its state."""
 
     def __init__(self, handle: Any, luggage: boot.Luggage) -> None:
         self.handle = handle
-        self.luggage = luggage
-        self.loading = handle.load.remote(luggage)
-        self.pending: dict[Ticket, None] = {}
+        self.luggage = luggage  # what it needs to load the function
+        self.loading = handle.load.remote(luggage)  # None once the function is loaded
+        self.pending: dict[ActorRequest, None] = {}  # in order; the values are unused
         self.used = time.monotonic()
 
-    def send(self, ticket: Ticket) -> None:
-        """Send a request; how it goes is told when its answer is asked for."""
-        ticket.ref = self.ask(ticket.kind, ticket.payload, ticket.size)
-        ticket.actor = self
-        self.pending[ticket] = None
+    def send(self, request: ActorRequest) -> None:
+        """Send a request; errors are raised where the reply is read."""
+        request.ref = self.ask(request.kind, request.payload, request.size)
+        request.actor = self
+        self.pending[request] = None
         self.used = time.monotonic()
 
     def ask(self, kind: int, payload: bytes, size: int = 0) -> Any:
-        """Return the reference to the answer to a frame."""
-        # One argument: Ray takes some time over each.
+        """Return Ray's reference to the reply to a frame."""
+        # As one argument: each takes Ray some time.
         request = struct.pack(boot.HEAD, kind, size) + payload
         count = len(request)
-        if not _INLINE < count <= _INLINE * _MOST_PIECES:
+        if not _INLINE < count <= _INLINE * _MAX_PIECES:
             return self.handle.answer.remote(request)
         pieces = (request[place : place + _INLINE] for place in range(0, count, _INLINE))
         return self.handle.answer.remote(*pieces)
 
     def load_again(self) -> None:
-        """Ask for the function after Ray has started the actor's process again."""
-        # Unlike others, this request waits for that: Ray repeats it while nobody is there.
+        """Load the function again after Ray has restarted the actor's process."""
+        # Unlike others, this request waits for the restart: Ray retries it meanwhile.
         self.loading = self.handle.load.options(max_task_retries=-1).remote(self.luggage)
 
     def stop(self) -> None:
@@ -113,31 +91,27 @@ class Actor:
             ray.kill(self.handle, no_restart=True)
 
 
-def decode(data: bytes) -> Frame:
-    """Return the frame that an actor answered."""
+def decode_reply(data: bytes) -> Frame:
+    """Return the frame that an actor replied with."""
     kind, micros = struct.unpack_from(boot.HEAD, data)
     return Frame(kind, data[boot.HEAD_SIZE :], micros)
 
 
-class Launcher:
-    """Starts actors of one function.
+class ActorSet:
+    """The actors of one function.
 
-    Parameters
-    ----------
-    package : Package
-        What they load.
-    options : RayOptions
-        What they take.
+    They start at once and load the function while the caller goes on. Ray restarts one that dies.
     """
 
     def __init__(self, package: Package, options: RayOptions) -> None:
         self._package = package
+        self._name = package.spec.name
         self._options = options
+        self._ray = import_ray()
+        source = boot.source_files(Path(mfimage.__file__).parents[1])
+        self._digest = boot.digest_of(source)
+        self._source = self._ray.put(source)
         self._blobs: dict[str, Any] | None = None
-        ray = import_ray()
-        digest, archive = source_archive()
-        self._digest = digest
-        self._archive = ray.put(archive)
         self._config = json.dumps(
             {
                 "spec": package.spec.to_json().decode(),
@@ -147,77 +121,239 @@ class Launcher:
                 "start_timeout": options.start_timeout,
             }
         ).encode()
-        self._class = self._make_class(ray)
-
-    def asked(self) -> dict[str, float]:
-        """Return what an actor takes of its node, by Ray's names."""
-        asked = self._options.asked()
-        if self._options.placement == "image":
-            asked[placement_resource(self._package.spec.digest)] = _SLIVER
-        return asked
-
-    def _make_class(self, ray: Any) -> Any:
-        asked = self.asked()
-        return ray.remote(boot.FunctionHost).options(
-            num_cpus=asked.pop("CPU", 0),
-            num_gpus=asked.pop("GPU", 0),
-            memory=asked.pop("memory", None),
-            resources=asked,
+        # What an actor takes of its node, by Ray's names.
+        self._resources = options.requested()
+        if options.placement == "image":
+            self._resources[placement_resource(package.spec.digest)] = _SLIVER
+        custom = dict(self._resources)
+        self._class = self._ray.remote(boot.FunctionHost).options(
+            num_cpus=custom.pop("CPU", 0),
+            num_gpus=custom.pop("GPU", 0),
+            memory=custom.pop("memory", None),
+            resources=custom,
             max_restarts=-1,
         )
+        fits = self._check_room(options.patience)
+        fits = fits if math.isfinite(fits) else options.min_actors
+        self.maximum = options.max_actors or max(options.min_actors, int(fits))
+        self.data: str | None = None  # name of the function's first parameter, once loaded
+        self.lock = threading.RLock()  # guards all state, of the actors too
+        self.ready: list[Actor] = []
+        self._starting: list[Actor] = []
+        self._taken: list[Actor] = []
+        self._closed = False
+        self._polled = self._warn_at = 0.0
+        self._grow(options.min_actors)
 
-    def start(self) -> Actor:
-        """Start an actor; it loads the function while the caller goes on."""
-        cloudpickle: Any = import_ray().cloudpickle
+    def _check_room(self, patience: float) -> float:
+        hint = None
+        if self._options.placement == "image":
+            hint = "start the cluster's nodes from the function's image, or omit placement="
+        minimum = self._options.min_actors
+        return check_room(self._name, self._resources, minimum, patience, hint)
 
-        # By value, for a node need not have this module. Ray writes the class when it is first
-        # used; nothing of the caller's own modules goes with it.
-        cloudpickle.register_pickle_by_value(boot)
+    def when_ready(self, find: Callable[[], _Found | None]) -> _Found:
+        """Return what ``find`` finds, with the lock held; wait for actors while that is None."""
+        began = time.monotonic()
+        while True:
+            with self.lock:
+                self._poll()
+                found = find()
+            if found is not None:
+                return found
+            self._wait_for_start(began)
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[Actor]:
+        """Give an actor to the caller alone, and stop it if the caller fails."""
+
+        def take() -> Actor | None:
+            actor = min(self.ready, key=lambda each: len(each.pending), default=None)
+            if actor is not None:
+                self.ready.remove(actor)
+                self._taken.append(actor)
+            return actor
+
+        actor, usable = self.when_ready(take), False
         try:
-            handle = self._class.remote(self._package.spec.name, self._config, self._digest)
+            yield actor
+            usable = True
         finally:
-            cloudpickle.unregister_pickle_by_value(boot)
-        return Actor(handle, (self._archive, self._blobs))
+            with self.lock:
+                self._taken.remove(actor)
+                if usable and not self._closed:
+                    actor.used = time.monotonic()
+                    self.ready.append(actor)
+                else:
+                    actor.stop()
 
-    def loaded(self, answer: bytes) -> str | None:
-        """Return the name of the function's first parameter; None when blobs have to go along.
-
-        Raises
-        ------
-        Exception
-            What went wrong when the function was loaded.
-        """
-        told = json.loads(answer)
-        if told["status"] == READY:
-            return str(told["data"])
-        if told["status"] == NEEDS and self._blobs is None:
-            spec = self._package.spec
-            logger.info("%s is sent to the nodes, which cannot read it: %s", spec.name, told["why"])
-            ray = import_ray()
-            refs = all_blobs(spec)
-            self._blobs = {name: ray.put(self._package.read(ref)) for name, ref in refs.items()}
+    def least_busy(self, enough: int) -> Actor | None:
+        """Return the actor with the fewest requests; start more when it has ``enough``."""
+        if not self.ready:
             return None
-        if told["status"] == NEEDS:
-            return None
-        raise rebuild(told["error"].encode())
+        best = min(self.ready, key=lambda each: len(each.pending))
+        if len(best.pending) >= enough:
+            self._forget_abandoned(best)
+            if len(best.pending) >= enough and not self._starting:
+                self._grow(min(len(self.ready), self.maximum - len(self.ready)))
+        return best
+
+    def _forget_abandoned(self, actor: Actor) -> None:
+        """Release replies that have arrived, which may never be read."""
+        refs = {request.ref: request for request in actor.pending}
+        done, _ = self._ray.wait(list(refs), num_returns=len(refs), timeout=0, fetch_local=False)
+        for ref in done:
+            actor.pending.pop(refs[ref], None)
+
+    def _grow(self, count: int) -> None:
+        had = len(self.ready)
+        for _ in range(count):
+            self._starting.append(self._start())
+        if had and count > 0:
+            logger.info("%s: %d actors, starting %d more", self._name, had, count)
+            threading.Thread(
+                target=_shrink_later, args=(weakref.ref(self),), name="mfimage-idle", daemon=True
+            ).start()
+
+    def _start(self) -> Actor:
+        # By value, as a node may not have this module. Ray pickles the class when it is first
+        # used; none of the caller's own modules is pickled with it.
+        self._ray.cloudpickle.register_pickle_by_value(boot)
+        try:
+            handle = self._class.remote(self._name, self._config, self._digest)
+        finally:
+            self._ray.cloudpickle.unregister_pickle_by_value(boot)
+        return Actor(handle, (self._source, self._blobs))
+
+    def loaded(self, reply: bytes) -> str | None:
+        """Return the name of the function's first parameter; None when actors need the blobs."""
+        found = json.loads(reply)
+        if found["status"] == READY:
+            return str(found["data"])
+        if found["status"] != NEEDS_BLOBS:
+            raise rebuild(found["error"].encode())
+        if self._blobs is None:
+            text = "%s: its package is sent to the nodes, which cannot read it: %s"
+            logger.info(text, self._name, found["why"])
+            refs = all_blobs(self._package.spec)
+            put, read = self._ray.put, self._package.read
+            self._blobs = {name: put(read(ref)) for name, ref in refs.items()}
+        return None
+
+    def start_again(self, actor: Actor) -> None:
+        """Wait for Ray to restart an actor that died or was killed."""
+        self.ready.remove(actor)
+        self._starting.append(actor)
+        actor.load_again()
+
+    def _poll(self, *, now: bool = False) -> None:
+        """Take actors into use that have loaded the function; raise why none could."""
+        if self._closed:
+            raise BackendError(f"{self._name} was closed")
+        if not self._ray.is_initialized():
+            raise BackendError(
+                f"{self._name}: this process has left the Ray cluster",
+                hint="ray.shutdown() was called: close() the function, and it can be called again",
+            )
+        if not self._starting:
+            if not self.ready and not self._taken:
+                self._grow(self._options.min_actors)
+            return
+        if now or time.monotonic() - self._polled > _POLL_SECONDS:
+            self._polled = time.monotonic()
+            for actor in list(self._starting):
+                self._poll_one(actor)
+
+    def _poll_one(self, actor: Actor) -> None:
+        from ray.exceptions import GetTimeoutError, RayError
+
+        try:
+            data = self.loaded(self._ray.get(actor.loading, timeout=0))
+        except GetTimeoutError:
+            return
+        except Exception as error:
+            self._starting.remove(actor)
+            actor.stop()
+            if isinstance(error, RayError):
+                text = " ".join(str(error).split())
+                message = f"{self._name}: its actor died while it was imported: {text}"
+                error = BackendError(message, hint="see Ray's log on stderr")
+            if self.ready:
+                logger.warning("%s: one actor less: %s", self._name, error)
+                return
+            raise error from error.__cause__
+        self._starting.remove(actor)
+        if data is None:  # it cannot read the package; the next one gets the blobs
+            actor.stop()
+            self._starting.append(self._start())
+            return
+        self.data = data
+        actor.loading = None
+        actor.used = time.monotonic()
+        self.ready.append(actor)
+
+    def _wait_for_start(self, began: float) -> None:
+        """Wait a little for an actor; warn about a long wait, and raise after ``start_timeout``."""
+        with self.lock:
+            loading = [actor.loading for actor in self._starting]
+        if loading:
+            self._ray.wait(loading, num_returns=1, timeout=1.0)
+        else:  # another thread has taken the only one
+            time.sleep(_POLL_SECONDS)
+        with self.lock:
+            self._poll(now=True)
+            if self.ready:
+                return
+        waited = time.monotonic() - began
+        each = f"takes {describe(self._resources)}, and free is "
+        if waited > self._options.start_timeout + self._options.patience:
+            raise BackendError(
+                f"{self._name}: no actor was ready within {waited:.0f} s; each {each}"
+                f"{describe(self._ray.available_resources())}",
+                hint="request less, wait for others to finish, or allow more with start_timeout=",
+            )
+        if time.monotonic() > self._warn_at and waited > _WARN_SECONDS:
+            self._warn_at = time.monotonic() + _WARN_SECONDS
+            # Nodes that were there at the start may have left.
+            self._check_room(max(0.0, self._options.patience - waited))
+            free = describe(self._ray.available_resources())
+            text = "%s has waited %.0f s for an actor, which %s%s"
+            logger.warning(text, self._name, waited, each, free)
+
+    def shrink(self) -> bool:
+        """Stop actors that have been idle long; return whether more than the minimum are left."""
+        with self.lock:
+            limit = time.monotonic() - _IDLE_SECONDS
+            for actor in list(self.ready):
+                if len(self.ready) > self._options.min_actors and actor.used < limit:
+                    if actor.pending:
+                        self._forget_abandoned(actor)
+                    if not actor.pending:
+                        self.ready.remove(actor)
+                        actor.stop()
+            return not self._closed and len(self.ready) > self._options.min_actors
+
+    def close(self) -> None:
+        """End the actors; running calls fail."""
+        with self.lock:
+            self._closed = True
+            actors, self.ready = self.ready, []
+            starting, self._starting = [*self._starting, *self._taken], []
+        if not self._ray.is_initialized():
+            return  # they ended with the connection
+        with contextlib.suppress(Exception):  # the cluster may be gone
+            # Idle ones end by themselves, and run the function's exit hooks.
+            idle = [each.handle.__ray_terminate__.remote() for each in actors if not each.pending]
+            if idle:
+                self._ray.wait(idle, num_returns=len(idle), timeout=_GRACE_SECONDS)
+            for actor in [*actors, *starting]:
+                actor.stop()
 
 
-@functools.cache
-def source_archive() -> tuple[str, bytes]:
-    """Return the digest of mfimage's own source, and an archive of it."""
-    files = boot.source_files(Path(mfimage.__file__).parents[1])
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(zipfile.ZipInfo(name), content)
-    return boot.digest_of(files), buffer.getvalue()
-
-
-def lost(name: str, error: Exception | str, when: str = "ran") -> BackendError:
-    """Return the error for a record whose actor died."""
-    text = " ".join(str(error).split())
-    if "OOM" in text and "memory usage threshold" in text:
-        hint = "its node ran out of memory: use fewer actors, or say with memory= what each needs"
-    else:
-        hint = "compiled code may have crashed, or memory run out; Ray's log on stderr tells more"
-    return BackendError(f"{name}: its actor died while it {when}", hint=hint)
+def _shrink_later(reference: weakref.ref[ActorSet]) -> None:
+    more = True
+    while more:
+        time.sleep(_IDLE_SECONDS / 2)
+        actors = reference()
+        more = actors is not None and actors.shrink()
+        del actors

@@ -1,24 +1,22 @@
 """The actor that Ray runs on a node; it needs nothing there but Ray.
 
-Its class goes to the node by value, so this module imports mfimage only where its source has been
-put: the node's own if it is the same, else the caller's, from the archive that comes along.
+This module is pickled by value. It imports mfimage only after making it importable: the node's own
+source if that is the same, else the caller's.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import struct
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
 Luggage = tuple[Any, "dict[str, Any] | None"]
-# What stands before a payload: the frame's kind, and how many records the function gets at a time,
-# or how many microseconds it took. (A struct.Struct cannot go to a node.)
+# What precedes a payload: the frame's kind; and how many records the function gets at a time, or
+# how many microseconds it took. (Not a struct.Struct, which cannot be pickled.)
 HEAD = "<BI"
 HEAD_SIZE = struct.calcsize(HEAD)
 
@@ -26,18 +24,11 @@ HEAD_SIZE = struct.calcsize(HEAD)
 class FunctionHost:
     """One function in one process of a node.
 
-    Parameters
-    ----------
-    name : str
-        The function's.
-    config : bytes
-        What to load, as JSON; see ``ray_node``.
-    digest : str
-        Of mfimage's source.
+    ``config`` is for ``node``, ``digest`` that of mfimage's source.
     """
 
     def __init__(self, name: str, config: bytes, digest: str) -> None:
-        # What the function prints is no result: it goes where its logs go.
+        # The function's output is a log, not a result.
         os.dup2(2, 1)
         sys.stdout = sys.stderr
         self._name = name
@@ -46,43 +37,40 @@ class FunctionHost:
         self._node: Any = None
 
     def __repr__(self) -> str:
-        # What Ray puts before each line that the function prints.
+        # Ray's prefix for each line that the function prints.
         return self._name
 
     def load(self, luggage: Luggage) -> bytes:
-        """Load the function; return JSON that tells how that went.
+        """Load the function; return the outcome as JSON.
 
-        Parameters
-        ----------
-        luggage : tuple
-            References to the archive of mfimage's source, and to the package's blobs by their
-            hexadecimal digest, or None. They are fetched where they are not there yet.
+        ``luggage`` refers to the files of mfimage's source, and to the package's blobs by
+        hexadecimal digest, or None. They are fetched only if they are missing here.
         """
-        archive, blobs = luggage
+        source, blobs = luggage
         if self._node is None:
-            find_source(self._digest, archive)
+            find_source(self._digest, source)
             from mfimage.backends.ray.node import RayNode
 
             self._node = RayNode(self._config)
         return bytes(self._node.load(blobs))
 
     def answer(self, *pieces: bytes) -> bytes:
-        """Return the answer to a request, which may come in pieces."""
+        """Return the reply to a request, which may come in pieces."""
         request = b"".join(pieces) if len(pieces) > 1 else pieces[0]
         kind, size = struct.unpack_from(HEAD, request)
-        found, micros, answer = self._node.answer(kind, request[HEAD_SIZE:], size)
-        return struct.pack(HEAD, found, micros) + bytes(answer)
+        kind, micros, payload = self._node.answer(kind, request[HEAD_SIZE:], size)
+        return struct.pack(HEAD, kind, micros) + bytes(payload)
 
     def value(self, record: Any, is_json: bool, luggage: Luggage) -> Any:
         """Return the result for one record, which is JSON or a value, as a value."""
-        # Ray may ask a process for it that it has started again and that has loaded nothing.
+        # Ray may send it to a restarted process, which has loaded nothing.
         if self._node is None or not self._node.is_loaded:
             self.load(luggage)
         return self._node.value(record, is_json=is_json)
 
 
-def find_source(digest: str, archive: Any) -> None:
-    """Make mfimage importable: as it is here if that is the same, else from the archive."""
+def find_source(digest: str, source: Any) -> None:
+    """Make mfimage importable: the source installed here if it is the same, else ``source``."""
     if "mfimage" in sys.modules:
         return
     from importlib.machinery import PathFinder
@@ -96,24 +84,21 @@ def find_source(digest: str, archive: Any) -> None:
     cache = Path(os.environ.get("MFIMAGE_CACHE") or Path(base) / "mfimage")
     folder = cache / "ray" / "source" / digest
     if not folder.is_dir() or source_digest(folder) != digest:
-        _unpack(ray.get(archive), folder, digest)
+        _write(ray.get(source), folder, digest)
     sys.path.insert(0, str(folder))
 
 
-def _unpack(data: bytes, folder: Path, digest: str) -> None:
+def _write(files: dict[str, bytes], folder: Path, digest: str) -> None:
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Its own place for each process; the first to be ready gives it its name.
+    # Each process has its own temporary folder; the first to finish renames it.
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         fresh = Path(temporary, "fresh")
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            for name in archive.namelist():
-                if name.startswith("/") or ".." in name.split("/"):
-                    raise ValueError(f"mfimage's source has a file {name!r}")
-                (fresh / name).parent.mkdir(parents=True, exist_ok=True)
-                (fresh / name).write_bytes(archive.read(name))
-        if source_digest(fresh) != digest:
-            raise ValueError("mfimage's source is not what its digest says")
-        if folder.is_dir() and source_digest(folder) != digest:  # cleaned by half
+        if digest_of(files) != digest:
+            raise ValueError("mfimage's source does not match its digest")
+        for name, content in files.items():
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+            (fresh / name).write_bytes(content)
+        if folder.is_dir() and source_digest(folder) != digest:  # cleaned in part
             folder.rename(Path(temporary, "old"))
         try:
             fresh.rename(folder)
@@ -123,13 +108,13 @@ def _unpack(data: bytes, folder: Path, digest: str) -> None:
 
 
 def source_files(root: Path) -> dict[str, bytes]:
-    """Return mfimage's own files below a folder, by name."""
+    """Return mfimage's source files below a folder, by name."""
     found = [*root.glob("mfimage/**/*.py"), *root.glob("metaflow_extensions/mfimage/**/*.py")]
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(found)}
 
 
 def source_digest(root: Path) -> str:
-    """Return the digest of mfimage's own files below a folder."""
+    """Return the digest of mfimage's source files below a folder."""
     return digest_of(source_files(root))
 
 

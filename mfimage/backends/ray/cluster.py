@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, and what it has: nothing here waits long for what is not there."""
+"""Joining a Ray cluster, and what its nodes have; nothing here waits long."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from typing import Any
 from mfimage.errors import BackendError, OptionError
 from mfimage.runtime.ray.preflight import connect
 
-# Nodes of a cluster that is just starting may still be on their way.
+# Nodes of a cluster that has just started may not have registered yet.
 _SETTLE_SECONDS = 5.0
-# Ray passes on what actors print every now and then; when a script ends, it waits as long itself.
+# Ray forwards what actors print at intervals; a script that ends waits as long.
 _LAST_LINES_SECONDS = 0.5
-_UNITS = {"memory": 2**30, "object_store_memory": 2**30}
+_MAX_NODES_SHOWN = 5
+_GIB = 2**30
+_IN_BYTES = ("memory", "object_store_memory")
 
 _LOCK = threading.Lock()
 _users = 0
@@ -25,13 +27,7 @@ _ours = False
 
 
 def import_ray() -> Any:
-    """Return Ray.
-
-    Raises
-    ------
-    BackendError
-        When it is not installed.
-    """
+    """Return Ray, or raise ``BackendError`` when it is not installed."""
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -39,37 +35,31 @@ def import_ray() -> Any:
             raise
         raise BackendError(
             "backend 'ray' needs ray, which is not installed here",
-            hint="pip install 'mfimage[ray]', at the version that the cluster has",
+            hint="pip install 'mfimage[ray]', at the cluster's version of Ray",
         ) from None
     return ray
 
 
 def join(address: str | None) -> None:
-    """Join a cluster, unless this process has; each call wants a ``leave``.
-
-    Parameters
-    ----------
-    address : str or None
-        See ``RayOptions``.
-
-    Raises
-    ------
-    BackendError
-        When nobody is there, within five seconds.
-    """
-    global _users, _ours  # noqa: PLW0603  (Ray itself is one for a process)
+    """Join a cluster, unless this process has joined it; each call needs a ``leave``."""
+    global _users, _ours  # noqa: PLW0603  (Ray's own connection is one per process)
     ray = import_ray()
     with _LOCK:
-        if ray.is_initialized():
-            _check_same(ray, address)
-        else:
+        if not ray.is_initialized():
             connect(ray, address)
             _ours, _users = True, 0
+        elif address not in (None, "auto") and "://" not in str(address):
+            here = ray.get_runtime_context().gcs_address
+            if address != here and _resolved(str(address)) != _resolved(here):
+                raise OptionError(
+                    f"address: this process has joined the Ray cluster at {here}, not {address}",
+                    hint="omit address=, or call ray.shutdown() first",
+                )
         _users += 1
 
 
 def leave() -> None:
-    """Leave the cluster, if ``join`` joined it and nobody else of this process needs it.
+    """Leave the cluster if ``join`` joined it and no other backend uses it.
 
     A cluster that was started by joining ends.
     """
@@ -80,19 +70,8 @@ def leave() -> None:
         if _ours and _users <= 0:
             _ours = False
             time.sleep(_LAST_LINES_SECONDS)
-            with contextlib.suppress(Exception):  # it may be gone
+            with contextlib.suppress(Exception):  # the connection may be lost already
                 ray.shutdown()
-
-
-def _check_same(ray: Any, address: str | None) -> None:
-    if address in (None, "auto") or "://" in str(address):
-        return
-    here = ray.get_runtime_context().gcs_address
-    if address != here and _resolved(str(address)) != _resolved(here):
-        raise OptionError(
-            f"address: this process has joined the Ray cluster at {here}, not {address}",
-            hint="leave out address=, or call ray.shutdown() first",
-        )
 
 
 def _resolved(address: str) -> tuple[str, str]:
@@ -102,71 +81,48 @@ def _resolved(address: str) -> tuple[str, str]:
     return host, port
 
 
-def nodes() -> list[dict[str, float]]:
-    """Return what each node has, by Ray's names."""
-    ray = import_ray()
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def room(asked: Mapping[str, float], found: list[dict[str, float]]) -> float:
-    """Return how many actors of a kind fit on nodes that are otherwise empty."""
-    return sum(
-        min(
-            (_whole(node.get(name, 0) / amount) for name, amount in asked.items()), default=math.inf
-        )
-        for node in found
-    )
-
-
-def _whole(number: float) -> int:
-    return math.floor(number + 1e-9)
-
-
 def check_room(
-    name: str, asked: Mapping[str, float], actors: int, patience: float, hint: str | None = None
+    name: str, each: Mapping[str, float], actors: int, patience: float, hint: str | None = None
 ) -> float:
-    """Return how many actors fit on the cluster.
+    """Return how many actors that take ``each`` would fit on the cluster if it were empty.
 
-    Raises
-    ------
-    BackendError
-        When fewer than ``actors`` do, after a few seconds and ``patience``.
+    Raise ``BackendError`` when fewer than ``actors`` do, after a few seconds or ``patience``.
     """
+    ray = import_ray()
     limit = time.monotonic() + max(patience, _SETTLE_SECONDS)
-    while (fits := room(asked, found := nodes())) < actors:
+    while True:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        fits = sum(_fitting(each, node) for node in nodes)
+        if fits >= actors:
+            return fits
         if time.monotonic() > limit:
-            each = f"{actors} actors with {told(asked)} each" if actors > 1 else told(asked)
-            waited = f" after {patience:g} s" if patience else ""
-            raise BackendError(
-                f"{name}: {each} asked for, and the Ray cluster{waited} has {_told_nodes(found)}",
-                hint=hint
-                or "ask for less, or add nodes; for a cluster that does that by itself, "
-                "say with patience= how many seconds it may take",
-            )
+            break
         time.sleep(0.2)
-    return fits
-
-
-def told(resources: Mapping[str, float]) -> str:
-    """Return resources as text: ``2 CPU, 1.5 GiB memory``."""
-    return (
-        ", ".join(
-            f"{amount / _UNITS[name]:.3g} GiB {name}" if name in _UNITS else f"{amount:g} {name}"
-            for name, amount in sorted(resources.items())
-            if not name.startswith(("node:", "object_store"))
-        )
-        or "nothing"
+    needs = f"{actors} actors with {describe(each)} each" if actors > 1 else describe(each)
+    waited = f" after {patience:g} s" if patience else ""
+    if len(nodes) == 1:
+        has = f"one node with {describe(nodes[0])}"
+    else:
+        shown = "; ".join(map(describe, nodes[:_MAX_NODES_SHOWN]))
+        has = f"{len(nodes)} nodes: {shown}{'; ...' if len(nodes) > _MAX_NODES_SHOWN else ''}"
+    raise BackendError(
+        f"{name}: {needs} requested, and the Ray cluster{waited} has {has}",
+        hint=hint
+        or "request less, or add nodes; if the cluster scales itself, allow it more seconds "
+        "with patience=",
     )
 
 
-def free() -> str:
-    """Return as text what nobody uses."""
-    return told(import_ray().available_resources())
+def _fitting(each: Mapping[str, float], node: Mapping[str, float]) -> float:
+    counts = (math.floor(node.get(name, 0) / amount + 1e-9) for name, amount in each.items())
+    return min(counts, default=math.inf)
 
 
-def _told_nodes(found: list[dict[str, float]]) -> str:
-    if len(found) == 1:
-        return f"one node with {told(found[0])}"
-    most = 5
-    listed = "; ".join(told(node) for node in found[:most])
-    return f"{len(found)} nodes: {listed}{'; ...' if len(found) > most else ''}"
+def describe(resources: Mapping[str, float]) -> str:
+    """Return resources as text: ``2 CPU, 1.5 GiB memory``."""
+    shown = [
+        f"{amount / _GIB:.3g} GiB {name}" if name in _IN_BYTES else f"{amount:g} {name}"
+        for name, amount in sorted(resources.items())
+        if not name.startswith(("node:", "object_store"))
+    ]
+    return ", ".join(shown) or "nothing"

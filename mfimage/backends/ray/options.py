@@ -1,49 +1,45 @@
-"""How a function runs on a Ray cluster: what may be asked for, checked."""
+"""Options of the Ray backend, checked; Ray itself is not imported here."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mfimage.errors import OptionError
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGT", 1)}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.ASCII)
+from mfimage.sizes import parse_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayOptions:
-    """How a function runs on a Ray cluster.
+    """Options of the Ray backend.
 
     Attributes
     ----------
     address : str or None
-        ``auto``, ``host:port`` of a cluster's head. By default the cluster that this process has
+        ``auto``, or ``host:port`` of a cluster's head. By default the cluster that this process has
         joined, the one that ``RAY_ADDRESS`` names, one on this machine, or a new one here.
     num_cpus, num_gpus : float
         What each actor takes of its node.
     memory : int, str or None
-        The same in bytes, or as ``"2GiB"``. Ray counts it and enforces nothing.
+        Bytes that each actor takes, or a size such as ``"2GiB"``. Ray does not enforce it.
     resources : mapping
-        The same of a cluster's custom resources.
+        Custom resources that each actor takes.
     min_actors : int
-        How many actors there always are.
+        Number of actors at all times.
     max_actors : int or None
-        How many there are when there is much to do; by default as many as fit.
+        Number of actors under load; by default as many as fit.
     max_retries : int
-        How often a record is tried again after an actor died that had it.
+        How often to retry a record after the actor that had it died.
     placement : {"image"} or None
         ``image``: only on nodes that run the function's image; the function is loaded from there.
     patience : float
-        Seconds that a cluster may take to get nodes that it does not have: one that scales itself.
+        Seconds that an autoscaling cluster may take to add nodes.
     start_timeout : float
         Seconds until an actor must have loaded the function.
     progress : bool
-        Whether ``map`` shows how far it is, where stderr is a terminal.
+        Whether ``map`` shows a progress bar when stderr is a terminal.
     """
 
     address: str | None = None
@@ -60,75 +56,46 @@ class RayOptions:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        self._check_numbers()
-        if self.max_actors is not None and self.max_actors < self.min_actors:
-            raise OptionError(
-                f"max_actors: expected at least min_actors={self.min_actors}, got {self.max_actors}"
-            )
-        if self.placement not in (None, "image"):
-            raise OptionError(f"placement: expected 'image' or None, got {self.placement!r}")
-        if not isinstance(self.progress, bool):
-            raise OptionError(f"progress: expected True or False, got {self.progress!r}")
-        self.memory_bytes  # noqa: B018  (it is checked by reading it)
-
-    def _check_numbers(self) -> None:
-        least = {"num_cpus": 0, "num_gpus": 0, "min_actors": 1, "max_retries": 0, "patience": 0}
-        for name, limit in least.items():
+        minima = {"num_cpus": 0, "num_gpus": 0, "min_actors": 1, "max_retries": 0, "patience": 0}
+        for name, minimum in minima.items():
             value = getattr(self, name)
-            if not _is_number(value) or value < limit:
-                raise OptionError(f"{name}: expected a number, at least {limit}, got {value!r}")
+            _check(name, f"a number, at least {minimum}", value, _is_number(value, minimum))
         for name in ("min_actors", "max_actors", "max_retries"):
             value = getattr(self, name)
-            if value is not None and type(value) is not int:
-                raise OptionError(f"{name}: expected a whole number, got {value!r}")
-        if not _is_number(self.start_timeout) or self.start_timeout <= 0:
-            raise OptionError(f"start_timeout: expected seconds, got {self.start_timeout!r}")
+            _check(name, "a whole number", value, value is None or type(value) is int)
+        value = self.start_timeout
+        _check("start_timeout", "more than 0 seconds", value, _is_number(value) and value > 0)
         for name, value in self.resources.items():
-            if not _is_number(value) or value <= 0:
-                raise OptionError(f"resources: expected more than 0 of {name!r}, got {value!r}")
+            wanted = f"more than 0 of {name!r}"
+            _check("resources", wanted, value, _is_number(value) and value > 0)
+        enough = self.max_actors is None or self.max_actors >= self.min_actors
+        _check("max_actors", f"at least min_actors={self.min_actors}", self.max_actors, enough)
+        _check("placement", "'image' or None", self.placement, self.placement in (None, "image"))
+        _check("progress", "True or False", self.progress, isinstance(self.progress, bool))
+        self.requested()
 
-    @property
-    def memory_bytes(self) -> int:
-        """``memory`` as a number of bytes."""
-        if self.memory is None:
-            return 0
-        found = _SIZE.fullmatch(str(self.memory).strip())
-        if found is None or isinstance(self.memory, bool):
-            raise OptionError(
-                f"memory: expected bytes, got {self.memory!r}", hint="for example memory='2GiB'"
-            )
-        return int(float(found[1]) * _UNITS[found[2] or ""])
-
-    def asked(self) -> dict[str, float]:
+    def requested(self) -> dict[str, float]:
         """Return what one actor takes, by Ray's names."""
-        asked = {"CPU": self.num_cpus, "GPU": self.num_gpus, "memory": self.memory_bytes}
-        return {name: amount for name, amount in (asked | dict(self.resources)).items() if amount}
+        memory = 0 if self.memory is None else parse_size(str(self.memory), field="memory")
+        taken = {"CPU": self.num_cpus, "GPU": self.num_gpus, "memory": memory, **self.resources}
+        return {name: amount for name, amount in taken.items() if amount}
 
 
-OPTION_NAMES = tuple(field.name for field in dataclasses.fields(RayOptions))
-
-
-def ray_options(given: Mapping[str, Any]) -> RayOptions:
-    """Return the options of keywords.
-
-    Raises
-    ------
-    OptionError
-        When there is no such option, or a value cannot be used.
-    """
-    refuse_unknown(given)
-    return RayOptions(**given)
-
-
-def refuse_unknown(given: Mapping[str, Any]) -> None:
-    """Refuse keywords that no backend has; ``OptionError``."""
+def check_names(given: Mapping[str, Any]) -> None:
+    """Raise ``OptionError`` for keywords that are not options."""
+    names = [field.name for field in dataclasses.fields(RayOptions)]
     for name in given:
-        if name not in OPTION_NAMES:
+        if name not in names:
             raise OptionError(
                 f"{name}: there is no such option",
-                hint=f"backend='ray' has {', '.join(OPTION_NAMES)}",
+                hint=f"backend='ray' has {', '.join(names)}",
             )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _check(name: str, wanted: str, value: Any, fits: bool) -> None:
+    if not fits:
+        raise OptionError(f"{name}: expected {wanted}, got {value!r}")
+
+
+def _is_number(value: Any, minimum: float = 0) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= minimum

@@ -45,6 +45,8 @@ class DockerBuilder:
         Run every step anew.
     on_event : callable
         Called with every step.
+    pull : bool
+        Pull the base, even if the engine has it.
     cache_from : sequence of Reference or BuildxCache
         Caches whose steps need not run again.
     cache_to : Reference or BuildxCache, optional
@@ -62,6 +64,7 @@ class DockerBuilder:
         secrets: Mapping[str, bytes],
         no_cache: bool,
         on_event: OnEvent,
+        pull: bool = False,
         cache_from: Sequence[Reference | BuildxCache] = (),
         cache_to: Reference | BuildxCache | None = None,
     ) -> None:
@@ -69,9 +72,11 @@ class DockerBuilder:
         self._command = command
         self._cache_from = cache_from
         self._cache_to = cache_to
+        self._pull = pull
         self._tags = tags
         self._secrets = secrets
         self._no_cache = no_cache
+        self._pull = pull
         self._on_event = on_event
         self._cached: list[str] = []
 
@@ -82,13 +87,15 @@ class DockerBuilder:
                 f"base-image: the Docker engine does not build on {source}",
                 hint="use --builder oci, or `docker load` it and give its name",
             )
-        info = self._engine.inspect(str(source))
+        info = None if self._pull else self._engine.inspect(str(source))
         if info is None:
             info = self._engine.pull(str(source), platform=platform, on_event=self._on_event)
+        digest = source.digest or info.digest_of(source)
         return BaseImage(
             reference=source,
             python=self._python_of(info),
-            digest=source.digest or _digest_of(info, source),
+            digest=digest,
+            id=None if digest else info.id,
             platform=info.platform,
             env=info.env,
             labels=info.labels,
@@ -211,15 +218,6 @@ class DockerBuilder:
             version = self._engine.python_version(info.id)
         remember(known, version.encode())
         return version
-
-
-def _digest_of(info: ImageInfo, reference: Reference) -> str | None:
-    """Return the digest by which a registry has the image, if it came from one."""
-    for text in info.repo_digests:
-        name, _, digest = text.partition("@")
-        if name == reference.name or name in reference.canonical:
-            return digest
-    return None
 
 
 def _layers(

@@ -27,6 +27,7 @@ _LOCAL_TIMEOUT, _REMOTE_TIMEOUT = 2.5, 1.3
 _CALL_TIMEOUT = 60
 _PING_TIMEOUT = 3.0
 _RUN_TIMEOUT = 60
+_NEWEST = 3
 _DEFAULT_HOST = "unix:///var/run/docker.sock"
 _START = (
     "start Docker (for example `systemctl start docker`), or point DOCKER_HOST or "
@@ -176,6 +177,13 @@ class Engine:
         """
         with engine_errors(f"saving {image}"):
             yield from self._api.get_image(image)
+
+    def labelled(self, label: str) -> Iterator[str]:
+        """Yield the IDs of the newest images with a label, as ``NAME=VALUE``."""
+        with engine_errors(f"listing images with {label}"):
+            found: list[dict[str, Any]] = self._api.images(filters={"label": label})
+        for image in sorted(found, key=lambda image: -image["Created"])[:_NEWEST]:
+            yield image["Id"]
 
     def tag(self, image: str, ref: str) -> None:
         """Give an image another reference."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mfimage.image.registry.reference import Reference
 from mfimage.package.spec import sha256_digest
 
 
@@ -79,6 +80,14 @@ class ImageInfo:
     def platform(self) -> str:
         """The platform as ``os/architecture[/variant]``."""
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+    def digest_of(self, reference: Reference) -> str | None:
+        """Return the digest of the image in a reference's repository, if it came from there."""
+        for text in self.repo_digests:
+            name, _, digest = text.partition("@")
+            if name == reference.name or name in reference.canonical:
+                return digest
+        return None
 
     @classmethod
     def from_engine(

@@ -1,11 +1,11 @@
-"""Compile Python files to equal bytes everywhere: run by an interpreter of the image's minor.
+"""Compiles Python files to equal bytes on every machine: run by the image's minor version.
 
-``python -I -S _compile.py < jobs.jsonl``; each line is ``[source, name in the image, target]``.
+``python -I -S _compile.py < jobs.jsonl``; each line is ``[source, path in the image, target]``.
 
-What ``marshal`` writes depends on how many references there are to an object, and so on whatever
-else the process did: an object with a single one is not marked for being referred to. So each has
-at least two here. Single characters are shared by all of a process, and it is told of them whether
-somebody interned them: so all are. The files are of the kind that is not held against the source.
+``marshal`` marks an object that may be referred to again by its reference count, which depends on
+what else the process has done. Here each object has at least two references. Single characters are
+shared by the whole process, and marked if interned: so all are. The files are not validated
+against their sources (PEP 552, unchecked).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def compiled(source: bytes, name: str) -> bytes:
 
 
 def _hold(value: Any, held: list[Any]) -> None:
-    """Refer once more to a value, and to all that it is made of."""
+    """Add a reference to a value and to all its parts."""
     held.append(value)
     if isinstance(value, CodeType):
         for name in _ATTRIBUTES:
@@ -62,7 +62,7 @@ def _hold(value: Any, held: list[Any]) -> None:
 
 
 def main() -> None:
-    """Compile what stdin lists; what cannot be compiled is left out."""
+    """Compile what stdin lists; files that do not compile are left out."""
     for line in sys.stdin:
         source, name, target = json.loads(line)
         try:

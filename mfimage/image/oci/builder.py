@@ -1,56 +1,65 @@
-"""The builder that needs no engine: it makes the layers, and speaks formats and registries."""
+"""The oci builder: makes layers itself, and writes to engines, registries, folders and files."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from mfimage.errors import OptionError
+from mfimage.errors import EngineError, OptionError
+from mfimage.files import chunks_of
 from mfimage.image.builder import OCI, BuildEvent, BuiltImage, BuiltLayer, OnEvent
+from mfimage.image.docker.local import ImageEngine, connect
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.oci.base import Images
-from mfimage.image.oci.base_python import BasePython, environment_of, find_python
+from mfimage.image.oci.base import BasePython, Images, environment_of, find_python
 from mfimage.image.oci.cache import LayerCache
 from mfimage.image.oci.compression import decompressed
 from mfimage.image.oci.config import Composed, NewLayer, compose
 from mfimage.image.oci.images import StoredImage
-from mfimage.image.oci.known import Known, content_tag, find_known, image_key
-from mfimage.image.oci.layers import PlannedLayer, image_epoch, planned_layers
-from mfimage.image.oci.outputs import docker_archive, write_images
-from mfimage.image.oci.pushing import Push, by_repository
-from mfimage.image.oci.shared_cache import SharedCache
+from mfimage.image.oci.layers import PlannedLayer, SharedCache, image_epoch, planned_layers
+from mfimage.image.oci.outputs import load_into, write_images
+from mfimage.image.oci.pushing import (
+    Push,
+    PushedImages,
+    by_repository,
+    content_tag,
+    find_pushed,
+    image_key,
+)
 from mfimage.image.plan.base import BaseImage
+from mfimage.image.plan.labels import LOCK_DIGEST
 from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.client import RegistryClient
 from mfimage.image.registry.location import Location
-from mfimage.image.registry.reference import Reference
+from mfimage.image.registry.reference import DEFAULT_REGISTRY, DEFAULT_TAG, Reference
 
 if TYPE_CHECKING:
     from mfimage.image.plan.layers import BlobPath
 
-_CHUNK = 1 << 20
-
 
 class OciBuilder:
-    """Builds images on this machine alone.
+    """Builds images on this machine, without running a container.
 
     Parameters
     ----------
     compression : str
-        Of layers: ``gzip`` or ``zstd``.
+        Compression of layers: ``gzip`` or ``zstd``.
     compiled : bool
-        Compile the distributions' Python files.
+        Include compiled Python files.
     fresh : bool
         Make every layer anew.
+    pull : bool
+        Read bases from their registry, even if the engine has them.
     secrets : mapping of str to bytes
         Credentials for the dependency step.
     on_event : callable
-        Told of every layer.
-    cache_from : sequence of Reference
-        Where layers of other machines are.
-    cache_to : Reference, optional
-        Where `export` puts layers for others.
+        Called with the progress of each layer.
+    say : callable
+        Called with a line that names the base.
+    cache_from, cache_to
+        Caches of layers in registries; `export` writes the latter.
     """
 
     name = OCI
@@ -63,6 +72,8 @@ class OciBuilder:
         fresh: bool,
         secrets: Mapping[str, bytes],
         on_event: OnEvent,
+        pull: bool = False,
+        say: Callable[[str], None] = lambda _: None,
         cache_from: Sequence[Reference] = (),
         cache_to: Reference | None = None,
     ) -> None:
@@ -71,35 +82,64 @@ class OciBuilder:
         self._cache_to = cache_to
         self._shared = SharedCache(self._layers, self._images, sources=cache_from)
         self._compiled = compiled
+        self._pull = pull
         self._secrets = secrets
         self._on_event = on_event
+        self._say = say
         self._epoch = image_epoch()
         self._bases: dict[tuple[str, str], tuple[StoredImage, BasePython]] = {}
+        # By id, since hashing a plan takes long; the plan is held so that its id stays its own.
+        self._planned: dict[int, tuple[ImagePlan, StoredImage, list[PlannedLayer]]] = {}
         self._composed: dict[str, Composed] = {}
-        self._known: dict[str, Known] = {}  # by the digest of the first image
+        self._pushed: dict[str, PushedImages] = {}  # by the digest of the first image
         self._keys: dict[str, str] = {}  # by the image's digest
 
+    @cached_property
+    def engine(self) -> ImageEngine:
+        """The Docker engine; raises `EngineError` if none answers."""
+        return connect()
+
     def base(self, source: Reference | Location, platform: str) -> BaseImage:
-        """Read a base's manifest and configuration."""
-        image = self._images.read(source, platform)
+        """Read a base: the engine's image of that name if there is one, else the registry's."""
+        info = None
+        if isinstance(source, Reference) and (info := self._in_engine(source, platform)):
+            image = self._images.read_engine(self.engine, info)
+            digest = info.digest_of(source)
+            where = f"the Docker engine, image {info.id}"
+        else:
+            image = self._images.read(source, platform)
+            digest, where = image.digest, _place(source)
         python = find_python(image, str(source))
         self._bases[str(source), platform] = image, python
+        self._say(f"base: {source}, from {where}")
         settings = image.config.get("config") or {}
         return BaseImage(
-            reference=source, python=python.version, digest=image.digest, platform=image.platform,
+            reference=source, python=python.version, digest=digest, platform=image.platform,
+            id=info.id if info and not digest else None,
             env=environment_of(image), labels=settings.get("Labels") or {},
         )  # fmt: skip
+
+    def _in_engine(self, source: Reference, platform: str) -> ImageInfo | None:
+        if self._pull:
+            return None
+        try:
+            info = self.engine.inspect(str(source))
+        except EngineError:
+            return None
+        # An image for another platform does not count: `docker build` pulls this one, too.
+        fits = info is not None and f"{info.os}/{info.architecture}" == platform
+        return info if fits else None
 
     def find(
         self, plans: Sequence[ImagePlan], tags: Sequence[Reference], blob_path: BlobPath
     ) -> tuple[BuiltImage, ...] | None:
-        """Look the content-addressed tag up in each repository that is pushed to."""
+        """Look up the content-addressed tag in each repository that is pushed to."""
         parts = [self._parts(plan, blob_path) for plan in plans]
         keys = [self._key(plan, *part) for plan, part in zip(plans, parts, strict=True)]
-        found: Known | None = None
+        found: PushedImages | None = None
         for (_, repository), group in by_repository(tags).items():
             counts = [len(base.layers) + len(layers) for base, layers in parts]
-            found = find_known(
+            found = find_pushed(
                 self._images.client(group[0]), repository, content_tag(keys), plans, counts
             )
             if found is None:
@@ -110,42 +150,42 @@ class OciBuilder:
             found.built(plan, base, layers)
             for plan, (base, layers) in zip(plans, parts, strict=True)
         )
-        self._known[images[0].digest or ""] = found
+        self._pushed[images[0].digest or ""] = found
         return images
 
     def build(self, plan: ImagePlan, blob_path: BlobPath) -> BuiltImage:
-        """Make what layers are missing, and put the image together."""
+        """Make the missing layers, and compose the image."""
         base, layers = self._parts(plan, blob_path)
         timings: dict[str, float] = {}
         new: list[NewLayer] = []
-        told: list[BuiltLayer] = [
+        built: list[BuiltLayer] = [
             BuiltLayer(
-                name="base", diff_id=layer.diff_id, digest=layer.descriptor.digest,
-                size=layer.descriptor.size, cached=True, reason=str(plan.base.pinned),
+                name="base", diff_id=layer.diff_id, digest=layer.digest, size=layer.size,
+                cached=True, reason=str(plan.base.pinned),
             )
             for layer in base.layers
         ]  # fmt: skip
         for planned in layers:
             start = time.perf_counter()
-            self._tell("started", planned.name)
-            layer, cached = self._shared.layer(planned)
+            self._report("started", planned.name)
+            layer = self._shared.layer(planned)
             seconds = time.perf_counter() - start
-            self._tell("cached" if cached else "done", planned.name, seconds)
+            self._report("cached" if layer.cached else "done", planned.name, seconds)
             timings[planned.name] = seconds
             new.append(NewLayer(name=planned.name, reason=planned.reason, layer=layer))
-            told.append(
+            built.append(
                 BuiltLayer(
-                    name=planned.name, diff_id=layer.diff_id, digest=layer.descriptor.digest,
-                    size=layer.descriptor.size, cached=cached, reason=planned.reason,
-                    shared=layer.source is not None,
+                    name=planned.name, diff_id=layer.diff_id, digest=layer.digest,
+                    size=layer.size, cached=layer.cached, reason=planned.reason,
+                    shared=layer.shared,
                 )
             )  # fmt: skip
         composed = compose(plan, base, new, epoch=self._epoch)
         self._composed[composed.digest] = composed
         self._keys[composed.digest] = self._key(plan, base, layers)
         return BuiltImage(
-            id=composed.id, digest=composed.digest, plan=plan, layers=tuple(told),
-            size=sum(layer.size for layer in told), timings=timings,
+            id=composed.id, digest=composed.digest, plan=plan, layers=tuple(built),
+            size=sum(layer.size for layer in built), timings=timings,
         )  # fmt: skip
 
     def _parts(
@@ -157,55 +197,59 @@ class OciBuilder:
                 "install them in, which the oci builder does not have",
                 hint="use --builder docker, or a --base-image that has them",
             )
+        if (known := self._planned.get(id(plan))) is not None:
+            return known[1:]
         base, python = self._bases[str(plan.base.reference), plan.platform]
         layers = planned_layers(
             plan, blob_path, python,
             epoch=self._epoch, compiled=self._compiled, secrets=self._secrets,
         )  # fmt: skip
+        self._planned[id(plan)] = plan, base, layers
         return base, layers
 
     def info(self, image: BuiltImage) -> ImageInfo:
-        """Read the configuration that was put together."""
+        """Read an image's configuration."""
         composed = self._composed[image.digest or ""]
         return ImageInfo.from_config(composed.config, [layer.size for layer in image.layers])
 
     def layer(self, image: BuiltImage, name: str) -> Iterator[bytes]:
         """Unpack a layer of the cache."""
         layers = self._composed[image.digest or ""].layers
-        for told, layer in zip(image.layers, layers, strict=True):
-            if told.name == name:
+        for built, layer in zip(image.layers, layers, strict=True):
+            if built.name == name:
                 with layer.open() as file, decompressed(file) as tar:
-                    while chunk := tar.read(1 << 20):
-                        yield chunk
+                    yield from chunks_of(tar)
 
     def write(
         self, images: Sequence[BuiltImage], output: Location | None, tags: Sequence[Reference]
     ) -> str:
-        """Write images to a folder, a file, or the Docker engine."""
+        """Write images to a folder, a file, or (None) the Docker engine."""
         composed = [self._composed[image.digest or ""] for image in images]
         start = time.perf_counter()
         where = str(output) if output else "docker"
-        self._tell("started", f"write {where}")
+        self._report("started", f"write {where}")
         if output is not None:
             write_images(composed, output, tags)
         else:
-            from mfimage.image.docker.engine import Engine
-
-            with Engine.connect() as engine:
-                engine.load(docker_archive(composed, tags))
-        self._tell("done", f"write {where}", time.perf_counter() - start)
+            plan = images[0].plan
+            # An image of the same lock begins with the same layers.
+            base = plan.base.reference
+            names = [*map(str, tags), *([] if isinstance(base, Location) else [str(base)])]
+            label = f"{LOCK_DIGEST}={plan.dependencies.digest}"
+            load_into(self.engine, composed, tags, chain(names, self.engine.labelled(label)))
+        self._report("done", f"write {where}", time.perf_counter() - start)
         return str(output) if output else str(next(iter(tags), composed[0].id))
 
     def push(self, images: Sequence[BuiltImage], tags: Sequence[Reference]) -> tuple[str, ...]:
-        """Push images; the content-addressed tag first, the others in the end."""
-        known = self._known.get(images[0].digest or "")
+        """Push images under the content-addressed tag, then under the requested tags."""
+        pushed = self._pushed.get(images[0].digest or "")
         digests: dict[Reference, str] = {}
         done: dict[str, list[str]] = {}
         for (_, repository), group in by_repository(tags).items():
             client = self._images.client(group[0])
-            names = [tag.tag or "latest" for tag in group]
-            if known:
-                digest = known.retag(client, repository, names)
+            names = [tag.tag or DEFAULT_TAG for tag in group]
+            if pushed:
+                digest = pushed.retag(client, repository, names)
             else:
                 digest = self._push(client, repository, images, names, done.get(client.host, []))
                 done.setdefault(client.host, []).append(repository)
@@ -225,7 +269,7 @@ class OciBuilder:
         return Push(client, repository, self._on_event).run(composed, [tag, *tags], also_in=also_in)
 
     def export(self, images: Sequence[BuiltImage], tags: Sequence[Reference]) -> None:
-        """Push the layers to where they are shared; not of images that were not built."""
+        """Push layers to the cache in a registry, unless nothing was built."""
         if self._cache_to and not all(image.cached for image in images):
             self._shared.export(self._cache_to, tags)
 
@@ -233,10 +277,18 @@ class OciBuilder:
         keys = [self._layers.key(layer.inputs) for layer in layers]
         return image_key(plan, base, keys, epoch=self._epoch)
 
-    def _tell(self, kind: str, step: str, seconds: float | None = None) -> None:
+    def _report(self, kind: str, step: str, seconds: float | None = None) -> None:
         self._on_event(BuildEvent(kind=kind, step=step, seconds=seconds))  # type: ignore[arg-type]
 
     def close(self) -> None:
-        """Let go of registries and cached layers."""
+        """Close connections and release cached layers."""
+        if "engine" in self.__dict__:
+            self.engine.close()
         self._images.close()
         self._layers.close()
+
+
+def _place(source: Reference | Location) -> str:
+    if isinstance(source, Location):
+        return source.kind
+    return f"the registry {source.registry or DEFAULT_REGISTRY}"

@@ -1,4 +1,8 @@
-"""Versions of distributions that decide what a layer is."""
+"""Compresses layers reproducibly, and hashes them in the same pass.
+
+The header has neither a time nor a name, and the compressor gets blocks of one size, since its
+output depends on how the content is divided.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,10 @@ from mfimage.errors import OptionError
 
 
 def installed_version(name: str) -> str | None:
-    """Return the version of an installed distribution, None if it is not there.
+    """Return the version of an installed distribution; None if it is not installed.
 
-    A folder's name has it as a rule; importing ``importlib.metadata`` takes longer than a small
-    layer.
+    Usually a folder's name has it: importing ``importlib.metadata`` takes longer than making a
+    small layer.
     """
     for entry in sys.path:
         for found in Path(entry or ".").glob(f"{name}-*.dist-info"):
@@ -27,35 +31,23 @@ def installed_version(name: str) -> str | None:
         return None
 
 
-# Compressing layers: one pass hashes what goes in and what comes out.
-#
-# Equal content gives equal bytes: no time and no name stand in the header, and the compressor gets
-# blocks of one size, whatever pieces the content comes in.
-
 GZIP, ZSTD = "gzip", "zstd"
-# What goes to the compressor at once: its output depends on that.
 _BLOCK = 1 << 20
-# Higher ones take twice the time for 2 % of a scikit-learn environment.
+# Higher levels take twice the time to save 2 % of a scikit-learn environment.
 _GZIP_LEVEL = 1
 _ZSTD_LEVEL = 3
-_GZIP_HEADER = 31  # zlib's way to ask for gzip's format
+_GZIP_HEADER = 31  # asks zlib for a gzip header
 
 
 def compressor_id(kind: str) -> str:
-    """Return what decides compressed bytes, beside the content: a library, its version, a level.
-
-    Raises
-    ------
-    OptionError
-        When the library is not installed.
-    """
+    """Return what compressed bytes depend on beside the content: library, version, level."""
     if kind == GZIP:
         return f"isal-{installed_version('isal')}-{_GZIP_LEVEL}"
     found = installed_version("zstandard")
     if found is None:
         raise OptionError(
-            "compression: zstd needs a library that is not installed",
-            hint="pip install zstandard, or leave --compression out: gzip",
+            "compression: zstd needs the zstandard library, which is not installed",
+            hint="pip install zstandard, or use gzip: leave --compression out",
         )
     return f"zstandard-{found}-{_ZSTD_LEVEL}"
 
@@ -71,26 +63,18 @@ def _compressor(kind: str) -> Any:
 
 
 class Compressing:
-    """Compresses into a file what is written to it.
-
-    Parameters
-    ----------
-    file : binary file
-        Gets the compressed bytes.
-    kind : str
-        ``gzip`` or ``zstd``.
-    """
+    """Compresses what is written to it into a file."""
 
     def __init__(self, file: BinaryIO, kind: str) -> None:
         self._file = file
         self._compressor = _compressor(kind)
-        self._plain = hashlib.sha256()
+        self._raw = hashlib.sha256()
         self._packed = hashlib.sha256()
         self._held = bytearray()
         self.size = 0
 
     def write(self, data: bytes) -> None:
-        """Take some bytes."""
+        """Compress some bytes."""
         if not self._held and len(data) == _BLOCK:
             self._block(data)
             return
@@ -100,14 +84,14 @@ class Compressing:
             del self._held[:_BLOCK]
 
     def finish(self) -> tuple[str, str, int]:
-        """Write the rest; return diff id, digest, and compressed size."""
+        """Write the rest; return the diff ID, the digest, and the compressed size."""
         if self._held:
             self._block(bytes(self._held))
         self._out(self._compressor.flush())
-        return _name(self._plain), _name(self._packed), self.size
+        return _name(self._raw), _name(self._packed), self.size
 
     def _block(self, block: bytes) -> None:
-        self._plain.update(block)
+        self._raw.update(block)
         self._out(self._compressor.compress(block))
 
     def _out(self, data: bytes) -> None:
@@ -121,13 +105,7 @@ def _name(hasher: Any) -> str:
 
 
 def decompressed(file: BinaryIO) -> BinaryIO:
-    """Return what reads a layer's tar, whichever way it is compressed.
-
-    Raises
-    ------
-    OptionError
-        When the library is not installed.
-    """
+    """Return a reader of a layer's tar, whatever its compression."""
     magic = file.read(4)
     file.seek(0)
     if magic[:2] == b"\x1f\x8b":

@@ -1,4 +1,4 @@
-"""A plan and a base as an OCI configuration and manifest: data, no effects."""
+"""Composes the OCI configuration and manifest of an image from a plan, a base and layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mfimage.image.oci.base_python import environment_of
+from mfimage.image.oci.base import environment_of
 from mfimage.image.oci.images import CONFIG, StoredImage, StoredLayer, encode
 from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.descriptors import INDEX, MANIFEST, Descriptor
@@ -20,15 +20,7 @@ _OCI_LABELS = "org.opencontainers.image."
 
 @dataclass(frozen=True, kw_only=True)
 class NewLayer:
-    """A layer of ours.
-
-    Attributes
-    ----------
-    name, reason : str
-        As of `BuiltLayer`.
-    layer : StoredLayer
-        What it holds.
-    """
+    """A layer above the base, with name and reason as in `BuiltLayer`."""
 
     name: str
     reason: str
@@ -37,22 +29,12 @@ class NewLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class Composed:
-    """An image for one platform, ready to be written or pushed.
+    """An image for one platform that can be written or pushed."""
 
-    Attributes
-    ----------
-    config, manifest : bytes
-        JSON.
-    layers : tuple of StoredLayer
-        Lowest first.
-    platform : str
-        As ``linux/amd64``.
-    """
-
-    config: bytes
-    manifest: bytes
-    layers: tuple[StoredLayer, ...]
-    platform: str
+    config: bytes  # JSON
+    manifest: bytes  # JSON
+    layers: tuple[StoredLayer, ...]  # lowest first
+    platform: str  # as ``linux/amd64``
 
     @property
     def id(self) -> str:
@@ -66,7 +48,7 @@ class Composed:
 
     @property
     def descriptor(self) -> Descriptor:
-        """What an index says of it."""
+        """Its entry in an index."""
         kind = json.loads(self.manifest).get("mediaType", MANIFEST)
         return Descriptor(media_type=kind, digest=self.digest, size=len(self.manifest))
 
@@ -74,19 +56,7 @@ class Composed:
 def compose(
     plan: ImagePlan, base: StoredImage, layers: Sequence[NewLayer], *, epoch: int
 ) -> Composed:
-    """Put an image together.
-
-    Parameters
-    ----------
-    plan : ImagePlan
-        What it shall be.
-    base : StoredImage
-        What it stands on.
-    layers : sequence of NewLayer
-        What comes on top, lowest first.
-    epoch : int
-        When it was made, as it says.
-    """
+    """Compose an image of a base and the layers above it, lowest first, created at ``epoch``."""
     stacked = (*base.layers, *(new.layer for new in layers))
     config = encode(_config(plan, base, layers, epoch))
     described = Descriptor(media_type=CONFIG, digest=sha256_digest(config), size=len(config))
@@ -108,9 +78,9 @@ def compose(
 def _config(
     plan: ImagePlan, base: StoredImage, layers: Sequence[NewLayer], epoch: int
 ) -> dict[str, Any]:
-    # Whatever the base says of Windows, variants and volumes stays.
-    plain = {key: value for key, value in base.config.items() if key not in _DOCKERS}
-    created = timestamp(epoch)
+    # The base's other settings stay: its variant, its volumes.
+    kept = {key: value for key, value in base.config.items() if key not in _DOCKERS}
+    created = _timestamp(epoch)
     ours = [
         {"created": created, "created_by": f"mfimage {new.name}", "comment": new.reason}
         for new in layers
@@ -121,7 +91,7 @@ def _config(
         "empty_layer": True,
     }
     return {
-        **plain,
+        **kept,
         "created": created,
         "config": _settings(plan, base),
         "history": [*(base.config.get("history") or ()), *ours, settings],
@@ -135,39 +105,38 @@ def _config(
     }
 
 
-# Of the container that a legacy builder made the base in.
+# Describe the container in which a legacy builder made the base.
 _DOCKERS = ("container", "container_config", "docker_version", "id", "parent", "throwaway")
 
 
 def _settings(plan: ImagePlan, base: StoredImage) -> dict[str, Any]:
-    plain: dict[str, Any] = dict(base.config.get("config") or {})
+    kept: dict[str, Any] = dict(base.config.get("config") or {})
     for key in ("Image", "Hostname", "Domainname", "OnBuild", "ArgsEscaped"):
-        plain.pop(key, None)
+        kept.pop(key, None)
     ports: dict[str, Any] = {f"{port}/tcp": {} for port in plan.ports}
     return {
-        **plain,
-        "Env": [f"{name}={value}" for name, value in environment(plan, base).items()],
-        "Labels": {**(plain.get("Labels") or {}), **plan.labels},
+        **kept,
+        "Env": [f"{name}={value}" for name, value in _environment(plan, base).items()],
+        "Labels": {**(kept.get("Labels") or {}), **plan.labels},
         "User": plan.user,
         "WorkingDir": plan.workdir,
         "Entrypoint": list(plan.entrypoint),
         "Cmd": list(plan.cmd),
-        "ExposedPorts": {**(plain.get("ExposedPorts") or {}), **ports},
+        "ExposedPorts": {**(kept.get("ExposedPorts") or {}), **ports},
         "StopSignal": plan.stop_signal,
-        # Docker's own: the base's, if it has one, is of another program.
+        # The base's health check, if any, is for another program.
         "Healthcheck": {"Test": ["NONE"]},
     }
 
 
-def environment(plan: ImagePlan, base: StoredImage) -> Mapping[str, str]:
-    """Return an image's variables, in order."""
+def _environment(plan: ImagePlan, base: StoredImage) -> Mapping[str, str]:
     found = environment_of(base)
     path = f"{VENV}/bin:{found['PATH']}" + (f":{PROGRAMS}" if plan.programs else "")
     return {**found, "PATH": path, **plan.env}
 
 
 def compose_index(images: Sequence[Composed]) -> bytes:
-    """Return the index of images, one a platform."""
+    """Return the index of images, one for each platform."""
     entries = []
     for image in sorted(images, key=lambda image: image.platform):
         system, _, machine = image.platform.partition("/")
@@ -176,14 +145,13 @@ def compose_index(images: Sequence[Composed]) -> bytes:
     return encode({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries})
 
 
-def timestamp(epoch: int) -> str:
-    """Return seconds since 1970 as an image's configuration has them."""
+def _timestamp(epoch: int) -> str:
     moment = datetime.datetime.fromtimestamp(epoch, datetime.timezone.utc)
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def recompose(image: StoredImage) -> Composed:
-    """Return an image as it lies somewhere; one without a manifest gets one."""
+    """Return a stored image to write or push; one without a manifest gets one."""
     manifest = image.raw_manifest or encode(
         {
             "schemaVersion": 2,

@@ -1,4 +1,4 @@
-"""Compiled Python files for an image, equal whichever machine made them."""
+"""The dependencies layer: locked distributions installed by uv on this machine, and compiled."""
 
 from __future__ import annotations
 
@@ -13,83 +13,72 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from configparser import Error as ConfigError
 from configparser import RawConfigParser
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from mfimage.capture.lock.platform import Platform
 from mfimage.capture.lock.uv import UvFailure, run_uv
 from mfimage.errors import BuildError, LockError
-from mfimage.image.oci.cache import UNFINISHED, sweep
-from mfimage.image.oci.compression import installed_version
+from mfimage.image.oci.cache import work_folder
 from mfimage.image.oci.tar import Link, Member
 from mfimage.image.plan.files import ContextFile
 from mfimage.image.plan.layers import BlobPath
 from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.secrets.build import CA, NETRC, PIP_CONF
 from mfimage.masking import Masker
-from mfimage.package.storage.cache import cache_folder
 from mfimage.runtime.layout import VENV
 
 _SCRIPT = Path(__file__).with_name("_compile.py")
-_TESTS = ("test", "tests")
+_TESTS = {"test", "tests"}
+# Starting a process takes as long as compiling this many files.
+_FILES_PER_PROCESS = 50
 
 
 def find_python(minor: str) -> str:
-    """Return an interpreter of this minor version on this machine.
-
-    Raises
-    ------
-    BuildError
-        When there is none: another one's compiled files would be of no use.
-    """
-    if minor == f"{sys.version_info.major}.{sys.version_info.minor}":
+    """Return an interpreter of a minor version: this machine's, or one that uv installs."""
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if minor == here and sys.implementation.name == "cpython":
         return sys.executable
-    from mfimage.capture.lock.uv import run_uv
-
-    environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never"}
+    find = ["python", "find", "--no-project", f"cpython@{minor}"]
     try:
-        return run_uv(["python", "find", "--no-project", minor], Path.cwd(), environment).strip()
-    except LockError:
+        with suppress(UvFailure):
+            return run_uv(find, Path.cwd(), {**os.environ, "UV_PYTHON_DOWNLOADS": "never"}).strip()
+        run_uv(["python", "install", "--no-bin", minor], Path.cwd(), os.environ)
+        return run_uv(find, Path.cwd(), os.environ).strip()
+    except (UvFailure, LockError) as error:
+        reason = Masker([])(" ".join(str(error).split()))
         raise BuildError(
-            f"compile: there is no Python {minor} on this machine to compile for the image",
-            hint=f"uv python install {minor}, or leave --compile out",
+            f"compile: there is no Python {minor} on this machine to compile the image's files, "
+            f"and uv cannot install one: {reason}",
+            hint=f"install Python {minor}, or leave compiled files out: --no-compile",
         ) from None
 
 
-def compiled_files(members: Sequence[Member], minor: str, work: Path) -> list[Member]:
-    """Compile the Python files among these, but for tests.
-
-    Parameters
-    ----------
-    members : sequence of Member
-        What is laid out.
-    minor : str
-        The image's Python.
-    work : Path
-        A private folder.
-    """
+def compiled_files(members: Iterable[Member], minor: str, work: Path) -> list[Member]:
+    """Compile Python files, except tests, into a private folder; return what is to be added."""
     tag = f"cpython-{minor.replace('.', '')}"
-    out = work / "compiled"
     jobs, files = [], []
     for member in members:
         path = PurePosixPath(member.path)
-        wanted = isinstance(member, ContextFile) and path.suffix == ".py" and "lib" in path.parts
-        if not wanted or not set(_TESTS).isdisjoint(path.parts[:-1]):
+        if not isinstance(member, ContextFile) or path.suffix != ".py":
+            continue
+        if not _TESTS.isdisjoint(path.parts[:-1]):
             continue
         name = str(path.parent / "__pycache__" / f"{path.stem}.{tag}.pyc")
-        jobs.append(json.dumps([str(member.content), f"/{path}", str(out / name)]))  # type: ignore[union-attr]
-        files.append((name, out / name))
-    _run(find_python(minor), jobs)
-    return [ContextFile(path=name, content=path) for name, path in files if path.exists()]
+        jobs.append(json.dumps([str(member.content), f"/{path}", str(work / "compiled" / name)]))
+        files.append(ContextFile(path=name, content=work / "compiled" / name))
+    if jobs:
+        _run(find_python(minor), jobs)
+    return [file for file in files if cast(Path, file.content).exists()]
 
 
 def _run(python: str, jobs: Sequence[str]) -> None:
-    count = max(os.cpu_count() or 1, 1)
     # Each file is compiled by itself, so it does not matter by which process.
+    count = min(os.cpu_count() or 1, 1 + len(jobs) // _FILES_PER_PROCESS)
     running = []
     for number in range(count):
         process = subprocess.Popen(
@@ -109,14 +98,12 @@ def _run(python: str, jobs: Sequence[str]) -> None:
             raise BuildError(f"compile: {python} failed: {last}")
 
 
-# uv on this machine, with the build's credentials and for the image's platform.
-
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-# Settings of the user's that would give other files, or none.
+# The user's settings that would change what is installed.
 _IGNORED = (
     "UV_COMPILE_BYTECODE",
     "UV_NO_BINARY",
@@ -136,27 +123,9 @@ def install(
     *,
     secrets: Mapping[str, bytes],
 ) -> None:
-    """Install a plan's lock below ``tree``, as below an environment's folder.
+    """Install a plan's lock into the empty folder ``tree``; only uv gets the secrets.
 
-    Parameters
-    ----------
-    plan : ImagePlan
-        What to install, for which platform and Python.
-    wheels : mapping of str to Path
-        By path in the lock: wheels that travel with the function.
-    tree : Path
-        Where to; empty.
-    work : Path
-        A private folder.
-    secrets : mapping of str to bytes
-        Credentials, which go to uv alone.
-
-    Raises
-    ------
-    LockError
-        When a distribution has no wheel.
-    BuildError
-        When uv fails; its message without credentials.
+    ``wheels`` are the package's own, by path in the lock; ``work`` is a private folder.
     """
     _refuse_sources(plan)
     lock = work / "lock"
@@ -182,8 +151,7 @@ def install(
         reason = Masker(secrets.values())(" ".join(str(failure).split()))
         raise BuildError(
             f"the dependencies cannot be installed: {reason}",
-            hint="what wants a password gets it by --secret; a proxy's certificate by "
-            "--secret id=ca,src=FILE",
+            hint="give passwords by --secret, and a proxy's certificate by --secret id=ca,src=FILE",
         ) from None
 
 
@@ -193,8 +161,8 @@ def _refuse_sources(plan: ImagePlan) -> None:
             raise LockError(
                 f"{package['name']} {package.get('version', '')} has no wheel in the lock, and "
                 "nothing is built from source",
-                hint="bind the function again: then its wheel is built once, and travels with it; "
-                "or add what builds it in a base image, and use --builder docker",
+                hint="bind the function again: then its wheel is built once, and included in the "
+                "package; or use --builder docker with a base image that can build it",
             )
 
 
@@ -216,9 +184,9 @@ def _uv_environment(plan: ImagePlan) -> dict[str, str]:
 
 @contextmanager
 def _handed_over(secrets: Mapping[str, bytes]) -> Iterator[tuple[dict[str, str], list[int]]]:
-    """Yield the variables by which uv gets secrets, and open files that it needs for that.
+    """Yield the variables that pass secrets to uv, and the open files that they name.
 
-    The files have no name: nobody else can open them, and a kill leaves none behind.
+    The files have no path, so no other process can open them and a kill leaves none behind.
     """
     variables: dict[str, str] = {}
     with ExitStack() as stack:
@@ -244,7 +212,8 @@ def _pip_indexes(value: bytes) -> Iterator[tuple[str, str]]:
         parser.read_string(value.decode())
     except (ConfigError, UnicodeDecodeError):
         raise BuildError(
-            "secret pip.conf: it cannot be read", hint="as pip: [global], then index-url = ..."
+            "secret pip.conf: cannot be parsed",
+            hint="write it as for pip: [global], then index-url = ...",
         ) from None
     found: Any = parser["global"] if parser.has_section("global") else {}
     for key, variable in (("index-url", "UV_DEFAULT_INDEX"), ("extra-index-url", "UV_INDEX")):
@@ -252,28 +221,17 @@ def _pip_indexes(value: bytes) -> Iterator[tuple[str, str]]:
             yield variable, " ".join(urls.split())
 
 
-# The locked distributions, laid out on this machine as they stand in the image.
-#
-# uv does it, for the image's platform and Python whatever this machine's are: wheels only, held
-# against the lock's hashes. What it writes for this machine is written anew for the image: the
-# first line of console scripts, and their hashes in ``RECORD``.
+# uv installs for the image's platform and Python, whatever this machine's are: wheels only,
+# verified against the lock's hashes. What it writes for this machine is rewritten for the image:
+# the first line of console scripts, and their hashes in ``RECORD``.
 
 _ROOT = VENV.lstrip("/")
 _HOST = f"python{sys.version_info.major}.{sys.version_info.minor}"
-# What says where or when something was installed; and uv's own.
+# Files that say where, when or by what something was installed.
 _DROPPED = {"INSTALLER", "REQUESTED", "direct_url.json", "uv_build.json", "uv_cache.json"}
 _OWN = {".lock", ".gitignore", "CACHEDIR.TAG"}
-# Longer paths, and those with spaces, go through a shell: the second form.
+# Long paths, and those with spaces, go through a shell: the first form.
 _SHEBANG = re.compile(rb"#!(?:/bin/sh\n'''exec' .*\n' '''|.*)\n")
-
-
-def installer_version() -> str:
-    """Return the version of uv: what it writes belongs to what decides a layer."""
-    if found := installed_version("uv"):
-        return found
-    from mfimage.capture.lock.uv import run_uv
-
-    return run_uv(["--version"], Path.cwd(), os.environ).strip()
 
 
 @contextmanager
@@ -285,45 +243,26 @@ def laid_out(
     compiled: bool,
     secrets: Mapping[str, bytes],
 ) -> Iterator[list[Member]]:
-    """Install the plan's lock; yield the files of `VENV` while the block lasts.
+    """Install the plan's lock; yield the files of `VENV`, which last as long as the block.
 
-    Parameters
-    ----------
-    plan : ImagePlan
-        What to install, for which platform.
-    blob_path : callable
-        Returns where wheels are that travel with the function.
-    python : str
-        Where the base has its Python, as ``/usr/local/bin/python3``.
-    compiled : bool
-        Compile Python files.
-    secrets : mapping of str to bytes
-        Credentials for uv.
-
-    Raises
-    ------
-    BuildError
-        When something cannot be installed; without credentials.
+    ``python`` is the base's, as ``/usr/local/bin/python3``. Errors contain no credentials.
     """
-    folder = cache_folder() / "layers"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    sweep(folder)
-    # Beside uv's own cache, as a rule: files are linked instead of copied.
-    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as text:
-        tree = Path(text, "tree")
+    with work_folder() as folder:
+        tree = folder / "tree"
         tree.mkdir()
         wheels = {
             f"wheels/{name}": blob_path(blob) for name, blob in plan.dependencies.wheels.items()
         }
-        install(plan, wheels, tree, Path(text), secrets=secrets)
+        install(plan, wheels, tree, folder, secrets=secrets)
         members = [*_files(tree, plan), *_environment(plan, python)]
         if compiled:
-            members += compiled_files(members, plan.python, Path(text))
+            libraries = (each for each in members if each.path.startswith(f"{_ROOT}/lib/"))
+            members += compiled_files(libraries, plan.python, folder)
         yield members
 
 
 def _environment(plan: ImagePlan, python: str) -> Iterator[Member]:
-    """Yield what makes the folder an environment of the base's Python."""
+    """Yield the files and links that make a folder a virtual environment of the base's Python."""
     found = plan.base.python
     text = (
         f"home = {PurePosixPath(python).parent}\nimplementation = CPython\n"
@@ -337,7 +276,7 @@ def _environment(plan: ImagePlan, python: str) -> Iterator[Member]:
 
 
 def _files(tree: Path, plan: ImagePlan) -> Iterator[Member]:
-    """Yield what was installed, as it is to stand in the image."""
+    """Yield what was installed, rewritten for the image."""
     scripts: dict[str, bytes] = {}
     records: list[tuple[str, Path]] = []
     for path in _walk(tree):
@@ -364,12 +303,12 @@ def _walk(tree: Path) -> Iterator[Path]:
             if name in _DROPPED and path.parent.suffix == ".dist-info":
                 continue
             if path.is_symlink():
-                raise BuildError(f"{path.name}: a distribution installed a link, which none may")
+                raise BuildError(f"{path.name}: a distribution installed a symbolic link")
             yield path
 
 
 def _renamed(path: Path, plan: ImagePlan) -> str:
-    """Return a path with the image's Python in it, not this machine's."""
+    """Return a path with the image's Python version instead of this machine's."""
     head = [f"python{plan.python}" if part == _HOST else part for part in path.parts[:3]]
     return "/".join([*head, *path.parts[3:]])
 
@@ -379,7 +318,7 @@ def _mode(path: Path) -> int:
 
 
 def _script(path: Path) -> bytes | None:
-    """Return a Python script for the image's Python; None of what is no script of Python's."""
+    """Return a Python script for the image's interpreter; None if it is not a Python script."""
     with path.open("rb") as file:
         if file.read(2) != b"#!":
             return None
@@ -393,7 +332,7 @@ def _script(path: Path) -> bytes | None:
 
 
 def _record(text: str, site: PurePosixPath, scripts: Mapping[str, bytes]) -> str:
-    """Return a RECORD with what is in the image: its scripts, and nothing that was dropped."""
+    """Return a RECORD with the rewritten scripts, and without dropped files."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     rows = []

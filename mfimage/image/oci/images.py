@@ -1,4 +1,4 @@
-"""Images as they lie in folders, files and registries: manifests, configurations, and layers."""
+"""Images as stored in folders, files and registries: manifests, configurations and layers."""
 
 from __future__ import annotations
 
@@ -19,64 +19,46 @@ from mfimage.image.registry.descriptors import (
 CONFIG = "application/vnd.oci.image.config.v1+json"
 INDEXES = (INDEX, DOCKER_LIST)
 MANIFESTS = (MANIFEST, DOCKER_MANIFEST)
+_DOCKER, _OCI = "application/vnd.docker.image.rootfs.diff.tar", "application/vnd.oci.image.layer.v1"
 # Equal bytes under OCI's own names.
 _LAYER_TYPES = {
-    "application/vnd.docker.image.rootfs.diff.tar.gzip": (
-        "application/vnd.oci.image.layer.v1.tar+gzip"
-    ),
-    "application/vnd.docker.image.rootfs.diff.tar": "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.docker.image.rootfs.diff.tar.zstd": (
-        "application/vnd.oci.image.layer.v1.tar+zstd"
-    ),
+    f"{_DOCKER}.gzip": f"{_OCI}.tar+gzip",
+    _DOCKER: f"{_OCI}.tar",
+    f"{_DOCKER}.zstd": f"{_OCI}.tar+zstd",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredLayer:
-    """A layer, and where to get it.
+    """A layer, and where to get it."""
 
-    Attributes
-    ----------
-    descriptor : Descriptor
-        What a manifest says of it, in OCI's terms.
-    diff_id : str
-        ``sha256:<hex>`` of the tar.
-    open : callable
-        Opens the compressed tar; that may fetch it.
-    source : tuple of str
-        Registry and repository that have it, if some do.
-    """
-
-    descriptor: Descriptor
+    descriptor: Descriptor  # with OCI's media type
     diff_id: str
-    open: Callable[[], BinaryIO]
-    source: tuple[str, str] | None = None
+    open: Callable[[], BinaryIO]  # the compressed tar, fetched if needed
+    source: tuple[str, str] | None = None  # registry and repository that have it
+    cached: bool = False  # whether it was found in a cache
+    shared: bool = False  # whether that is a cache in a registry
+
+    @property
+    def digest(self) -> str:
+        """``sha256:<hex>`` of the compressed tar."""
+        return self.descriptor.digest
+
+    @property
+    def size(self) -> int:
+        """Compressed bytes."""
+        return self.descriptor.size
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImage:
-    """An image for one platform: what a manifest and what it names hold.
+    """An image for one platform."""
 
-    Attributes
-    ----------
-    digest : str or None
-        The manifest's; None of a Docker archive, which has none.
-    config : mapping
-        The configuration.
-    raw_config, raw_manifest : bytes
-        As they lie there; the manifest empty where there is none.
-    layers : tuple of StoredLayer
-        Lowest first.
-    names : tuple of str
-        What it is called where it lies.
-    """
-
-    digest: str | None
+    digest: str | None  # the manifest's; an engine and a Docker archive have none
     config: Mapping[str, Any]
-    raw_config: bytes
-    raw_manifest: bytes
-    layers: tuple[StoredLayer, ...]
-    names: tuple[str, ...] = ()
+    raw_config: bytes  # as stored
+    raw_manifest: bytes  # as stored; empty if there is none
+    layers: tuple[StoredLayer, ...]  # lowest first
 
     @property
     def platform(self) -> str:
@@ -84,41 +66,30 @@ class StoredImage:
         return platform_of(self.config)
 
 
-def platform_of(plain: Mapping[str, Any]) -> str:
-    """Return the platform that a configuration, or an index, tells."""
-    return f"{plain.get('os', 'linux')}/{plain.get('architecture', '')}"
+def platform_of(document: Mapping[str, Any]) -> str:
+    """Return the platform in a configuration or an index's entry."""
+    return f"{document.get('os', 'linux')}/{document.get('architecture', '')}"
 
 
 def encode(value: Any) -> bytes:
-    """Return JSON, the same for equal values."""
+    """Return canonical JSON."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def layer_descriptor(plain: Mapping[str, Any], where: str) -> Descriptor:
-    """Return a layer's descriptor in OCI's terms.
-
-    Raises
-    ------
-    BuildError
-        When it is of a kind that cannot be passed on.
-    """
-    kind = _LAYER_TYPES.get(plain["mediaType"], plain["mediaType"])
+def layer_descriptor(document: Mapping[str, Any], where: str) -> Descriptor:
+    """Parse a layer's descriptor; refuse media types that are not a tar's."""
+    kind = _LAYER_TYPES.get(document["mediaType"], document["mediaType"])
     if kind not in _LAYER_TYPES.values():
         raise BuildError(
-            f"{where}: its layer {plain['digest']} is of the kind {kind}, which cannot be copied",
-            hint="choose a base of ordinary layers",
+            f"{where}: layer {document['digest']} has the media type {kind}, "
+            "which cannot be copied",
+            hint="choose a base whose layers are tars, gzip or zstd",
         )
-    return Descriptor(media_type=kind, digest=plain["digest"], size=plain["size"])
+    return Descriptor(media_type=kind, digest=document["digest"], size=document["size"])
 
 
 def pick(index: Mapping[str, Any], platform: str, where: str) -> Mapping[str, Any]:
-    """Return the entry of an index that is for a platform.
-
-    Raises
-    ------
-    BuildError
-        When there is none, or more than one: lists what there is.
-    """
+    """Return the entry of an index for a platform; refuse none, or more than one."""
     listed: list[Mapping[str, Any]] = list(index.get("manifests", ()))
     entries = [each for each in listed if each.get("mediaType") in (*MANIFESTS, *INDEXES)]
     found = [each for each in entries if _fits(each.get("platform"), platform)]
@@ -132,7 +103,7 @@ def pick(index: Mapping[str, Any], platform: str, where: str) -> Mapping[str, An
     return found[0]
 
 
-def _fits(plain: Mapping[str, Any] | None, platform: str) -> bool:
-    if not plain:  # an image alone in its layout need not say
+def _fits(entry: Mapping[str, Any] | None, platform: str) -> bool:
+    if not entry:  # the only image of a layout need not name its platform
         return True
-    return platform_of(plain) == platform and plain.get("variant") in (None, "", "v8")
+    return platform_of(entry) == platform and entry.get("variant") in (None, "", "v8")

@@ -1,59 +1,61 @@
-"""The layers of a plan: what decides each one's content, and what it holds."""
+"""The layers of a plan: what decides and fills each, and where it is found.
+
+A layer comes from this machine's cache, from a cache in a registry (``--cache-from``), or is made.
+A cache in a registry is an artifact whose layers are the image's own, each with the key of its
+inputs. So a machine that pushes to that registry need not download the layers that it finds.
+"""
 
 from __future__ import annotations
 
+import io
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
-from mfimage.errors import OptionError
+from mfimage.errors import OptionError, RegistryError
 from mfimage.files import EPOCH
-from mfimage.image.oci.base_python import BasePython
-from mfimage.image.oci.dependencies import installer_version, laid_out
+from mfimage.image.oci.base import BasePython, Images
+from mfimage.image.oci.cache import LayerCache
+from mfimage.image.oci.compression import installed_version
+from mfimage.image.oci.images import StoredLayer, encode, layer_descriptor
 from mfimage.image.oci.tar import Folder, Member, layer_tar
 from mfimage.image.plan.files import ContextFile
 from mfimage.image.plan.layers import BlobPath, artifact_files, code_files, runtime_files
 from mfimage.image.plan.plan import ArtifactLayer, ImagePlan
-from mfimage.package.spec import sha256_digest
+from mfimage.image.registry.client import repository_of
+from mfimage.image.registry.descriptors import MANIFEST
+from mfimage.image.registry.reference import DEFAULT_TAG, Reference
+from mfimage.package.spec import BlobRef, sha256_digest
 
+ARTIFACT_TYPE = "application/vnd.mfimage.layers.v1"
+_EMPTY = b"{}"
+_EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
+_INPUTS, _DIFF_ID = "io.mfimage.inputs", "io.mfimage.diff-id"
 EPOCH_VARIABLE = "SOURCE_DATE_EPOCH"
-_LATEST = 8**11 - 1  # what a tar's header can hold
+_LATEST = 8**11 - 1  # what fits into a tar's header
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedLayer:
-    """A layer that is not made yet.
-
-    Attributes
-    ----------
-    name, reason : str
-        As of `BuiltLayer`.
-    inputs : tuple of str
-        What decides its content: equal ones give an equal layer.
-    chunks : callable
-        Makes its tar.
-    """
+    """A layer to be found or made, with name and reason as in `BuiltLayer`."""
 
     name: str
     reason: str
-    inputs: tuple[str, ...]
-    chunks: Callable[[], Iterable[bytes]]
+    inputs: tuple[str, ...]  # all that decides its content
+    chunks: Callable[[], Iterable[bytes]]  # yields its tar
 
 
 def image_epoch() -> int:
-    """Return the time of everything in an image: ``SOURCE_DATE_EPOCH``, else 1980-01-01.
-
-    Raises
-    ------
-    OptionError
-        When the variable holds no time.
-    """
+    """Return the time of everything in an image: ``SOURCE_DATE_EPOCH``, else 1980-01-01."""
     text = os.environ.get(EPOCH_VARIABLE, "")
     if not text:
         return EPOCH
     if not (text.isascii() and text.isdigit() and int(text) <= _LATEST):
         raise OptionError(
-            f"{EPOCH_VARIABLE}: {text!r} is no time that an archive can hold",
+            f"{EPOCH_VARIABLE}: {text!r} is not a time that an archive can store",
             hint="seconds since 1970, as `git log -1 --format=%ct` prints them",
         )
     return int(text)
@@ -68,28 +70,14 @@ def planned_layers(
     compiled: bool,
     secrets: Mapping[str, bytes],
 ) -> list[PlannedLayer]:
-    """List the layers above the base, lowest first; nothing large is read.
-
-    Parameters
-    ----------
-    plan : ImagePlan
-        What to build.
-    blob_path : callable
-        Returns where a blob is; called when a layer is made.
-    python : BasePython
-        The base's.
-    epoch : int
-        The time of all files.
-    compiled : bool
-        Whether Python files are compiled.
-    secrets : mapping of str to bytes
-        Credentials for the installer.
-    """
+    """List the layers above the base, lowest first; nothing large is read."""
 
     def tar(members: Iterable[Member]) -> Iterator[bytes]:
         return layer_tar(members, epoch=epoch)
 
     def dependencies() -> Iterator[bytes]:
+        from mfimage.image.oci.dependencies import laid_out
+
         with laid_out(
             plan, blob_path, python=python.path, compiled=compiled, secrets=secrets
         ) as members:
@@ -103,7 +91,7 @@ def planned_layers(
             reason=f"lock {lock}",
             inputs=(
                 "dependencies", stamp, lock, plan.platform, plan.python, python.path,
-                python.version, f"uv {installer_version()}", f"compiled {compiled}",
+                python.version, f"uv {_uv_version()}", f"compiled {compiled}",
             ),
             chunks=dependencies,
         ),
@@ -118,7 +106,7 @@ def planned_layers(
             chunks=lambda: tar(runtime),
         )
     )
-    # The working directory is there even if no file is.
+    # The working directory exists even without files.
     code: list[Member] = [*code_files(plan, blob_path), Folder(path=plan.workdir.lstrip("/"))]
     layers.append(
         PlannedLayer(
@@ -129,6 +117,15 @@ def planned_layers(
         )
     )
     return layers
+
+
+def _uv_version() -> str:
+    """Return the version of uv, which decides what is installed."""
+    if found := installed_version("uv"):
+        return found
+    from mfimage.capture.lock.uv import run_uv
+
+    return run_uv(["--version"], Path.cwd(), os.environ).strip()
 
 
 def _artifact(
@@ -151,3 +148,95 @@ def _identity(file: Member) -> str:
         return file.path
     content = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
     return f"{file.path} {file.mode:o} {sha256_digest(content)}"
+
+
+class SharedCache:
+    """Layers in this machine's cache, and in caches in registries (``sources``, in this order)."""
+
+    def __init__(
+        self,
+        local: LayerCache,
+        images: Images,
+        *,
+        sources: Sequence[Reference],
+    ) -> None:
+        self._local = local
+        self._images = images
+        self._sources = sources
+        self._imported: Mapping[str, StoredLayer] | None = None
+        self._used: dict[str, StoredLayer] = {}
+
+    def layer(self, planned: PlannedLayer) -> StoredLayer:
+        """Return a layer from this machine's cache or a registry's; else make it."""
+        key = self._local.key(planned.inputs)
+        layer = self._local.find(planned.inputs)
+        if layer is None and not self._local.fresh:
+            layer = self._others().get(key)
+        layer = layer or self._local.layer(planned.inputs, planned.chunks)
+        self._used[key] = layer
+        return layer
+
+    def _others(self) -> Mapping[str, StoredLayer]:
+        if self._imported is None:
+            found: dict[str, StoredLayer] = {}
+            for source in self._sources:
+                found = {**self._read(source), **found}
+            self._imported = found
+        return self._imported
+
+    def _read(self, source: Reference) -> dict[str, StoredLayer]:
+        client, repository = self._images.client(source), repository_of(source)
+        response = client.manifest(repository, source.digest or source.tag or DEFAULT_TAG)
+        if response is None:
+            return {}  # nothing was exported yet
+        manifest = json.loads(response[1])
+        if manifest.get("artifactType") != ARTIFACT_TYPE:
+            raise RegistryError(
+                f"cache-from: {source} is not a cache of the oci builder",
+                hint="name what --cache-to wrote with --builder oci; images are caches of the "
+                "docker builder only",
+            )
+        found = {}
+        for entry in manifest["layers"]:
+            descriptor = layer_descriptor(entry, str(source))
+            ref = BlobRef(digest=descriptor.digest, size=descriptor.size)
+            found[entry["annotations"][_INPUTS]] = StoredLayer(
+                descriptor=descriptor,
+                diff_id=entry["annotations"][_DIFF_ID],
+                open=partial(self._images.open_blob, client, repository, ref),
+                source=(client.host, repository),
+                cached=True,
+                shared=True,
+            )
+        return found
+
+    def export(self, target: Reference, pushed: Sequence[Reference]) -> None:
+        """Push the layers that were used; they are mounted from where the image was pushed."""
+        client, repository = self._images.client(target), repository_of(target)
+        near = {repository_of(each) for each in pushed if each.registry == target.registry}
+        for layer in self._used.values():
+            host, origin = layer.source or ("", "")
+            sources = {*near, *([origin] if host == client.host else [])}
+            client.push_blob(
+                repository, layer.digest, layer.size, layer.open,
+                sources=tuple(sorted(sources - {repository})),
+            )  # fmt: skip
+        client.push_blob(repository, sha256_digest(_EMPTY), len(_EMPTY), lambda: io.BytesIO(_EMPTY))
+        name = target.tag or DEFAULT_TAG
+        client.push_manifest(repository, name, MANIFEST, encode(self._manifest()))
+
+    def _manifest(self) -> dict[str, object]:
+        empty = {
+            "mediaType": _EMPTY_TYPE, "digest": sha256_digest(_EMPTY), "size": len(_EMPTY)
+        }  # fmt: skip
+        layers = [
+            {**layer.descriptor.to_dict(), "annotations": {_INPUTS: key, _DIFF_ID: layer.diff_id}}
+            for key, layer in sorted(self._used.items())
+        ]
+        return {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "artifactType": ARTIFACT_TYPE,
+            "config": empty,
+            "layers": layers,
+        }

@@ -1,4 +1,4 @@
-"""Reading images from folders and archives, each file held against its digest."""
+"""Reads images from OCI layouts and Docker archives; files are verified by digest."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, cast
 
 from mfimage.errors import BuildError
-from mfimage.image.oci.cache import Layer, LayerCache
+from mfimage.files import CHUNK, chunks_of
+from mfimage.image.oci.cache import LayerCache
 from mfimage.image.oci.compression import decompressed
 from mfimage.image.oci.images import (
     INDEXES,
@@ -23,33 +24,14 @@ from mfimage.image.oci.images import (
     pick,
     platform_of,
 )
-from mfimage.image.registry.descriptors import Descriptor
 from mfimage.image.registry.location import DOCKER_ARCHIVE, OCI, Location
+from mfimage.package.spec import sha256_digest
 
-_CHUNK = 1 << 20
-_REF_NAME = "org.opencontainers.image.ref.name"
-_NAMES = ("io.containerd.image.name", _REF_NAME)
-
-
-class Files(Protocol):
-    """Files by name: of a folder, or of a tar."""
-
-    def open(self, name: str) -> BinaryIO:
-        """Open a file; ``FileNotFoundError``."""
+OpenFile = Callable[[str], BinaryIO]
+"""Opens a file by name, in a folder or in a tar; raises ``FileNotFoundError``."""
 
 
-class FolderFiles:
-    """The files below a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def open(self, name: str) -> BinaryIO:
-        """Open a file."""
-        return (self._path / name).open("rb")
-
-
-class TarFiles:
+class _Tar:
     """The members of a tar."""
 
     def __init__(self, path: Path) -> None:
@@ -61,7 +43,7 @@ class TarFiles:
             return {_normal(PurePosixPath(member.name)): member for member in tar}
 
     def open(self, name: str) -> BinaryIO:
-        """Open a member; links, which ``docker save`` makes of equal layers, are followed."""
+        """Open a member, following links: ``docker save`` writes them for equal layers."""
         member = self._members.get(name)
         for _ in range(5):
             if member is None or not member.issym():
@@ -70,7 +52,7 @@ class TarFiles:
             member = self._members.get(name)
         if member is None or not member.isfile():
             raise FileNotFoundError(errno.ENOENT, "not in the archive", name)
-        return cast(BinaryIO, io.BufferedReader(_Section(self._path, member), _CHUNK))
+        return cast(BinaryIO, io.BufferedReader(_Section(self._path, member), CHUNK))
 
 
 class _Section(io.RawIOBase):
@@ -115,28 +97,12 @@ def _normal(path: PurePosixPath) -> str:
 
 
 def open_location(location: Location, platform: str, layers: LayerCache) -> StoredImage:
-    """Read the image for a platform.
-
-    Parameters
-    ----------
-    location : Location
-        Where it lies.
-    platform : str
-        As ``linux/amd64``.
-    layers : LayerCache
-        Keeps compressed what lies there uncompressed.
-
-    Raises
-    ------
-    BuildError
-        When there is none, or it is damaged.
-    """
-    is_folder = location.kind == OCI
-    files: Files = FolderFiles(location.path) if is_folder else TarFiles(location.path)
+    """Read the image for a platform; ``layers`` caches uncompressed layers, compressed."""
+    open_file = _opener(location)
     try:
         if location.kind == DOCKER_ARCHIVE:
-            return _DockerArchive(files, str(location), layers).read(platform)
-        return _Layout(files, str(location)).read(platform)
+            return _DockerArchive(open_file, str(location), layers).read(platform)
+        return _Layout(open_file, str(location)).read(platform)
     except OSError as error:
         missing = error.filename or error
         raise BuildError(
@@ -144,39 +110,43 @@ def open_location(location: Location, platform: str, layers: LayerCache) -> Stor
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, tarfile.TarError) as error:
         raise BuildError(
-            f"{location}: is no image of that kind ({type(error).__name__}: {error})",
+            f"{location}: not an image of that kind ({type(error).__name__}: {error})",
             hint="archives are uncompressed tars",
         ) from None
 
 
 def platforms_of(location: Location) -> tuple[str, ...]:
-    """Return which platforms there are images for."""
-    is_folder = location.kind == OCI
-    files: Files = FolderFiles(location.path) if is_folder else TarFiles(location.path)
+    """Return the platforms of the images in a folder or file."""
+    open_file = _opener(location)
     try:
         if location.kind == DOCKER_ARCHIVE:
-            entries = json.loads(_read(files, "manifest.json"))
-            return tuple(platform_of(json.loads(_read(files, e["Config"]))) for e in entries)
-        return tuple(_Layout(files, str(location)).platforms())
+            entries = json.loads(_read(open_file, "manifest.json"))
+            return tuple(platform_of(json.loads(_read(open_file, e["Config"]))) for e in entries)
+        return tuple(_Layout(open_file, str(location)).platforms())
     except (OSError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
-        raise BuildError(f"{location}: is no image of that kind ({error})") from None
+        raise BuildError(f"{location}: not an image of that kind ({error})") from None
 
 
-def _read(files: Files, name: str) -> bytes:
-    with files.open(name) as file:
+def _opener(location: Location) -> OpenFile:
+    if location.kind == OCI:
+        return lambda name: (location.path / name).open("rb")
+    return _Tar(location.path).open
+
+
+def _read(open_file: OpenFile, name: str) -> bytes:
+    with open_file(name) as file:
         return file.read()
 
 
 class _Layout:
     """An OCI image layout."""
 
-    def __init__(self, files: Files, where: str) -> None:
-        self._files = files
+    def __init__(self, open_file: OpenFile, where: str) -> None:
+        self._open = open_file
         self._where = where
 
     def read(self, platform: str) -> StoredImage:
         entry: Mapping[str, Any] = pick(self._index(), platform, self._where)
-        names = [entry.get("annotations", {}).get(key) for key in _NAMES]
         while entry["mediaType"] in INDEXES:
             entry = pick(json.loads(self._blob(entry["digest"])), platform, self._where)
         raw_manifest = self._blob(entry["digest"])
@@ -184,8 +154,8 @@ class _Layout:
         raw_config = self._blob(manifest["config"]["digest"])
         config = json.loads(raw_config)
         layers = [
-            self._layer(plain, diff_id)
-            for plain, diff_id in zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True)
+            self._layer(entry, diff_id)
+            for entry, diff_id in zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True)
         ]
         return StoredImage(
             digest=entry["digest"],
@@ -193,7 +163,6 @@ class _Layout:
             raw_config=raw_config,
             raw_manifest=raw_manifest,
             layers=tuple(layers),
-            names=tuple(name for name in names if name),
         )
 
     def platforms(self) -> Iterator[str]:
@@ -207,39 +176,39 @@ class _Layout:
             yield platform_of(json.loads(self._blob(manifest["config"]["digest"])))
 
     def _index(self) -> Mapping[str, Any]:
-        index: Mapping[str, Any] = json.loads(_read(self._files, "index.json"))
+        index: Mapping[str, Any] = json.loads(_read(self._open, "index.json"))
         return index
 
     def _blob(self, digest: str) -> bytes:
-        data = _read(self._files, _blob_path(digest))
-        if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
+        data = _read(self._open, _blob_path(digest))
+        if sha256_digest(data) != digest:
             raise BuildError(f"{self._where}: {digest} is damaged")
         return data
 
-    def _layer(self, plain: Mapping[str, Any], diff_id: str) -> StoredLayer:
-        descriptor = layer_descriptor(plain, self._where)
-        opening = partial(self._files.open, _blob_path(descriptor.digest))
+    def _layer(self, entry: Mapping[str, Any], diff_id: str) -> StoredLayer:
+        descriptor = layer_descriptor(entry, self._where)
+        opening = partial(self._open, _blob_path(descriptor.digest))
         return StoredLayer(descriptor=descriptor, diff_id=diff_id, open=opening)
 
 
 def _blob_path(digest: str) -> str:
     kind, _, name = digest.partition(":")
     if kind != "sha256" or not name.isalnum():
-        raise BuildError(f"{digest!r} is no sha256 digest")
+        raise BuildError(f"{digest!r} is not a sha256 digest")
     return f"blobs/sha256/{name}"
 
 
 class _DockerArchive:
-    """What ``docker save`` writes."""
+    """A Docker archive, as ``docker save`` writes it."""
 
-    def __init__(self, files: Files, where: str, layers: LayerCache) -> None:
-        self._files = files
+    def __init__(self, open_file: OpenFile, where: str, layers: LayerCache) -> None:
+        self._open = open_file
         self._where = where
         self._layers = layers
 
     def read(self, platform: str) -> StoredImage:
-        for entry in json.loads(_read(self._files, "manifest.json")):
-            raw_config = _read(self._files, entry["Config"])
+        for entry in json.loads(_read(self._open, "manifest.json")):
+            raw_config = _read(self._open, entry["Config"])
             config = json.loads(raw_config)
             if platform_of(config) != platform:
                 continue
@@ -250,25 +219,17 @@ class _DockerArchive:
                 raw_config=raw_config,
                 raw_manifest=b"",
                 layers=tuple(self._layer(name, diff_id) for name, diff_id in pairs),
-                names=tuple(entry.get("RepoTags") or ()),
             )
         raise BuildError(f"{self._where} has no image for {platform}")
 
     def _layer(self, name: str, diff_id: str) -> StoredLayer:
-        layer = self._layers.layer([f"tar {diff_id}"], lambda: self._chunks(name, diff_id))
-        return stored(layer)
+        return self._layers.tar(diff_id, lambda: self._chunks(name, diff_id))
 
     def _chunks(self, name: str, diff_id: str) -> Iterator[bytes]:
         hasher = hashlib.sha256()
-        with self._files.open(name) as file, decompressed(file) as tar:
-            while chunk := tar.read(_CHUNK):
+        with self._open(name) as file, decompressed(file) as tar:
+            for chunk in chunks_of(tar):
                 hasher.update(chunk)
                 yield chunk
         if f"sha256:{hasher.hexdigest()}" != diff_id:
             raise BuildError(f"{self._where}: its layer {diff_id} is damaged")
-
-
-def stored(layer: Layer) -> StoredLayer:
-    """Return a layer of the cache as part of an image."""
-    descriptor = Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size)
-    return StoredLayer(descriptor=descriptor, diff_id=layer.diff_id, open=layer.open)

@@ -1,4 +1,4 @@
-"""Images into folders, files and engines; what is written is whole or absent."""
+"""Writes images to folders, files and the Docker engine; a file is whole or absent."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mfimage.errors import BuildError
-from mfimage.files import EPOCH, whole_file
+from mfimage.errors import BuildError, EngineError
+from mfimage.files import EPOCH, chunks_of, whole_file
 from mfimage.image.oci.config import Composed, compose_index
 from mfimage.image.oci.images import StoredLayer, encode
 from mfimage.image.registry.descriptors import INDEX
@@ -20,29 +21,16 @@ from mfimage.image.registry.location import OCI, OCI_ARCHIVE, Location
 from mfimage.image.registry.reference import Reference
 from mfimage.package.spec import sha256_digest
 
-_CHUNK = 1 << 20
+if TYPE_CHECKING:
+    from mfimage.image.docker.local import ImageEngine
+
 _REF_NAME = "org.opencontainers.image.ref.name"
 _IMAGE_NAME = "io.containerd.image.name"
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 
 def write_images(images: Sequence[Composed], location: Location, tags: Sequence[Reference]) -> None:
-    """Write images, one a platform, to a folder or file.
-
-    Parameters
-    ----------
-    images : sequence of Composed
-        What to write.
-    location : Location
-        Where to. A layout that is there already keeps its other images.
-    tags : sequence of Reference
-        What to call them there.
-
-    Raises
-    ------
-    BuildError
-        When it cannot be written, or is something else.
-    """
+    """Write images, one for each platform, to a folder or file. A layout keeps its other images."""
     if location.kind == OCI:
         with _writing(location):
             _write_layout(images, location.path, tags)
@@ -70,13 +58,13 @@ def _write_file(path: Path, chunks: Iterator[bytes]) -> None:
 
 
 def _blobs(images: Sequence[Composed]) -> Iterator[tuple[str, int, Callable[[], BinaryIO]]]:
-    """Yield every blob once: digest, size, and what opens it; layers first."""
+    """Yield the digest, size and opener of each blob once, layers first."""
     done: set[str] = set()
     for image in images:
         for layer in image.layers:
-            if layer.descriptor.digest not in done:
-                done.add(layer.descriptor.digest)
-                yield layer.descriptor.digest, layer.descriptor.size, layer.open
+            if layer.digest not in done:
+                done.add(layer.digest)
+                yield layer.digest, layer.size, layer.open
         for data in (image.config, image.manifest):
             if (digest := sha256_digest(data)) not in done:
                 done.add(digest)
@@ -85,7 +73,7 @@ def _blobs(images: Sequence[Composed]) -> Iterator[tuple[str, int, Callable[[], 
 
 def _verified(digest: str, size: int, file: BinaryIO) -> Iterator[bytes]:
     hasher, count = hashlib.sha256(), 0
-    while chunk := file.read(_CHUNK):
+    for chunk in chunks_of(file):
         hasher.update(chunk)
         count += len(chunk)
         yield chunk
@@ -96,7 +84,7 @@ def _verified(digest: str, size: int, file: BinaryIO) -> Iterator[bytes]:
 def _entries(
     images: Sequence[Composed], tags: Sequence[Reference]
 ) -> tuple[list[Any], bytes | None]:
-    """Return what a layout's index lists of these images, and the index of several."""
+    """Return the entries of a layout's index, and the images' own index if there are several."""
     if len(images) == 1:
         system, _, machine = images[0].platform.partition("/")
         entry = {
@@ -126,7 +114,7 @@ def _write_layout(images: Sequence[Composed], path: Path, tags: Sequence[Referen
     if index is not None:
         _write_file(blobs / sha256_digest(index)[7:], iter((index,)))
     _write_file(path / "oci-layout", iter((_LAYOUT,)))
-    # In the end: until then nobody sees anything of it.
+    # Last: until then readers see the old images.
     _write_file(path / "index.json", iter((_index([*kept, *entries]),)))
 
 
@@ -135,7 +123,7 @@ def _index(entries: Sequence[Any]) -> bytes:
 
 
 def _others(path: Path, entries: Sequence[Any]) -> list[Any]:
-    """Return what a layout lists beside these; it may not be there yet."""
+    """Return the entries of an existing layout that stay."""
     try:
         names = {each.name for each in path.iterdir()}
     except FileNotFoundError:
@@ -144,7 +132,7 @@ def _others(path: Path, entries: Sequence[Any]) -> list[Any]:
         return []
     if "oci-layout" not in names:
         raise BuildError(
-            f"oci:{path} holds something else, as {min(names)}",
+            f"oci:{path} is not an OCI layout: it contains {min(names)}",
             hint="name a new or empty folder, or an OCI layout",
         )
     if "index.json" not in names:
@@ -171,18 +159,14 @@ def layout_archive(images: Sequence[Composed], tags: Sequence[Reference]) -> Ite
     yield b"\0" * (2 * tarfile.BLOCKSIZE)
 
 
-def docker_archive(images: Sequence[Composed], tags: Sequence[Reference]) -> Iterator[bytes]:
-    """Stream what ``docker load`` takes.
-
-    Raises
-    ------
-    BuildError
-        When there are images for several platforms, which it cannot hold.
-    """
+def docker_archive(
+    images: Sequence[Composed], tags: Sequence[Reference], *, skip: int = 0
+) -> Iterator[bytes]:
+    """Stream a Docker archive of one image, without its lowest ``skip`` layers."""
     if len(images) != 1:
         raise BuildError(
-            "a Docker archive, or engine, takes an image for one platform",
-            hint="choose one by --platform, or write oci:DIR, oci-archive:FILE, or push",
+            "a Docker archive or engine takes an image for one platform",
+            hint="choose one with --platform, write oci:DIR or oci-archive:FILE, or push",
         )
     (image,) = images
     config = f"{image.id[7:]}.json"
@@ -190,20 +174,44 @@ def docker_archive(images: Sequence[Composed], tags: Sequence[Reference]) -> Ite
     names = [str(tag) for tag in tags]
     manifest = encode([{"Config": config, "RepoTags": names or None, "Layers": layers}])
     done = set()
-    for name, layer in zip(layers, image.layers, strict=True):
+    for name, layer in zip(layers[skip:], image.layers[skip:], strict=True):
         if name not in done:
             done.add(name)
-            described = layer.descriptor
-            yield from _blob(name, described.digest, described.size, layer.open)
+            yield from _blob(name, layer.digest, layer.size, layer.open)
     yield from _file(config, image.config)
     yield from _file("manifest.json", manifest)
     yield b"\0" * (2 * tarfile.BLOCKSIZE)
 
 
+def load_into(
+    engine: ImageEngine, images: Sequence[Composed], tags: Sequence[Reference], like: Iterable[str]
+) -> None:
+    """Load an image into the engine, without the layers that one of the images ``like`` it has.
+
+    An engine knows a layer by those below it, so it has those with which both begin. An image store
+    that wants all layers refuses the short archive, and is sent the whole.
+    """
+    wanted = [layer.diff_id for layer in images[0].layers]
+    most = 0
+    with contextlib.suppress(EngineError):
+        for name in like:
+            if (found := engine.inspect(name)) is not None:
+                pairs = zip(wanted, found.layers, strict=False)
+                same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+                most = max(most, same)
+            if most >= len(wanted) - 1:
+                break
+    if most:
+        with contextlib.suppress(EngineError):
+            engine.load(docker_archive(images, tags, skip=most))
+            return
+    engine.load(docker_archive(images, tags))
+
+
 def _layer_name(layer: StoredLayer) -> str:
     suffix = layer.descriptor.media_type.partition("+")[2]
     ending = {"gzip": "tar.gz", "zstd": "tar.zst"}.get(suffix, "tar")
-    return f"{layer.descriptor.digest[7:]}.{ending}"
+    return f"{layer.digest[7:]}.{ending}"
 
 
 def _blob(name: str, digest: str, size: int, open_it: Callable[[], BinaryIO]) -> Iterator[bytes]:

@@ -1,69 +1,65 @@
-"""Pushing composed images: layers in parallel, what is there is not sent, tags in the end."""
+"""Pushes images to registries, and finds those that were pushed before.
+
+Beside the requested tags there is one derived from everything that decides the images. A later
+push of the same images finds that tag, and nothing is built.
+"""
 
 from __future__ import annotations
 
 import io
+import json
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import BinaryIO
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
-from mfimage.image.builder import BuildEvent
+from mfimage.image.builder import BuildEvent, BuiltImage, BuiltLayer
 from mfimage.image.oci.config import Composed, compose_index
-from mfimage.image.oci.images import StoredLayer
+from mfimage.image.oci.images import StoredImage, StoredLayer, encode, platform_of
+from mfimage.image.oci.layers import PlannedLayer
+from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.client import RegistryClient, repository_of
-from mfimage.image.registry.descriptors import INDEX
+from mfimage.image.registry.descriptors import INDEX, Descriptor
 from mfimage.image.registry.reference import Reference
 from mfimage.package.spec import sha256_digest
 
 _PARALLEL = 6
 _STEP = 1 << 20
+_PREFIX = "fn-"
+_DIGITS = 40
 OnEvent = Callable[[BuildEvent], None]
 
 
 class _Stopped(Exception):
-    """Another layer failed, or the user said stop."""
+    """Another layer failed, or the user interrupted."""
 
 
 class Push:
-    """Images, one a platform, on their way to a repository.
+    """Pushes images, one for each platform, to a repository.
 
-    Parameters
-    ----------
-    client : RegistryClient
-        The registry.
-    repository : str
-        As the registry calls it.
-    on_event : callable
-        Told of each layer, by one thread at a time.
+    ``on_event`` is called with the progress of each layer, by one thread at a time.
     """
 
     def __init__(self, client: RegistryClient, repository: str, on_event: OnEvent) -> None:
         self._client = client
         self._repository = repository
         self._on_event = on_event
-        self._telling = threading.Lock()
+        self._reporting = threading.Lock()
         self._stop = threading.Event()
 
     def run(
         self, images: Sequence[Composed], tags: Iterable[str], *, also_in: Sequence[str] = ()
     ) -> str:
-        """Push; return the digest that the tags lead to.
+        """Push images, and write the tags last, in this order; return their digest.
 
-        Parameters
-        ----------
-        images : sequence of Composed
-            What to push.
-        tags : iterable of str
-            Set when everything else is there, in this order.
-        also_in : sequence of str
-            Other repositories of this registry that have all of it.
+        ``also_in`` are other repositories of this registry that have all blobs.
         """
         blobs: dict[str, Callable[[], bool]] = {}
         for image in images:
             for layer in image.layers:
                 blobs.setdefault(
-                    layer.descriptor.digest,
+                    layer.digest,
                     lambda layer=layer: self._layer(layer, also_in),  # type: ignore[misc]
                 )
             blobs.setdefault(
@@ -95,16 +91,11 @@ class Push:
         return digest
 
     def _layer(self, layer: StoredLayer, also_in: Sequence[str]) -> bool:
-        described = layer.descriptor
         sources = [*also_in]
         if layer.source and layer.source[0] == self._client.host:
             sources.append(layer.source[1])
-        return self._blob(
-            described.digest,
-            described.size,
-            layer.open,
-            tuple(source for source in sources if source != self._repository),
-        )
+        others = tuple(source for source in sources if source != self._repository)
+        return self._blob(layer.digest, layer.size, layer.open, others)
 
     def _bytes(self, digest: str, data: bytes) -> bool:
         return self._blob(digest, len(data), lambda: io.BytesIO(data), ())
@@ -113,23 +104,23 @@ class Push:
         self, digest: str, size: int, open_it: Callable[[], BinaryIO], sources: tuple[str, ...]
     ) -> bool:
         step = f"push {digest[7:19]}"
-        told = 0
+        reported = 0
 
         def on_progress(current: int) -> None:
-            nonlocal told
+            nonlocal reported
             if self._stop.is_set():
                 raise _Stopped
-            if current - told >= _STEP:
-                told = current
-                self._tell("progress", step, current, size)
+            if current - reported >= _STEP:
+                reported = current
+                self._report("progress", step, current, size)
 
         sent = self._client.push_blob(
             self._repository, digest, size, open_it, sources=sources, on_progress=on_progress
         )
-        self._tell("done" if sent else "cached", step, size, size)
+        self._report("done" if sent else "cached", step, size, size)
         return sent
 
-    def _tell(self, kind: str, step: str, current: int, total: int) -> None:
+    def _report(self, kind: str, step: str, current: int, total: int) -> None:
         event = BuildEvent(
             kind=kind,  # type: ignore[arg-type]
             step=step,
@@ -137,13 +128,110 @@ class Push:
             current=current,
             total=total,
         )
-        with self._telling:
+        with self._reporting:
             self._on_event(event)
 
 
 def by_repository(tags: Iterable[Reference]) -> dict[tuple[str, str], list[Reference]]:
-    """Group tags by registry, as written, and repository, as the registry calls it."""
+    """Group tags by registry, as written, and by the repository's name there."""
     found: dict[tuple[str, str], list[Reference]] = {}
     for tag in tags:
         found.setdefault((tag.registry, repository_of(tag)), []).append(tag)
     return found
+
+
+def image_key(plan: ImagePlan, base: StoredImage, layers: Sequence[str], *, epoch: int) -> str:
+    """Return a digest of everything that decides an image; ``layers`` are cache keys."""
+    decides = {
+        "base": base.digest or sha256_digest(base.raw_config),
+        "layers": list(layers),
+        "platform": plan.platform,
+        "env": list(plan.env.items()),
+        "labels": list(plan.labels.items()),
+        "settings": [plan.user, plan.workdir, plan.stop_signal, plan.version],
+        "starts": [plan.entrypoint, plan.cmd, plan.ports, sorted(plan.programs)],
+        "epoch": epoch,
+    }
+    return sha256_digest(encode(decides))
+
+
+def content_tag(keys: Sequence[str]) -> str:
+    """Return the tag for images with these keys, in any order."""
+    digest = sha256_digest(encode(sorted(keys))).removeprefix("sha256:")
+    return f"{_PREFIX}{digest[:_DIGITS]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushedImages:
+    """Images that a registry has, one for each platform."""
+
+    media_type: str
+    document: bytes  # the manifest, or the index of several
+    images: Mapping[str, tuple[Descriptor, Mapping[str, Any], Mapping[str, Any]]]
+
+    def built(
+        self, plan: ImagePlan, base: StoredImage, layers: Sequence[PlannedLayer]
+    ) -> BuiltImage:
+        """Describe the image for a plan's platform."""
+        descriptor, manifest, config = self.images[plan.platform]
+        under = [("base", str(plan.base.pinned))] * len(base.layers)
+        names = [*under, *((layer.name, layer.reason) for layer in layers)]
+        found = zip(names, manifest["layers"], config["rootfs"]["diff_ids"], strict=True)
+        described = tuple(
+            BuiltLayer(
+                name=name, diff_id=diff_id, digest=entry["digest"], size=entry["size"],
+                cached=True, reason=reason,
+            )
+            for (name, reason), entry, diff_id in found
+        )  # fmt: skip
+        return BuiltImage(
+            id=manifest["config"]["digest"], digest=descriptor.digest, plan=plan, layers=described,
+            size=sum(layer.size for layer in described), cached=True,
+        )  # fmt: skip
+
+    def retag(self, client: RegistryClient, repository: str, tags: Sequence[str]) -> str:
+        """Write further tags; return the digest."""
+        digest = sha256_digest(self.document)
+        for tag in tags:
+            client.push_manifest(repository, tag, self.media_type, self.document)
+        return digest
+
+
+def find_pushed(
+    client: RegistryClient,
+    repository: str,
+    tag: str,
+    plans: Sequence[ImagePlan],
+    counts: Sequence[int],
+) -> PushedImages | None:
+    """Look up a content-addressed tag; images with other platforms or layer counts are not used."""
+    found = client.manifest(repository, tag)
+    if found is None:
+        return None
+    images = {}
+    for descriptor in _manifests(found[0], json.loads(found[1])):
+        held = client.manifest(repository, descriptor.digest)
+        if held is None:
+            return None
+        manifest = json.loads(held[1])
+        if not _is_whole(client, repository, manifest):
+            return None
+        config = json.loads(b"".join(client.blob(repository, manifest["config"]["digest"])))
+        images[platform_of(config)] = held[0], manifest, config
+    wanted = {plan.platform: count for plan, count in zip(plans, counts, strict=True)}
+    if {name: len(image[1]["layers"]) for name, image in images.items()} != wanted:
+        return None
+    return PushedImages(media_type=found[0].media_type, document=found[1], images=images)
+
+
+def _is_whole(client: RegistryClient, repository: str, manifest: Mapping[str, Any]) -> bool:
+    """Return whether a registry has all blobs of a manifest: it may have removed some."""
+    digests = {entry["digest"] for entry in (manifest["config"], *manifest["layers"])}
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        return all(pool.map(lambda digest: client.has_blob(repository, digest), digests))
+
+
+def _manifests(descriptor: Descriptor, document: Mapping[str, Any]) -> list[Descriptor]:
+    if "manifests" not in document:
+        return [descriptor]
+    return [Descriptor.parse(each) for each in document["manifests"]]

@@ -1,11 +1,10 @@
-"""Layers as tars: names sorted, one time for all, owner root, nothing of the machine in them."""
+"""Writes layers as reproducible tars: sorted, owned by root, with one time for all files."""
 
 from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from mfimage.image.plan.files import ContextFile
 from mfimage.image.plan.layers import verified
@@ -15,13 +14,7 @@ _BLOCK = tarfile.BLOCKSIZE
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """A symbolic link in an image.
-
-    Attributes
-    ----------
-    path, target : str
-        Where it stands, without the ``/`` before it, and where it leads.
-    """
+    """A symbolic link in an image; its path has no leading ``/``."""
 
     path: str
     target: str
@@ -38,26 +31,17 @@ Member = ContextFile | Link | Folder
 
 
 def layer_tar(members: Iterable[Member], *, epoch: int) -> Iterator[bytes]:
-    """Stream a layer, the folders above its members included.
-
-    Parameters
-    ----------
-    members : iterable of ContextFile, Link or Folder
-        In any order; paths are those in the image, without the ``/`` before them.
-    epoch : int
-        The time of everything.
-
-    Raises
-    ------
-    PackageError
-        Before the end, when a file is not what its digest says.
-    """
+    """Stream a layer, including the folders above its members; ``epoch`` is every file's time."""
     done: set[str] = set()
     for member in sorted(members, key=lambda member: member.path.split("/")):
-        for folder in _folders(member):
-            if folder not in done:
-                done.add(folder)
-                yield _header(f"{folder}/", epoch, mode=0o755, kind=tarfile.DIRTYPE)
+        folder = member.path if isinstance(member, Folder) else _parent(member.path)
+        missing = []
+        while folder and folder not in done:
+            done.add(folder)
+            missing.append(folder)
+            folder = _parent(folder)
+        for name in reversed(missing):
+            yield _header(f"{name}/", epoch, mode=0o755, kind=tarfile.DIRTYPE)
         if isinstance(member, Link):
             yield _header(member.path, epoch, mode=0o777, kind=tarfile.SYMTYPE, link=member.target)
         elif isinstance(member, ContextFile):
@@ -68,11 +52,8 @@ def layer_tar(members: Iterable[Member], *, epoch: int) -> Iterator[bytes]:
     yield b"\0" * (2 * _BLOCK)
 
 
-def _folders(member: Member) -> Iterator[str]:
-    path = PurePosixPath(member.path)
-    yield from (str(parent) for parent in reversed(path.parents[:-1]))
-    if isinstance(member, Folder):
-        yield member.path
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]
 
 
 def _header(

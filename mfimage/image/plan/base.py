@@ -24,6 +24,8 @@ class BaseImage:
         Its Python version, as ``3.11`` or ``3.11.7``.
     digest : str or None
         Its digest in a registry or a layout, where known.
+    id : str or None
+        The engine's ID of an image without a digest: it was built there, or loaded.
     platform : str or None
         As ``linux/amd64``, where known.
     env, labels : mapping of str to str
@@ -33,6 +35,7 @@ class BaseImage:
     reference: Reference | Location
     python: str
     digest: str | None = None
+    id: str | None = None
     platform: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)

@@ -15,6 +15,9 @@ from mfimage.package.spec import FunctionSpec
 TARGET = f"{LABEL_PREFIX}target"
 FUNCTION_NAME = f"{LABEL_PREFIX}function.name"
 FUNCTION_DIGEST = f"{LABEL_PREFIX}function.digest"
+LOCK_DIGEST = f"{LABEL_PREFIX}lock.digest"
+# Instead of a base's digest, which images have that were pulled or pushed.
+BASE_ID = f"{LABEL_PREFIX}base.id"
 
 _OCI = "org.opencontainers.image."
 _LONGEST_DESCRIPTION = 1000
@@ -29,6 +32,7 @@ def image_labels(
     lock: str,
     base: str,
     base_digest: str | None,
+    base_id: str | None = None,
     more: Mapping[str, str] = _NONE,
 ) -> dict[str, str]:
     """Return the labels of a function's image, sorted by name; ``more`` are the target's own.
@@ -42,13 +46,14 @@ def image_labels(
         f"{_OCI}revision": spec.lineage.git_commit or "",
         f"{_OCI}base.name": base,
         f"{_OCI}base.digest": base_digest or "",
+        BASE_ID: base_id or "",
         f"{LABEL_PREFIX}version": __version__,
         TARGET: target,
         FUNCTION_NAME: spec.name,
         FUNCTION_DIGEST: spec.digest,
         f"{LABEL_PREFIX}task": spec.task,
         f"{LABEL_PREFIX}python": spec.environment.python_minor,
-        f"{LABEL_PREFIX}lock.digest": lock,
+        LOCK_DIGEST: lock,
         f"{LABEL_PREFIX}artifacts": _json(
             {name: ref.digest for name, ref in spec.artifacts.items()}
         ),

@@ -223,8 +223,8 @@ class BuildOptions:
     )
     builder: str = option(
         "auto", commands=_BUILDS, choices=("auto", "docker", "oci"),
-        help="What builds the image: docker needs a Docker engine, oci does not; auto is docker "
-        "if an engine responds.",
+        help="What builds the image: oci runs no container, docker runs docker build; auto is oci "
+        "unless system packages are installed.",
     )  # fmt: skip
     output: Location | Literal["docker"] | None = option(
         None, key=None, commands=_BUILDS, metavar="PLACE", parse=_output,
@@ -235,8 +235,12 @@ class BuildOptions:
         help="Compression of image layers by the oci builder.",
     )  # fmt: skip
     compile: bool = option(
-        False, "--compile/--no-compile", commands=(*_BUILDS, "verify"),
-        help="Compile Python files in the oci builder; the docker builder always does.",
+        True, "--compile/--no-compile", commands=(*_BUILDS, "verify"),
+        help="Include compiled Python files, so that containers start faster.",
+    )  # fmt: skip
+    pull: bool = option(
+        False, commands=(*_BUILDS, "verify"),
+        help="Read the base image from its registry, even if the engine has it.",
     )  # fmt: skip
     cache_from: tuple[Reference | BuildxCache, ...] = option(
         (), key=None, commands=("build",), metavar="CACHE",

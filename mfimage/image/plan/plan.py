@@ -150,6 +150,7 @@ def make_plan(
         lock=dependencies.digest,
         base=base.reference.canonical,
         base_digest=base.known_digest,
+        base_id=base.id,
         more=target.labels(lock=lock, python=base.python),
     )
     check_labels(labels)

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mfimage.errors import ReferenceNotFound
-from mfimage.image.builder import DOCKER
 from mfimage.image.find import places
 from mfimage.image.find.contents import Contents, contents_of
 from mfimage.image.find.diff import REMOVED, Change, diff
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.find.places import FoundImage, find_image
 from mfimage.image.plan.layers import code_files, runtime_files, sbom_file
-from mfimage.image.plan.options import ENGINE, LABEL_PREFIX, BuildOptions
+from mfimage.image.plan.options import LABEL_PREFIX, BuildOptions
 from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.location import Location
 
@@ -118,16 +117,15 @@ def explain(plan: ImagePlan, blob_path: BlobPath, before: FoundImage | None) -> 
     return PlannedImage(plan=plan, before=before.name, parts=tuple(parts))
 
 
-def image_before(options: BuildOptions, platform: str, builder: str) -> FoundImage | None:
+def image_before(options: BuildOptions, platform: str, *, engine: bool) -> FoundImage | None:
     """Return what a build would replace: what the first tag names, or the output holds.
 
-    The oci builder reads from an engine only if it writes to it.
+    ``engine`` is whether the engine is asked before a registry: where the image would go there.
     """
     output = options.output if isinstance(options.output, Location) else None
     if output is not None and not output.path.exists():
         return None
     names = [str(place) for place in (output, *options.tags) if place]
-    engine = builder == DOCKER or options.output == ENGINE
     where = (places.FILES, *((places.ENGINE,) if engine else ()), places.REGISTRY)
     try:
         return find_image(names[0], platform=platform, places=where) if names else None

@@ -1,4 +1,4 @@
-"""Who we are to a registry: Docker's stored credentials, and the tokens they are exchanged for."""
+"""Credentials stored by Docker, and the tokens that registries give for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from urllib.parse import urlencode, urlsplit
 from mfimage.errors import RegistryError
 
 _PARAMETER = re.compile(r'([a-zA-Z_]+)="([^"]*)"')
-# A token is used no longer than that before its end.
+# A token is renewed so many seconds before it expires.
 _MARGIN = 10
 _KEPT = ("auths", "credHelpers", "credsStore", "HttpHeaders")
 _HUB = "https://index.docker.io/v1/"
@@ -26,15 +26,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True, kw_only=True)
 class Credentials:
-    """A user's name and password, or what a registry gave instead of one.
-
-    Attributes
-    ----------
-    username, password : str
-        As for basic authentication.
-    identity_token : str
-        An OAuth2 refresh token; then the others are empty.
-    """
+    """A user name and password, or an identity token (an OAuth2 refresh token)."""
 
     username: str = ""
     password: str = field(default="", repr=False)
@@ -48,13 +40,7 @@ class Credentials:
 
 
 def stored_credentials(host: str) -> Credentials | None:
-    """Return what ``docker login`` keeps for a registry: in its file, or with a helper.
-
-    Raises
-    ------
-    RegistryError
-        When a credential helper fails.
-    """
+    """Return the credentials that ``docker login`` stored for a registry."""
     if not _keeps_any():
         return None
     import docker.auth
@@ -67,7 +53,7 @@ def stored_credentials(host: str) -> Credentials | None:
         reason = _one_line(error.__cause__ or error)
         raise RegistryError(
             f"{host}: its credential helper failed: {reason}",
-            hint=f"try `docker login {host}`, or correct credHelpers in Docker's config.json",
+            hint=f"run `docker login {host}`, or correct credHelpers in Docker's config.json",
         ) from None
     if not found:
         return None
@@ -82,7 +68,7 @@ def stored_credentials(host: str) -> Credentials | None:
 
 
 def _keeps_any() -> bool:
-    """Tell whether Docker's configuration has credentials: reading it for good takes 0.1 s."""
+    """Return whether Docker's configuration has credentials: docker-py takes 0.1 s to read it."""
     folder, home = os.environ.get("DOCKER_CONFIG"), Path.home()
     paths = [home / ".docker" / "config.json", home / ".dockercfg"]
     for path in [Path(folder) / "config.json", *paths] if folder else paths:
@@ -91,7 +77,7 @@ def _keeps_any() -> bool:
         except OSError:
             continue
         except ValueError:
-            return True  # in another form, or damaged: docker-py knows
+            return True  # another format, or damaged: docker-py reads it, or says why not
         if path.name == ".dockercfg" or any(found.get(key) for key in _KEPT):
             return True
     return False
@@ -101,29 +87,19 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-class Ask(Protocol):
-    """Makes one HTTP request and returns status and body."""
+class TokenRequest(Protocol):
+    """Makes one HTTP request and returns its status and body."""
 
     def __call__(
         self, method: str, url: str, *, headers: Mapping[str, str], body: bytes | None = None
     ) -> tuple[int, bytes]:
-        """Ask."""
+        """Make the request."""
 
 
 class Authenticator:
-    """Answers a registry's challenges, and remembers the tokens.
+    """Answers a registry's challenges, and caches tokens; anonymous without credentials."""
 
-    Parameters
-    ----------
-    host : str
-        The registry, for errors.
-    credentials : Credentials or None
-        Who we are; anonymous if None.
-    ask : callable
-        How to reach the token's issuer.
-    """
-
-    def __init__(self, host: str, credentials: Credentials | None, ask: Ask) -> None:
+    def __init__(self, host: str, credentials: Credentials | None, ask: TokenRequest) -> None:
         self._host = host
         self._credentials = credentials
         self._ask = ask
@@ -133,12 +109,12 @@ class Authenticator:
         self._tokens: dict[frozenset[str], tuple[str, float]] = {}
 
     def header(self, scopes: frozenset[str]) -> str | None:
-        """Return what to put into ``Authorization``, as far as it is known."""
+        """Return the value of ``Authorization``; None before the first challenge."""
         if self._basic and self._credentials:
             return self._credentials.basic
         if self._challenge is None:
             return None
-        with self._lock:  # one token for all threads that want it
+        with self._lock:  # one request for all threads that need the same token
             token, ends = self._tokens.get(scopes, ("", 0.0))
             if time.monotonic() >= ends:
                 token, seconds = self._fetch(scopes)
@@ -146,7 +122,7 @@ class Authenticator:
         return f"Bearer {token}"
 
     def accept(self, challenge: str, scopes: frozenset[str]) -> bool:
-        """Take a ``WWW-Authenticate`` header; tell whether asking again makes sense."""
+        """Handle a ``WWW-Authenticate`` header; return whether to repeat the request."""
         kind, _, rest = challenge.strip().partition(" ")
         if kind.lower() == "basic":
             again = not self._basic and self._credentials is not None
@@ -169,21 +145,21 @@ class Authenticator:
         parts = urlsplit(realm)
         if parts.scheme != "https" and parts.hostname not in LOOPBACK:
             raise RegistryError(
-                f"{self._host} wants credentials sent to {realm}, which is not encrypted",
-                hint="a registry's token service must be https://",
+                f"{self._host} asks for credentials at {realm}, which is not encrypted",
+                hint="a registry's token service must have an https:// URL",
             )
         query = [("service", service), *(("scope", scope) for scope in sorted(scopes))]
         status, body = self._request(realm, [pair for pair in query if pair[1]])
         try:
-            answer = json.loads(body)
-            token = answer.get("token") or answer.get("access_token")
-            seconds = float(answer.get("expires_in") or 60)
+            found = json.loads(body)
+            token = found.get("token") or found.get("access_token")
+            seconds = float(found.get("expires_in") or 60)
         except (ValueError, AttributeError, TypeError):
             token, seconds = None, 0.0
         if status != 200 or not isinstance(token, str):
-            who = "these credentials" if self._credentials else "nobody in particular"
+            who = "these credentials" if self._credentials else "anonymous users"
             raise RegistryError(
-                f"{self._host} gives {who} no token for {', '.join(sorted(scopes)) or 'anything'} "
+                f"{self._host} refuses {who} a token for {', '.join(sorted(scopes)) or 'anything'} "
                 f"(HTTP {status})",
                 hint=f"docker login {self._host}",
             )

@@ -1,4 +1,4 @@
-"""What names content in a registry, and the kinds of manifests."""
+"""Content descriptors, and the media types of manifests."""
 
 from __future__ import annotations
 
@@ -15,35 +15,23 @@ ANY_MANIFEST = (INDEX, MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
 
 @dataclass(frozen=True, kw_only=True)
 class Descriptor:
-    """What names content in a registry.
-
-    Attributes
-    ----------
-    media_type, digest : str
-        What it is, and ``sha256:<hex>`` of it.
-    size : int
-        In bytes.
-    artifact_type : str or None
-        What an attached artifact is.
-    annotations : mapping
-        Texts about it.
-    """
+    """A content descriptor."""
 
     media_type: str
     digest: str
     size: int
-    artifact_type: str | None = None
+    artifact_type: str | None = None  # of an attached artifact
     annotations: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, plain: Mapping[str, Any]) -> Descriptor:
-        """Make one of its JSON form."""
+    def parse(cls, document: Mapping[str, Any]) -> Descriptor:
+        """Parse the JSON form."""
         return cls(
-            media_type=plain["mediaType"],
-            digest=plain["digest"],
-            size=plain["size"],
-            artifact_type=plain.get("artifactType"),
-            annotations=plain.get("annotations") or {},
+            media_type=document["mediaType"],
+            digest=document["digest"],
+            size=document["size"],
+            artifact_type=document.get("artifactType"),
+            annotations=document.get("annotations") or {},
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Whose certificates are trusted for a registry."""
+"""HTTP to one registry: certificates, credentials and retries."""
 
 from __future__ import annotations
 
@@ -21,25 +21,29 @@ from mfimage.image.registry.auth import LOOPBACK, Authenticator, Credentials
 if TYPE_CHECKING:
     import urllib3
 
-
 _DOCKER = Path("/etc/docker/certs.d")
+TRIES = 6
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
+_TRANSIENT = (408, 429, 500, 502, 503, 504)
+_CONNECT, _READ = 10.0, 60.0
+_HUB = ("docker.io", "index.docker.io")
+
+Body = bytes | Iterator[bytes] | None
+Headers = Mapping[str, str] | None
+Scopes = frozenset[str]
+# Schemes of registries on this machine, probed once per process.
+_SCHEMES: dict[str, str] = {}
 
 
 def trust(address: str, ca: Path | None) -> ssl.SSLContext:
-    """Return the context for connections to ``address``: the system's, ``ca``, Docker's own.
-
-    Raises
-    ------
-    RegistryError
-        When a file holds no certificate.
-    """
-    # Reading a system's bundle takes 25 ms, and there may be several connections to make.
+    """Return a TLS context that trusts the system's certificates, ``ca`` and Docker's."""
+    # Reading the system's bundle takes 25 ms.
     return _trust(address, ca, *map(os.environ.get, ("SSL_CERT_FILE", "SSL_CERT_DIR")))
 
 
 @functools.lru_cache
 def _trust(address: str, ca: Path | None, *_variables: str | None) -> ssl.SSLContext:
-    # Knows the variables by itself.
+    # Reads the variables itself; they are arguments for the cache's sake.
     context = ssl.create_default_context()
     files = [ca] if ca else []
     for folder in (_DOCKER, Path.home() / ".docker" / "certs.d"):
@@ -48,44 +52,21 @@ def _trust(address: str, ca: Path | None, *_variables: str | None) -> ssl.SSLCon
         try:
             context.load_verify_locations(cafile=path)
         except (OSError, ssl.SSLError) as error:
-            raise RegistryError(f"{path} holds no certificate that can be used: {error}") from None
+            raise RegistryError(f"{path} has no usable certificate: {error}") from None
     return context
 
 
 def is_distrust(error: BaseException) -> bool:
-    """Tell whether a connection failed because of a certificate."""
+    """Return whether a connection failed because of a certificate."""
     chain: BaseException | None = error
     while chain is not None and not isinstance(chain, ssl.SSLCertVerificationError):
         chain = chain.__cause__ or chain.__context__
     return chain is not None
 
 
-# HTTP to one registry: certificates, credentials, and trying again what may be tried again.
-
-TRIES = 6
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
-_TRANSIENT = (408, 429, 500, 502, 503, 504)
-_CONNECT, _READ = 10.0, 60.0
-_HUB = ("docker.io", "index.docker.io")
-
-Body = bytes | Iterator[bytes] | None
-# What registries on this machine speak, asked once a process.
-_SCHEMES: dict[str, str] = {}
-
-
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """A whole answer.
-
-    Attributes
-    ----------
-    status : int
-        HTTP's.
-    headers : mapping
-        By lower-case name.
-    body : bytes
-        All of it.
-    """
+class RegistryResponse:
+    """A response that was read whole; headers are by lower-case name."""
 
     status: int
     headers: Mapping[str, str]
@@ -93,26 +74,11 @@ class Answer:
 
 
 class Dropped(Exception):
-    """The connection broke, or the registry is not well: it may be tried again."""
+    """The connection broke, or the registry has a transient failure: a retry may help."""
 
 
 class Http:
-    """Requests to a registry; any thread may make them.
-
-    Parameters
-    ----------
-    host : str
-        ``host[:port]``.
-    credentials : Credentials or None
-        Who we are.
-    ca : Path, optional
-        A file of certificates to trust beside the system's and Docker's ``certs.d``.
-
-    Raises
-    ------
-    RegistryError
-        When nobody is there, or it cannot be trusted.
-    """
+    """Makes requests to a registry, ``host[:port]``; safe to use from threads."""
 
     def __init__(
         self, host: str, credentials: Credentials | None = None, *, ca: Path | None = None
@@ -121,55 +87,22 @@ class Http:
 
         self.host = host
         address = "registry-1.docker.io" if host in _HUB else host
-        timeout = urllib3.Timeout(connect=_CONNECT, read=_READ)
+        scheme = _scheme(address)
         self._pool = urllib3.PoolManager(
-            timeout=timeout, retries=False, ssl_context=trust(address, ca), maxsize=16,
+            timeout=urllib3.Timeout(connect=_CONNECT, read=_READ), retries=False, maxsize=16,
+            ssl_context=trust(address, ca) if scheme == "https" else None,
             headers={"user-agent": f"mfimage/{__version__}"},
         )  # fmt: skip
         self._auth = Authenticator(host, credentials, self._ask)
-        self.base = f"{self._scheme(address)}://{address}/v2/"
-
-    def _scheme(self, address: str) -> str:
-        """Return ``https``; for this machine itself ``http`` will do."""
-        name = address.rpartition(":")[0] or address
-        if name.strip("[]") not in LOOPBACK:
-            return "https"
-        if address not in _SCHEMES:
-            _SCHEMES[address] = self._probe(address)
-        return _SCHEMES[address]
-
-    def _probe(self, address: str) -> str:
-        import urllib3
-
-        try:
-            self._pool.request("GET", f"https://{address}/v2/", redirect=False)
-        except urllib3.exceptions.HTTPError as error:
-            # Not that it cannot be trusted, but that it speaks no TLS.
-            return "https" if is_distrust(error) else "http"
-        return "https"
+        self.base = f"{scheme}://{address}/v2/"
 
     def request(
-        self,
-        method: str,
-        url: str,
-        *,
-        scopes: frozenset[str],
-        headers: Mapping[str, str] | None = None,
-        body: bytes | None = None,
-    ) -> Answer:
-        """Make a request, as often as it takes, and return the answer, whatever it says.
+        self, method: str, url: str, *, scopes: Scopes, headers: Headers = None, body: Body = None
+    ) -> RegistryResponse:
+        """Make a request, with retries, and return the response of whatever status.
 
-        Parameters
-        ----------
-        url : str
-            Whole, or relative to ``/v2/``.
-        scopes : frozenset of str
-            What a token must allow, as ``repository:team/name:pull``.
-
-        Raises
-        ------
-        RegistryError
-            When the registry cannot be reached, or stays unwell.
+        ``url`` is absolute, or relative to ``/v2/``; ``scopes`` are those that a token needs, as
+        ``repository:team/name:pull``.
         """
         for attempt in range(1, TRIES + 1):
             try:
@@ -179,26 +112,20 @@ class Http:
         raise AssertionError
 
     def pause(self, attempt: int, error: Dropped) -> None:
-        """Wait before another try; ``RegistryError`` when there were enough."""
+        """Wait before another try; raise ``RegistryError`` after the last one."""
         if attempt >= TRIES:
             raise RegistryError(
                 f"{self.host}: {error}, {TRIES} times",
-                hint="is it up, and reachable from here? Then try again: what arrived stays",
+                hint="check that it is up and reachable from here, and try again: uploads resume",
             ) from error.__cause__
         longest = min(_FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE)
         asked = getattr(error, "seconds", 0.0)
         time.sleep(max(longest * random.uniform(0.5, 1), min(asked, 60.0)))  # noqa: S311
 
     def once(
-        self,
-        method: str,
-        url: str,
-        *,
-        scopes: frozenset[str],
-        headers: Mapping[str, str] | None = None,
-        body: Body = None,
-    ) -> Answer:
-        """Make a request once; ``Dropped`` when it may be tried again."""
+        self, method: str, url: str, *, scopes: Scopes, headers: Headers = None, body: Body = None
+    ) -> RegistryResponse:
+        """Make a request once; raises ``Dropped`` if a retry may help."""
         with self.stream(method, url, scopes=scopes, headers=headers, body=body) as response:
             import urllib3
 
@@ -206,25 +133,19 @@ class Http:
                 data: bytes = response.read()
             except urllib3.exceptions.HTTPError as error:
                 raise Dropped(_reason(error)) from error
-            return Answer(status=response.status, headers=_lower(response), body=data)
+            return RegistryResponse(status=response.status, headers=_lower(response), body=data)
 
     @contextlib.contextmanager
     def stream(
-        self,
-        method: str,
-        url: str,
-        *,
-        scopes: frozenset[str],
-        headers: Mapping[str, str] | None = None,
-        body: Body = None,
+        self, method: str, url: str, *, scopes: Scopes, headers: Headers = None, body: Body = None
     ) -> Iterator[urllib3.BaseHTTPResponse]:
-        """Give an answer whose body is still to be read; ``Dropped`` as ``once``."""
+        """Yield a response whose body is not read yet; raises ``Dropped`` as `once` does."""
         response = self._send(method, url, scopes, headers, body)
         challenge = response.headers.get("www-authenticate")
         if response.status == 401 and challenge and self._auth.accept(challenge, scopes):
             if body is not None and not isinstance(body, bytes):
                 response.release_conn()
-                raise Dropped("it wanted credentials first")
+                raise Dropped("it requires credentials")
             response.drain_conn()
             response = self._send(method, url, scopes, headers, body)
         try:
@@ -233,22 +154,17 @@ class Http:
                 raise _transient(response)
             yield response
         finally:
-            # A connection whose answer was not read to its end is of no more use.
+            # A connection cannot be reused before its response was read.
             (response.release_conn if response.closed else response.close)()
 
     def _send(
-        self,
-        method: str,
-        url: str,
-        scopes: frozenset[str],
-        headers: Mapping[str, str] | None,
-        body: Body,
+        self, method: str, url: str, scopes: Scopes, headers: Headers, body: Body
     ) -> urllib3.BaseHTTPResponse:
         import urllib3
 
         whole = url if "://" in url else self.base + url
         sent = dict(headers or {})
-        # Credentials go to the registry itself, never to where it sends us.
+        # Credentials go to the registry itself, never to where it redirects.
         if whole.startswith(self.base.removesuffix("v2/")) and (found := self._auth.header(scopes)):
             sent["authorization"] = found
         try:
@@ -285,6 +201,28 @@ class Http:
         self._pool.clear()
 
 
+def _scheme(address: str) -> str:
+    """Return ``https``, or ``http`` of a registry on this machine that has no TLS."""
+    name = address.rpartition(":")[0] or address
+    if name.strip("[]") not in LOOPBACK:
+        return "https"
+    if address not in _SCHEMES:
+        _SCHEMES[address] = "http" if _speaks_http(address) else "https"
+    return _SCHEMES[address]
+
+
+def _speaks_http(address: str) -> bool:
+    import urllib3
+
+    try:
+        url = f"http://{address}/v2/"
+        response = urllib3.request("GET", url, redirect=False, retries=False, timeout=_CONNECT)
+    except urllib3.exceptions.HTTPError as error:
+        # If nothing listens, the error of a request over HTTP is the clearer one.
+        return isinstance(error, urllib3.exceptions.NewConnectionError)
+    return response.status not in (301, 307, 308, 400)  # what servers with TLS answer
+
+
 def _redirects(method: str) -> Any:
     import urllib3
 
@@ -305,7 +243,7 @@ def _lower(response: urllib3.BaseHTTPResponse) -> dict[str, str]:
 
 
 def _reason(error: BaseException) -> str:
-    """Return what went wrong with a connection, without an object's name in it."""
+    """Return why a connection failed, without the connection's repr."""
     inner = getattr(error, "reason", None)
     if isinstance(inner, BaseException):
         return _reason(inner)
@@ -313,25 +251,25 @@ def _reason(error: BaseException) -> str:
     return text.partition(">: ")[2] or text or type(error).__name__
 
 
-def told(answer: Answer) -> str:
-    """Return what a registry says of a refusal."""
+def refusal(response: RegistryResponse) -> str:
+    """Return the status and the registry's own words."""
     try:
-        first = json.loads(answer.body)["errors"][0]
-        said = first.get("message") or first.get("code", "")
+        first = json.loads(response.body)["errors"][0]
+        reason = first.get("message") or first.get("code", "")
     except (ValueError, LookupError, TypeError, AttributeError):
-        said = ""
-    return f"HTTP {answer.status}{f': {said}' if said else ''}"
+        reason = ""
+    return f"HTTP {response.status}{f': {reason}' if reason else ''}"
 
 
-def check(answer: Answer, wanted: int, what: str, where: str) -> None:
-    """Raise when an answer is not what was wanted, and say what to do."""
-    if answer.status == wanted:
+def check(response: RegistryResponse, wanted: int, what: str, where: str) -> None:
+    """Raise `RegistryError`, with what to do, unless a response has the wanted status."""
+    if response.status == wanted:
         return
     host = where.partition("/")[0]
     hints = {
         401: f"docker login {host}",
-        403: f"ask whoever runs {host} for leave to write, or `docker login {host}` as another",
-        404: f"is {where} the right name?",
-        413: f"{host}, or a proxy before it, limits uploads: raise that limit",
+        403: f"ask for write access to {host}, or `docker login {host}` as another user",
+        404: f"check the name {where}",
+        413: f"raise the upload limit of {host}, or of the proxy before it",
     }
-    raise RegistryError(f"{what}: {told(answer)}", hint=hints.get(answer.status))
+    raise RegistryError(f"{what}: {refusal(response)}", hint=hints.get(response.status))

@@ -1,4 +1,4 @@
-"""Sending one blob: mounted if it can be, in chunks, and on from where a connection broke."""
+"""Uploads one blob: mounted if possible, else in chunks and resumed after broken connections."""
 
 from __future__ import annotations
 
@@ -8,30 +8,16 @@ from typing import BinaryIO
 from urllib.parse import quote, urljoin
 
 from mfimage.errors import RegistryError
-from mfimage.image.registry.http import Answer, Dropped, Http, check, told
+from mfimage.image.registry.http import Dropped, Http, RegistryResponse, check, refusal
 
-# One request each; a registry keeps what has arrived of a chunk, or nothing of it.
+# Sent in one request each; a registry keeps what arrived of a chunk, or nothing.
 CHUNK = 32 << 20
 _BLOCK = 1 << 18
 _RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
 
 
 class Upload:
-    """A blob on its way to a repository.
-
-    Parameters
-    ----------
-    http : Http
-        The registry.
-    repository, digest : str
-        Where to, and what.
-    size : int
-        In bytes.
-    open : callable
-        Opens the content.
-    on_progress : callable
-        Told how many bytes are there so far.
-    """
+    """An upload of a blob; ``on_progress`` is called with the number of bytes sent."""
 
     def __init__(
         self,
@@ -54,13 +40,7 @@ class Upload:
         self._there = False
 
     def run(self, sources: tuple[str, ...]) -> bool:
-        """Send it; return False if it could be mounted instead.
-
-        Raises
-        ------
-        RegistryError
-            When the registry refuses it, or stays unreachable.
-        """
+        """Upload the blob; return False if it was mounted from one of ``sources`` instead."""
         for source in sources:
             if self._begin(source):
                 self._on_progress(self._size)
@@ -83,22 +63,22 @@ class Upload:
                     offset = self._resume()
 
     def _begin(self, source: str | None) -> bool:
-        """Open an upload, or have the blob mounted; tell which."""
+        """Begin an upload, or mount the blob; return whether it was mounted."""
         url = f"{self._repository}/blobs/uploads/"
         scopes = self._scopes
         if source:
             url += f"?mount={quote(self._digest)}&from={quote(source, safe='')}"
             scopes |= {f"repository:{source}:pull"}
-        answer = self._http.request("POST", url, scopes=scopes, headers=_EMPTY)
-        if answer.status == 201:
+        response = self._http.request("POST", url, scopes=scopes, headers=_EMPTY)
+        if response.status == 201:
             return True
-        if source and answer.status in (401, 403, 404, 405):
+        if source and response.status in (401, 403, 404, 405):
             return False  # it may not be mounted from there
-        self._location = self._follow(answer, 202)
+        self._location = self._follow(response, 202)
         return False
 
     def _send(self, file: BinaryIO, start: int) -> int:
-        """Send a chunk; return how much is there."""
+        """Send a chunk; return how many bytes the registry has."""
         length = min(CHUNK, self._size - start)
         file.seek(start)
         headers = {
@@ -106,21 +86,21 @@ class Upload:
             "content-length": str(length),
             "content-range": f"{start}-{start + length - 1}",
         }
-        answer = self._http.once(
+        response = self._http.once(
             "PATCH", self._location, scopes=self._scopes, headers=headers,
             body=self._blocks(file, start, length),
         )  # fmt: skip
-        if answer.status in (404, 416):
-            raise Dropped(f"it lost track of the upload ({told(answer)})")
-        self._location = self._follow(answer, 202)
-        return _arrived(answer, start + length)
+        if response.status in (404, 416):
+            raise Dropped(f"it lost the upload ({refusal(response)})")
+        self._location = self._follow(response, 202)
+        return _arrived(response, start + length)
 
     def _blocks(self, file: BinaryIO, start: int, length: int) -> Iterator[bytes]:
         sent = 0
         while sent < length:
             block = file.read(min(_BLOCK, length - sent))
             if not block:
-                raise RegistryError(f"{self._digest}: its file is shorter than {self._size} bytes")
+                raise RegistryError(f"{self._digest}: the file is shorter than {self._size} bytes")
             yield block
             sent += len(block)
             self._on_progress(start + sent)
@@ -130,50 +110,52 @@ class Upload:
             return
         separator = "&" if "?" in self._location else "?"
         url = f"{self._location}{separator}digest={quote(self._digest)}"
-        answer = self._http.once("PUT", url, scopes=self._scopes, headers=_EMPTY)
-        if answer.status == 404:
+        response = self._http.once("PUT", url, scopes=self._scopes, headers=_EMPTY)
+        if response.status == 404:
             raise Dropped("it lost the upload")
-        if answer.status != 201:
+        if response.status != 201:
             raise RegistryError(
-                f"{self._http.host} did not take {self._digest}: {told(answer)}",
-                hint="try again; if that does not help, ask whoever runs the registry",
+                f"{self._http.host} refused {self._digest}: {refusal(response)}",
+                hint="try again; if that does not help, ask the registry's administrator",
             )
 
     def _resume(self) -> int:
-        """Return from where to go on: what arrived, or 0 of an upload begun anew."""
+        """Return the offset to resume at: the bytes that arrived, or 0 for a new upload."""
         try:
-            answer = self._http.once("GET", self._location, scopes=self._scopes)
+            response = self._http.once("GET", self._location, scopes=self._scopes)
         except Dropped:
             return self._again()
-        if answer.status != 204 or not (found := _RANGE.fullmatch(answer.headers.get("range", ""))):
+        if response.status != 204 or not (
+            found := _RANGE.fullmatch(response.headers.get("range", ""))
+        ):
             return self._again()
-        self._location = urljoin(self._location, answer.headers.get("location", self._location))
-        # "0-0" is nothing to some registries, one byte to others: from the start it is right.
+        self._location = urljoin(self._location, response.headers.get("location", self._location))
+        # "0-0" means nothing to some registries, and one byte to others: start anew.
         last = int(found[1])
         return last + 1 if 0 < last < self._size else self._again()
 
     def _again(self) -> int:
         url = f"{self._repository}/blobs/{self._digest}"
-        # Maybe only the last answer was lost.
+        # Perhaps only the last response was lost.
         if self._http.request("HEAD", url, scopes=self._scopes).status == 200:
             self._there = True
             return self._size
         self._begin(None)
         return 0
 
-    def _follow(self, answer: Answer, wanted: int) -> str:
+    def _follow(self, response: RegistryResponse, wanted: int) -> str:
         where = f"{self._http.host}/{self._repository}"
-        check(answer, wanted, f"{self._http.host}: cannot write to {self._repository}", where)
-        location = answer.headers.get("location")
+        check(response, wanted, f"{self._http.host}: cannot write to {self._repository}", where)
+        location = response.headers.get("location")
         if not location:
-            raise RegistryError(f"{self._http.host} does not say where to send {self._digest}")
+            raise RegistryError(f"{self._http.host} gave no location to send {self._digest} to")
         return urljoin(self._location or self._http.base, location)
 
 
 _EMPTY = {"content-length": "0"}
 
 
-def _arrived(answer: Answer, expected: int) -> int:
-    """Return how many bytes a registry has, as it says itself."""
-    found = _RANGE.fullmatch(answer.headers.get("range", ""))
+def _arrived(response: RegistryResponse, expected: int) -> int:
+    """Return how many bytes a registry reports to have."""
+    found = _RANGE.fullmatch(response.headers.get("range", ""))
     return int(found[1]) + 1 if found else expected

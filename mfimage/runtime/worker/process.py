@@ -1,7 +1,7 @@
 """A process that runs one function for another process, in the function's own environment.
 
 What to load comes over a socket, then records; results and exceptions go back, as JSON. See
-:mod:`mfimage.runtime.worker.frames`; :mod:`mfimage.backends.process.workers` starts it and is
+:mod:`mfimage.runtime.worker.frames`; :mod:`mfimage.backends.process.worker` starts it and is
 the other end.
 """
 

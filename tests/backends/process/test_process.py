@@ -1,4 +1,4 @@
-"""The process backend: the same values and the same errors as anywhere."""
+"""The process backend: the same values and errors as on any other."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ def test_call(run_process: Run) -> None:
     assert result["pid"] in children()
 
 
-@pytest.mark.parametrize(
-    "record",
-    [
+def test_same_as_local(run_process: Run, process_packages: Packages) -> None:
+    local = LocalBackend(process_packages.write(ECHO))
+    process = run_process(ECHO)
+    for record in (
         {},
         {"x": None, "y": [1, 2.5, "ü\n\u2028", True], "z": {"": 1 << 70}},
         {"x": "a" * 1_000_000},
@@ -54,12 +55,8 @@ def test_call(run_process: Run) -> None:
         [1],
         "text",
         None,
-    ],
-)
-def test_same_as_local(run_process: Run, process_packages: Packages, record: Any) -> None:
-    local = LocalBackend(process_packages.write(ECHO))
-    process = run_process(ECHO)
-    assert _outcome(process, record) == _outcome(local, record)
+    ):
+        assert _outcome(process, record) == _outcome(local, record)
 
 
 def _outcome(backend: Any, record: Any) -> Any:
@@ -170,7 +167,7 @@ def test_acall_leaves_the_loop_free(run_process: Run) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_64_threads_get_their_own_answers(run_process: Run, workers: int) -> None:
+def test_64_threads_get_their_own_results(run_process: Run, workers: int) -> None:
     predict = run_process(ECHO, workers=workers)
     start = threading.Barrier(64)
 
@@ -229,6 +226,6 @@ def test_several_backends_and_closing(run_process: Run) -> None:
 @pytest.mark.parametrize(
     "given", [{"workers": 0}, {"timeout": 0}, {"timeout": -1}, {"timeout": float("nan")}]
 )
-def test_options_that_make_no_sense(given: dict[str, Any]) -> None:
+def test_invalid_options(given: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=next(iter(given))):
         ProcessOptions(**given)

@@ -89,8 +89,7 @@ class TestChoice:
                 assert isinstance(backend, LocalBackend)
                 backend.close()
         assert [r.getMessage() for r in caplog.records if r.name == "mfimage"] == [
-            "predict runs in this process (backend 'local'): this interpreter has all that it is "
-            "locked to"
+            "predict runs in this process (backend 'local'): this interpreter satisfies its lock"
         ]
 
     @pytest.mark.parametrize(
@@ -119,21 +118,21 @@ class TestChoice:
         package = process_packages.write(ECHO, environment=environment)
         assert difference(package) == f"this is Python {MINOR}, and the lock is for 3.9"
 
-    def test_asked_for(self, process_packages: Packages, caplog: pytest.LogCaptureFixture) -> None:
-        package = process_packages.write(ECHO + "# asked for\n")
+    def test_explicit(self, process_packages: Packages, caplog: pytest.LogCaptureFixture) -> None:
+        package = process_packages.write(ECHO + "# explicit\n")
         with caplog.at_level(logging.INFO, "mfimage"):
             backend = open_backend(package, "process")
         assert isinstance(backend, ProcessBackend)
         assert backend({"x": 1}) == {"x": 1}
         backend.close()
-        assert "(backend 'process'): backend= says so" in caplog.text
+        assert "(backend 'process'): backend= is given" in caplog.text
         by_options = open_backend(package, workers=1)
         assert isinstance(by_options, ProcessBackend)
         by_options.close()
 
-    def test_not_to_be_had(self, process_packages: Packages) -> None:
+    def test_invalid_options(self, process_packages: Packages) -> None:
         package = process_packages.write(ECHO)
-        with pytest.raises(OptionError, match="no backend 'remote'"):
+        with pytest.raises(OptionError, match=r"backend: expected 'local', .*, got 'remote'"):
             open_backend(package, "remote")
         with pytest.raises(OptionError, match="'local' runs in this process"):
             open_backend(package, "local", timeout=1)

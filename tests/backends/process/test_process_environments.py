@@ -97,7 +97,7 @@ def test_many_processes_make_one_environment(process_packages: Packages, fresh_c
     assert len(_folders(fresh_cache)) == 1
 
 
-def test_killed_while_it_makes_one(process_packages: Packages, fresh_cache: Path) -> None:
+def test_killed_while_making_an_environment(process_packages: Packages, fresh_cache: Path) -> None:
     package = process_packages.write(ECHO)
     for moment in (0, 0.05, 0.15):
         maker = _make(package)
@@ -142,7 +142,7 @@ def test_wheel_that_is_not_what_the_lock_says(
     assert _folders(fresh_cache) == []
 
 
-def test_distribution_that_is_not_to_be_had(process_packages: Packages, fresh_cache: Path) -> None:
+def test_distribution_that_cannot_be_fetched(process_packages: Packages, fresh_cache: Path) -> None:
     target = Platform(python=PYTHON, name="linux/amd64")
     url = "https://user:secret@127.0.0.1:9/a-1-py3-none-any.whl"
     file = WheelFile(name="a-1-py3-none-any.whl", sha256="0" * 64, url=url)
@@ -184,9 +184,9 @@ def test_make_once_leaves_nothing_when_it_fails(tmp_path: Path) -> None:
 def test_runtime_folder_is_mended(process_packages: Packages, fresh_cache: Path) -> None:
     folder = runtime_folder()
     (folder / "mfimage" / "errors.py").unlink()
-    (folder / "mfimage" / "runtime" / "worker.py").write_text("changed")
+    (folder / "mfimage" / "runtime" / "settings.py").write_text("changed")
     assert runtime_folder() == folder
-    assert "changed" not in (folder / "mfimage" / "runtime" / "worker.py").read_text()[:20]
+    assert "changed" not in (folder / "mfimage" / "runtime" / "settings.py").read_text()[:20]
     assert (folder / "mfimage" / "errors.py").exists()
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mfimage.backends.calls import Resend
 from mfimage.backends.process.backend import ProcessBackend, ProcessOptions
-from mfimage.backends.process.workers import Resend
 from mfimage.errors import BackendError, PackageError
 from mfimage.runtime.worker.frames import CALL, Frame
 from tests.backends.process_support import Packages, children, is_running, until
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 pytest_plugins = ["tests.backends.process_fixtures"]
 Run = Callable[..., ProcessBackend]
 
-# Does what it is told, else says who it is.
+# Runs the code in its record, and returns its process.
 OBEDIENT = """
 @json_function
 def predict(data: dict) -> int:
@@ -32,37 +32,32 @@ def predict(data: dict) -> int:
 """
 
 
-@pytest.mark.parametrize(
-    ("code", "expected", "hint"),
-    [
+def test_worker_that_ends_fails_its_call_and_is_replaced(run_process: Run) -> None:
+    predict = run_process(
+        OBEDIENT + "is_socket = lambda fd: os.path.islink(f'/proc/self/fd/{fd}') and"
+        " 'socket' in os.readlink(f'/proc/self/fd/{fd}')\n"
+        "sockets = lambda: [fd for fd in range(3, 99) if is_socket(fd)]"
+    )
+    for code, expected, hint in [
         ("os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL (Killed)", "memory runs out"),
         ("ctypes.string_at(0)", "killed by SIGSEGV (Segmentation fault)", "compiled code crashed"),
         ("os.abort()", "killed by SIGABRT", "compiled code crashed"),
         ("os.kill(os.getpid(), signal.SIGTERM)", "killed by SIGTERM", None),
         ("os._exit(3)", "ended with exit status 3", None),
         ("os._exit(0)", "ended with exit status 0", None),
-        ("os.closerange(3, 50); time.sleep(50)", "hung up", None),
-        ("[os.write(fd, b'x' * 100) for fd in sockets()]", "what no worker does", "write"),
-    ],
-)
-def test_worker_that_ends_fails_its_call_and_is_replaced(
-    run_process: Run, code: str, expected: str, hint: str | None
-) -> None:
-    predict = run_process(
-        OBEDIENT + "is_socket = lambda fd: os.path.islink(f'/proc/self/fd/{fd}') and"
-        " 'socket' in os.readlink(f'/proc/self/fd/{fd}')\n"
-        "sockets = lambda: [fd for fd in range(3, 99) if is_socket(fd)]"
-    )
-    before = predict({})
-    with pytest.raises(BackendError) as caught:
-        predict({"run": code})
-    assert "predict: its worker" in caught.value.message
-    assert expected in caught.value.message
-    assert (hint or "") in (caught.value.hint or "")
-    assert bool(hint) == bool(caught.value.hint)
-    after = predict({})
-    assert after != before
-    assert children() == {after}
+        ("os.closerange(3, 50); time.sleep(50)", "closed its connection", None),
+        ("[os.write(fd, b'x' * 100) for fd in sockets()]", "an invalid reply", "write"),
+    ]:
+        before = predict({})
+        with pytest.raises(BackendError) as caught:
+            predict({"run": code})
+        assert "predict: its worker" in caught.value.message
+        assert expected in caught.value.message
+        assert (hint or "") in (caught.value.hint or "")
+        assert bool(hint) == bool(caught.value.hint)
+        after = predict({})
+        assert after != before
+        assert children() == {after}
 
 
 def test_segfault_leaves_its_traceback_on_stderr(
@@ -105,7 +100,7 @@ def test_worker_killed_while_idle_is_replaced_unnoticed(run_process: Run) -> Non
         assert predict({}) != worker
 
 
-def test_answers_that_were_given_before_the_end_count(run_process: Run) -> None:
+def test_replies_sent_before_the_end_count(run_process: Run) -> None:
     predict = run_process(OBEDIENT)
     predict({})
     pool = predict._pool
@@ -117,13 +112,13 @@ def test_answers_that_were_given_before_the_end_count(run_process: Run) -> None:
     assert third
     worker = first.worker
     assert worker is second.worker is third.worker
-    until(lambda: not is_running(worker.process._process.pid))  # type: ignore[union-attr]
+    until(lambda: not is_running(worker._process.pid))  # type: ignore[union-attr]
     fourth = pool.post(CALL, b"{}", 1, wait=True)
     assert fourth
     assert fourth.worker is not worker
-    assert isinstance(first.answer, Frame)
-    assert "exit status 5" in str(second.answer)
-    assert isinstance(third.answer, Resend)
+    assert isinstance(first.reply, Frame)
+    assert "exit status 5" in str(second.reply)
+    assert isinstance(third.reply, Resend)
 
 
 def test_function_that_cannot_start_fails_every_call(
@@ -136,7 +131,7 @@ def test_function_that_cannot_start_fails_every_call(
     until(lambda: len(children()) <= 1)
 
 
-def test_function_that_cannot_start_fails_all_who_wait(run_process: Run) -> None:
+def test_function_that_cannot_start_fails_all_waiting_calls(run_process: Run) -> None:
     predict = run_process("time.sleep(0.5); raise LookupError('no')")
     start = time.perf_counter()
     with ThreadPoolExecutor(64) as pool:
@@ -158,22 +153,20 @@ def test_start_that_hangs(process_packages: Packages) -> None:
     assert not children()
 
 
-@pytest.mark.parametrize(
-    "code", ["while True: pass", "time.sleep(100)", "ctypes.PyDLL(None).sleep(100)"]
-)
-def test_timeout_stops_and_replaces(run_process: Run, code: str) -> None:
+def test_timeout_stops_and_replaces(run_process: Run) -> None:
     predict = run_process(OBEDIENT, timeout=0.3)
-    before = predict({})
-    start = time.perf_counter()
-    with pytest.raises(BackendError, match=r"longer than 0\.3 s") as caught:
-        predict({"run": code})
-    assert 0.25 < time.perf_counter() - start < 5
-    assert caught.value.hint == "allow more with timeout="
-    assert not is_running(before)
-    assert predict({}) != before
+    for code in ("while True: pass", "time.sleep(100)", "ctypes.PyDLL(None).sleep(100)"):
+        before = predict({})
+        start = time.perf_counter()
+        with pytest.raises(BackendError, match=r"longer than 0\.3 s") as caught:
+            predict({"run": code})
+        assert 0.25 < time.perf_counter() - start < 5
+        assert caught.value.hint == "allow more with timeout="
+        assert not is_running(before)
+        assert predict({}) != before
 
 
-def test_timeout_is_of_each_record(run_process: Run) -> None:
+def test_timeout_is_per_record(run_process: Run) -> None:
     predict = run_process(OBEDIENT, timeout=0.5)
     nap = {"run": "time.sleep(0.1)"}
     predict({})

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 pytest_plugins = ["tests.backends.process_fixtures"]
 Run = Callable[..., ProcessBackend]
 
-# Does what it is told, else says who it is.
+# Runs the code in its record, and returns its process.
 OBEDIENT = """
 @json_function
 def predict(data: dict) -> int:

@@ -120,20 +120,25 @@ SHARED = (
 )
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+IDLE = "predict({}); ready(); time.sleep(100)"
+BUSY = [
+    f"predict({{}}); later(0.5); predict({{'run': {SPIN!r}}})",
+    f"predict({{}}); later(0.5); predict({{'run': {HELD!r}}})",
+    f"predict({{}}); later(0.5); predict({{'run': 'print(); {HELD}'}})",
+    "ready(); time.sleep(100)",
+    "predict({}); later(0.3); list(predict.map(iter(dict, 1), batch_size=9, on_error='raise'))",
+    "predict({'run': 'subprocess.Popen([\"sleep\", \"99\"])'}); ready(); time.sleep(100)",
+    f"predict({{'run': {SHARED!r}}}); ready(); time.sleep(100)",
+    f"predict({{'run': {NESTED!r}}}); ready(); time.sleep(100)",
+    "pid = os.fork(); pid or time.sleep(1); pid and (predict({}), ready(), time.sleep(100))",
+]
+
+
 @pytest.mark.parametrize(
-    "script",
+    ("script", "number"),
     [
-        "predict({}); ready(); time.sleep(100)",
-        f"predict({{}}); later(0.5); predict({{'run': {SPIN!r}}})",
-        f"predict({{}}); later(0.5); predict({{'run': {HELD!r}}})",
-        f"predict({{}}); later(0.5); predict({{'run': 'print(); {HELD}'}})",
-        "ready(); time.sleep(100)",
-        "predict({}); later(0.3); list(predict.map(iter(dict, 1), batch_size=9, on_error='raise'))",
-        "predict({'run': 'subprocess.Popen([\"sleep\", \"99\"])'}); ready(); time.sleep(100)",
-        f"predict({{'run': {SHARED!r}}}); ready(); time.sleep(100)",
-        f"predict({{'run': {NESTED!r}}}); ready(); time.sleep(100)",
-        "pid = os.fork(); pid or time.sleep(1); pid and (predict({}), ready(), time.sleep(100))",
+        (IDLE, signal.SIGTERM),
+        *((script, signal.SIGKILL) for script in [IDLE, *BUSY]),
     ],
 )
 def test_caller_that_is_killed(

@@ -67,7 +67,7 @@ def test_uv_ends_with_its_caller(
     uv.write_text(f"#!/bin/sh\necho $$ > {tmp_path / 'pid'}\nexec sleep 100\n")
     uv.chmod(0o755)
     monkeypatch.setenv("MFIMAGE_CACHE", str(tmp_path / "cache"))
-    code = f"from mfimage.capture import uv; uv.find_uv = lambda: {str(uv)!r}\n{MAKE}"
+    code = f"from mfimage.capture.lock import uv; uv.find_uv = lambda: {str(uv)!r}\n{MAKE}"
     package = process_packages.write(WHO)
     caller = subprocess.Popen([sys.executable, "-c", code, package.reference])
     limit = time.monotonic() + 20

@@ -8,8 +8,8 @@ from contextlib import redirect_stderr
 
 import pytest
 
-from mfimage.backends.ray import progress
-from mfimage.backends.ray.progress import watched
+from mfimage.backends.ray import backend
+from mfimage.backends.ray.backend import with_progress
 
 
 class Terminal(io.StringIO):
@@ -20,13 +20,13 @@ class Terminal(io.StringIO):
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(progress, "_AFTER_SECONDS", 0)
-    monkeypatch.setattr(progress, "_EVERY_SECONDS", 0)
+    monkeypatch.setattr(backend, "_BAR_AFTER_SECONDS", 0)
+    monkeypatch.setattr(backend, "_BAR_EVERY_SECONDS", 0)
 
 
 def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with redirect_stderr(Terminal()) as terminal:
-        for number in watched("predict", iter(range(150)), 300):
+        for number in with_progress("predict", iter(range(150)), 300):
             print(number)
     assert "predict: 120 done" in terminal.getvalue()
     assert terminal.getvalue().endswith("\x1b[2K"), "it is gone in the end"
@@ -35,29 +35,29 @@ def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_loop_that_is_left_leaves_nothing() -> None:
     with redirect_stderr(Terminal()) as terminal:
-        results = watched("predict", iter(range(10)), None)
+        results = with_progress("predict", iter(range(10)), None)
         assert [next(results) for _ in range(5)] == list(range(5))
         shown, hidden = (terminal.getvalue().rindex(f"\x1b[?25{end}") for end in "hl")
         assert shown > hidden, "the cursor is there"
         results.close()
         assert sys.stderr is terminal
-        assert list(watched("again", iter([1, 2]), None)) == [1, 2]
+        assert list(with_progress("again", iter([1, 2]), None)) == [1, 2]
     assert "again: 1 done" in terminal.getvalue()
 
 
 def test_one_bar_at_a_time() -> None:
     with redirect_stderr(Terminal()) as terminal:
-        for _ in watched("outer", iter(range(3)), None):
-            assert list(watched("inner", iter(range(3)), None)) == [0, 1, 2]
+        for _ in with_progress("outer", iter(range(3)), None):
+            assert list(with_progress("inner", iter(range(3)), None)) == [0, 1, 2]
     assert "outer" in terminal.getvalue()
     assert "inner" not in terminal.getvalue()
 
 
 def test_none_without_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
-    assert list(watched("predict", iter(range(3)), 3)) == [0, 1, 2]
+    assert list(with_progress("predict", iter(range(3)), 3)) == [0, 1, 2]
 
 
 def test_none_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(watched("predict", iter(range(3)), 3)) == [0, 1, 2]
+    assert list(with_progress("predict", iter(range(3)), 3)) == [0, 1, 2]
     assert capsys.readouterr().err == ""

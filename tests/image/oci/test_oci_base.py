@@ -7,8 +7,7 @@ import json
 import pytest
 
 from mfimage.errors import BuildError, OptionError
-from mfimage.image.oci.base import read_image
-from mfimage.image.oci.base_python import BasePython, find_python
+from mfimage.image.oci.base import BasePython, find_python, read_image
 from mfimage.image.registry.location import Location
 from tests.image.oci.bases import FILES, layout
 from tests.image.oci.building import build, oci_builder, plan_on
@@ -123,7 +122,7 @@ def test_a_function_image_is_no_base(tmp_path):
     base, out = layout(tmp_path / "base"), Location(kind="oci", path=tmp_path / "out")
     sample = make_sample(tmp_path / "blobs")
     build(sample, base, out)
-    with pytest.raises(OptionError, match="has a function in it"):
+    with pytest.raises(OptionError, match="contains a function already"):
         build(sample, out)
 
 

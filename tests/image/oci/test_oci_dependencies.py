@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from mfimage.capture.lock.uv import UvFailure
 from mfimage.errors import BuildError, LockError
 from mfimage.image.oci import _compile, dependencies
 from mfimage.image.oci.dependencies import find_python
@@ -140,9 +141,25 @@ def test_python_files_are_compiled_when_asked_for(sample, base, tmp_path):
 
 
 def test_no_python_to_compile_with_is_told():
-    with pytest.raises(BuildError, match=r"no Python 3\.2 on this machine") as raised:
+    with pytest.raises(BuildError, match=r"no Python 3\.2 on this machine.*uv cannot") as raised:
         find_python("3.2")
-    assert "leave --compile out" in raised.value.hint
+    assert "--no-compile" in raised.value.hint
+
+
+def test_a_missing_python_is_installed_by_uv(monkeypatch):
+    installed = []
+
+    def run_uv(arguments, folder, environment):
+        if arguments[:2] == ["python", "install"]:
+            installed.append(arguments[-1])
+        elif not installed:
+            assert environment["UV_PYTHON_DOWNLOADS"] == "never"
+            raise UvFailure("python find", "no interpreter found")
+        return "/uv/python3.2\n"
+
+    monkeypatch.setattr(dependencies, "run_uv", run_uv)
+    assert find_python("3.2") == "/uv/python3.2"
+    assert installed == ["3.2"]
 
 
 def test_compiled_files_do_not_depend_on_the_process():

@@ -167,7 +167,7 @@ def test_the_time_of_files_is_what_the_variable_says(tmp_path, monkeypatch):
     assert written.config["created"] == "2023-11-14T22:13:20Z"
     assert Written(tmp_path / "plain").config["created"] == "1980-01-01T00:00:00Z"
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
-    with pytest.raises(OptionError, match="SOURCE_DATE_EPOCH: 'yesterday' is no time"):
+    with pytest.raises(OptionError, match="SOURCE_DATE_EPOCH: 'yesterday' is not a time"):
         build(sample, base)
 
 

@@ -167,7 +167,7 @@ def test_a_wrong_download_is_noticed(shaky, proxy, kind):
     data, digest, open_it = content(100_000)
     shaky.push_blob("team/wrong", digest, len(data), open_it)
     proxy.faults.append(Fault(kind=kind, method="GET", path="/blobs/"))
-    with pytest.raises(RegistryError, match="is not what its name says"):
+    with pytest.raises(RegistryError, match="does not match its digest"):
         list(shaky.blob("team/wrong", digest))
 
 
@@ -186,7 +186,7 @@ def test_a_file_that_is_shorter_than_it_was(client):
 
 def test_content_that_is_not_what_its_digest_says(client):
     _, digest, _ = content()
-    with pytest.raises(RegistryError, match="did not take") as caught:
+    with pytest.raises(RegistryError, match="refused") as caught:
         client.push_blob("team/lie", digest, 5, lambda: io.BytesIO(b"other"))
     assert "digest" in caught.value.message
     assert not client.has_blob("team/lie", digest)
@@ -237,7 +237,7 @@ def test_nobody_there(monkeypatch):
     client = RegistryClient(f"127.0.0.1:{free_port()}")
     with pytest.raises(RegistryError, match="refused") as caught:
         client.has_blob("team/one", "sha256:" + "0" * 64)
-    assert "is it up" in caught.value.hint
+    assert "is up" in caught.value.hint
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def test_an_identity_token(tokens):
 
 
 def test_nobody_is_given_none(tokens):
-    with pytest.raises(RegistryError, match="gives nobody in particular no token") as caught:
+    with pytest.raises(RegistryError, match="refuses anonymous users a token") as caught:
         RegistryClient(tokens.address).has_blob("team/name", DIGEST)
     assert caught.value.hint == f"docker login {tokens.address}"
 

@@ -202,7 +202,10 @@ def test_without_an_engine_the_user_describes_it(no_engine):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["raycluster", "IRIS", "--ray-version", "2.60"], "image: 'IRIS' is no image reference"),
+        (
+            ["raycluster", "IRIS", "--ray-version", "2.60"],
+            "image: 'IRIS' is not an image",
+        ),
         (["raycluster", "i", "--worker-memory", "8GB"], "worker-memory: '8GB'"),
         (["rayjob", "i", "--input", "a|b", "--output", "o"], "input: 'a|b' has the character '|'"),
         (["rayservice", "i", "--serve-replicas", "0"], "serve-replicas: 0 is out of range"),
