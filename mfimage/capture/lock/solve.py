@@ -231,10 +231,8 @@ class _Relock:
             )
             parsed = pylock.parse_pylock(solution.pylock, where=_UV_LOCK)
             lock = settle(parsed, self.platform, base=self.directory, where=_UV_LOCK, index=index)
-        return [self._kept(package) for package in lock.packages]
-
-    def _kept(self, found: LockedPackage) -> LockedPackage:
-        known = self.packages.get(found.name)
-        if known is None:
-            return found
-        return known if known.is_local else replace(found, index=known.index)
+        locked = []
+        for found in lock.packages:
+            known = self.packages.get(found.name, found)
+            locked.append(known if known.is_local else replace(found, index=known.index))
+        return locked

@@ -40,7 +40,10 @@ class UvFailure(LockError):
 
     def __init__(self, command: str, text: str) -> None:
         hint = next((hint for pattern, hint in _HINTS if re.search(pattern, text)), None)
-        super().__init__(f"{command}: {_shorten(text)}", hint=_certificate_hint() or hint)
+        words = text.strip().removeprefix("error: ")
+        if len(words) > _LONGEST:  # what failed stands first, and why a build failed last
+            words = f"{words[:500]}\n[...]\n{words[500 - _LONGEST :]}"
+        super().__init__(f"{command}: {words}", hint=_certificate_hint() or hint)
         # Uv wraps its lines at the width of a terminal.
         self._line = " ".join(text.split())
 
@@ -83,12 +86,6 @@ _HINTS = (
     ),
 )
 _LONGEST = 4000
-
-
-def _shorten(text: str) -> str:
-    text = text.strip().removeprefix("error: ")
-    # What failed stands first, and why a build failed last.
-    return text if len(text) <= _LONGEST else f"{text[:500]}\n[...]\n{text[500 - _LONGEST :]}"
 
 
 def _certificate_hint() -> str | None:

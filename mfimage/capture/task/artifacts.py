@@ -63,6 +63,8 @@ def parameters_read(function: DecoratedFunction) -> set[str] | None:
 
 
 def _reads(function: ast.AST, name: str) -> set[str] | None:
+    arguments = getattr(function, "args", None)
+    own = [*arguments.posonlyargs, *arguments.args] if arguments else []
     found: set[str] = set()
     followed: set[ast.AST] = set()
     for node in ast.walk(function):
@@ -76,7 +78,7 @@ def _reads(function: ast.AST, name: str) -> set[str] | None:
     for node in ast.walk(function):
         if isinstance(node, ast.Name) and node.id == name and node not in followed:
             return None
-        if isinstance(node, ast.arg) and node.arg == name and not _is_own(function, node):
+        if isinstance(node, ast.arg) and node.arg == name and node not in own:
             return None
     return found
 
@@ -88,11 +90,6 @@ def _member(node: ast.AST) -> str | None:
     if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
         return str(node.slice.value)
     return None
-
-
-def _is_own(function: ast.AST, argument: ast.arg) -> bool:
-    arguments = getattr(function, "args", None)
-    return arguments is not None and argument in [*arguments.posonlyargs, *arguments.args]
 
 
 # Which artifacts of a task become a function's parameters.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mfimage.errors import CaptureError, PackageError, StorageError, TaskError
 from mfimage.package.storage.buckets import require_libraries
@@ -236,7 +236,7 @@ class _S3Client:
         return call
 
 
-def _end(error: StorageError) -> None:
+def _end(error: StorageError) -> NoReturn:
     """Raise an exception that Metaflow takes for its own, and does not retry."""
     from metaflow.exception import MetaflowException
 

@@ -102,19 +102,16 @@ def read_manifest(
         platforms = json.loads(data).get(environment)
         if not platforms:
             return None
-        chosen = _choose(platforms, [PLATFORMS.get(platform, ""), ran_on])
+        # @pypi resolves wheels for one platform, but Python possibly for more.
+        solved = [each for each, kinds in platforms.items() if "pypi" in kinds] or list(platforms)
+        wanted = (PLATFORMS.get(platform, ""), ran_on)
+        chosen = next((each for each in wanted if each in solved), solved[0])
         return _resolution(platforms[chosen], chosen, requested)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LockError(
             f"conda.manifest is not as Metaflow writes it: {error!r}",
             hint="run the flow again, or name the environment with environment=",
         ) from None
-
-
-def _choose(platforms: Mapping[str, Any], wanted: Sequence[str]) -> str:
-    """Choose a platform: @pypi resolves wheels for one, but Python possibly for more."""
-    solved = [each for each, kinds in platforms.items() if "pypi" in kinds] or list(platforms)
-    return next((each for each in wanted if each in solved), solved[0])
 
 
 def _resolution(kinds: Mapping[str, Any], platform: str, requested: Collection[str]) -> Resolution:
