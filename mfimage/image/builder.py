@@ -62,9 +62,9 @@ class BuiltLayer:
     diff_id : str
         ``sha256:<hex>`` of the tar.
     digest : str or None
-        ``sha256:<hex>`` of the compressed layer; None from the docker builder.
+        ``sha256:<hex>`` of the compressed layer; None if it is in the engine only.
     size : int
-        Bytes of the compressed layer; of the unpacked files from the docker builder.
+        Bytes of the compressed layer; unpacked if it is in the engine only.
     cached : bool
         Whether it was cached.
     reason : str
@@ -91,7 +91,7 @@ class BuiltImage:
     id : str
         Digest of its configuration; the engine's name for it.
     digest : str or None
-        Digest of its manifest; None from the docker builder.
+        Digest of its manifest; None if it is in the engine only.
     plan : ImagePlan
         The plan.
     layers : tuple of BuiltLayer

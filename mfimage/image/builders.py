@@ -50,9 +50,13 @@ def open_builder(
     if why or options.builder == DOCKER:
         return _docker_builder(options, why, secrets, on_event)
     from mfimage.image.oci.builder import OciBuilder
+    from mfimage.image.oci.compression import NONE
 
+    # What stays in the engine needs no compression.
+    elsewhere = push or isinstance(options.output, Location) or options.cache_from
     builder = OciBuilder(
-        compression=options.compression, compiled=options.compile, fresh=options.no_cache,
+        compression=options.compression if elsewhere or options.cache_to else NONE,
+        compiled=options.compile, fresh=options.no_cache,
         pull=options.pull, secrets=secrets, on_event=on_event, say=say,
         cache_from=[_layers(cache, "cache-from") for cache in options.cache_from],
         cache_to=_layers(options.cache_to, "cache-to") if options.cache_to else None,

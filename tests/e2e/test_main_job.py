@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mfimage.image.docker.command import DockerCommand
 from mfimage.image.docker.engine import Engine
 from tests.e2e.conftest import SETOSA, Project, serving
 from tests.image.builds import layer_names
@@ -56,7 +57,7 @@ def test_image_answers_under_every_restriction(image):
         assert "mfimage_" in server.ask("GET", "/metrics")[1]
 
 
-def test_image_runs_as_nobody_special_and_holds_no_build_tools(image):
+def test_image_runs_as_an_unprivileged_user_without_build_tools(image):
     with Engine.connect() as engine:
         info = engine.inspect(image)
         assert info is not None
@@ -101,15 +102,15 @@ def test_rendered_folder_builds_the_same_layers(iris, images, tmp_path):
     images.append(name)
     out = tmp_path / "out"
     assert iris.mfimage("render", reference, "-o", str(out)).stdout == f"{out}\n"
-    secret = _ca_secret()
+    tag = "mfimage-test-rendered:1"
+    images.append(tag)
+    DockerCommand.find().build(out, tags=[tag], secrets=_ca_secret())
     with Engine.connect() as engine:
-        built = engine.build(context=_tar(out), secrets=secret)
-        first, second = engine.inspect(built), engine.inspect(name)
-    images.append(built)  # not removed here: it may be the very same image
+        first, second = engine.inspect(tag), engine.inspect(name)
     assert first is not None and second is not None
     assert first.layers[:-1] == second.layers[:-1]
-    # Here nobody has looked at the base: the SBOM in the last knows less of it.
-    assert layer_names(built, -1).keys() == layer_names(name, -1).keys()
+    # `render` does not read the base: the SBOM in the last layer knows less of it.
+    assert layer_names(tag, -1).keys() == layer_names(name, -1).keys()
 
 
 def test_call_and_serve_on_this_machine(iris):
@@ -182,17 +183,18 @@ def test_wrong_input_is_told_in_two_lines(iris, base_image, arguments, env, mess
     assert message in done.stderr
 
 
-def test_base_of_another_python_is_refused_before_the_build(iris, base_image, images):
-    with Engine.connect() as engine:
-        other = engine.build(
-            context=_tar_of(f"FROM {base_image}\nENV PATH=/other:$PATH\nRUN mkdir /other && "
-                            "printf '#!/bin/sh\\necho 3.8.1\\n' >/other/python && "
-                            "chmod +x /other/python\n"),
-            tags=["mfimage-test-other:1"],
-        )  # fmt: skip
-    images.append(other)
+def test_base_of_another_python_is_refused_before_the_build(iris, base_image, images, tmp_path):
+    lines = (
+        f"FROM {base_image}",
+        "ENV PATH=/other:$PATH",
+        "RUN mkdir /other && printf '#!/bin/sh\\necho 3.8.1\\n' >/other/python && "
+        "chmod +x /other/python",
+    )
+    (tmp_path / "Dockerfile").write_text("\n".join((*lines, "")))
+    DockerCommand.find().build(tmp_path, tags=["mfimage-test-other:1"])
+    images.append("mfimage-test-other:1")
     reference = iris.bind("predict.py:predict")
-    # Which it is only a container tells: nothing in the layers names a version.
+    # Only a container shows the version: nothing in the layers names it.
     options = ["--builder", "docker", "--base-image", "mfimage-test-other:1"]
     done = iris.mfimage("build", reference, *options, check=False)
     assert done.returncode == 1
@@ -217,28 +219,3 @@ def _ca_secret() -> dict[str, bytes]:
 
     bundle = host_ca_bundle()
     return {"ca": bundle.read_bytes()} if bundle else {}
-
-
-def _tar(folder: Path):
-    import io
-    import tarfile
-
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for path in sorted(folder.iterdir()):
-            tar.add(path, arcname=path.name)
-    buffer.seek(0)
-    return buffer
-
-
-def _tar_of(dockerfile: str):
-    import io
-    import tarfile
-
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        info = tarfile.TarInfo("Dockerfile")
-        info.size = len(dockerfile)
-        tar.addfile(info, io.BytesIO(dockerfile.encode()))
-    buffer.seek(0)
-    return buffer

@@ -15,6 +15,7 @@ from mfimage.image.docker.engine import Engine, connect
 from mfimage.image.plan.options import ENGINE, BuildOptions, parse_cache
 from mfimage.image.plan.settings import make_options
 from mfimage.image.registry.location import Location
+from mfimage.image.registry.reference import parse_reference
 
 OUT = Location(kind="oci", path=Path("out"))
 
@@ -59,6 +60,30 @@ def test_oci_is_the_default(engine):
 def test_oci_needs_no_engine_to_push_or_write(no_engine):
     assert chosen(push=True) == ("oci", [])
     assert chosen(output=OUT) == ("oci", [])
+
+
+@pytest.mark.parametrize(
+    ("options", "compression"),
+    [
+        ({}, "none"),
+        ({"output": ENGINE, "compression": "zstd"}, "none"),
+        ({"push": True}, "gzip"),
+        ({"output": OUT, "compression": "zstd"}, "zstd"),
+        ({"cache_to": parse_reference("localhost:1/cache")}, "gzip"),
+        ({"cache_from": (parse_reference("localhost:1/cache"),)}, "gzip"),
+    ],
+)
+def test_only_layers_that_leave_the_engine_are_compressed(
+    engine, monkeypatch, options, compression
+):
+    given = []
+    fake = SimpleNamespace(name="oci", engine=None, close=lambda: None)
+    monkeypatch.setattr(
+        "mfimage.image.oci.builder.OciBuilder",
+        lambda **found: given.append(found["compression"]) or fake,
+    )
+    chosen(**options)
+    assert given == [compression]
 
 
 @pytest.mark.parametrize("needs", [{"apt": ("libgomp1",)}, {"needs": ("libgomp1",)}])

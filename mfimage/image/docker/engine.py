@@ -7,7 +7,7 @@ import io
 import os
 import socket
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import docker
@@ -129,6 +129,12 @@ class Engine:
         """Stream an image as ``docker save`` writes it."""
         with engine_errors(f"saving {image}"):
             yield from self._api.get_image(image)
+
+    def describe(self, image: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
+        """Return an image's description and history as the engine responds."""
+        with engine_errors(f"inspecting {image}"):
+            untyped: Any = self._api
+            return untyped.inspect_image(image), untyped.history(image)
 
     def labelled(self, label: str) -> Iterator[str]:
         """Yield the IDs of the newest images with a label, as ``NAME=VALUE``."""

@@ -6,12 +6,16 @@ says why an engine on this machine does not answer.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, urlencode
@@ -23,6 +27,9 @@ from mfimage.image.find.info import ImageInfo
 _SOCKET = "/var/run/docker.sock"
 _TIMEOUT = 60.0
 _NEWEST = 3
+# Bits of the mode in an engine's description of a file, which are Go's.
+_SYMLINK = 1 << 27
+_NOT_REGULAR = 1 << 31 | 1 << 27 | 1 << 26 | 1 << 25 | 1 << 24 | 1 << 21 | 1 << 19
 
 
 class ImageEngine(Protocol):
@@ -30,6 +37,9 @@ class ImageEngine(Protocol):
 
     def inspect(self, ref: str) -> ImageInfo | None:
         """Return an image; None if the engine does not have it."""
+
+    def describe(self, image: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
+        """Return what ``/images/NAME/json`` and ``/images/NAME/history`` respond."""
 
     def labelled(self, label: str) -> Iterator[str]:
         """Yield the IDs of the newest images with a label, as ``NAME=VALUE``."""
@@ -93,6 +103,33 @@ class LocalEngine:
                 return None
             return ImageInfo.from_engine(json.loads(response.read()), [])
 
+    def describe(self, image: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
+        """Return what ``/images/NAME/json`` and ``/images/NAME/history`` respond."""
+        found = []
+        for kind in ("json", "history"):
+            path = f"/images/{quote(image, safe='/:@')}/{kind}"
+            with self._request(f"inspecting {image}", "GET", path) as response:
+                found.append(json.loads(response.read()))
+        return found[0], found[1]
+
+    @contextlib.contextmanager
+    def files(self, image: str) -> Iterator[ImageFiles]:
+        """Open the files of an image, without running it."""
+        doing = f"reading files of {image}"
+        # Only containers have files; this one is never started.
+        settings = json.dumps({"Image": image, "Entrypoint": ["/"], "Cmd": []}).encode()
+        with self._request(
+            doing, "POST", "/containers/create", body=settings, kind="application/json"
+        ) as response:
+            container = json.loads(response.read())["Id"]
+        try:
+            yield ImageFiles(self._request, doing, f"/containers/{container}/archive?")
+        finally:
+            with contextlib.suppress(EngineError):
+                path = f"/containers/{container}?force=1&v=1"
+                with self._request(doing, "DELETE", path) as response:
+                    response.read()
+
     def labelled(self, label: str) -> Iterator[str]:
         """Yield the IDs of the newest images with a label, as ``NAME=VALUE``."""
         query = urlencode({"filters": json.dumps({"label": [label]})})
@@ -126,13 +163,14 @@ class LocalEngine:
         method: str,
         path: str,
         *,
-        body: Iterable[bytes] | None = None,
+        body: Iterable[bytes] | bytes | None = None,
+        kind: str = "application/x-tar",
         absent: int = 0,
         timeout: float | None = _TIMEOUT,
     ) -> Iterator[http.client.HTTPResponse]:
         connection = _Connection(self._path, timeout)
         try:
-            headers = {"content-type": "application/x-tar"} if body is not None else {}
+            headers = {"content-type": kind} if body is not None else {}
             connection.request(method, path, body=body, headers=headers)
             response = connection.getresponse()
             if response.status >= 400 and response.status != absent:
@@ -142,6 +180,40 @@ class LocalEngine:
             raise EngineError(f"{doing}: the Docker engine went away ({error})") from None
         finally:
             connection.close()
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Files of an image, read from a container that is never started."""
+
+    request: Callable[..., AbstractContextManager[http.client.HTTPResponse]]
+    doing: str
+    archive: str
+
+    def resolve(self, path: str) -> str | None:
+        """Return the regular file that a path leads to; None if there is none."""
+        found = self._stat(path)
+        if found and found["mode"] & _SYMLINK:
+            # The engine has followed all links.
+            path, found = found["linkTarget"], self._stat(found["linkTarget"])
+        return path if found and not found["mode"] & _NOT_REGULAR else None
+
+    def _stat(self, path: str) -> Any:
+        query = self.archive + urlencode({"path": path})
+        with self.request(self.doing, "HEAD", query, absent=404) as response:
+            header = response.headers.get("X-Docker-Container-Path-Stat")
+            return json.loads(base64.b64decode(header)) if header else None
+
+    def read(self, path: str) -> bytes | None:
+        """Read a small file; None if there is no such file."""
+        query = self.archive + urlencode({"path": path})
+        with self.request(self.doing, "GET", query, absent=404) as response:
+            if response.status == 404:
+                return None
+            with tarfile.open(fileobj=response, mode="r|") as tar:
+                member = tar.next()
+                file = tar.extractfile(member) if member and member.isfile() else None
+                return file.read() if file else None
 
 
 class _Connection(http.client.HTTPConnection):

@@ -10,6 +10,7 @@ against their sources (PEP 552, unchecked).
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import marshal
@@ -35,12 +36,15 @@ _ATTRIBUTES = (
 )
 
 
+_CONTAINERS = (CodeType, tuple, frozenset, slice)
+
+
 def compiled(source: bytes, name: str) -> bytes:
     """Return the content of a ``.pyc``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         code = compile(source, name, "exec", dont_inherit=True, optimize=0)
-        held: list[Any] = []
+        held: list[Any] = [code]
         _hold(code, held)
         body = marshal.dumps(code)
     digest = importlib.util.source_hash(source)
@@ -48,21 +52,22 @@ def compiled(source: bytes, name: str) -> bytes:
 
 
 def _hold(value: Any, held: list[Any]) -> None:
-    """Add a reference to a value and to all its parts."""
-    held.append(value)
+    """Add a reference to all parts of a value."""
     if isinstance(value, CodeType):
-        for name in _ATTRIBUTES:
-            _hold(getattr(value, name, None), held)
-    elif isinstance(value, tuple | frozenset):
-        for each in value:
-            _hold(each, held)
+        parts = [getattr(value, name, None) for name in _ATTRIBUTES]
     elif isinstance(value, slice):
-        for each in (value.start, value.stop, value.step):
-            _hold(each, held)
+        parts = [value.start, value.stop, value.step]
+    else:
+        parts = list(value)
+    held += parts
+    for part in parts:
+        if isinstance(part, _CONTAINERS):
+            _hold(part, held)
 
 
 def main() -> None:
     """Compile what stdin lists; files that do not compile are left out."""
+    gc.disable()  # what is compiled has no cycles
     for line in sys.stdin:
         source, name, target = json.loads(line)
         try:

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
-from mfimage.errors import OptionError, RegistryError
+from mfimage.errors import EngineError, OptionError, RegistryError
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.oci.cache import LayerCache, work_folder
-from mfimage.image.oci.compression import GZIP, decompressed
-from mfimage.image.oci.images import StoredImage, StoredLayer, layer_descriptor, pick
+from mfimage.image.oci.cache import LAYER, LayerCache, work_folder
+from mfimage.image.oci.compression import GZIP, NONE, decompressed
+from mfimage.image.oci.images import (
+    StoredImage,
+    StoredLayer,
+    encode,
+    layer_descriptor,
+    pick,
+)
 from mfimage.image.oci.layout import open_location
 from mfimage.image.registry.client import RegistryClient, open_registry, repository_of
+from mfimage.image.registry.descriptors import Descriptor
 from mfimage.image.registry.location import DOCKER_ARCHIVE, Location
 from mfimage.image.registry.reference import DEFAULT_TAG, Reference
 from mfimage.package.spec import BlobRef, sha256_digest
@@ -27,7 +36,7 @@ from mfimage.package.storage.cache import cache_folder, remember
 from mfimage.runtime.layout import VENV
 
 if TYPE_CHECKING:
-    from mfimage.image.docker.local import ImageEngine
+    from mfimage.image.docker.local import ImageEngine, ImageFiles
 
 
 @contextlib.contextmanager
@@ -88,7 +97,19 @@ class Images:
         )
 
     def read_engine(self, engine: ImageEngine, info: ImageInfo) -> StoredImage:
-        """Read an image from the engine: streamed the first time, then cached by its ID."""
+        """Read an image from the engine.
+
+        For an image that stays in the engine (no compression), its description is enough. Otherwise
+        its layers are streamed the first time, then cached by its ID.
+        """
+        whole = partial(self._read_layers, engine, info)
+        if self._layers.compression == NONE:
+            config = described(*engine.describe(info.id))
+            if config is not None:
+                return _without_layers(config, whole)
+        return whole()
+
+    def _read_layers(self, engine: ImageEngine, info: ImageInfo) -> StoredImage:
         cached = cache_folder() / "bases" / f"{info.id.removeprefix('sha256:')}.config"
         with contextlib.suppress(OSError, ValueError, LookupError):
             if (found := self._from_cache(cached.read_bytes())) is not None:
@@ -178,7 +199,7 @@ _OFFICIAL = "/usr/local/bin"
 _NAMES = ("python3", "python")
 _PYTHON = re.compile(r"python(3\.\d+)")
 _INTERPRETER = re.compile(r"(?:.*/)?python(?:3(?:\.\d+)?)?")
-_HEADER = re.compile(r".*/include/python(3\.\d+)/patchlevel\.h")
+_HEADER = re.compile(r".*/include/python3\.\d+/patchlevel\.h")
 _DEFINED = re.compile(rb'#define\s+PY_VERSION\s+"(3\.[\d.]+)')
 _DPKG = "var/lib/dpkg/status"
 _PACKAGE = re.compile(
@@ -196,17 +217,77 @@ class BasePython:
     version: str  # as ``3.11.7``, or ``3.11`` if the patch version was not found
 
 
+def described(
+    image: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """Return an image's configuration from an engine's description; None if that is not enough.
+
+    An engine does not tell an empty layer from an entry without one.
+    """
+    layers = image["RootFS"]["Layers"]
+    if len(layers) != sum(1 for entry in history if entry["Size"]):
+        return None
+    entries = []
+    for entry in reversed(history):
+        created = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=entry["Created"])
+        entries.append(
+            {
+                "created": f"{created.isoformat()}Z",
+                "created_by": entry.get("CreatedBy"),
+                "comment": entry.get("Comment"),
+                "empty_layer": not entry["Size"],
+                "size": entry["Size"],
+            }
+        )
+    names = {
+        "architecture": "Architecture", "os": "Os", "os.version": "OsVersion",
+        "variant": "Variant", "author": "Author", "config": "Config",
+    }  # fmt: skip
+    return {
+        **{name: image.get(theirs) for name, theirs in names.items()},
+        "history": entries,
+        "rootfs": {"type": "layers", "diff_ids": layers},
+    }
+
+
+def _without_layers(config: Mapping[str, Any], whole: Callable[[], StoredImage]) -> StoredImage:
+    sizes = (entry["size"] for entry in config["history"] if not entry["empty_layer"])
+
+    def opened(number: int) -> BinaryIO:
+        return whole().layers[number].open()
+
+    layers = tuple(
+        StoredLayer(
+            descriptor=Descriptor(media_type=LAYER, digest=diff_id, size=size),
+            diff_id=diff_id,
+            open=partial(opened, number),
+        )
+        for number, (diff_id, size) in enumerate(
+            zip(config["rootfs"]["diff_ids"], sizes, strict=True)
+        )
+    )
+    return StoredImage(
+        digest=None, config=config, raw_config=encode(config), raw_manifest=b"", layers=layers,
+        whole=whole,
+    )  # fmt: skip
+
+
 def environment_of(image: StoredImage) -> dict[str, str]:
     """Return a base's variables, in order; ``PATH`` is always among them."""
-    pairs = image.config.get("config", {}).get("Env") or ()
+    pairs = (image.config.get("config") or {}).get("Env") or ()
     found = dict(pair.partition("=")[::2] for pair in pairs)
     return {**found, "PATH": found.get("PATH") or DEFAULT_PATH}
 
 
-def find_python(image: StoredImage, where: str) -> BasePython:
+def find_python(
+    image: StoredImage,
+    where: str,
+    files: Callable[[], AbstractContextManager[ImageFiles]] | None = None,
+) -> BasePython:
     """Find the Python on a base's ``PATH``.
 
-    Official images name its version in a variable. The layers of others are searched, once.
+    Official images name its version in a variable. Of others the ``files`` are asked where an
+    engine has them, or the layers are searched; once.
     """
     environment = environment_of(image)
     folders = [folder for folder in environment["PATH"].split(":") if folder.startswith("/")]
@@ -223,7 +304,11 @@ def find_python(image: StoredImage, where: str) -> BasePython:
     try:
         return BasePython(**json.loads(known.read_bytes()))
     except (OSError, ValueError, TypeError):
-        found = _Search(folders).run(image)
+        found = None
+    if files is not None:
+        with contextlib.suppress(EngineError), files() as opened:
+            found = _ask(opened, folders)
+    found = found or _Search(folders).run(image)
     if found is None:
         raise OptionError(
             f"base-image: {where} has no Python in {':'.join(folders)}",
@@ -231,6 +316,29 @@ def find_python(image: StoredImage, where: str) -> BasePython:
         )
     remember(known, json.dumps(vars(found)).encode())
     return found
+
+
+def _ask(files: ImageFiles, folders: Sequence[str]) -> BasePython | None:
+    """Find the Python as `_Search` does; None if its patch version is not found."""
+    for path in _candidates(folders):
+        real = files.resolve(path)
+        if real and (found := _PYTHON.fullmatch(PurePosixPath(real).name)):
+            minor = found[1]
+            header = files.read(_header(real, minor))
+            if header and (defined := _DEFINED.search(header)):
+                return BasePython(path=path, version=defined[1].decode())
+            version = _versions(files.read(f"/{_DPKG}") or b"").get(minor)
+            return BasePython(path=path, version=version) if version else None
+    return None
+
+
+def _candidates(folders: Sequence[str]) -> Iterator[str]:
+    for folder in folders:
+        yield from (f"{folder.rstrip('/')}/{name}" for name in _NAMES)
+
+
+def _header(python: str, minor: str) -> str:
+    return str(PurePosixPath(python).parent.parent / f"include/python{minor}/patchlevel.h")
 
 
 @dataclass
@@ -251,11 +359,13 @@ class _Search:
             ):
                 for member in tar:
                     self._see(member, tar)
-        for path in self._candidates():
+        for path in _candidates(self.folders):
             real = self._resolve(path)
             if real and (found := _PYTHON.fullmatch(PurePosixPath(real).name)):
                 minor = found[1]
-                version = self.headers.get(minor) or self.packages.get(minor) or minor
+                version = (
+                    self.headers.get(_header(real, minor)) or self.packages.get(minor) or minor
+                )
                 return BasePython(path=path, version=version)
         return None
 
@@ -270,9 +380,9 @@ class _Search:
                 self.links[name] = member.linkname
         elif _INTERPRETER.fullmatch(name) and (member.issym() or member.isfile() or member.islnk()):
             self.links[name] = member.linkname if member.issym() else ""
-        elif found := _HEADER.fullmatch(name):
+        elif _HEADER.fullmatch(name):
             if defined := _DEFINED.search(_content(tar, member)):
-                self.headers[found[1]] = defined[1].decode()
+                self.headers[name] = defined[1].decode()
         elif name == f"/{_DPKG}":
             self.packages = _versions(_content(tar, member))
 
@@ -282,10 +392,6 @@ class _Search:
         for name in list(self.links):
             if name == gone or name.startswith(f"{whole or gone}/"):
                 del self.links[name]
-
-    def _candidates(self) -> Iterator[str]:
-        for folder in self.folders:
-            yield from (f"{folder.rstrip('/')}/{name}" for name in _NAMES)
 
     def _resolve(self, path: str) -> str | None:
         """Follow links to a regular file."""

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from mfimage.errors import EngineError, OptionError
 from mfimage.files import chunks_of
 from mfimage.image.builder import OCI, BuildEvent, BuiltImage, BuiltLayer, OnEvent
-from mfimage.image.docker.local import ImageEngine, connect
+from mfimage.image.docker.local import ImageEngine, LocalEngine, connect
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.oci.base import BasePython, Images, environment_of, find_python
 from mfimage.image.oci.cache import LayerCache
-from mfimage.image.oci.compression import decompressed
+from mfimage.image.oci.compression import NONE, decompressed
 from mfimage.image.oci.config import Composed, NewLayer, compose
-from mfimage.image.oci.images import StoredImage
+from mfimage.image.oci.images import StoredImage, StoredLayer
 from mfimage.image.oci.layers import PlannedLayer, SharedCache, image_epoch, planned_layers
 from mfimage.image.oci.outputs import load_into, write_images
 from mfimage.image.oci.pushing import (
@@ -45,7 +46,8 @@ class OciBuilder:
     Parameters
     ----------
     compression : str
-        Compression of layers: ``gzip`` or ``zstd``.
+        Compression of layers: ``gzip``, ``zstd``, or ``none`` for an image that goes into the
+        engine only. Its manifest, which only registries and layouts have, is not reported.
     compiled : bool
         Include compiled Python files.
     fresh : bool
@@ -90,9 +92,8 @@ class OciBuilder:
         self._bases: dict[tuple[str, str], tuple[StoredImage, BasePython]] = {}
         # By id, since hashing a plan takes long; the plan is held so that its id stays its own.
         self._planned: dict[int, tuple[ImagePlan, StoredImage, list[PlannedLayer]]] = {}
-        self._composed: dict[str, Composed] = {}
+        self._composed: dict[str, _Made] = {}  # by the image's ID
         self._pushed: dict[str, PushedImages] = {}  # by the digest of the first image
-        self._keys: dict[str, str] = {}  # by the image's digest
 
     @cached_property
     def engine(self) -> ImageEngine:
@@ -101,15 +102,17 @@ class OciBuilder:
 
     def base(self, source: Reference | Location, platform: str) -> BaseImage:
         """Read a base: the engine's image of that name if there is one, else the registry's."""
-        info = None
+        info = files = None
         if isinstance(source, Reference) and (info := self._in_engine(source, platform)):
             image = self._images.read_engine(self.engine, info)
             digest = info.digest_of(source)
+            if image.whole and isinstance(self.engine, LocalEngine):
+                files = partial(self.engine.files, info.id)
             where = f"the Docker engine, image {info.id}"
         else:
             image = self._images.read(source, platform)
             digest, where = image.digest, _place(source)
-        python = find_python(image, str(source))
+        python = find_python(image, str(source), files)
         self._bases[str(source), platform] = image, python
         self._say(f"base: {source}, from {where}")
         settings = image.config.get("config") or {}
@@ -160,7 +163,7 @@ class OciBuilder:
         new: list[NewLayer] = []
         built: list[BuiltLayer] = [
             BuiltLayer(
-                name="base", diff_id=layer.diff_id, digest=layer.digest, size=layer.size,
+                name="base", diff_id=layer.diff_id, digest=self._digest(layer), size=layer.size,
                 cached=True, reason=str(plan.base.pinned),
             )
             for layer in base.layers
@@ -175,16 +178,19 @@ class OciBuilder:
             new.append(NewLayer(name=planned.name, reason=planned.reason, layer=layer))
             built.append(
                 BuiltLayer(
-                    name=planned.name, diff_id=layer.diff_id, digest=layer.digest,
+                    name=planned.name, diff_id=layer.diff_id, digest=self._digest(layer),
                     size=layer.size, cached=layer.cached, reason=planned.reason,
                     shared=layer.shared,
                 )
             )  # fmt: skip
         composed = compose(plan, base, new, epoch=self._epoch)
-        self._composed[composed.digest] = composed
-        self._keys[composed.digest] = self._key(plan, base, layers)
+        self._composed[composed.id] = _Made(
+            image=composed, plan=plan, base=base, layers=new, key=self._key(plan, base, layers)
+        )
+        packed = self._layers.compression != NONE
         return BuiltImage(
-            id=composed.id, digest=composed.digest, plan=plan, layers=tuple(built),
+            id=composed.id, digest=composed.digest if packed else None, plan=plan,
+            layers=tuple(built),
             size=sum(layer.size for layer in built), timings=timings,
         )  # fmt: skip
 
@@ -209,12 +215,12 @@ class OciBuilder:
 
     def info(self, image: BuiltImage) -> ImageInfo:
         """Read an image's configuration."""
-        composed = self._composed[image.digest or ""]
+        composed = self._composed[image.id].image
         return ImageInfo.from_config(composed.config, [layer.size for layer in image.layers])
 
     def layer(self, image: BuiltImage, name: str) -> Iterator[bytes]:
         """Unpack a layer of the cache."""
-        layers = self._composed[image.digest or ""].layers
+        layers = self._composed[image.id].image.layers
         for built, layer in zip(image.layers, layers, strict=True):
             if built.name == name:
                 with layer.open() as file, decompressed(file) as tar:
@@ -224,21 +230,24 @@ class OciBuilder:
         self, images: Sequence[BuiltImage], output: Location | None, tags: Sequence[Reference]
     ) -> str:
         """Write images to a folder, a file, or (None) the Docker engine."""
-        composed = [self._composed[image.digest or ""] for image in images]
+        made = [self._composed[image.id] for image in images]
         start = time.perf_counter()
         where = str(output) if output else "docker"
         self._report("started", f"write {where}")
         if output is not None:
-            write_images(composed, output, tags)
+            write_images(self._whole(made), output, tags)
         else:
             plan = images[0].plan
             # An image of the same lock begins with the same layers.
             base = plan.base.reference
             names = [*map(str, tags), *([] if isinstance(base, Location) else [str(base)])]
             label = f"{LOCK_DIGEST}={plan.dependencies.digest}"
-            load_into(self.engine, composed, tags, chain(names, self.engine.labelled(label)))
+            load_into(
+                self.engine, [each.image for each in made], tags,
+                like=chain(names, self.engine.labelled(label)), whole=lambda: self._whole(made),
+            )  # fmt: skip
         self._report("done", f"write {where}", time.perf_counter() - start)
-        return str(output) if output else str(next(iter(tags), composed[0].id))
+        return str(output) if output else str(next(iter(tags), images[0].id))
 
     def push(self, images: Sequence[BuiltImage], tags: Sequence[Reference]) -> tuple[str, ...]:
         """Push images under the content-addressed tag, then under the requested tags."""
@@ -264,8 +273,9 @@ class OciBuilder:
         tags: Sequence[str],
         also_in: Sequence[str],
     ) -> str:
-        composed = [self._composed[image.digest or ""] for image in images]
-        tag = content_tag([self._keys[image.digest or ""] for image in images])
+        made = [self._composed[image.id] for image in images]
+        composed = self._whole(made)
+        tag = content_tag([each.key for each in made])
         return Push(client, repository, self._on_event).run(composed, [tag, *tags], also_in=also_in)
 
     def export(self, images: Sequence[BuiltImage], tags: Sequence[Reference]) -> None:
@@ -277,6 +287,18 @@ class OciBuilder:
         keys = [self._layers.key(layer.inputs) for layer in layers]
         return image_key(plan, base, keys, epoch=self._epoch)
 
+    def _digest(self, layer: StoredLayer) -> str | None:
+        return None if self._layers.compression == NONE else layer.digest
+
+    def _whole(self, made: Sequence[_Made]) -> list[Composed]:
+        """Return images with all layers of bases that an engine has only described."""
+        return [
+            compose(each.plan, each.base.whole(), each.layers, epoch=self._epoch)
+            if each.base.whole
+            else each.image
+            for each in made
+        ]
+
     def _report(self, kind: str, step: str, seconds: float | None = None) -> None:
         self._on_event(BuildEvent(kind=kind, step=step, seconds=seconds))  # type: ignore[arg-type]
 
@@ -286,6 +308,15 @@ class OciBuilder:
             self.engine.close()
         self._images.close()
         self._layers.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    image: Composed
+    plan: ImagePlan
+    base: StoredImage
+    layers: Sequence[NewLayer]
+    key: str
 
 
 def _place(source: Reference | Location) -> str:

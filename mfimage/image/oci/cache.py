@@ -1,11 +1,12 @@
-"""Compressed layers on this machine, found by their inputs.
+"""Layers on this machine, found by their inputs.
 
 ::
 
     layers/inputs/<hex>.json     digest, diff ID and size of the layer that these inputs give
-    layers/sha256/<hex>          compressed layers, bounded and locked as other blobs are
+    layers/sha256/<hex>          the layers, bounded and locked as other blobs are
 
-Equal inputs give equal bytes, so a digest does not depend on whether a layer was cached.
+Equal inputs give equal bytes, so a digest does not depend on whether a layer was cached, or with
+which compression: a layer that is cached with another one is repacked.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mfimage.errors import BuildError
-from mfimage.image.oci.compression import ZSTD, Compressing, compressor_id
+from mfimage.files import chunks_of
+from mfimage.image.oci.compression import GZIP, NONE, ZSTD, Compressing, compressor_id, decompressed
 from mfimage.image.oci.images import StoredLayer
 from mfimage.image.registry.descriptors import Descriptor
 from mfimage.package.spec import BlobRef, sha256_digest
@@ -32,12 +34,13 @@ from mfimage.package.storage.cache import cache_folder, locked, not_written, rem
 _UNFINISHED = ".new-"
 _ABANDONED = 24 * 3600
 LAYER = "application/vnd.oci.image.layer.v1.tar"
+_TYPES = {GZIP: f"{LAYER}+gzip", ZSTD: f"{LAYER}+zstd", NONE: LAYER}
 # Raised when equal inputs are to give other bytes than before.
 _FORMAT = "1"
 
 
 class LayerCache:
-    """The layers below the user's cache folder, compressed by ``gzip`` or ``zstd``."""
+    """The layers below the user's cache folder, with one compression: gzip, zstd or none."""
 
     def __init__(self, compression: str, *, fresh: bool = False) -> None:
         root = cache_folder() / "layers"
@@ -67,7 +70,7 @@ class LayerCache:
             with locked(lock):
                 try:
                     found = self.find(inputs)
-                    return found or self._remember(inputs, self._make(chunks()))
+                    return found or self._remember(inputs, self._made(inputs, chunks))
                 finally:
                     lock.unlink(missing_ok=True)
         except OSError as error:
@@ -110,25 +113,36 @@ class LayerCache:
     def _record(self, inputs: Sequence[str]) -> Path:
         return self._inputs / f"{self.key(inputs)}.json"
 
+    def _made(self, inputs: Sequence[str], chunks: Callable[[], Iterable[bytes]]) -> StoredLayer:
+        other = GZIP if self.compression == NONE else NONE
+        cache = LayerCache(other, fresh=self.fresh)
+        try:
+            if (layer := cache.find(inputs)) is not None:
+                with contextlib.suppress(BuildError), layer.open() as file:
+                    return self._make(chunks_of(decompressed(file)))
+            return self._make(chunks())
+        finally:
+            cache.close()
+
     def _make(self, chunks: Iterable[bytes]) -> StoredLayer:
         _sweep(self._blobs.folder)
-        suffix = "zstd" if self.compression == ZSTD else "gzip"
         with tempfile.NamedTemporaryFile(
             dir=self._blobs.folder, prefix=_UNFINISHED, delete=False
         ) as file:
             path = Path(file.name)
             try:
-                sink = Compressing(file, self.compression)  # type: ignore[arg-type]
-                for chunk in chunks:
-                    sink.write(chunk)
-                diff_id, digest, size = sink.finish()
+                with Compressing(file, self.compression) as sink:  # type: ignore[arg-type]
+                    for chunk in chunks:
+                        sink.write(chunk)
+                    diff_id, digest, size = sink.finish()
                 file.flush()
                 held = self._blobs.adopt(BlobRef(digest=digest, size=size), path)
             except BaseException:
                 path.unlink(missing_ok=True)
                 raise
         self._held.append(held)
-        descriptor = Descriptor(media_type=f"{LAYER}+{suffix}", digest=digest, size=size)
+        kind = _TYPES[self.compression]
+        descriptor = Descriptor(media_type=kind, digest=digest, size=size)
         return StoredLayer(
             descriptor=descriptor, diff_id=diff_id, open=lambda: held.path.open("rb")
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,8 +79,7 @@ def compose(
 def _config(
     plan: ImagePlan, base: StoredImage, layers: Sequence[NewLayer], epoch: int
 ) -> dict[str, Any]:
-    # The base's other settings stay: its variant, its volumes.
-    kept = {key: value for key, value in base.config.items() if key not in _DOCKERS}
+    kept = {key: base.config[key] for key in _KEPT if base.config.get(key)}
     created = _timestamp(epoch)
     ours = [
         {"created": created, "created_by": f"mfimage {new.name}", "comment": new.reason}
@@ -94,7 +94,7 @@ def _config(
         **kept,
         "created": created,
         "config": _settings(plan, base),
-        "history": [*(base.config.get("history") or ()), *ours, settings],
+        "history": [*map(_entry, base.config.get("history") or ()), *ours, settings],
         "rootfs": {
             "type": "layers",
             "diff_ids": [
@@ -105,12 +105,25 @@ def _config(
     }
 
 
-# Describe the container in which a legacy builder made the base.
-_DOCKERS = ("container", "container_config", "docker_version", "id", "parent", "throwaway")
+# Of a base's configuration only what an engine describes, too: the image is the same wherever the
+# base is read.
+_KEPT = ("architecture", "os", "os.version", "variant", "author")
+_TIME = re.compile(r"(?!0001)(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)")
+
+
+def _entry(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an entry of a base's history, with whole seconds as engines have them."""
+    found = {name: entry.get(name) for name in ("created_by", "comment", "empty_layer")}
+    if match := _TIME.fullmatch(entry.get("created") or ""):
+        moment = datetime.datetime.fromisoformat(match[1] + match[2].replace("Z", "+00:00"))
+        found["created"] = _timestamp(int(moment.timestamp()))
+    return {name: value for name, value in found.items() if value}
 
 
 def _settings(plan: ImagePlan, base: StoredImage) -> dict[str, Any]:
-    kept: dict[str, Any] = dict(base.config.get("config") or {})
+    found = base.config.get("config") or {}
+    # An engine lists what is not set, too: `"Tty": false`.
+    kept: dict[str, Any] = {key: value for key, value in found.items() if value}
     for key in ("Image", "Hostname", "Domainname", "OnBuild", "ArgsEscaped"):
         kept.pop(key, None)
     ports: dict[str, Any] = {f"{port}/tcp": {} for port in plan.ports}

@@ -59,6 +59,8 @@ class StoredImage:
     raw_config: bytes  # as stored
     raw_manifest: bytes  # as stored; empty if there is none
     layers: tuple[StoredLayer, ...]  # lowest first
+    # Reads the layers of an image that an engine has only described, so far.
+    whole: Callable[[], StoredImage] | None = None
 
     @property
     def platform(self) -> str:

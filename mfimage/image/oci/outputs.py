@@ -184,12 +184,16 @@ def docker_archive(
 
 
 def load_into(
-    engine: ImageEngine, images: Sequence[Composed], tags: Sequence[Reference], like: Iterable[str]
+    engine: ImageEngine,
+    images: Sequence[Composed],
+    tags: Sequence[Reference],
+    like: Iterable[str],
+    whole: Callable[[], Sequence[Composed]],
 ) -> None:
     """Load an image into the engine, without the layers that one of the images ``like`` it has.
 
     An engine knows a layer by those below it, so it has those with which both begin. An image store
-    that wants all layers refuses the short archive, and is sent the whole.
+    that wants all layers refuses the short archive, and is sent the ``whole``.
     """
     wanted = [layer.diff_id for layer in images[0].layers]
     most = 0
@@ -205,7 +209,7 @@ def load_into(
         with contextlib.suppress(EngineError):
             engine.load(docker_archive(images, tags, skip=most))
             return
-    engine.load(docker_archive(images, tags))
+    engine.load(docker_archive(whole(), tags))
 
 
 def _layer_name(layer: StoredLayer) -> str:

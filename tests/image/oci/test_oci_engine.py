@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,9 @@ from mfimage.image.oci.builder import OciBuilder
 from mfimage.image.oci.images import encode
 from mfimage.image.registry.location import Location
 from mfimage.image.registry.reference import Reference, parse_reference, parse_tag
+from mfimage.package.storage.cache import cache_folder
 from tests.image.oci.bases import FILES, OFFICIAL, digest, layer, layout
+from tests.image.oci.building import Written, oci_builder
 from tests.image.sample import Sample, make_sample
 
 BASE = parse_reference("python:3.11-slim")
@@ -32,11 +35,15 @@ class ArchiveEngine:
         self.layers: set[tuple[str, ...]] = set()
         self.archives: dict[str, bytes] = {}
         self.loaded: list[list[str]] = []
+        self.described: dict[str, tuple[Any, list[Any]]] = {}
         self.saved = 0
         self.wants_all_layers = False
 
     def inspect(self, ref: str) -> ImageInfo | None:
         return self.images.get(ref)
+
+    def describe(self, image: str) -> tuple[Any, list[Any]]:
+        return self.described[image]
 
     def labelled(self, label: str) -> Iterator[str]:
         name, _, value = label.partition("=")
@@ -75,6 +82,14 @@ class ArchiveEngine:
         config = {
             "os": "linux", "architecture": architecture, "config": {"Env": list(OFFICIAL)},
             "rootfs": {"type": "layers", "diff_ids": [digest_of(tar)]},
+            "docker_version": "20.10", "container_config": {"Tty": False},
+            "history": [
+                {"created": "0001-01-01T00:00:00Z", "created_by": "ADD", "comment": "a"},
+                {
+                    "created": "2024-01-01T01:00:01.123456789+01:00", "created_by": "ENV",
+                    "empty_layer": True,
+                },
+            ],
         }  # fmt: skip
         raw = json.dumps(config).encode()
         info = ImageInfo(
@@ -90,6 +105,18 @@ class ArchiveEngine:
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
         self.archives[info.id] = out.getvalue()
+        # As engines respond: what is not set is listed, and times are in seconds.
+        settings = {**config["config"], "Tty": False, "Volumes": None}
+        self.described[info.id] = (
+            {
+                "Id": info.id, "Os": "linux", "Architecture": architecture, "Variant": "",
+                "Config": settings, "RootFS": {"Type": "layers", "Layers": [digest_of(tar)]},
+            },
+            [
+                {"Created": 1704067201, "CreatedBy": "ENV", "Comment": "", "Size": 0},
+                {"Created": -62135596800, "CreatedBy": "ADD", "Comment": "a", "Size": 10},
+            ],
+        )  # fmt: skip
         self.images[str(name)] = info
         self.layers.add(info.layers)
         return info.id
@@ -224,3 +251,57 @@ def test_a_cache_without_the_bases_layers_is_filled_again(engine, sample, cache:
         path.unlink()
     build(sample, "team/iris:1")
     assert engine.saved == 2
+
+
+def test_for_an_engine_only_its_base_is_not_read(engine, sample):
+    engine.add_base(BASE)
+    image = build(sample, "team/iris:1", compression="none").image
+    assert engine.saved == 0
+    assert engine.images["team/iris:1"].id == image.id
+    assert image.digest is None, "a registry would have it compressed"
+    assert {layer.digest for layer in image.layers} == {None}
+    assert all(name.endswith(".tar") for name in engine.loaded[-1])
+    packed = build(sample, "team/iris:2")
+    assert engine.saved == 1
+    assert packed.image.id == image.id, "the base's configuration says the same in both"
+
+
+def test_a_base_that_is_not_read_is_sent_if_the_image_store_wants_it(engine, sample):
+    engine.add_base(BASE)
+    engine.wants_all_layers = True
+    image = build(sample, "team/iris:1", compression="none").image
+    assert engine.saved == 1
+    assert engine.images["team/iris:1"].id == image.id
+
+
+def test_a_base_with_an_empty_layer_is_read(engine, sample):
+    identity = engine.add_base(BASE)
+    image, history = engine.described[identity]
+    engine.described[identity] = image, [{**entry, "Size": 0} for entry in history]
+    first = build(sample, "team/iris:1", compression="none").image
+    assert engine.saved == 1
+    assert first.id == build(sample, "team/iris:1").image.id
+
+
+def test_an_image_of_an_engines_base_is_tested_as_a_whole(engine, sample, tmp_path):
+    engine.add_base(BASE)
+    out = Location(kind="oci", path=tmp_path / "out")
+    with oci_builder(compression="none") as builder:
+        image = builder.build(
+            sample.plan(base=builder.base(BASE, "linux/amd64")), sample.blobs.path
+        )
+        builder.write([image], out, [])
+    written = Written(out.path)
+    assert written.manifest["config"]["digest"] == image.id
+    assert FILES.keys() <= written.members(0).keys()
+
+
+def test_layers_are_repacked_rather_than_made_again(engine, sample, monkeypatch):
+    engine.add_base(BASE)
+    expected = build(sample).image
+    build(sample, compression="none", fresh=True)
+    for path in (cache_folder() / "layers" / "inputs").iterdir():
+        if b"tar+gzip" in path.read_bytes():
+            path.unlink()
+    monkeypatch.setattr("mfimage.image.oci.dependencies.laid_out", lambda *_, **__: pytest.fail())
+    assert build(sample).image.digest == expected.digest
