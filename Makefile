@@ -1,4 +1,5 @@
-# make demo   everything once: set up, train, bind, build, run, call
+# make demo   set up, train, bind, build, run, call
+# make unit   tests without an engine, a network or Ray
 # make test   all tests
 # make lint   ruff, mypy
 # make bench  the numbers in docs/performance.md
@@ -23,7 +24,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
 	touch $@
 
-# A Docker engine, and the base image that images of this Python minor stand on.
+# A Docker engine, and the base image for this minor version of Python.
 engine: setup
 	tests/support/engine
 	tests/support/base-image "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
@@ -31,11 +32,11 @@ engine: setup
 demo: engine
 	PATH="$(BIN):$$PATH" examples/iris/demo.sh
 
-# Everything, with real engines, clusters and servers; a module's tests stay in one process.
+# All tests, with real engines, clusters and servers; a module's tests run in one process.
 test: engine
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
-# Without an engine, a network, Ray, and whatever starts servers or many processes; quick, and with fewer examples.
+# Tests without an engine, a network, Ray, servers or many processes; with fewer examples.
 unit: setup
 	$(BIN)/python -m pytest $(PARALLEL) -m "not (docker or e2e or index or ray or slow)" --hypothesis-profile=quick $(PYTEST_ARGS)
 

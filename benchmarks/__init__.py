@@ -1,1 +1,1 @@
-"""The numbers in docs/performance.md; run them with ``make bench``."""
+"""Benchmarks for docs/performance.md; run them with ``make bench``."""

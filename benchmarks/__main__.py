@@ -1,4 +1,4 @@
-"""Run every benchmark, one after the other: ``make bench``."""
+"""Run every benchmark (``make bench``)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""mfimage bind, warm, against the import of Metaflow, side by side.
+"""``mfimage bind``, warm, against the import of Metaflow.
 
 Run it with ``python -m benchmarks.bind``. The function and its task are those of examples/iris.
-Uv's cache is warm: an index lets it use a page for some minutes (PyPI: ten), as offline; after
-that, uv asks the index about each page again. Every round times all three, one after the other.
+uv's cache is warm: uv uses a cached page for as long as the index allows (PyPI: ten minutes), or
+offline; after that it asks the index again. Each round times all three in turn.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
     mfimage = str(Path(sys.executable).with_name("mfimage"))
     with tempfile.TemporaryDirectory(prefix="mfimage-bench-") as folder:
         env = {**os.environ, "METAFLOW_USER": "bench", "METAFLOW_HOME": folder}
-        # Both sides run from compiled files, as everywhere but in some test environments.
+        # Both sides run from compiled files; some test environments turn them off.
         env.pop("PYTHONDONTWRITEBYTECODE", None)
         for file in EXAMPLE.glob("*.py"):
             shutil.copy(file, folder)

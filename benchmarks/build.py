@@ -1,4 +1,4 @@
-"""mfimage build against BuildKit with a hand-written Dockerfile of the same content, side by side.
+"""``mfimage build`` against BuildKit with a hand-written Dockerfile of the same content.
 
 Run it with ``python -m benchmarks.build``. mfimage runs as typed: the oci builder, on the engine's
 base, into the engine or (``--push``) a registry on this machine. The Dockerfile installs the same
@@ -136,7 +136,7 @@ def docker() -> list[str]:
 
 
 class Bench:
-    """The same function in both forms, in a folder."""
+    """The same function for both sides, in a folder."""
 
     def __init__(self, folder: Path, address: str) -> None:
         self.folder = folder
@@ -150,7 +150,7 @@ class Bench:
             **os.environ, "DOCKER_BUILDKIT": "1", "METAFLOW_USER": "bench",
             "MFIMAGE_CACHE": str(folder / "cache"),
         }  # fmt: skip
-        # Both sides run from compiled files, as everywhere but in some test environments.
+        # Both sides run from compiled files; some test environments turn them off.
         self.env.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def mfimage(self, *arguments: str) -> str:
@@ -215,12 +215,12 @@ class Bench:
         self.mfimage("build", reference, "--push", "-t", f"{self.address}/ours:1", *flags)
 
     def forget(self) -> None:
-        """Remove all that mfimage built; the target's lock stays beside the package."""
+        """Remove everything that mfimage built; the target's lock stays beside the package."""
         shutil.rmtree(self.folder / "cache", ignore_errors=True)
         run(["docker", "image", "rm", "-f", "bench-mfimage"])
 
     def large(self) -> str:
-        """Return a package like the bound one, with an artifact of 2 GB more."""
+        """Return a copy of the package with an additional artifact of 2 GB."""
         from dataclasses import replace
 
         from mfimage.package.spec import ArtifactRef
@@ -242,7 +242,7 @@ class Bench:
 
 
 def peak_memory(command: list[str], **kwargs: object) -> float:
-    """Return the most megabytes that a command, or one of its processes, had at once."""
+    """Return the peak memory, in megabytes, of a command or one of its processes."""
     code = (
         "import json, resource, subprocess, sys\n"
         "done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)\n"
@@ -256,7 +256,7 @@ def peak_memory(command: list[str], **kwargs: object) -> float:
 
 
 def first_200(image: str) -> float:
-    """Return seconds from `docker run` to the first answer of /readyz."""
+    """Return seconds from ``docker run`` to the first 200 of /readyz."""
     start = time.perf_counter()
     container = run(["docker", "run", "-d", "-p", "127.0.0.1::8000", image])
     try:

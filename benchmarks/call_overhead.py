@@ -1,8 +1,8 @@
-"""What calling a loaded function costs over calling the plain one.
+"""The overhead of calling a loaded function over calling the plain one.
 
-``python -m benchmarks.call_overhead``: a trivial function of a small dict and one parameter, raw
-and loaded, in turns; the least of many repeats, for other work on the machine only ever adds. Then
-what one more parameter, a result with hints, and reading a parameter cost.
+Run it with ``python -m benchmarks.call_overhead``: a trivial function of a small dict and one
+parameter, plain and loaded, in turns. The minimum of many repeats counts, since other work on the
+machine only adds time. Further rows: one more parameter, a result with hints, reading a parameter.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ WITH_NONE = {**RECORD, "name": None}
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Microseconds a call."""
+    """Microseconds per call."""
 
     raw: float
     loaded: float
@@ -64,7 +64,7 @@ class Cost:
 
 
 def measure(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Return the least microseconds a call of each, measured in turns."""
+    """Return the minimum of microseconds per call of each, measured in turns."""
     timers = {name: timeit.Timer(call) for name, call in calls.items()}
     least = dict.fromkeys(calls, float("inf"))
     for _ in range(REPEATS):
@@ -85,7 +85,7 @@ def cost_of(source: str, record: Any, folder: Path) -> Cost:
 
 
 def main() -> int:
-    """Print the table; 1 when the first line costs too much."""
+    """Print the table; return 1 if the first row misses its goal."""
     with tempfile.TemporaryDirectory() as text:
         costs = {name: cost_of(source, RECORD, Path(text)) for name, source in _FUNCTIONS.items()}
         first = next(iter(_FUNCTIONS))

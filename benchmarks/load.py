@@ -23,7 +23,7 @@ wrk.headers["Content-Type"] = "application/json"
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What a client saw; times in milliseconds."""
+    """What a client measured; times in milliseconds."""
 
     rate: float
     p50: float
@@ -90,7 +90,7 @@ def _by_sockets(pin: list[str], plan: Plan) -> Load:
 
 
 class _Connection(asyncio.Protocol):
-    """Sends the next request when the answer to the last has come."""
+    """Sends the next request when the last response has arrived."""
 
     def __init__(self, request: bytes, times: list[float], until: float) -> None:
         self._request = request

@@ -1,8 +1,9 @@
-"""What a function costs in an interpreter of its own, over the same function in this process.
+"""The process backend against the same function in this process.
 
-``python -m benchmarks.process_backend``: a call, a 10 MB record, a ``map``, and the first call of a
-scikit-learn model. Environments are made of what is installed here: no index is asked. Calls are
-measured in turns, the least of many repeats, for other work on the machine only ever adds.
+Run it with ``python -m benchmarks.process_backend``: a call, a 10 MB record, a ``map``, and the
+first call of a scikit-learn model. Environments are made of what is installed here, without an
+index. Calls are measured in turns; the minimum of many repeats counts, since other work on the
+machine only adds time.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ print(time.perf_counter() - began, flush=True)
 
 
 def least(calls: Mapping[str, Callable[[], Any]], number: int, repeats: int) -> dict[str, float]:
-    """Return the least seconds a call of each, measured in turns."""
+    """Return the minimum of seconds per call of each, measured in turns."""
     timers = {name: timeit.Timer(call) for name, call in calls.items()}
     found = dict.fromkeys(calls, float("inf"))
     for _ in range(repeats):
@@ -83,7 +84,7 @@ def backends(package: Package, **options: Any) -> Iterator[tuple[LocalBackend, P
 
 
 def calls(package: Package) -> bool:
-    """Print what a call costs."""
+    """Print the time of a call."""
 
     def plain(data: dict[str, Any]) -> dict[str, Any]:
         return {"petals": data.get("petals")}
@@ -108,7 +109,7 @@ def threads(package: Package) -> None:
 
 
 def big(package: Package) -> bool:
-    """Print what 10 MB cost, and how often they are copied."""
+    """Print the time of a record of 10 MB, and how often it is copied."""
     record = {"text": "x" * BIG}
     with backends(package) as (local, process):
         found = least({"local": lambda: local(record), "process": lambda: process(record)}, 1, 15)
@@ -141,7 +142,7 @@ def maps(package: Package) -> bool:
 
 
 def first_call(packages: Packages) -> bool:
-    """Print how long a model takes to give its first result in a new process."""
+    """Print the time to the first result of a model in a new process."""
     from sklearn.datasets import load_iris
     from sklearn.linear_model import LogisticRegression
 
@@ -170,7 +171,7 @@ def _start(package: Package) -> float:
 def verdict(
     label: str, value: float, unit: str, *, most: float | None = None, least: float | None = None
 ) -> bool:
-    """Print a number that has a goal; return whether it is reached."""
+    """Print a number and its goal; return whether it is met."""
     good = value <= most if most is not None else value >= (least or 0)
     goal = f"at most {most:,}" if most is not None else f"at least {least:,}"
     number = f"{value:,.0f}" if value > 1000 else f"{value:.2f}"
@@ -179,7 +180,7 @@ def verdict(
 
 
 def main() -> int:
-    """Print the table; 1 when a goal is missed."""
+    """Print the table; return 1 if a goal is missed."""
     with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
         os.environ["MFIMAGE_CACHE"] = str(Path(folder, "cache"))
         packages = Packages(Path(folder, "root"))

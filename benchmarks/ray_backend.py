@@ -1,8 +1,8 @@
-"""What the Ray backend costs, over actors written by hand for the same model.
+"""The Ray backend against hand-written actors with the same model.
 
-``python -m benchmarks.ray_backend``: a call, ``map`` of 100k records of 8 numbers with the batches
-and the window of the other, and with its own; and ``map`` of a million in bounded
-memory. All run on one cluster that is started here, in turns; the best of several is compared.
+Run it with ``python -m benchmarks.ray_backend``: a call; ``map`` of 100k records of 8 numbers, with
+the batches and the window of the actors, and with the defaults; and ``map`` of a million records in
+bounded memory. All run in turns on one cluster that is started here; the best run of each counts.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def records(count: int) -> Iterator[dict[str, float]]:
 
 
 class ByHand:
-    """What one would write: an actor that has the model, batches, some ahead."""
+    """The hand-written side: an actor with the model, batches, several in flight."""
 
     def __init__(self, model: Any) -> None:
         import ray
@@ -92,7 +92,7 @@ class ByHand:
 
 
 def drain(results: Iterator[Any], count: int) -> float:
-    """Return how many results a second there are."""
+    """Return the number of results per second."""
     began = time.perf_counter()
     assert sum(1 for _ in results) == count
     return count / (time.perf_counter() - began)
@@ -141,7 +141,7 @@ def million(backend: RayBackend) -> bool:
 
 
 def main() -> int:
-    """Print the table; 1 when a goal is missed."""
+    """Print the table; return 1 if a goal is missed."""
     import ray
 
     with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:

@@ -1,7 +1,7 @@
-"""The size of an image for Ray against a slim one that was written by hand, with the same wheels.
+"""The size of an image for Ray against a hand-written slim one with the same wheels.
 
-Run it with ``python -m benchmarks.ray_image``. Both install the same lock with uv in a build
-stage, compiled, on the same base; by hand, only the function's own files go along.
+Run it with ``python -m benchmarks.ray_image``. Both install the same lock with uv in a build stage,
+compiled, on the same base; the hand-written one adds only the function's own files.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def size(command: list[str], image: str) -> float:
 
 
 def main() -> int:
-    """Print a row for each choice of Ray's parts; return whether all are small enough."""
+    """Print a row for each set of Ray's parts; return whether all meet the goal."""
     command, worst = docker(), 0.0
     env = {**os.environ, "DOCKER_BUILDKIT": "1", "METAFLOW_USER": "bench"}
     bundle = os.environ.get("SSL_CERT_FILE")

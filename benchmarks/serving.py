@@ -1,8 +1,8 @@
-"""The server against a FastAPI app written by hand, with the same function, side by side.
+"""The server against a hand-written FastAPI app with the same function.
 
 Every server is pinned to one core and the load comes from the other. The apps take turns within
-each round, so that a busy machine is busy for all of them; medians are shown. The app written by
-hand runs without uvicorn's access log, the others as they ship, with theirs.
+each round, so that other work on the machine affects all of them; medians are shown. The
+hand-written app runs without uvicorn's access log, the others with theirs.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warn
 
 @dataclass(kw_only=True)
 class App:
-    """One server, and what was measured of it."""
+    """One server, and its measurements."""
 
     name: str
     command: list[str]
@@ -82,14 +82,14 @@ class App:
     costs: dict[int, list[float]] = field(default_factory=dict)
 
     def cpu(self) -> float:
-        """Return the seconds of processor time it has used."""
+        """Return the processor time that it has used, in seconds."""
         assert self.process
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def make_apps(folder: Path) -> list[App]:
-    """Train a model and lay out three apps that serve it."""
+    """Train a model and write three apps that serve it."""
     import pickle
 
     from sklearn.datasets import load_iris
@@ -114,7 +114,7 @@ def make_apps(folder: Path) -> list[App]:
 
 @contextlib.contextmanager
 def running(apps: list[App]) -> Iterator[None]:
-    """Start all apps, each on the servers' core, and end them."""
+    """Start all apps on the servers' core, and stop them at the end."""
     try:
         for app in apps:
             environ = {**os.environ, "PORT": str(app.port), "MFIMAGE_FUNCTION": str(app.folder)}

@@ -100,9 +100,18 @@ def bind(
         Naming what is wrong with the function, the task, the code or the environment.
     """
     options = options or BindOptions()
-    _refuse_while_importing()
+    if os.environ.get(IMPORTING):
+        raise CaptureError(
+            "a function is bound while its own module is imported",
+            hint="put the binding under: if __name__ == '__main__':",
+        )
     function = require_decorated(function)
-    name = _checked_name(options.name or function.__name__)
+    name = options.name or function.__name__
+    if not NAME.fullmatch(name):
+        raise OptionError(
+            f"name: {name!r} is not a function name",
+            hint="use letters, digits, _ and -, at most 63, starting with a letter",
+        )
     values = checked_values(function, options.parameters or {})
     needs = needs_of(function, options.artifacts, values)
     info = describe_task(_task(task, options, needs))
@@ -167,23 +176,6 @@ def _schemas(function: DecoratedFunction) -> dict[str, Any]:
         "output_schema": output_schema,
         "schemas": function.package_schemas(input_schema, output_schema),
     }
-
-
-def _refuse_while_importing() -> None:
-    if os.environ.get(IMPORTING):
-        raise CaptureError(
-            "a function is bound while its own module is imported",
-            hint="put the binding under: if __name__ == '__main__':",
-        )
-
-
-def _checked_name(name: str) -> str:
-    if not NAME.fullmatch(name):
-        raise OptionError(
-            f"name: {name!r} is not a function name",
-            hint="use letters, digits, _ and -, at most 63, starting with a letter",
-        )
-    return name
 
 
 def _task(task: Task | Current | str, options: BindOptions, needs: Needs) -> Any:

@@ -24,28 +24,21 @@ THREADS = "mfimage-copy"
 # Seconds for running transfers to end after one failed or the user interrupted the copy.
 _GRACE = 1.0
 _CHUNK = 1 << 20
+_Kind = Literal["found", "moving", "copied"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CopyEvent:
-    """Progress of one blob.
+    """Progress of one blob."""
 
-    Attributes
-    ----------
-    kind : str
-        ``found``: it exists there already. ``moving``: ``current`` bytes were read. ``copied``.
-    blob : str
-        What it is, such as ``artifact 'model'``.
-    size, current : int
-        Bytes.
-    total : int
-        Bytes of all blobs of the package.
-    """
-
-    kind: Literal["found", "moving", "copied"]
+    # found: it exists there already; moving: `current` bytes were read.
+    kind: _Kind
+    # Such as artifact 'model'.
     blob: str
+    # Bytes, as the others.
     size: int
     current: int
+    # Of all blobs of the package.
     total: int
 
 
@@ -134,8 +127,7 @@ class _Copy:
         _raise_first(moving)
 
     def _move(self, ref: BlobRef) -> None:
-        label = self._labels[ref.digest]
-        with _named(label):
+        with _named(self._labels[ref.digest]):
             if self._target.holds(ref):
                 self._report("found", ref, ref.size)
                 return
@@ -155,16 +147,9 @@ class _Copy:
         with BufferedReader(_Watched(path, on_read), _CHUNK) as file:
             self._target.storage.write(blob_name(ref), file)
 
-    def _report(
-        self, kind: Literal["found", "moving", "copied"], ref: BlobRef, current: int
-    ) -> None:
-        event = CopyEvent(
-            kind=kind,
-            blob=self._labels[ref.digest],
-            size=ref.size,
-            current=current,
-            total=self._total,
-        )
+    def _report(self, kind: _Kind, ref: BlobRef, current: int) -> None:
+        blob, total = self._labels[ref.digest], self._total
+        event = CopyEvent(kind=kind, blob=blob, size=ref.size, current=current, total=total)
         with self._reporting:
             self._on_progress(event)
 

@@ -27,8 +27,6 @@ class DistributionReport:
 
     Attributes
     ----------
-    name, version : str
-        Name and exact version.
     origin : str
         ``wheel in the package``, or ``index`` and the path of the index's URL.
     files : tuple of str
@@ -61,16 +59,10 @@ class EnvironmentReport:
 
     Attributes
     ----------
-    function : str
-        The function's name.
     python, platform, source : str
         As in ``EnvironmentSpec``.
     lock : str
         The lock's digest.
-    system_packages : tuple of str
-        Debian packages.
-    distributions : tuple of DistributionReport
-        Sorted by name.
     differences : tuple of str or None
         How the running interpreter differs; None when it was not compared.
     """
@@ -148,20 +140,15 @@ def report_environment(reference: str, *, diff: bool = False) -> EnvironmentRepo
 def _distribution(
     locked: LockedPackage, spec: EnvironmentSpec, installed: Mapping[str, str]
 ) -> DistributionReport:
+    index = urlsplit(locked.index or "").path.strip("/")
     return DistributionReport(
         name=locked.name,
         version=locked.version,
-        origin=_origin(locked),
+        origin="wheel in the package" if locked.is_local else f"index {index}".strip(),
         files=tuple(file.name for file in locked.files),
         why=spec.reasons.get(locked.name, _NOT_RECORDED),
         here=installed.get(locked.name),
     )
-
-
-def _origin(locked: LockedPackage) -> str:
-    if locked.is_local:
-        return "wheel in the package"
-    return f"index {urlsplit(locked.index or '').path.strip('/')}".strip()
 
 
 def _installed() -> dict[str, str]:

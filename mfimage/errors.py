@@ -1,33 +1,33 @@
-"""Everything mfimage can refuse, as one tree.
+"""Every error that mfimage raises on purpose, as one tree.
 
 ::
 
     MfimageError
     ├── SignatureError        the function's signature cannot be served
-    ├── SchemaError           a schema cannot be used, or what it describes has none of a form
-    ├── SerializerError       a serializer is unknown, broken, or not installed here
-    ├── ValueFault            a value does not fit, and where
+    ├── SchemaError           a schema cannot be used, or cannot be written in a format
+    ├── SerializerError       a serializer is unknown, broken, or not installed
+    ├── ValueFault            a value does not fit
     │   ├── InputError        a record does not fit the function's input hints
     │   └── OutputError       a result does not fit the output hints, or has no JSON form
     ├── ParameterError        a parameter is unknown, or cannot be loaded
-    │   ├── ParameterNotFound     none has that name; an AttributeError and a KeyError, too
-    │   └── ReadOnlyError         parameters are not to be changed; an AttributeError, too
+    │   ├── ParameterNotFound     also an AttributeError and a KeyError
+    │   └── ReadOnlyError         parameters cannot be changed; also an AttributeError
     ├── TaskError             the task is missing, unfinished, failed, or lacks an artifact
-    ├── CaptureError          code or artifacts cannot go along
-    ├── LockError             the environment cannot be described or solved
-    ├── ReferenceNotFound     a reference leads nowhere
-    ├── PackageError          a package is damaged, tampered with, or too new
+    ├── CaptureError          code or artifacts cannot be captured
+    ├── LockError             the environment cannot be described or locked
+    ├── ReferenceNotFound     a reference leads to no package
+    ├── PackageError          a package is damaged, changed, or too new
     ├── StorageError          bytes cannot be read or written
     ├── OptionError           an option's value cannot be used
     ├── RecordError           a file of records is damaged, or one of its records failed
-    ├── BackendError          the place where a function should run is not there
-    ├── FunctionError         a function in another process raised what has no class here
-    ├── EngineError           the Docker engine is absent, dead, or refused
+    ├── BackendError          a backend is not available, or failed
+    ├── FunctionError         a function in another process raised an unknown class
+    ├── EngineError           the Docker engine is not available, or refused
     ├── BuildError            an image build failed
     ├── CheckError            an image does not pass its test
     └── RegistryError         a registry refused, or cannot be reached
 
-Each says what was wrong and which value; ``hint`` says what to do next.
+The message names the field and the value; ``hint`` is the next step.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class MfimageError(Exception):
     message : str
         What was wrong, with the field and the value.
     hint : str, optional
-        The next step for the user.
+        The next step.
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
@@ -53,7 +53,7 @@ class MfimageError(Exception):
         self.message = message
         self.hint = hint
         if hint:
-            self.__notes__ = [f"hint: {hint}"]  # a traceback shows it, too
+            self.__notes__ = [f"hint: {hint}"]  # tracebacks show it
 
     def __str__(self) -> str:
         return self.message  # KeyError, a base of one below, would quote it
@@ -75,11 +75,11 @@ class SignatureError(MfimageError):
 
 
 class SchemaError(MfimageError):
-    """A schema cannot be used, or what it describes has no schema of a form."""
+    """A schema cannot be used, or cannot be written in a format."""
 
 
 class SerializerError(MfimageError):
-    """A serializer is unknown, broken, or not installed here."""
+    """A serializer is unknown, broken, or not installed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +89,9 @@ class Fault:
     Attributes
     ----------
     path : str
-        Where, as ``data.items[3].age``.
+        The place, such as ``data.items[3].age``.
     message : str
-        What was expected and what was found, as ``expected int, got 'x'``.
+        What was expected and found, such as ``expected int, got 'x'``.
     """
 
     path: str
@@ -134,11 +134,11 @@ class ParameterError(MfimageError):
 
 
 class ParameterNotFound(ParameterError, AttributeError, KeyError):
-    """No parameter has that name, asked for as ``params.name`` or ``params["name"]``."""
+    """No parameter has that name."""
 
 
 class ReadOnlyError(ParameterError, AttributeError):
-    """Parameters are not to be changed."""
+    """Parameters cannot be changed."""
 
 
 class TaskError(MfimageError):
@@ -146,11 +146,11 @@ class TaskError(MfimageError):
 
 
 class CaptureError(MfimageError):
-    """Code or artifacts cannot go along, and why."""
+    """Code or artifacts cannot be captured."""
 
 
 class LockError(MfimageError):
-    """The environment cannot be described or solved."""
+    """The environment cannot be described or locked."""
 
 
 class ReferenceNotFound(MfimageError):
@@ -158,11 +158,11 @@ class ReferenceNotFound(MfimageError):
 
 
 class PackageError(MfimageError):
-    """A package is damaged, tampered with, or written by a newer mfimage."""
+    """A package is damaged, changed, or written by a newer mfimage."""
 
 
 class StorageError(MfimageError):
-    """Bytes cannot be read or written where they should be."""
+    """Bytes cannot be read or written."""
 
 
 class OptionError(MfimageError):
@@ -174,14 +174,13 @@ class RecordError(MfimageError):
 
 
 class BackendError(MfimageError):
-    """The place where a function should run is not there, or failed."""
+    """A backend is not available, or failed."""
 
 
 class FunctionError(MfimageError):
-    """A function in another process raised what has no class here.
+    """A function in another process raised an error whose class is unknown here.
 
-    What is raised is of a class made for it, a subclass of this one: it has the name, the module
-    and the message of what the function raised, so that it reads the same.
+    What is raised is a subclass made for it, with the same name, module and message.
     """
 
     @classmethod
@@ -200,7 +199,7 @@ class FunctionError(MfimageError):
 
 
 class EngineError(MfimageError):
-    """The Docker engine is absent, dead, or refused."""
+    """The Docker engine is not available, or refused."""
 
 
 class BuildError(MfimageError):

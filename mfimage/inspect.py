@@ -11,8 +11,7 @@ from mfimage.package.spec import FunctionSpec
 from mfimage.package.store import FILE_NAME, open_package
 
 if TYPE_CHECKING:
-    from mfimage.image.find.contents import Contents
-    from mfimage.image.find.diff import ImageDiff
+    from mfimage.image.find.contents import ImageDiff
 
 _PREFIX = "io.mfimage."
 
@@ -63,14 +62,18 @@ def _package(spec: FunctionSpec) -> dict[str, Any]:
 
 
 def _image(name: str, platform: str | None) -> dict[str, Any]:
-    from mfimage.image.find.contents import contents_of
+    from mfimage.image.find.contents import LINEAGE, contents_of
     from mfimage.image.find.places import find_image
 
     image = find_image(name, platform=platform)
     info, sbom = image.info, image.sbom()
-    ours = {
-        k.removeprefix(_PREFIX): _parsed(v) for k, v in info.labels.items() if k.startswith(_PREFIX)
-    }
+    own, others = {}, {}
+    for label, text in info.labels.items():
+        if label.startswith(_PREFIX):
+            own[label.removeprefix(_PREFIX)] = _parsed(text)
+        else:
+            others[label] = text
+    known = contents_of(info, sbom)["function"] or {}
     found = {
         "image": info.id or image.digest or name,
         "from": image.place.name,
@@ -83,21 +86,13 @@ def _image(name: str, platform: str | None) -> dict[str, Any]:
         "platform": info.platform,
         "created": info.created,
         "user": info.user or "root",
-        **ours,
-        "lineage": _lineage(contents_of(info, sbom)),
+        **own,
+        "lineage": {name: known[name].text for name in LINEAGE if name in known},
         "sbom": _summary(sbom),
         "layers": [dataclasses.asdict(layer) for layer in image.layers],
-        "labels": {k: v for k, v in info.labels.items() if not k.startswith(_PREFIX)},
+        "labels": others,
     }
     return {name: value for name, value in found.items() if value not in (None, [], {})}
-
-
-def _lineage(contents: Contents) -> dict[str, str]:
-    """Return the function's flow, run, step, task, user and commit."""
-    from mfimage.image.find.contents import LINEAGE
-
-    known = contents.sections["function"] or {}
-    return {name: known[name].text for name in LINEAGE if name in known}
 
 
 def _summary(sbom: bytes | None) -> dict[str, Any] | None:
@@ -128,8 +123,7 @@ def compare(before: str, after: str, *, platform: str | None = None) -> ImageDif
     ReferenceNotFound
         If one of them does not exist.
     """
-    from mfimage.image.find.contents import contents_of
-    from mfimage.image.find.diff import diff
+    from mfimage.image.find.contents import contents_of, diff
     from mfimage.image.find.places import find_image
 
     images = [find_image(name, platform=platform) for name in (before, after)]

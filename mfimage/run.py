@@ -1,4 +1,4 @@
-"""A loaded function over a file of records: one at a time, or as fast as it goes."""
+"""Runs a loaded function over a file of records: one at a time, or in batches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
@@ -32,16 +32,8 @@ _TICK_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Files:
-    """What is read and written.
-
-    Attributes
-    ----------
-    input, output : str
-        Files of records; ``-`` is stdin and stdout.
-    format, output_format : str or None
-        Their formats; by suffix when None, JSON lines for streams.
-    """
+class RecordFiles:
+    """The files of a run: ``-`` is stdin or stdout; formats are chosen by suffix when None."""
 
     input: str = STREAM
     output: str = STREAM
@@ -49,45 +41,9 @@ class Files:
     output_format: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Failing:
-    """What happens to records that fail.
-
-    Attributes
-    ----------
-    skip : bool
-        Go on, without results for them; else stop at the first.
-    errors : str or None
-        JSON lines of their numbers and what was wrong.
-    """
-
-    skip: bool = False
-    errors: str | None = None
-
-    @classmethod
-    def of(cls, on_error: str | None, errors: str | None) -> Failing:
-        """Make it of what was said; a file for errors means to go on."""
-        if on_error == "stop" and errors is not None:
-            raise OptionError(
-                "errors: there are none to write when the first one stops it",
-                hint="leave out --on-error stop, or --errors",
-            )
-        return cls(skip=on_error == "skip" or errors is not None, errors=errors)
-
-
 @dataclass(kw_only=True)
 class FileProgress:
-    """How far a run is.
-
-    Attributes
-    ----------
-    records, failed : int
-        How many were answered, and how many of them with an error.
-    position, size : int
-        Bytes read, and bytes that there are; 0 where that cannot be told.
-    seconds : float
-        Since the first record was read.
-    """
+    """The progress of a run: ``position`` and ``size`` are in bytes, and 0 if unknown."""
 
     records: int = 0
     failed: int = 0
@@ -98,10 +54,10 @@ class FileProgress:
 
 @contextlib.contextmanager
 def _opened(
-    files: Files, load: Callable[[], JsonFunction]
+    files: RecordFiles, load: Callable[[], JsonFunction]
 ) -> Iterator[tuple[JsonFunction, RecordSource, RecordSink]]:
     with ended_by_sigterm(), results(files.output) as out, load() as fn:
-        # Its module may have registered them.
+        # After loading: the function's module may register formats.
         form = choose_format(files.output, files.output_format, option="output_format")
         with open_source(files.input, files.format, fn) as source, open_sink(out, form, fn) as sink:
             yield fn, source, sink
@@ -109,9 +65,10 @@ def _opened(
 
 def map_files(
     load: Callable[[], JsonFunction],
-    files: Files,
-    failing: Failing = Failing(),
+    files: RecordFiles,
     *,
+    on_error: Literal["stop", "skip"] | None = None,
+    errors: str | None = None,
     on_progress: Callable[[FileProgress], None] = lambda progress: None,
     on_failure: Callable[[str], None] = lambda text: None,
     **options: Any,
@@ -121,15 +78,18 @@ def map_files(
     Parameters
     ----------
     load : callable
-        Returns the function; what it prints meanwhile does not get among the results.
-    files : Files
-        What is read and written.
-    failing : Failing
-        What happens to records that fail.
+        Returns the function; what it prints meanwhile goes to stderr.
+    files : RecordFiles
+        The input and the output.
+    on_error : str, optional
+        Whether to ``stop`` at the first record that fails, or ``skip`` it; by default skip only
+        if there is a file for errors.
+    errors : str, optional
+        File for the numbers and errors of records that fail, as JSON lines.
     on_progress : callable
-        Told now and then how far it is.
+        Called from time to time with the progress.
     on_failure : callable
-        Told of each record that is skipped, when they are not written to a file.
+        Called with the error of each skipped record, unless ``errors`` is given.
     **options
         For ``map``: ``batch_size``, ``max_in_flight``.
 
@@ -138,19 +98,25 @@ def map_files(
     RecordError
         At the first record that fails, unless they are skipped; when the input is damaged.
     """
-    refuse_same(input=files.input, output=files.output, errors=failing.errors)
-    with _opened(files, load) as (fn, source, sink), _failures(failing, on_failure) as tell:
+    if on_error == "stop" and errors is not None:
+        raise OptionError(
+            "errors: nothing to write if the run stops at the first one",
+            hint="omit --on-error stop, or --errors",
+        )
+    refuse_same(input=files.input, output=files.output, errors=errors)
+    with _opened(files, load) as (fn, source, sink), _failures(errors, on_failure) as report:
         progress = FileProgress(size=source.size)
         start = due = time.monotonic()
         for number, error in write_results(_mapped(fn, source, options), sink.append):
             progress.records += 1
             if error is not None:
                 progress.failed += 1
-                told = failed(fn.name, f"{source.unit} {number}", error)
-                if not failing.skip:
-                    told.hint = told.hint or "to go on past it: --errors FILE, or --on-error skip"
-                    raise told from error
-                tell(told, {source.unit: number, **_described(error)})
+                failure = failed(fn.name, f"{source.unit} {number}", error)
+                if on_error != "skip" and errors is None:
+                    failure.hint = failure.hint or "to skip it: --errors FILE, or --on-error skip"
+                    raise failure from error
+                described = {"error": type(error).__name__, "message": str(error)}
+                report(failure, {source.unit: number, **described})
             if (now := time.monotonic()) >= due:
                 due = now + _TICK_SECONDS
                 sink.flush()
@@ -171,46 +137,41 @@ def _mapped(
         for number, record in source.records():
             numbers.append(number)
             if isinstance(record, RecordError):
-                unread[number] = record  # the function refuses it; this says why
+                unread[number] = record  # the function rejects it; this is the reason
             yield record
 
     for result in fn.map(records(), on_error="return", **options):
         number = numbers.popleft()
-        failed = isinstance(result, Exception)
-        yield number, unread.pop(number, result) if failed else result
-
-
-def _described(error: BaseException) -> dict[str, str]:
-    return {"error": type(error).__name__, "message": str(error)}
+        yield number, unread.pop(number, result) if isinstance(result, Exception) else result
 
 
 @contextlib.contextmanager
 def _failures(
-    failing: Failing, on_failure: Callable[[str], None]
+    errors: str | None, on_failure: Callable[[str], None]
 ) -> Iterator[Callable[[RecordError, Mapping[str, Any]], object]]:
-    if failing.errors is None:
+    if errors is None:
         yield lambda error, _: on_failure(str(error))
         return
-    with output_file(failing.errors) as file:
+    with output_file(errors) as file:
         yield lambda _, failure: file.write(orjson.dumps(failure) + b"\n")
 
 
-def call_files(load: Callable[[], JsonFunction], files: Files, *, ahead: int = 1) -> None:
-    """Call a function with each record of a file, one by one: each result is given at once.
+def call_files(load: Callable[[], JsonFunction], files: RecordFiles, *, ahead: int = 1) -> None:
+    """Call a function with each record of a file; write each result at once.
 
     Parameters
     ----------
     load : callable
         Returns the function.
-    files : Files
-        What is read and written.
+    files : RecordFiles
+        The input and the output.
     ahead : int
-        How many records may be under way at once.
+        Maximum number of concurrent calls.
 
     Raises
     ------
     RecordError
-        At the first record that fails; on stdout, all results before it are written.
+        At the first record that fails; on stdout, the results before it are written.
     """
     refuse_same(input=files.input, output=files.output)
     with _opened(files, load) as (fn, source, sink):
@@ -226,12 +187,12 @@ def _called(fn: JsonFunction, source: RecordSource) -> Iterator[tuple[int, Any]]
 def _outcome(call: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return call(*arguments)
-    except Exception as error:  # noqa: BLE001  (it takes the result's place)
+    except Exception as error:  # noqa: BLE001  (it replaces the result)
         return error
 
 
 def _called_ahead(fn: JsonFunction, source: RecordSource, limit: int) -> Iterator[tuple[int, Any]]:
-    """Read in a thread: results are written while the next record is awaited."""
+    """Read in a thread, so that results are written while the next record is awaited."""
     started: SimpleQueue[tuple[int, Any] | BaseException | None] = SimpleQueue()
     free = threading.Semaphore(limit)
     wanted = True
@@ -248,7 +209,7 @@ def _called_ahead(fn: JsonFunction, source: RecordSource, limit: int) -> Iterato
         except BaseException as error:  # noqa: BLE001  (it is raised where results are taken)
             started.put(error)
 
-    # A daemon: it may wait for a line that never comes.
+    # A daemon: it may wait forever for a line.
     threading.Thread(target=start, name="mfimage-records", daemon=True).start()
     try:
         while item := started.get():

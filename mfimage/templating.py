@@ -1,4 +1,4 @@
-"""Templates, rendered strictly: every value must be quoted by a filter."""
+"""Jinja templates in which every value must be quoted by a filter."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import mfimage
 
 
 class Quoted(str):
-    """Text that is written as it is."""
+    """Text that is already quoted."""
 
     __slots__ = ()
 
 
 def environment(filters: Mapping[str, Callable[..., Quoted]]) -> jinja2.Environment:
-    """Return an environment for mfimage's templates; filters quote values for their language."""
+    """Return an environment for mfimage's templates, with filters that quote values."""
     made = jinja2.Environment(  # noqa: S701  (not HTML: `finalize` enforces quoting)
         loader=jinja2.FunctionLoader(template_text),
         undefined=jinja2.StrictUndefined,
@@ -43,5 +43,5 @@ def template_text(name: str) -> str:
 
 def _finalize(value: object) -> object:
     if not isinstance(value, Quoted):
-        raise TypeError(f"{value!r} is written without quoting")
+        raise TypeError(f"{value!r} is not quoted: use a filter")
     return value

@@ -15,7 +15,7 @@ def is_terminal() -> bool:
 
 
 def step_bars() -> Any:
-    """Return a ``rich.progress.Progress`` that shows steps, each with its time."""
+    """Return a ``rich.progress.Progress`` that shows steps and their times."""
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
     text = TextColumn("{task.description}{task.fields[amount]}", markup=False)
@@ -23,14 +23,14 @@ def step_bars() -> Any:
 
 
 def byte_bar(text: str) -> Any:
-    """Return one that shows bytes."""
+    """Return a progress bar of bytes."""
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 
     return _progress(TextColumn(text), BarColumn(), DownloadColumn(), TimeRemainingColumn())
 
 
 def text_bar(*, refresh: bool = True) -> Any:
-    """Return one whose description shows how much is done; a thread redraws it if ``refresh``."""
+    """Return a bar whose description shows the amount; a thread redraws it if ``refresh``."""
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
     text = TextColumn("{task.description}", markup=False)

@@ -37,53 +37,31 @@ _OCI_HISTORY = "mfimage "
 
 @dataclass(frozen=True, kw_only=True)
 class LayerResult:
-    """Whether one layer is the same.
-
-    Attributes
-    ----------
-    name : str
-        Such as ``dependencies``.
-    diff_id : str
-        The image's; the new build's if the image has no such layer.
-    same : bool
-        Whether it is the same; file times do not count if Docker built it.
-    changes : tuple of FileChange
-        How the files of the new build differ.
-    detail : str
-        A note on the result.
-    """
+    """Whether one layer is the same."""
 
     name: str
+    # The image's; the new build's if the image has no such layer.
     diff_id: str
+    # File times do not count if Docker built it.
     same: bool
+    # How the files of the new build differ.
     changes: tuple[FileChange, ...] = ()
     detail: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """Whether a build of the function package gives the image again.
-
-    Attributes
-    ----------
-    image : str
-        As it was asked for.
-    id, rebuilt : str
-        Digests of the image's configuration, and of the new build's.
-    builder : str
-        What built both.
-    layers : tuple of LayerResult
-        Lowest first.
-    settings : tuple of str
-        Keys of the configuration that differ, such as ``Labels``; for an image that Docker built,
-        of those that decide how it runs.
-    """
+    """Whether a build of the function package gives the image again."""
 
     image: str
+    # Digests of the image's configuration, and of the new build's.
     id: str
     rebuilt: str
     builder: str
+    # Lowest first.
     layers: tuple[LayerResult, ...]
+    # Keys of the configuration that differ, such as Labels; for an image that Docker built,
+    # of those that decide how it runs.
     settings: tuple[str, ...]
 
     @property
@@ -135,10 +113,23 @@ def verify(
     platform = options.platform or machine_platform()
     with find_image(image, platform=platform).open() as original:
         labels = (original.config.get("config") or {}).get("Labels") or {}
-        _check_function(image, labels, package)
-        lock = _read_lock(image, original)
+        if labels.get(FUNCTION_DIGEST) != package.spec.digest:
+            raise OptionError(
+                f"image: {image} holds the function {labels.get(FUNCTION_DIGEST)}, "
+                f"not {package.spec.digest}",
+                hint="name the function package that it was built from",
+            )
+        lock = read_member(original.layers[-1].open, LOCK_FILE)
+        if lock is None:
+            raise OptionError(
+                f"image: {image} has no {LOCK_FILE} in its last layer",
+                hint="an older mfimage built it, or layers were added: build it again",
+            )
         options = _original_options(options, labels, original, platform)
-        with closing(_builder(options, say)) as builder:
+        secrets = read_secrets(options.secrets)
+        # As if it were pushed: no place for the image is needed.
+        opened = open_builder(options, push=True, secrets=secrets, on_event=lambda _: None, say=say)
+        with closing(opened) as builder:
             built = _build_again(builder, package, options, lock, say)
             names = [layer.name for layer in built.layers]
             with (
@@ -146,25 +137,6 @@ def verify(
                 find_image(name, platform=platform).open() as again,
             ):
                 return _compare(image, original, again, builder.name, names)
-
-
-def _check_function(image: str, labels: Mapping[str, str], package: Package) -> None:
-    if labels.get(FUNCTION_DIGEST) != package.spec.digest:
-        raise OptionError(
-            f"image: {image} holds the function {labels.get(FUNCTION_DIGEST)}, "
-            f"not {package.spec.digest}",
-            hint="name the function package that it was built from",
-        )
-
-
-def _read_lock(image: str, original: StoredImage) -> bytes:
-    lock = read_member(original.layers[-1].open, LOCK_FILE)
-    if lock is None:
-        raise OptionError(
-            f"image: {image} has no {LOCK_FILE} in its last layer",
-            hint="an older mfimage built it, or layers were added: build it again",
-        )
-    return lock
 
 
 def _original_options(
@@ -199,16 +171,6 @@ def _base(labels: Mapping[str, str]) -> Reference:
     return reference.with_digest(digest) if digest else reference
 
 
-def _builder(options: BuildOptions, say: Say) -> Builder:
-    return open_builder(
-        options,
-        push=True,  # so that it does not need a place for the image
-        secrets=read_secrets(options.secrets),
-        on_event=lambda _: None,
-        say=say,
-    )
-
-
 def _build_again(
     builder: Builder, package: Package, options: BuildOptions, lock: bytes, say: Say
 ) -> BuiltImage:
@@ -241,13 +203,11 @@ def _compare(
 def _compare_layer(
     name: str, before: StoredLayer | None, after: StoredLayer | None, *, exactly: bool
 ) -> LayerResult:
-    if after is None:
-        assert before is not None
-        detail = "only in the image"
-        return LayerResult(name=name, diff_id=before.diff_id, same=False, detail=detail)
-    if before is None:
-        detail = "only in the new build"
-        return LayerResult(name=name, diff_id=after.diff_id, same=False, detail=detail)
+    if before is None or after is None:
+        layer, where = (before, "image") if before else (after, "new build")
+        assert layer is not None
+        detail = f"only in the {where}"
+        return LayerResult(name=name, diff_id=layer.diff_id, same=False, detail=detail)
     if before.diff_id == after.diff_id:
         return LayerResult(name=name, diff_id=before.diff_id, same=True)
     changes = compare_layers(before, after)

@@ -1,1 +1,1 @@
-"""Layout of Dockerfiles and manifests; Python holds the decisions."""
+"""Templates of Dockerfiles."""

@@ -49,10 +49,10 @@ FLOORS = {
 OWNERS = {
     "obstore": "mfimage.package.storage",
     # Credentials and endpoints for obstore; clients for Metaflow's own datastore.
-    "boto3": ("mfimage.package.storage.", "mfimage.capture.task.patience."),
+    "boto3": ("mfimage.package.storage.", "mfimage.capture.task.datastore."),
     "google": "mfimage.package.storage",
     "azure": "mfimage.package.storage",
-    "botocore": ("mfimage.package.storage.", "mfimage.capture.task.patience."),
+    "botocore": ("mfimage.package.storage.", "mfimage.capture.task.datastore."),
     "docker": "mfimage.image",
     "isal": "mfimage.image.oci.compression",
     "zstandard": "mfimage.image.oci.compression",

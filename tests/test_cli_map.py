@@ -1,4 +1,4 @@
-"""``mfimage map`` and ``mfimage call`` on files, as they are typed."""
+"""``mfimage map`` and ``mfimage call`` on files, from the command line."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def predict(data: int) -> dict[str, int]:
     if data == 13:
         raise RuntimeError("unlucky")
     if data < 0:
+        print("sleeping")
         time.sleep(-data)
     return {"y": 2 * data}
 """
@@ -59,7 +60,7 @@ def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Start a command with pipes; it is ended in the end."""
+    """Start a command with pipes; it is killed after the test."""
     started: list[subprocess.Popen[bytes]] = []
 
     def begin(*arguments: str) -> subprocess.Popen[bytes]:
@@ -99,16 +100,16 @@ def test_map_and_call_give_the_same(reference: str, backend: list[str]) -> None:
     assert "\n1000 records in " in done.stderr or command == "call"
 
 
-def test_what_is_told_is_how_many_and_how_fast(reference: str) -> None:
+def test_the_summary_has_number_and_rate(reference: str) -> None:
     done = run("map", reference, stdin=lines(1, 2, 3))
     assert done.stdout == doubled(1, 2, 3)
-    told = done.stderr.splitlines()[-1]
-    assert told.startswith("3 records in ")
-    assert told.endswith("/s)")
+    summary = done.stderr.splitlines()[-1]
+    assert summary.startswith("3 records in ")
+    assert summary.endswith("/s)")
 
 
 @pytest.mark.parametrize("command", ["map", "call"])
-def test_formats_follow_suffixes_and_what_is_said(reference: str, command: str) -> None:
+def test_formats_follow_suffixes_and_options(reference: str, command: str) -> None:
     Path("in.jsonl").write_text(lines(1, 2, 3))
     done = run(command, reference, "--input", "in.jsonl", "--output", "out.avro")
     assert done.returncode == 0, done.stderr
@@ -132,12 +133,12 @@ def test_map_stops_at_the_first_record_that_fails(reference: str, backend: list[
     assert done.returncode == 1
     error, hint = done.stderr.splitlines()[-2:]
     assert error == "error: line 3: predict failed: RuntimeError: unlucky"
-    assert hint == "hint: to go on past it: --errors FILE, or --on-error skip"
+    assert hint == "hint: to skip it: --errors FILE, or --on-error skip"
     assert names() == {"in.jsonl"}
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=" ".join)
-def test_map_goes_on_and_writes_what_failed(reference: str, backend: list[str]) -> None:
+def test_map_skips_and_writes_what_failed(reference: str, backend: list[str]) -> None:
     Path("in.jsonl").write_text('1\n\n13\n{"\n"x"\n2\n')
     given = ("--input", "in.jsonl", "--output", "out.jsonl", "--errors", "bad.jsonl")
     done = run("map", reference, *backend, *given)
@@ -153,16 +154,16 @@ def test_map_goes_on_and_writes_what_failed(reference: str, backend: list[str]) 
     assert done.stderr.splitlines()[-1].endswith("/s), 3 failed")
 
 
-def test_map_goes_on_and_tells_a_few_of_what_failed(reference: str) -> None:
+def test_map_skips_and_prints_the_first_failures(reference: str) -> None:
     done = run("map", reference, "--on-error", "skip", stdin=lines(*([13] * 50), 2))
     assert (done.returncode, done.stdout) == (1, doubled(2))
-    told = [line for line in done.stderr.splitlines() if "unlucky" in line]
-    assert told[0] == "line 1: predict failed: RuntimeError: unlucky"
-    assert len(told) == 10
-    assert "... and more; --errors FILE takes all of them" in done.stderr
+    printed = [line for line in done.stderr.splitlines() if "unlucky" in line]
+    assert printed[0] == "line 1: predict failed: RuntimeError: unlucky"
+    assert len(printed) == 10
+    assert "... and more; --errors FILE records all of them" in done.stderr
 
 
-def test_a_result_that_the_format_cannot_hold_is_a_record_that_failed(reference: str) -> None:
+def test_a_result_that_the_format_cannot_represent_is_a_failure(reference: str) -> None:
     given = ("--output", "out.avro", "--errors", "bad.jsonl")
     done = run("map", reference, *given, stdin=lines(1, 2**62, 2))
     assert done.returncode == 1, done.stderr
@@ -172,7 +173,7 @@ def test_a_result_that_the_format_cannot_hold_is_a_record_that_failed(reference:
     assert (json.loads(bad)["line"], json.loads(bad)["error"]) == (2, "OutputError")
 
 
-def test_a_file_that_ends_early_stops_everything(reference: str) -> None:
+def test_a_truncated_file_ends_the_run(reference: str) -> None:
     with Path("in.avro").open("wb") as file:
         fastavro.writer(file, {"type": "int"}, range(20, 20_020))
     os.truncate("in.avro", Path("in.avro").stat().st_size // 2)
@@ -185,32 +186,32 @@ def test_a_file_that_ends_early_stops_everything(reference: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--input", "a.jsonl", "--output", "a.jsonl"], "input and output are the same file"),
         (["--input", "a.jsonl", "--output", "b.jsonl"], "input and output are the same file"),
         (["--input", "a.jsonl", "--errors", "a.jsonl"], "input and errors are the same file"),
         (["--output", "c", "--errors", "c"], "output and errors are the same file: c"),
-        (["--input", "c.csv"], "c.csv: '.csv' is no format; there are avro (.avro), json"),
-        (["--output", "c"], "c: no suffix says which format it is"),
+        (["--input", "c.csv"], "c.csv: unknown suffix '.csv'; known formats: avro (.avro), json"),
+        (["--output", "c"], "c: no suffix to choose the format by"),
         (["--input", "c.jsonl"], "input: cannot read c.jsonl: No such file or directory"),
-        (["--on-error", "stop", "--errors", "c"], "errors: there are none to write"),
+        (["--on-error", "stop", "--errors", "c"], "errors: nothing to write"),
         (["--batch-size", "0"], "batch_size: expected at least 1, got 0"),
         (["--backend", "moon"], "backend: expected 'local', 'process' or 'ray', got 'moon'"),
         (["--backend", "local", "--workers", "2"], "backend: 'local' runs in this process"),
     ],
 )
-def test_what_is_refused(reference: str, arguments: list[str], said: str) -> None:
+def test_invalid_arguments_are_refused(reference: str, arguments: list[str], message: str) -> None:
     Path("a.jsonl").write_text("1\n")
     Path("b.jsonl").hardlink_to("a.jsonl")
     done = run("map", reference, *arguments, stdin="1\n")
     assert done.returncode == 1
-    assert f"error: {said}" in done.stderr
+    assert f"error: {message}" in done.stderr
     assert Path("a.jsonl").read_text() == "1\n"
     assert names() == {"a.jsonl", "b.jsonl"}
 
 
-def test_its_own_output_is_no_input(reference: str) -> None:
+def test_the_output_cannot_be_the_input(reference: str) -> None:
     """``mfimage map X < file >> file`` would never end."""
     Path("a.jsonl").write_text("1\n")
     with Path("a.jsonl").open("rb") as given, Path("a.jsonl").open("ab") as out:
@@ -220,7 +221,7 @@ def test_its_own_output_is_no_input(reference: str) -> None:
 
 
 @pytest.mark.parametrize("backend", [[], *BACKENDS], ids=" ".join)
-def test_call_answers_at_once_and_ends_at_once(
+def test_call_writes_each_result_at_once(
     reference: str, start: Callable[..., subprocess.Popen[bytes]], backend: list[str]
 ) -> None:
     process = start("call", reference, *backend)
@@ -237,7 +238,7 @@ def test_call_answers_at_once_and_ends_at_once(
     assert b"error: line 3: predict failed: RuntimeError: unlucky" in process.stderr.read()
 
 
-def test_call_has_a_record_under_way_in_each_worker(reference: str) -> None:
+def test_call_runs_a_record_in_each_worker(reference: str) -> None:
     began = time.monotonic()
     done = run("call", reference, "--workers", "4", stdin=lines(*([-2] * 4), 1))
     assert done.stdout == doubled(*([-2] * 4), 1)
@@ -253,7 +254,7 @@ def test_a_record_that_takes_too_long(reference: str) -> None:
 @pytest.mark.parametrize("command", ["map", "call"])
 @pytest.mark.parametrize("backend", [["--backend", "local"], ["--workers", "2"]], ids=" ".join)
 @pytest.mark.parametrize("end", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_leave_nothing(
+def test_signals_leave_no_files_and_processes(
     reference: str,
     start: Callable[..., subprocess.Popen[bytes]],
     command: str,
@@ -267,9 +268,8 @@ def test_signals_leave_nothing(
     process.stdin.write(lines(1, 2, -60).encode())
     process.stdin.flush()
     assert process.stderr
-    assert process.stderr.readline() == b"imported\n"
-    until(lambda: len(names()) == 2)
-    time.sleep(0.3)
+    assert b"sleeping\n" in iter(process.stderr.readline, b"")
+    assert len(names()) == 2
     process.send_signal(end[0])
     assert process.wait(20) == end[1]
     assert b"Traceback" not in process.stderr.read()
@@ -279,7 +279,7 @@ def test_signals_leave_nothing(
 
 
 @pytest.mark.parametrize("command", ["map", "call"])
-def test_who_reads_may_have_had_enough(
+def test_the_reader_may_close_stdout(
     reference: str, start: Callable[..., subprocess.Popen[bytes]], command: str
 ) -> None:
     Path("in.jsonl").write_text(lines(*range(20, 200_020)))
@@ -292,7 +292,7 @@ def test_who_reads_may_have_had_enough(
     assert process.stderr.read() == b"imported\n"
 
 
-def test_a_million_records_in_little_memory(reference: str) -> None:
+def test_a_million_records_need_little_memory(reference: str) -> None:
     count = 1_000_000
     with Path("in.jsonl").open("w") as file:
         file.writelines(f"{number}\n" for number in range(20, count + 20))
@@ -311,6 +311,6 @@ def test_a_million_records_in_little_memory(reference: str) -> None:
     [peak] = [line.split()[1] for line in done.stderr.splitlines() if line.startswith("VmHWM")]
     assert int(peak) < 80_000  # KiB; all values would be 100 MB more
     cpu = done.stderr.rpartition("CPU (")[2].strip(" )\n").split(", ")
-    assert sum(map(float, cpu)) < 20  # 4 s on a machine that has nothing else to do
+    assert sum(map(float, cpu)) < 20  # 4 s on an idle machine
     with Path("out.jsonl").open() as file:
         assert sum(json.loads(line)["y"] for line in file) == sum(range(20, count + 20)) * 2

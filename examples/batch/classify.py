@@ -1,4 +1,4 @@
-"""A function of many records at once, to bind to a run of WineFlow."""
+"""A batch function, to bind to a run of WineFlow."""
 
 from typing import TypedDict
 
@@ -11,12 +11,12 @@ class Wine(TypedDict):
     proline: float
 
 
-class Answer(TypedDict):
+class Prediction(TypedDict):
     cultivar: int
 
 
 @json_function(batch=True)
-def classify(wines: list[Wine], params: FunctionParameters) -> list[Answer]:
-    """Tell which of three cultivars wines were made from."""
+def classify(wines: list[Wine], params: FunctionParameters) -> list[Prediction]:
+    """Predict the cultivars of wines."""
     rows = [[wine[name] for name in params.features] for wine in wines]
     return [{"cultivar": cultivar} for cultivar in params.model.predict(rows).tolist()]

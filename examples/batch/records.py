@@ -1,4 +1,4 @@
-"""Write wines to classify, a line each: python records.py 100000 data/wines.jsonl."""
+"""Write random wines as JSON lines: python records.py 100000 data/wines.jsonl."""
 
 import json
 import random

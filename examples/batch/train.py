@@ -1,10 +1,10 @@
-"""Train a classifier of wines: python train.py run."""
+"""Train a classifier for wines: python train.py run."""
 
 from metaflow import FlowSpec, step
 
 
 class WineFlow(FlowSpec):
-    """A scikit-learn model of some of a wine's properties, as artifacts."""
+    """Train a scikit-learn model on three features of wines."""
 
     @step
     def start(self):

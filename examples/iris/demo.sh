@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From training to an answer over HTTP. `make demo` prepares the engine and the base image.
+# From training to an HTTP response. `make demo` prepares the engine and the base image.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -9,7 +9,7 @@ trap '[ -z "$container" ] || docker rm --force "$container" >/dev/null; rm -rf "
 cp train.py predict.py "$work"
 cd "$work"
 
-# Metaflow wants to know who runs a flow, and takes root for nobody.
+# Metaflow does not accept root as a user.
 if [ "$(id -un)" = root ]; then export METAFLOW_USER="${METAFLOW_USER:-demo}"; fi
 run() { printf '\n$ %s\n' "$*" >&2; "$@"; }
 

@@ -5,7 +5,7 @@ from metaflow import FunctionParameters, json_function
 
 @json_function
 def predict(data: dict, params: FunctionParameters) -> dict:
-    """Tell which iris it is.
+    """Classify an iris.
 
     The input has a number for each feature name; the output has the class and its name.
     """
@@ -16,7 +16,7 @@ def predict(data: dict, params: FunctionParameters) -> dict:
 
 @json_function(batch=True)
 def predict_many(records: list[dict], params: FunctionParameters) -> list[dict]:
-    """Tell which irises they are, many at a time: the model runs once for all of them."""
+    """Classify many irises with one call of the model."""
     rows = [[record[name] for name in params.feature_names] for record in records]
     return [
         {"prediction": int(label), "name": params.class_names[label]}

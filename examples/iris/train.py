@@ -4,7 +4,7 @@ from metaflow import FlowSpec, step
 
 
 class IrisFlow(FlowSpec):
-    """A scikit-learn model and the names of its features, as artifacts."""
+    """Trains a model; keeps it and the names of its features and classes as artifacts."""
 
     @step
     def start(self):

@@ -1,4 +1,4 @@
-"""Write flowers to tell apart: python flowers.py N FILE.parquet."""
+"""Write flowers to classify: python flowers.py N FILE.parquet."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Parquet as a form of records: a row is a record."""
+"""Parquet as a format of records: a row is a record."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ TYPES = {"integer": "int64", "number": "double", "string": "string", "boolean": 
 
 
 class Parquet:
-    """Reads any table that is a file; writes files with the columns that the hints name."""
+    """Reads any table; writes tables with the columns of the function's hints."""
 
     name = "parquet"
     media_type = "application/vnd.apache.parquet"

@@ -1,4 +1,4 @@
-"""A function of tables to bind to a run of ../iris's IrisFlow."""
+"""A batch function on tables, to bind to a run of IrisFlow in ../iris."""
 
 from typing import TypedDict
 
@@ -15,7 +15,7 @@ class Iris(TypedDict):
 
 @json_function(batch=True)
 def predict(records: list[dict], params: FunctionParameters) -> list[Iris]:
-    """Tell which irises they are."""
+    """Predict the species of irises."""
     rows = [[record[name] for name in params.feature_names] for record in records]
     labels = params.model.predict(rows).tolist()
     return [{"prediction": label, "name": params.class_names[label]} for label in labels]

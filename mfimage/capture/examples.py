@@ -22,23 +22,16 @@ from mfimage.package.store import PackageStore
 def record_examples(
     spec: FunctionSpec, inputs: Sequence[Any], store: PackageStore
 ) -> tuple[Example, ...]:
-    """Call a function with each example; return the examples with their results.
-
-    Raises
-    ------
-    CaptureError
-        Naming the example and what the function raised.
-    """
+    """Call a function with each example; return the examples with their results."""
     if not inputs:
         return ()
     lines = [
         json_values.dumps(record, root=f"examples[{index}]", error=InputError)
         for index, record in enumerate(inputs)
     ]
-    with tempfile.TemporaryDirectory(prefix="mfimage-") as text:
-        folder = Path(text)
-        unpack(spec, store, folder)
-        outputs = _run(folder, lines, spec.name)
+    with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
+        unpack(spec, store, Path(folder))
+        outputs = _run(Path(folder), lines, spec.name)
     return tuple(
         Example(input=json_values.loads(line), output=output)
         for line, output in zip(lines, outputs, strict=True)

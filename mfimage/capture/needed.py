@@ -19,18 +19,7 @@ _NEEDED = {
 
 
 def require_needed(module: str | None = None) -> None:
-    """Check that functions can be bound here.
-
-    Parameters
-    ----------
-    module : str, optional
-        A module that could not be imported; one that mfimage does not need passes the check.
-
-    Raises
-    ------
-    BackendError
-        Naming what is not installed, and the decorator that installs it for a step.
-    """
+    """Check that functions can be bound here."""
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     # pydantic_core is missing with pydantic.
     if missing and (module is None or module.partition(".")[0].removesuffix("_core") in missing):

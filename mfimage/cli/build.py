@@ -40,21 +40,17 @@ def _bind(function: str, task: str, given: dict[str, Any]) -> str:
     from mfimage.capture.code.interpreter import early_interpreter
 
     with early_interpreter():
-        return _bind_named(function, task, given)
+        from mfimage.bind import bind as bind_function
+        from mfimage.capture.code.named import find_function
+        from mfimage.cli.console import note
+        from mfimage.package.store import open_package
 
-
-def _bind_named(function: str, task: str, given: dict[str, Any]) -> str:
-    from mfimage.bind import bind as bind_function
-    from mfimage.capture.code.named import find_function
-    from mfimage.cli.console import note
-    from mfimage.package.store import open_package
-
-    wanted = bind_options(given)
-    place = {"namespace": wanted.namespace, "code": given["code"]}
-    with find_function(function, task=task, **place) as found:
-        if found.package:
-            note(f"{function} is taken from the code package of {found.package}")
-        reference = bind_function(found.function, task, wanted)
+        wanted = bind_options(given)
+        place = {"namespace": wanted.namespace, "code": given["code"]}
+        with find_function(function, task=task, **place) as found:
+            if found.package:
+                note(f"{function} is taken from the code package of {found.package}")
+            reference = bind_function(found.function, task, wanted)
     spec = open_package(reference).spec
     note(
         f"bound {spec.name} to {spec.task}: {len(spec.artifacts)} artifacts, "

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
@@ -67,10 +67,12 @@ def call(
     if (backend, workers, timeout) == (None, None, None):
         given = [f"--{name.replace('_', '-')}={value}" for name, value in files.items() if value]
         _runtime(reference, "call", *given)
-    from mfimage.run import Files, call_files
+    from mfimage.run import RecordFiles, call_files
 
     call_files(
-        _loader(reference, backend, workers, timeout), Files(**files), ahead=max(workers or 1, 1)
+        _loader(reference, backend, workers, timeout),
+        RecordFiles(**files),
+        ahead=max(workers or 1, 1),
     )
 
 
@@ -96,7 +98,7 @@ def map_(
     timeout: float | None,
     batch_size: int,
     max_in_flight: int | None,
-    on_error: str | None,
+    on_error: Literal["stop", "skip"] | None,
     errors: str | None,
     **files: Any,
 ) -> None:  # fmt: skip
@@ -106,14 +108,15 @@ def map_(
     complete.
     """
     from mfimage.cli.console import FileStory, show
-    from mfimage.run import Failing, Files, map_files
+    from mfimage.run import RecordFiles, map_files
 
     bars = files["output"] != "-" or not sys.stdout.isatty()
     with show(FileStory, bars=bars) as story:
         done = map_files(
             _loader(reference, backend, workers, timeout),
-            Files(**files),
-            Failing.of(on_error, errors),
+            RecordFiles(**files),
+            on_error=on_error,
+            errors=errors,
             on_progress=story.progress,
             on_failure=story.failure,
             batch_size=batch_size,

@@ -1,115 +1,43 @@
-"""The Avro serializer: fastavro writes and reads bytes, pydantic validates and converts values.
+"""Avro schemas from JSON Schemas, and JSON values to and from the data that fastavro encodes.
 
 fastavro is optional and imported where it is used: a flow that imports a decorated function runs
 its steps where only Metaflow is installed.
 
-The bytes come from anywhere, and fastavro (1.10 to 1.13 were tried) trusts them:
-
-- Index -1 of a union or an enum reads as the last one, because Python lists count from the end.
-  Both are dicts here (``_Choices``).
-- Deep values of a recursive schema end the process: the C code has no limit. So a schema may not
-  be recursive, and its own depth is limited.
-- Items that take no bytes may claim any number: the schema of such an array is refused. Any other
-  length or count beyond the data is an ``EOFError``, without memory for it, and so is a negative
-  length. (A block of -2**63 items reads as an empty one.)
-- Any byte but 0 is true: a boolean is a fixed of one byte here. An int may have more than 32 bits,
-  a time of day may be negative: checked here. An integer of more than 64 bits loses the others:
-  see ``_Careful``.
-- When a map has a key twice, the last one counts, as in JSON.
-
-So fastavro works by a schema of our own, ``native``: fields have their JSON names, named types are
-inlined, and a logical type turns what fastavro has read into the JSON value.
+fastavro works by a schema of ours, ``native``: fields have their JSON names, named types are
+inlined, and a logical type of ours turns what it has read into the JSON value. What is decoded is
+validated by the function's hints, like every record; here are the guards that fastavro lacks.
+fastavro 1.9.7, 1.10.0, 1.12.0 and 1.13.1 were tried.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import decimal
 import functools
 import hashlib
 import io
+import itertools
 import json
 import re
-import struct
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, BinaryIO, NamedTuple
 
-from mfimage.errors import (
-    Fault,
-    InputError,
-    MfimageError,
-    OutputError,
-    SchemaError,
-    SerializerError,
-    ValueFault,
-)
-from mfimage.function.avro_schema import NAME, PRIMITIVES, RECURSIVE, derive_schema, no_schema
+from mfimage import errors
+from mfimage.errors import Fault, InputError, OutputError, SchemaError, ValueFault, join_path
 
-_LOGICAL_TYPE = "mfimage-json"
-_FULL_NAME = re.compile(rf"{NAME.pattern}(\.{NAME.pattern})*")
-_MAX_JSON_DEPTH, _MAX_PARTS = 400, 10_000
-_MAX_BLOCK = 1 << 30
-_SCHEMAS_KEPT = 64
-# NaN and infinities have this, and integers of more than 64 bits; other data may have it, too.
-_MAY_BE_INFINITE = re.compile(rb"[\x80-\xff][\x7f\xff]", re.DOTALL)
-_MAY_BE_TOO_LONG = re.compile(rb"[\x80-\xff]{9}[^\0\1]", re.DOTALL)
+GIVEN = "x-avro-schema"  # a JSON Schema keyword: the Avro schema of what stands there
+_PRIMITIVES = ("null", "boolean", "int", "long", "float", "double", "bytes", "string")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_FULL_NAME = re.compile(rf"{_NAME.pattern}(\.{_NAME.pattern})*")
+_MARK = "mfimage-json"
 _DATE_OR_TIME = re.compile(r"\d\d(:|\d\d-)", re.ASCII)  # pydantic takes numbers, too
-_STRING = {"type": "str", "max_length": 1 << 40}  # a limit, so that pydantic refuses surrogates
-_CONTEXT = decimal.Context(prec=decimal.MAX_PREC)
-
-
-class _Misfit(ValueError):
-    """What does not fit, in words for the user."""
-
-
-class _Choices(dict[Any, Any]):
-    """The branches of a union or the symbols of an enum, by index."""
-
-    def __missing__(self, index: int) -> Any:
-        raise _Misfit(f"there is no branch or symbol {index}")
-
-    def __iter__(self) -> Iterator[Any]:
-        return (value for key, value in self.items() if key != "type")
-
-    def index(self, symbol: str) -> int:
-        return list(self).index(symbol)
-
-
-class _Type(NamedTuple):
-    """One type of a schema.
-
-    Attributes
-    ----------
-    label : str
-        Full name, or kind: unique in a union.
-    native : Any
-        The schema that fastavro works by.
-    core : dict
-        pydantic's schema: validates a JSON value and makes of it what fastavro writes.
-    described : dict
-        JSON Schema of the values.
-    is_empty : bool
-        Whether its values take no bytes.
-    parts : int
-        How many types it consists of.
-    branches : tuple of _Type
-        Of a union.
-    meaning : callable
-        Returns the JSON value of a default as schemas have it.
-    """
-
-    label: str
-    native: Any
-    core: dict[str, Any]
-    described: dict[str, Any]
-    is_empty: bool = False
-    parts: int = 1
-    branches: tuple[Any, ...] = ()
-    meaning: Callable[[Any], Any] = lambda raw: raw
+_MAX_JSON_DEPTH, _MAX_PARTS, _MAX_BLOCK, _MAX_CODECS = 400, 10_000, 1 << 30, 64
+# fastavro's C code has no limit for the depth of recursive values.
+_RECURSIVE = "contains itself, and recursive values can end the process in fastavro"
 
 
 @functools.cache
@@ -117,11 +45,12 @@ def _fastavro() -> Any:
     try:
         import fastavro
     except ImportError:
-        raise SerializerError(
-            "avro: fastavro is not installed here", hint="pip install 'mfimage[avro]'"
-        ) from None
-    for kind in ("int", "long", "string", "bytes", "fixed", "record"):
-        fastavro.read.LOGICAL_READERS[f"{kind}-{_LOGICAL_TYPE}"] = _read_native
+        hint = "pip install 'mfimage[avro]'"
+        raise errors.SerializerError("avro: fastavro is not installed here", hint=hint) from None
+    for kind in ("int", "long", "bytes", "fixed", "record"):
+        fastavro.read.LOGICAL_READERS[f"{kind}-{_MARK}"] = _read_native
+        if kind != "record":
+            fastavro.write.LOGICAL_WRITERS[f"{kind}-{_MARK}"] = _write_text
     return fastavro
 
 
@@ -129,47 +58,243 @@ def _read_native(raw: Any, native: Any, _: Any = None) -> Any:
     return native["read"](raw)
 
 
-def _read_by(read: Callable[[Any], Any], **native: Any) -> dict[str, Any]:
-    return {**native, "logicalType": _LOGICAL_TYPE, "read": read}
+def _write_text(value: Any, native: Any) -> Any:
+    return native["write"](value) if isinstance(value, str) else value
 
 
-def _function(kind: str, function: Callable[..., Any], **more: Any) -> dict[str, Any]:
-    of = {"type": "no-info", "function": function}
-    return {"type": f"function-{kind}", "function": of, **more}
+# JSON Schema, as pydantic makes it -> Avro schema
+
+_FORMATS: dict[str, Any] = {
+    "date-time": {"type": "long", "logicalType": "timestamp-micros"},
+    "date": {"type": "int", "logicalType": "date"},
+    "time": {"type": "long", "logicalType": "time-micros"},
+    "uuid": {"type": "string", "logicalType": "uuid"},
+    "base64": "bytes",
+}
+_PLAIN = {"null": "null", "boolean": "boolean", "integer": "long", "number": "double",
+          "string": "string"}  # fmt: skip
+_CONSTANTS = {type(None): "null", bool: "boolean", int: "long", float: "double"}
+_HINT = "give schema= (for results, output_schema=) to @avro_function"
 
 
-def _validator(core: Any) -> Callable[[Any], Any]:
-    from pydantic_core import SchemaValidator
+def avro_schema(json_schema: Mapping[str, Any], *, name: str, root: str = "") -> Any:
+    """Return the Avro schema of what a JSON Schema describes; ``SchemaError`` by path.
 
-    return functools.partial(SchemaValidator(core).validate_python, strict=True)
+    A name that Avro does not allow is mapped, and its field keeps the real one as ``jsonName``. A
+    member that may be absent is a union with null, marked ``jsonAbsent``: null means absent. One
+    that may be null as well needs a default, ``jsonDefault``: Avro has one null for both.
+
+    ``name`` is for a record without a title, and paths in errors start with ``root``.
+    """
+    try:
+        derive = _Deriver(json_schema).derive
+        made = derive(json_schema, root, str(json_schema.get("title", name)))
+        _Compiler(made)
+    except RecursionError:
+        raise _no_schema(root, "it is nested too deeply") from None
+    except SchemaError as error:
+        if error.hint is None:
+            raise _no_schema(root, error.message.removeprefix("Avro ")) from None
+        raise
+    return made
 
 
-def _refusal(reason: str) -> Exception:
-    from pydantic_core import PydanticCustomError
+def _no_schema(path: str, reason: str) -> SchemaError:
+    return SchemaError(f"{path or 'the value'}: no Avro schema: {reason}", hint=_HINT)
 
-    return PydanticCustomError("avro", "{reason}", {"reason": reason})
+
+class _Deriver:
+    def __init__(self, json_schema: Mapping[str, Any]) -> None:
+        self._defs = json_schema.get("$defs", {})
+        self._types: dict[str, Any] = {}
+        self._open: set[str] = set()
+        text = json.dumps(json_schema) if json_schema else ""
+        given = re.findall(r'"name": "([\w.]+)"', text) if GIVEN in text else ()
+        self._taken = {*_PRIMITIVES, *given}
+
+    def derive(self, plain: Any, path: str, name: str) -> Any:  # noqa: PLR0911  (one per kind)
+        if not isinstance(plain, Mapping):
+            raise _no_schema(path, "it allows any value" if plain is True else "it allows no value")
+        if GIVEN in plain:
+            return plain[GIVEN]
+        if "$ref" in plain:
+            return self._referred(plain["$ref"].removeprefix("#/$defs/"), path)
+        kind = plain.get("type")
+        choices = plain.get("anyOf", plain.get("oneOf"))
+        if isinstance(kind, list):
+            choices = [{**plain, "type": each} for each in kind]
+        if choices is not None:
+            return _union([self.derive(each, path, name) for each in choices], path)
+        if len(plain.get("allOf", ())) == 1:
+            return self.derive(plain["allOf"][0], path, name)
+        if "const" in plain or "enum" in plain:
+            return self._enum(plain.get("enum", [plain.get("const")]), path, name)
+        if kind == "object":
+            return self._object(plain, path, name)
+        if kind == "array":
+            return self._array(plain, path, name)
+        if kind not in _PLAIN:
+            raise _no_schema(path, "it allows any value")
+        return _FORMATS.get(plain.get("format", ""), kind) if kind == "string" else _PLAIN[kind]
+
+    def _referred(self, key: str, path: str) -> Any:
+        if key in self._types:
+            return _by_name(self._types[key])
+        if key not in self._defs or key in self._open:
+            no = f"there is no definition {key!r}"
+            raise _no_schema(path, f"{key} {_RECURSIVE}" if key in self._open else no)
+        plain = self._defs[key]
+        self._open.add(key)
+        title = str(plain.get("title", key)) if isinstance(plain, Mapping) else key
+        self._types[key] = made = self.derive(plain, path, title)
+        self._open.discard(key)
+        return made
+
+    def _object(self, plain: Mapping[str, Any], path: str, name: str) -> Any:
+        values, patterns = plain.get("additionalProperties"), plain.get("patternProperties", {})
+        if "properties" not in plain:
+            if values is None and len(patterns) == 1:
+                (values,) = patterns.values()
+            if not isinstance(values, Mapping) or not values:
+                raise _no_schema(path, "it allows members of any name and type")
+            return {"type": "map", "values": self.derive(values, f"{path}[...]", f"{name}_value")}
+        if values or patterns:
+            raise _no_schema(path, "it has named members and others of any name")
+        name = _named(name, self._taken)
+        doc = {"doc": plain["description"]} if plain.get("description") else {}
+        fields: list[Any] = []
+        taken: set[str] = set()
+        for key, member in plain["properties"].items():
+            where = join_path(path, key) if path else key
+            kind = self.derive(member, where, f"{name}_{key}")
+            field = {"name": _named(key, taken)}
+            if field["name"] != key:
+                field["jsonName"] = key
+            required = key in plain.get("required", ())
+            fields.append(field | ({"type": kind} if required else _optional(kind, member, where)))
+        return {"type": "record", "name": name, **doc, "fields": fields}
+
+    def _array(self, plain: Mapping[str, Any], path: str, name: str) -> Any:
+        parts = list(plain.get("prefixItems", ()))
+        if plain.get("items", not parts) is not False and len(parts) != plain.get("maxItems"):
+            parts.append(plain.get("items", True))
+        made = [self.derive(each, f"{path}[]", f"{name}_item") for each in parts]
+        if not made or set(map(str, made)) == {"null"}:
+            raise _no_schema(path, "it is a list of nothing")
+        return {"type": "array", "items": _union(made, f"{path}[]")}
+
+    def _enum(self, values: list[Any], path: str, name: str) -> Any:
+        texts = list(dict.fromkeys(value for value in values if isinstance(value, str)))
+        kinds: list[Any] = ["string"] if texts else []
+        if texts and all(map(_NAME.fullmatch, texts)):
+            kinds = [{"type": "enum", "name": _named(name, self._taken), "symbols": texts}]
+        for value in values:
+            if type(value) in _CONSTANTS:
+                kinds.append(_CONSTANTS[type(value)])
+            elif not isinstance(value, str):
+                raise _no_schema(path, f"Avro has no constant {value!r}")
+        return _union(kinds, path)
+
+
+def _named(name: str, taken: set[str]) -> str:
+    """Return the nearest name that Avro allows and is not taken, and take it."""
+    base = re.sub(r"[^A-Za-z0-9_]|^(?=\d)", "_", name) or "_"
+    names = itertools.chain([base], (f"{base}_{number}" for number in itertools.count(2)))
+    made = next(each for each in names if each not in taken)
+    taken.add(made)
+    return made
+
+
+def _by_name(made: Any) -> Any:
+    """Return a type that was defined before: Avro defines a name once."""
+    if isinstance(made, list):
+        return [_by_name(each) for each in made]
+    if not isinstance(made, dict):
+        return made
+    inner = {key: _by_name(made[key]) for key in ("items", "values") if key in made}
+    return made.get("name", {**made, **inner})
+
+
+def _optional(made: Any, member: Any, path: str) -> dict[str, Any]:
+    """Return the type of a member that may be absent, and what absent means."""
+    branches = made if isinstance(made, list) else [made]
+    if "null" not in branches:
+        return {"type": ["null", *branches], "default": None, "jsonAbsent": True}
+    if not isinstance(member, Mapping) or "default" not in member:
+        reason = "it may be absent and may be null, and Avro has one null for both"
+        hint = f"make it required, or give it a default; or {_HINT}"
+        raise SchemaError(f"{path}: no Avro schema: {reason}", hint=hint)
+    key = "default" if member["default"] is None else "jsonDefault"
+    return {"type": made, key: member["default"]}
+
+
+def _union(parts: Iterable[Any], path: str) -> Any:
+    """Return one type for the values of several."""
+    flat: list[Any] = []
+    for each in (e for part in parts for e in (part if isinstance(part, list) else [part])):
+        names = [other.get("name") for other in flat if isinstance(other, dict)]
+        if each not in flat and each not in names:
+            flat.append(each)
+    # A union has one type of each kind: texts that would be two become plain strings.
+    texts = [each for each in flat if each in ("string", "bytes") or "logicalType" in each]
+    kinds = list(map(_kind, flat))
+    if "string" in texts or any(kinds.count(_kind(each)) > 1 for each in texts):
+        flat = [*(each for each in flat if each not in texts), "string"]
+        kinds = list(map(_kind, flat))
+    if len({*kinds}) < len(kinds):
+        twice = next(kind for kind in kinds if kinds.count(kind) > 1)
+        raise _no_schema(path, f"it is one of several kinds of {twice}; an Avro union has one")
+    return sorted(flat, key=lambda each: each != "null") if len(flat) > 1 else flat[0]
+
+
+def _kind(made: Any) -> str:
+    return str(made.get("name", made["type"])) if isinstance(made, dict) else str(made)
+
+
+# Avro schema -> the schemas that fastavro and pydantic work by
+
+
+class _Misfit(ValueError):
+    """What does not fit, in words for the user."""
+
+
+class _Choices(dict[Any, Any]):
+    """A union's branches or an enum's symbols by index, for reading: -1 is a list's last."""
+
+    def __missing__(self, index: int) -> Any:
+        raise _Misfit(f"there is no branch or symbol {index}")
+
+
+def _listed(native: Any) -> Any:
+    """Return a schema for writing: fastavro validates lists only."""
+    if isinstance(native, list | _Choices):
+        items = native.values() if isinstance(native, dict) else native
+        return [_listed(each) for each in items if each != "union"]
+    return {k: _listed(v) for k, v in native.items()} if isinstance(native, dict) else native
+
+
+class _Type(NamedTuple):
+    label: str  # full name or kind: unique in a union
+    native: Any  # the schema that fastavro works by
+    core: dict[str, Any]  # pydantic's, of JSON values
+    described: dict[str, Any]  # JSON Schema
+    is_empty: bool = False  # whether values take no bytes
+    parts: int = 1  # types that it consists of
+    branches: tuple[Any, ...] = ()
+    default: Callable[[Any], Any] = lambda raw: raw  # a schema's default -> JSON value
 
 
 def checked_schema(schema: Any) -> Any:
     """Return a schema as a JSON value: from a dict, a list, JSON text, or one fastavro parsed.
 
-    Where fastavro is not installed, whether it is Avro is checked when it is used.
-
-    Raises
-    ------
-    SchemaError
-        Saying what is wrong with it.
+    ``SchemaError`` says what is wrong; without fastavro, it is checked when it is used.
     """
-    if isinstance(schema, str) and schema not in PRIMITIVES:
-        try:
-            schema = json.loads(schema)
-        except (ValueError, RecursionError) as error:
-            raise SchemaError(f"Avro schema: not JSON: {error}") from None
-    if isinstance(schema, Mapping):  # fastavro leaves marks
-        schema = {key: each for key, each in schema.items() if not str(key).startswith("__")}
     try:
-        # A copy: later changes of the original do not change the function.
-        plain = json.loads(json.dumps(schema))
+        if isinstance(schema, str) and schema not in _PRIMITIVES:
+            schema = json.loads(schema)
+        if isinstance(schema, Mapping):  # fastavro leaves marks
+            schema = {key: each for key, each in schema.items() if not str(key).startswith("__")}
+        plain = json.loads(json.dumps(schema))  # later changes do not change the function
     except (TypeError, ValueError, RecursionError):
         text = f"Avro schema: expected a dict, a list or JSON text, got {schema!r}"
         raise SchemaError(text[:200]) from None
@@ -178,35 +303,20 @@ def checked_schema(schema: Any) -> Any:
     return plain
 
 
-def avro_schema(json_schema: Mapping[str, Any], *, name: str, root: str = "") -> Any:
-    """Return the Avro schema of what a JSON Schema describes; see ``derive_schema``."""
-    made = derive_schema(json_schema, name=name, root=root)
-    try:
-        _Compiler(made)
-    except SchemaError as error:
-        raise no_schema(root, error.message.removeprefix("Avro ")) from None
-    return made
-
-
 def _parsed(schema: Any) -> Any:
-    """Return a schema as fastavro parses it: references are full names."""
     level = [schema]
     for _ in range(_MAX_JSON_DEPTH):
-        parts = [each.values() if isinstance(each, dict) else each
-                 for each in level if isinstance(each, dict | list)]  # fmt: skip
-        level = [each for part in parts for each in part]
+        level = [each for part in level if isinstance(part, dict | list)
+                 for each in (part.values() if isinstance(part, dict) else part)]  # fmt: skip
     if level:
         raise SchemaError("Avro schema: nested too deeply")
+    parse, unknown = _fastavro().parse_schema, _fastavro().schema.UnknownType
     try:
-        return _fastavro().parse_schema(schema, {})
-    except MfimageError:
-        raise
-    except KeyError as error:
-        raise SchemaError(f"Avro schema: {error} is missing") from None
-    except _fastavro().schema.UnknownType as error:
-        raise SchemaError(f"Avro schema: there is no type {error.name!r}"[:300]) from None
+        return parse(schema, {})
     except Exception as error:  # noqa: BLE001  (fastavro's own, and Python's for odd types)
-        raise SchemaError(f"Avro schema: {error}"[:300]) from None
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        reason = f"there is no type {error.name!r}" if isinstance(error, unknown) else reason
+        raise SchemaError(f"Avro schema: {reason}"[:300]) from None
 
 
 def _wrong(path: str, message: str) -> SchemaError:
@@ -219,481 +329,341 @@ class _Compiler:
     def __init__(self, schema: Any, *, extra: str = "forbid") -> None:
         self._extra = extra
         self._named: dict[str, _Type | None] = {}
-        self.has_floats = self.has_single_bytes = False
+        self.is_plain = True  # whether fastavro chooses all branches, and there are no defaults
         self.type = self._compile(_parsed(schema), "schema")
 
     def _compile(self, schema: Any, path: str) -> _Type:
         if isinstance(schema, str) and schema in self._named:
             found = self._named[schema]
             if found is None:
-                raise _wrong(path, f"{schema} contains itself, and {RECURSIVE}")
+                raise _wrong(path, f"{schema} {_RECURSIVE}")
             return found
         plain = schema if isinstance(schema, dict) else {"type": schema}
-        kind = "union" if isinstance(schema, list) else plain["type"]
-        name = plain.get("name")
+        kind, name = plain["type"], plain.get("name")
         if name is not None:
-            if not _FULL_NAME.fullmatch(name) or name in PRIMITIVES:
+            if not _FULL_NAME.fullmatch(name) or name in _PRIMITIVES:
                 raise _wrong(path, f"{name!r} is not a name of a type")
             self._named[name] = None
-        made = self._made(kind, schema, path)
+        if isinstance(schema, list):
+            made = self._union(schema, path)
+        elif kind in ("record", "error"):
+            made = self._record(schema, path)
+        elif kind == "array":
+            inner = self._compile(schema["items"], f"{path}.items")
+            if inner.is_empty:  # a few bytes could claim any number of them
+                raise _wrong(path, "the array's items are always empty")
+            core = {"type": "list", "items_schema": inner.core}
+            described = {"type": kind, "items": inner.described}
+            native = {"type": kind, "items": inner.native}
+            made = _Type(kind, native, core, described, parts=1 + inner.parts)
+        elif kind == "map":
+            inner = self._compile(schema["values"], f"{path}.values")
+            core = {"type": "dict", "keys_schema": _STRING, "values_schema": inner.core}
+            described = {"type": "object", "additionalProperties": inner.described}
+            native = {"type": kind, "values": inner.native}
+            made = _Type(kind, native, core, described, parts=1 + inner.parts)
+        else:
+            made = _leaf(kind, plain, path)
         if made.parts > _MAX_PARTS:
             raise _wrong(path, f"it has more than {_MAX_PARTS} parts")
         if name is not None:
             self._named[name] = made
         return made
 
-    def _made(self, kind: str, schema: Any, path: str) -> _Type:
-        if kind == "union":
-            return self._union(schema, path)
-        if kind in ("record", "error"):
-            return self._record(schema, path)
-        if kind == "array":
-            items = self._compile(schema["items"], f"{path}.items")
-            if items.is_empty:
-                raise _wrong(path, "the array's items are always empty")
-            native = {"type": kind, "items": items.native}
-            core = {"type": "list", "items_schema": items.core}
-            described = {"type": kind, "items": items.described}
-            return _Type(kind, native, core, described, parts=1 + items.parts)
-        if kind == "map":
-            values = self._compile(schema["values"], f"{path}.values")
-            native = {"type": kind, "values": values.native}
-            core = {"type": "dict", "keys_schema": _STRING, "values_schema": values.core}
-            described = {"type": "object", "additionalProperties": values.described}
-            return _Type(kind, native, core, described, parts=1 + values.parts)
-        if kind == "enum":
-            name, symbols = schema["name"], schema["symbols"]
-            if not symbols or len({*symbols}) < len(symbols):
-                raise _wrong(path, f"an enum has symbols, each once, got {symbols}")
-            native = {"type": kind, "name": name, "symbols": _Choices(enumerate(symbols))}
-            described = {"type": "string", "enum": symbols, "title": name}
-            return _Type(name, native, {"type": "literal", "expected": symbols}, described)
-        self.has_floats |= kind in ("float", "double")
-        self.has_single_bytes |= kind == "fixed" and schema["size"] == 1
-        return _leaf(kind, schema if isinstance(schema, dict) else {}, path)
-
     def _union(self, schema: list[Any], path: str) -> _Type:
         branches = tuple(self._compile(each, f"{path}[{i}]") for i, each in enumerate(schema))
         labels = [branch.label for branch in branches]
         if not labels or "union" in labels or len({*labels}) < len(labels):
             raise _wrong(path, f"a union has types, each once and none a union, got {labels}")
-        rest = [branch for branch in branches if branch.label != "null"]
-        kinds = {branch.described["type"].replace("integer", "number") for branch in rest}
-        choices = [_tagged(branch) for branch in rest]
-        if len(kinds) < len(rest):
-            # First whatever keeps the value as it is: 1 stays an integer in ["double", "long"].
-            choices = [*(_exact(*pair) for pair in zip(rest, choices, strict=True)), *choices]
-        core: dict[str, Any] = {"type": "union", "choices": choices, "mode": "left_to_right"}
-        if len(choices) < 2:
-            core = choices[0] if choices else {"type": "none"}
-        return _Type(
-            "union",
-            _Choices({"type": "union"} | dict(enumerate(branch.native for branch in branches))),
-            core if len(rest) == len(branches) else {"type": "nullable", "schema": core},
-            {"anyOf": [branch.described for branch in branches]},
-            parts=1 + sum(branch.parts for branch in branches),
-            branches=branches,
-        )
+        kinds = {each.described["type"].replace("integer", "number") for each in branches}
+        self.is_plain &= len(kinds) == len(branches)
+        native = _Choices({"type": "union"} | dict(enumerate(each.native for each in branches)))
+        described = {"anyOf": [branch.described for branch in branches]}
+        parts = 1 + sum(branch.parts for branch in branches)
+        return _Type("union", native, _any_of(branches), described, parts=parts, branches=branches)
 
     def _record(self, schema: dict[str, Any], path: str) -> _Type:
+        kinds: dict[str, _Type] = {}
         members: dict[str, Any] = {}
-        described: dict[str, Any] = {}
-        kinds = []
-        for each in schema["fields"]:
-            name, where = each["name"], f"{path}.{each['name']}"
-            key = each.get("jsonName", name)
-            if not isinstance(key, str) or not NAME.fullmatch(name) or key in members:
-                raise _wrong(
-                    path, f"{name!r} is not a name of a field, or there is another {key!r}"
-                )
-            kinds.append(self._compile(each["type"], where))
-            members[key], described[key] = _member(each, kinds[-1], where)
-        native = {
-            "type": "record", "name": schema["name"],
-            "fields": [{"name": key, "type": kind.native}
-                       for key, kind in zip(members, kinds, strict=True)],
-        }  # fmt: skip
-        absent = [
-            each.get("jsonName", each["name"])
-            for each in schema["fields"]
-            if each.get("jsonAbsent")
-        ]
-        required = [key for key, member in members.items() if member["required"]]
+        described: dict[str, Any] = {"type": "object", "title": schema["name"], "properties": {},
+                                     "additionalProperties": False}  # fmt: skip
+        absent = []
+        for field in schema["fields"]:
+            name, where = field["name"], f"{path}.{field['name']}"
+            key = field.get("jsonName", name)
+            if not isinstance(key, str) or not _NAME.fullmatch(name) or key in kinds:
+                reason = f"{name!r} is not a name of a field, or there is another {key!r}"
+                raise _wrong(path, reason)
+            kinds[key] = kind = self._compile(field["type"], where)
+            core, described["properties"][key] = _member(field, kind, where)
+            required = core["type"] != "default"
+            members[key] = {"type": "typed-dict-field", "schema": core, "required": required}
+            if "jsonAbsent" in field:
+                absent.append(key)
+            elif field.get("jsonDefault", field.get("default")) is not None:
+                self.is_plain = False  # fastavro writes what is absent as null
+
+        def read(record: dict[str, Any]) -> dict[str, Any]:
+            for key in absent:
+                if record[key] is None:
+                    del record[key]
+            return record
+
+        if required_keys := [key for key, member in members.items() if member["required"]]:
+            described["required"] = required_keys
+        if schema.get("doc"):
+            described["description"] = schema["doc"]
+        fields = [{"name": key, "type": kind.native} for key, kind in kinds.items()]
+        mark = {"logicalType": _MARK, "read": read} if absent else {}
         return _Type(
             schema["name"],
-            _read_by(functools.partial(_without_null, absent), **native) if absent else native,
+            {"type": "record", "name": schema["name"], "fields": fields, **mark},
             {"type": "typed-dict", "fields": members, "extra_behavior": self._extra},
-            {
-                "type": "object", "title": schema["name"], "properties": described,
-                "additionalProperties": False,
-                **({"required": required} if required else {}),
-                **({"description": schema["doc"]} if schema.get("doc") else {}),
-            },
-            is_empty=all(kind.is_empty for kind in kinds),
-            parts=1 + sum(kind.parts for kind in kinds),
-        )  # fmt: skip
+            described,
+            is_empty=all(kind.is_empty for kind in kinds.values()),
+            parts=1 + sum(kind.parts for kind in kinds.values()),
+        )
 
 
-def _tagged(branch: _Type) -> dict[str, Any]:
-    return _function("after", lambda value: (branch.label, value), schema=branch.core)
+def _any_of(branches: Sequence[_Type]) -> dict[str, Any]:
+    # What is equal in a type is preferred: a double to a float, a string to a timestamp.
+    last = [each for each in branches if each.label == "float" or "function" in each.core]
+    ranked = [each for each in branches if each not in last and each.label != "null"] + last
+    choices = [_after(lambda value, of=each.label: (of, value), each.core) for each in ranked]
+    core = {"type": "union", "choices": choices} if len(choices) > 1 else [*choices, _NONE][0]
+    return {"type": "nullable", "schema": core} if len(ranked) < len(branches) else core
 
 
-def _exact(branch: _Type, core: dict[str, Any]) -> dict[str, Any]:
-    codec = functools.cache(lambda: _Bytes(branch.native))
-
-    def validate(value: Any, handler: Callable[[Any], Any]) -> Any:
-        tagged = handler(value)
-        again = codec().read(io.BytesIO(codec().write(tagged[1])))
-        if json.dumps(again, sort_keys=True) != json.dumps(value, sort_keys=True):
-            raise _refusal("it reads as another value")
-        return tagged
-
-    return _function("wrap", validate, schema=core)
+def _after(function: Callable[..., Any], schema: Any) -> dict[str, Any]:
+    of = {"type": "no-info", "function": function}
+    return {"type": "function-after", "function": of, "schema": schema}
 
 
-def _member(plain: dict[str, Any], made: _Type, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _member(field: dict[str, Any], kind: _Type, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the pydantic and JSON Schemas of a record's member."""
-    core, described = made.core, dict(made.described)
-    default = plain.get("jsonDefault", plain.get("default"))
-    is_absent = plain.get("jsonAbsent", False)
-    if is_absent:
-        if is_absent is not True or core["type"] != "nullable" or len(made.branches) < 2:
+    core, described = kind.core, dict(kind.described)
+    if "jsonAbsent" in field:
+        rest = [branch.described for branch in kind.branches if branch.label != "null"]
+        if field["jsonAbsent"] is not True or len(rest) in (0, len(kind.branches)):
             raise _wrong(path, "jsonAbsent: true is for a union with null")
-        core = core["schema"]  # null itself is refused
-        rest = [branch.described for branch in made.branches if branch.label != "null"]
-        described = dict(rest[0]) if len(rest) == 1 else {"anyOf": rest}
+        described = {"anyOf": rest} if len(rest) > 1 else dict(rest[0])
+        core = _any_of([branch for branch in kind.branches if branch.label != "null"])
         core = {"type": "default", "schema": core, "default": None}
-    elif "jsonDefault" in plain or "default" in plain:
-        for branch in made.branches or (made,):
-            try:
-                value = default if "jsonDefault" in plain else branch.meaning(default)
-                core = {"type": "default", "schema": made.core,
-                        "default": _validator(made.core)(value)}  # fmt: skip
-            except (ValueError, TypeError, AttributeError):
-                continue
-            described["default"] = value
-            break
+    elif "jsonDefault" in field or "default" in field:
+        raw = field.get("jsonDefault", field.get("default"))
+        for branch in kind.branches or (kind,):
+            with contextlib.suppress(ValueError, TypeError, AttributeError):
+                described["default"] = raw if "jsonDefault" in field else branch.default(raw)
+                default = _validator(core)(described["default"])
+                core = {"type": "default", "schema": core, "default": default}
+                break
         else:
-            raise _wrong(path, f"the default {default!r} does not fit")
-    if plain.get("doc"):
-        described["description"] = plain["doc"]
-    required = core["type"] != "default"
-    return {"type": "typed-dict-field", "schema": core, "required": required}, described
+            raise _wrong(path, f"the default {raw!r} does not fit")
+    if field.get("doc"):
+        described["description"] = field["doc"]
+    return core, described
 
 
-def _without_null(keys: list[str], record: dict[str, Any]) -> dict[str, Any]:
-    for key in keys:
-        if record[key] is None:
-            del record[key]
-    return record
-
-
-def _leaf(kind: str, schema: dict[str, Any], path: str) -> _Type:
-    logical, size = schema.get("logicalType"), schema.get("size")
-    if kind == "fixed" and (type(size) is not int or size < 0):
-        raise _wrong(path, f"size: expected a number of bytes, got {size!r}")
-    form: str = "base64"
-    write: Callable[[str], Any]
-    read: Callable[[Any], str]
-    if logical == "uuid" and (kind == "string" or size == 16):
-        form = logical
-        write, read = (_uuid_bytes, _uuid_text) if size else (_checked_uuid, _checked_uuid)
-    elif (kind, logical) in _LOGICAL:
-        core, form = _LOGICAL[kind, logical]
-        if logical == "decimal":
-            precision, scale = schema.get("precision"), schema.get("scale", 0)
-            if type(precision) is not int or type(scale) is not int:
-                raise _wrong(
-                    path, f"precision, scale: expected numbers, got {precision!r}, {scale!r}"
-                )
-            core = {**core, "max_digits": precision, "decimal_places": scale}
-        write, read = _by_fastavro(f"{kind}-{logical}", schema, core)
-    elif kind in ("bytes", "fixed"):
-        write, read = _from_base64, lambda raw: base64.b64encode(raw).decode()
-    else:
-        return _LEAVES[kind]
-    expected = _EXPECTED.get(
-        (logical or "").removesuffix("-millis").removesuffix("-micros"), "base64 text"
-    )
-
-    def convert(text: str) -> Any:
-        try:
-            raw = write(text)
-        except _Misfit as error:
-            raise _refusal(str(error)) from None
-        except (ValueError, OverflowError, ArithmeticError):
-            raise _refusal(f"expected {expected}") from None
-        if size is not None and len(raw) != size:
-            raise _refusal(f"expected {size} bytes, not {len(raw)}")
-        return raw
-
-    def back(raw: Any) -> str:
-        try:
-            return read(raw)
-        except (ValueError, OverflowError, ArithmeticError):
-            raise _Misfit(f"expected {expected}, got {raw!r}"[:200]) from None
-
-    native = {"type": kind, **({"name": schema["name"], "size": size} if kind == "fixed" else {})}
-    return _Type(
-        schema.get("name", kind),
-        _read_by(back, **native),
-        _function("after", convert, schema=_STRING),
-        {"type": "string", **({"format": form} if form else {})},
-        is_empty=size == 0,
-        meaning=lambda raw: back(raw.encode("latin-1") if kind in ("bytes", "fixed") else raw),
-    )
-
-
-def _by_fastavro(
-    name: str, schema: dict[str, Any], core: dict[str, Any]
-) -> tuple[Callable[[str], Any], Callable[[Any], str]]:
-    """Return what converts texts to the raw values of a logical type, and back.
-
-    fastavro rounds what does not fit, and takes -1 for a time of the day: both ways are checked by
-    going back.
-    """
+def _validator(core: Any) -> Callable[[Any], Any]:
     from pydantic_core import SchemaValidator
 
-    prepare = _fastavro().write.LOGICAL_WRITERS[name]
-    restore = _fastavro().read.LOGICAL_READERS[name]
-    parse: Any = functools.partial(SchemaValidator(core).validate_strings, strict=True)
-    digits = core.get("max_digits")
-
-    def write(text: str) -> Any:
-        if not (digits or _DATE_OR_TIME.match(text)):
-            raise ValueError
-        value = parse(text)
-        if digits:
-            value = _CONTEXT.normalize(value)
-        raw = prepare(value, schema)
-        if restore(raw, schema, None) != value:
-            raise _Misfit(f"it does not fit {schema['logicalType']}")
-        return raw
-
-    def read(raw: Any) -> str:
-        if digits and len(raw) > digits + 16:
-            raise ValueError
-        value = restore(raw, schema, None)
-        again = prepare(value, schema)
-        if digits:
-            if int.from_bytes(again, "big", signed=True) != int.from_bytes(raw, "big", signed=True):
-                raise ValueError
-            return format(value, "f")
-        if again != raw:
-            raise ValueError
-        return str(value.isoformat().replace("+00:00", "Z"))
-
-    return write, read
+    return functools.partial(SchemaValidator(core).validate_python, strict=True)
 
 
-def _checked_uuid(text: str) -> str:
-    uuid.UUID(text)
-    return text
-
-
-def _uuid_bytes(text: str) -> bytes:
-    return uuid.UUID(text).bytes
-
-
-def _uuid_text(raw: bytes) -> str:
-    return str(uuid.UUID(bytes=raw))
-
-
-def _from_base64(text: str) -> bytes:
-    raw = base64.b64decode(text, validate=True)
-    if base64.b64encode(raw).decode() != text:
-        raise ValueError
-    return raw
-
-
-def _read_boolean(raw: bytes) -> bool:
-    if raw not in (b"\0", b"\1"):
-        raise _Misfit(f"a byte of {raw[0]} is not a boolean")
-    return raw == b"\1"
-
-
-def _read_int(raw: int) -> int:
-    if not -(2**31) <= raw < 2**31:
-        raise _Misfit(f"{raw} has more than 32 bits")
-    return raw
-
-
-def _float(kind: str) -> dict[str, Any]:
-    def write(value: Any) -> float:
-        if isinstance(value, float | int) and not isinstance(value, bool):
-            try:
-                number = float(value)
-                if kind == "float":
-                    struct.pack("<f", number)
-            except OverflowError:
-                raise _refusal(f"too large for a {kind}") from None
-            if number - number != 0:
-                raise _refusal("it has no JSON form")
-            if number != value:
-                raise _refusal(f"no {kind} equals it")
-            return number
-        from pydantic_core import PydanticKnownError
-
-        raise PydanticKnownError("float_type")
-
-    return _function("plain", write)
-
-
-def _bits(number: int) -> dict[str, Any]:
-    return {"type": "int", "ge": -(1 << number - 1), "le": (1 << number - 1) - 1}
-
-
+_STRING = {"type": "str", "max_length": 1 << 40}  # a limit, so that pydantic refuses surrogates
+_NONE = {"type": "none"}
 _LEAVES = {
-    "null": _Type("null", "null", {"type": "none"}, {"type": "null"}, is_empty=True),
-    "boolean": _Type(
-        "boolean",
-        _read_by(_read_boolean, type="fixed", name="boolean", size=1),
-        _function("after", lambda value: b"\1" if value else b"\0", schema={"type": "bool"}),
-        {"type": "boolean"},
-    ),
-    "int": _Type(
-        "int", _read_by(_read_int, type="int"), _bits(32),
-        {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1},
-    ),
-    "long": _Type("long", "long", _bits(64), {"type": "integer"}),
-    "float": _Type("float", "float", _float("float"), {"type": "number"}),
-    "double": _Type("double", "double", _float("double"), {"type": "number"}),
+    "null": _Type("null", "null", _NONE, {"type": "null"}, is_empty=True),
+    "boolean": _Type("boolean", "boolean", {"type": "bool"}, {"type": "boolean"}),
+    "int": _Type("int", "int", {"type": "int", "ge": -(2**31), "le": 2**31 - 1},
+                 {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1}),
+    "long": _Type("long", "long", {"type": "int", "ge": -(2**63), "le": 2**63 - 1},
+                  {"type": "integer"}),
+    "float": _Type("float", "float", {"type": "float", "allow_inf_nan": False}, {"type": "number"}),
+    "double": _Type("double", "double", {"type": "float", "allow_inf_nan": False},
+                    {"type": "number"}),
     "string": _Type("string", "string", _STRING, {"type": "string"}),
 }  # fmt: skip
 _TIME = {"type": "time", "tz_constraint": "naive", "microseconds_precision": "error"}
 _LOCAL = {**_TIME, "type": "datetime"}
 _INSTANT = {**_LOCAL, "tz_constraint": "aware"}
-_LOGICAL: dict[tuple[str, Any], tuple[dict[str, Any], str]] = {
-    ("int", "date"): ({"type": "date"}, "date"),
-    ("int", "time-millis"): (_TIME, "time"),
-    ("long", "time-micros"): (_TIME, "time"),
-    ("long", "timestamp-millis"): (_INSTANT, "date-time"),
-    ("long", "timestamp-micros"): (_INSTANT, "date-time"),
-    ("long", "local-timestamp-millis"): (_LOCAL, ""),
-    ("long", "local-timestamp-micros"): (_LOCAL, ""),
-    ("bytes", "decimal"): ({"type": "decimal"}, "decimal"),
-    ("fixed", "decimal"): ({"type": "decimal"}, "decimal"),
-}
-_EXPECTED = {
-    "date": "a date, as 2020-01-31",
-    "time": "a time without UTC offset, as 12:30:00",
-    "timestamp": "a date and time with UTC offset, as 2020-01-31T12:30:00Z",
-    "local-timestamp": "a date and time without UTC offset, as 2020-01-31T12:30:00",
-    "decimal": "a decimal number as text, with as many digits as the schema has",
-    "uuid": "a UUID",
+# What parses texts of a logical type, their format, and what an error calls them.
+_TEXTS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "int-date": ({"type": "date"}, "date", "a date, as 2020-01-31"),
+    "int-time-millis": (_TIME, "time", "a time without UTC offset, to the millisecond"),
+    "long-time-micros": (_TIME, "time", "a time without UTC offset, as 12:30:00"),
+    "long-timestamp-millis": (_INSTANT, "date-time", "a date and time with UTC offset, in ms"),
+    "long-timestamp-micros": (_INSTANT, "date-time", "a date and time with UTC offset"),
+    "long-local-timestamp-millis": (_LOCAL, "", "a date and time without UTC offset, in ms"),
+    "long-local-timestamp-micros": (_LOCAL, "", "a date and time without UTC offset"),
+    "bytes-decimal": ({"type": "decimal"}, "decimal", "a decimal number as text, in precision"),
+    "fixed-decimal": ({"type": "decimal"}, "decimal", "a decimal number as text, in precision"),
 }
 
 
-class _Bytes:
-    """Writes and reads single values by a native schema."""
+def _leaf(kind: str, schema: dict[str, Any], path: str) -> _Type:
+    logical, size = f"{kind}-{schema.get('logicalType')}", schema.get("size")
+    if kind == "enum":
+        name, symbols = schema["name"], schema["symbols"]
+        if not symbols or len({*symbols}) < len(symbols):
+            raise _wrong(path, f"an enum has symbols, each once, got {symbols}")
+        native: Any = {"type": "enum", "name": name, "symbols": _Choices(enumerate(symbols))}
+        described = {"type": "string", "enum": symbols, "title": name}
+        return _Type(name, native, {"type": "literal", "expected": symbols}, described)
+    if kind == "fixed" and (type(size) is not int or size < 0):
+        raise _wrong(path, f"size: expected a number of bytes, got {size!r}")
+    form, expected = "base64", f"base64 text{'' if size is None else f' of {size} bytes'}"
+    pair: _Pair = (_from_base64, lambda raw: base64.b64encode(raw).decode())
+    if logical == "string-uuid" or (logical == "fixed-uuid" and size == 16):
+        form, expected = "uuid", "a UUID"
+        pair = (lambda text: uuid.UUID(text).bytes, lambda raw: str(uuid.UUID(bytes=raw)))
+    elif logical in _TEXTS:
+        core, form, expected = _TEXTS[logical]
+        pair = _by_fastavro(logical, schema, core, path)
+    elif kind in _LEAVES:
+        return _LEAVES[kind]
+    write, read = pair
 
-    def __init__(self, native: Any) -> None:
-        # A record of one field is encoded as its value is; and fastavro leaves a schema alone
-        # that it takes for parsed.
-        self.native = {
-            "type": "record", "name": "value", "fields": [{"name": "value", "type": native}],
-            "__fastavro_parsed": True, "__named_schemas": {},
-        }  # fmt: skip
-        self._write, self._read = _fastavro().schemaless_writer, _fastavro().schemaless_reader
+    def check(text: str) -> str:
+        from pydantic_core import PydanticCustomError
 
-    def write(self, value: Any) -> bytes:
-        out = io.BytesIO()
-        self._write(out, self.native, {"value": value})
-        return out.getvalue()
+        with contextlib.suppress(ValueError, ArithmeticError):
+            raw = write(text)
+            if size is None or len(raw) == size:
+                return text
+        raise PydanticCustomError("avro", "{reason}", {"reason": f"expected {expected}"})
 
-    def read(self, file: Any) -> Any:
-        return self._read(file, self.native, None)["value"]
+    def back(raw: Any) -> str:
+        with contextlib.suppress(ValueError, ArithmeticError):
+            return read(raw)
+        raise _Misfit(f"expected {expected}, got {raw!r}"[:200])
+
+    native = kind if kind == "string" else {
+        "type": kind, "logicalType": _MARK, "read": back, "write": write,
+        **({"name": schema["name"], "size": size} if kind == "fixed" else {}),
+    }  # fmt: skip
+    described = {"type": "string", **({"format": form} if form else {})}
+    is_bytes = kind in ("bytes", "fixed")
+    return _Type(schema.get("name", kind), native, _after(check, _STRING), described, size == 0,
+                 default=lambda raw: back(raw.encode("latin-1") if is_bytes else raw))  # fmt: skip
 
 
-class _Careful(io.BytesIO):
-    """Refuses integers of more than 64 bits, which fastavro reads byte by byte."""
+_Pair = tuple[Callable[[str], Any], Callable[[Any], str]]
 
-    _bytes = 0
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(size)
-        if size == 1 and self._bytes == 9 and data > b"\1":
-            raise _Misfit("an integer of more than 64 bits")
-        self._bytes = self._bytes + 1 if size == 1 and data >= b"\x80" else 0
-        return data
+def _from_base64(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def _by_fastavro(name: str, schema: dict[str, Any], core: dict[str, Any], path: str) -> _Pair:
+    """Return fastavro's conversions, to and from texts; what they would change is a ValueError."""
+    from pydantic_core import SchemaValidator
+
+    prepare = _fastavro().write.LOGICAL_WRITERS[name]
+    restore = _fastavro().read.LOGICAL_READERS[name]
+    digits: Any = schema.get("precision")
+    scale = schema.get("scale", 0)
+    if core["type"] == "decimal":
+        if type(digits) is not int or type(scale) is not int:
+            raise _wrong(path, f"precision, scale: expected numbers, got {digits!r}, {scale!r}")
+        core = {**core, "max_digits": digits, "decimal_places": scale}
+    parse: Any = SchemaValidator(core).validate_strings
+    normalize = decimal.Context(prec=decimal.MAX_PREC).normalize
+    is_decimal, may_round = core["type"] == "decimal", not name.endswith(("date", "micros"))
+
+    def write(text: str) -> Any:
+        if not (is_decimal or _DATE_OR_TIME.match(text)):
+            raise ValueError(text)
+        value: Any = parse(text, strict=True)
+        raw = prepare(normalize(value) if is_decimal else value, schema)
+        found = restore(raw, schema, None)  # which refuses the year 10000 in UTC
+        if may_round and found != value:
+            raise ValueError(text)
+        return raw
+
+    def read(raw: Any) -> str:
+        # fastavro takes -1 for a time of day; converting millions of digits takes minutes.
+        if len(raw) > digits + 16 if is_decimal else raw < 0 and core["type"] == "time":
+            raise ValueError(raw)
+        value = restore(raw, schema, None)
+        return format(value, "f") if is_decimal else value.isoformat().replace("+00:00", "Z")
+
+    return write, read
+
+
+# Bytes and files
 
 
 class Codec:
-    """Encodes and decodes the values of one Avro schema.
+    """Encodes and decodes the values of one Avro schema; ``SchemaError`` if it is not one.
 
-    Raises
-    ------
-    SchemaError
-        When the schema is not Avro, or is not supported.
+    With ``extra="ignore"``, members that the schema does not have are left out, not refused.
     """
 
-    def __init__(self, schema: Any) -> None:
+    def __init__(self, schema: Any, *, extra: str = "forbid") -> None:
         self.schema = schema
-        compiled = _Compiler(schema)
-        self._type = compiled.type
-        self._has_floats, self._has_single_bytes = compiled.has_floats, compiled.has_single_bytes
-        self._forbid = _validator(self._type.core)
-        self.bytes = _Bytes(self._type.native)
-
-    @functools.cached_property
-    def _ignore(self) -> Any:
-        return _validator(_Compiler(self.schema, extra="ignore").type.core)
+        compiler = _Compiler(schema, extra=extra)
+        self._type, self._is_plain = compiler.type, compiler.is_plain
+        self._validate = _validator(self._type.core)
+        # A record of one field has its bytes. fastavro leaves alone what it takes for parsed.
+        self.native = {
+            "type": "record", "name": "value",
+            "fields": [{"name": "value", "type": self._type.native}],
+            "__fastavro_parsed": True, "__named_schemas": {},
+        }  # fmt: skip
+        self.for_writing = _listed(self.native)
+        self._write, self._read = _fastavro().schemaless_writer, _fastavro().schemaless_reader
 
     def json_schema(self) -> dict[str, Any]:
         """Return the JSON Schema of the values."""
         return dict(self._type.described)
 
-    def convert(self, value: Any, *, root: str, error: type[ValueFault], drop: bool = False) -> Any:
-        """Return what fastavro writes for a JSON value; ``error`` by path where it does not fit.
-
-        With ``drop``, members that the schema does not have are left out instead of refused.
-        """
+    def convert(self, value: Any, *, root: str, error: type[ValueFault]) -> Any:
+        """Return what fastavro writes for a JSON value; ``error`` by path where it does not fit."""
         from pydantic_core import ValidationError
 
         try:
-            return (self._ignore if drop else self._forbid)(value)
+            return self._validate(value)
         except ValidationError as failure:
             from mfimage.function.faults import explain_value
 
             raise error(explain_value(failure, value, root)) from None
 
     def encode(self, value: Any, *, root: str) -> bytes:
-        """Return a JSON value's bytes; ``OutputError`` by path where it does not fit."""
-        return self.bytes.write(self.convert(value, root=root, error=OutputError))
+        """Return the bytes of a value that the function's hints or ``hold`` validated."""
+        if not self._is_plain:
+            return self._encoded(self.convert(value, root=root, error=OutputError))
+        try:
+            return self._encoded(value)
+        except Exception as error:
+            self.convert(value, root=root, error=OutputError)  # names the place
+            raise OutputError([Fault(path=root, message=f"no Avro form: {error}")]) from error
 
-    def decode(self, data: bytes, *, root: str) -> Any:
-        """Return the JSON value that is all of ``data``; ``InputError`` if there is none."""
-        (value,) = self.decode_all(data, (root,))
-        return value
+    def _encoded(self, datum: Any) -> bytes:
+        out = io.BytesIO()
+        self._write(out, self.for_writing, {"value": datum})
+        return out.getvalue()
 
     def decode_all(self, data: bytes, roots: Iterable[str]) -> Iterator[Any]:
         """Yield the JSON values that are all of ``data``, one for each start of paths."""
-        # Single bytes of a fixed look like those of integers.
-        is_safe = self._has_single_bytes or not _MAY_BE_TOO_LONG.search(data)
-        file = io.BytesIO(data) if is_safe else _Careful(data)
-        may_be_infinite = self._has_floats and _MAY_BE_INFINITE.search(data)
-        root = "data"
+        file, root = io.BytesIO(data), "data"
         for root in roots:
             try:
-                value = self.bytes.read(file)
+                value = self._read(file, self.native, None)["value"]
             except (EOFError, IndexError):
                 raise _fault(root, "the data end before the value does") from None
             except UnicodeDecodeError:
                 raise _fault(root, "text that is not valid Unicode") from None
             except _Misfit as misfit:
                 raise _fault(root, str(misfit)) from None
-            if may_be_infinite:
-                from mfimage.function.json import dumps
-
-                dumps(value, root=root, error=InputError)
             yield value
         if file.tell() != len(data):
             raise _fault(root, f"{len(data) - file.tell()} bytes more than the value has")
 
-    def hold(self, value: Any, *, root: str, error: type[ValueFault], drop: bool = False) -> Any:
+    def hold(self, value: Any, *, root: str, error: type[ValueFault]) -> Any:
         """Return what a JSON value reads as once it is written, with defaults; see ``convert``."""
-        datum = self.convert(value, root=root, error=error, drop=drop)
-        return self.bytes.read(io.BytesIO(self.bytes.write(datum)))
+        data = self._encoded(self.convert(value, root=root, error=error))
+        return self._read(io.BytesIO(data), self.native, None)["value"]
 
 
 def _fault(root: str, message: str) -> InputError:
@@ -724,14 +694,15 @@ class AvroSerializer:
         return self._codec(schema).encode(value, root="result")
 
     def loads(self, data: bytes, schema: Any) -> Any:
-        """Return the JSON value of bytes from anywhere; ``InputError`` if they have none."""
-        return self._codec(schema).decode(bytes(data), root="data")
+        """Return the value of bytes from anywhere; ``InputError`` if they have none."""
+        (value,) = self._codec(schema).decode_all(bytes(data), ("data",))
+        return value
 
     def _codec(self, schema: Any) -> Codec:
         found = self._codecs.get(id(schema))
         if found is None or found.schema is not schema:
             found = self._codecs[id(schema)] = Codec(schema)
-            if len(self._codecs) > _SCHEMAS_KEPT:
+            if len(self._codecs) > _MAX_CODECS:
                 self._codecs.popitem(last=False)
         return found
 
@@ -741,25 +712,24 @@ class AvroSerializer:
         With a schema, they are read as Avro does for a reader of another schema: members that it
         does not have are left out, those that are absent have its defaults.
         """
-        own = None if schema is None else self._codec(schema)
-        stream, number = _ReadOnly(file), 0
-        with _only_faults():
-            header = _Bytes(_HEADER).read(stream)
-            codec = Codec(json.loads(header["meta"]["avro.schema"]))  # before fastavro parses it
-            stream.rewind()
-            blocks = _fastavro().block_reader(stream)
-        while True:
-            with _only_faults():
-                block = next(blocks, None)
-            if block is None:
-                return
-            roots = (f"record {number + each}" for each in range(1, 1 + block.num_records))
-            for value in codec.decode_all(block.bytes_.getvalue(), roots):
-                number += 1
-                root = f"record {number}"
-                yield own.hold(value, root=root, error=InputError, drop=True) if own else value
+        own = None if schema is None else Codec(schema, extra="ignore")
+        number = 0
+        try:
+            blocks = _fastavro().block_reader(_Stream(file))
+            codec = Codec(blocks.writer_schema)
+            for block in blocks:
+                roots = (f"record {number + each}" for each in range(1, 1 + block.num_records))
+                for value in codec.decode_all(block.bytes_.getvalue(), roots):
+                    number += 1
+                    root = f"record {number}"
+                    yield own.hold(value, root=root, error=InputError) if own else value
+        except (OSError, InputError, errors.SerializerError):
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise _fault("file", f"not an Avro file, or damaged: {reason}") from error
 
-    @contextmanager
+    @contextlib.contextmanager
     def write(self, file: BinaryIO, schema: Any) -> Iterator[Callable[[Any], None]]:
         """Give a callable that appends a record to a container file."""
         if schema is None:
@@ -767,9 +737,9 @@ class AvroSerializer:
         codec = self._codec(schema)
         # The same records are the same bytes: the marker between blocks is not random.
         marker = hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).digest()[:16]
-        stream = _WriteOnly(file)
-        writer = _fastavro().write.Writer(stream, schema, codec="deflate", sync_marker=marker)
-        writer.schema = codec.bytes.native  # the header has the user's
+        make = _fastavro().write.Writer
+        writer = make(_Stream(file), schema, codec="deflate", sync_marker=marker)
+        writer.schema = codec.for_writing  # the header has the user's
         try:
             yield lambda record: writer.write(
                 {"value": codec.convert(record, root="result", error=OutputError)}
@@ -778,61 +748,24 @@ class AvroSerializer:
             writer.flush()
 
 
-_HEADER = {
-    "type": "record", "name": "Header", "fields": [
-        {"name": "magic", "type": {"type": "fixed", "name": "Magic", "size": 4}},
-        {"name": "meta", "type": {"type": "map", "values": "bytes"}},
-    ],
-}  # fmt: skip
-
-
-class _WriteOnly:
-    """A file that can only be written to: fastavro would append to one that is seekable."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.write, self.flush = file.write, file.flush
-
-    def seekable(self) -> bool:
-        return False
-
-
-class _ReadOnly:
-    """A file that is only read: fastavro asks for its position, which a pipe does not have.
-
-    What was read before ``rewind`` is read again. A length that a file claims takes no memory.
-    """
+class _Stream:
+    """A file that cannot be sought, whose claimed lengths take no memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._seen: list[bytes] | None = []
-        self._again = io.BytesIO()
+        self.write, self.flush = getattr(file, "write", None), file.flush
+
+    def seekable(self) -> bool:
+        return False  # fastavro would append to one that is
+
+    def tell(self) -> int:
+        return 0  # fastavro asks for it where it reads
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= _MAX_BLOCK:
             raise _Misfit(f"a length of {size}")
-        pieces = [self._again.read(size)]
-        missing = size - len(pieces[0])
-        while missing and (more := self._file.read(min(missing, 1 << 20))):
-            pieces.append(more)
-            missing -= len(more)
-        data = b"".join(pieces)
-        if self._seen is not None:
-            self._seen.append(data)
-        return data
-
-    def rewind(self) -> None:
-        self._again, self._seen = io.BytesIO(b"".join(self._seen or ())), None
-
-    def tell(self) -> int:
-        return 0
-
-
-@contextmanager
-def _only_faults() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SerializerError):
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise _fault("file", f"not an Avro file, or damaged: {reason}") from error
+        pieces: list[bytes] = []
+        while size and (piece := self._file.read(min(size, 1 << 20))):
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)

@@ -1,4 +1,4 @@
-"""``@json_function``, ``@avro_function``: a plain function that knows what it takes and gives."""
+"""``@json_function`` and ``@avro_function``: functions that can be bound to a task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DecoratedFunction:
     Attributes
     ----------
     signature : Signature
-        What it takes and gives.
+        Its parameters and hints.
     kind : str
         Which decorator made it: ``json`` or ``avro``.
     """
@@ -43,18 +43,18 @@ class DecoratedFunction:
         self.signature = Signature.of(fn, batch=batch, schemas=schemas)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the plain function, as in a unit test: no validation, nothing bound."""
+        """Run the plain function, as in a unit test, without validation."""
         return self.__wrapped__(*args, **kwargs)
 
     def __reduce__(self) -> tuple[object, ...]:
         # By name, as plain functions pickle.
         if _find(self.__module__, self.__qualname__) is not self:
-            raise pickle.PicklingError(f"{self!r} is not what its name finds")
+            raise pickle.PicklingError(f"{self!r} is not what its name refers to")
         return (_find, (self.__module__, self.__qualname__))
 
     @property
     def needed_modules(self) -> dict[str, str]:
-        """The modules that the function needs and its code does not import, and why."""
+        """Modules that the function needs but does not import, and why."""
         return {"fastavro": "reads and writes Avro"} if self.kind == "avro" else {}
 
     def package_schemas(
@@ -65,8 +65,7 @@ class DecoratedFunction:
         Raises
         ------
         SchemaError
-            When an Avro function has none for its records or results, and none follows from its
-            hints.
+            If the hints of an Avro function have no schema, and none was given.
         """
         if self.kind != "avro":
             return {}
@@ -91,9 +90,9 @@ def _find(module: str, qualname: str) -> Any:
 
 
 def blank() -> DecoratedFunction:
-    """Make a decorated function to be filled.
+    """Make a decorated function for ``fill``.
 
-    How pickles hold one by value: one that calls itself is met before it is whole.
+    Pickles hold one by value in two steps, since it may refer to itself.
     """
     return DecoratedFunction.__new__(DecoratedFunction)
 
@@ -101,8 +100,7 @@ def blank() -> DecoratedFunction:
 def state_of(function: DecoratedFunction) -> tuple[Any, ...]:
     """Return what ``fill`` takes.
 
-    Of a JSON function it is no more than it was before there were others, so that binding one
-    again gives the same digest.
+    For a JSON function it has two parts, as in older packages: their digests stay the same.
     """
     state = (function.__wrapped__, function.signature.batch)
     if function.kind == "json":
@@ -111,7 +109,7 @@ def state_of(function: DecoratedFunction) -> tuple[Any, ...]:
 
 
 def fill(function: DecoratedFunction, state: tuple[Any, ...]) -> None:
-    """Decorate ``(plain function, batch[, kind, schemas])`` into what ``blank`` made."""
+    """Initialize what ``blank`` made from ``(plain function, batch[, kind, schemas])``."""
     plain, batch, *more = state
     kind, schemas = more or ("json", None)
     DecoratedFunction.__init__(function, plain, batch=batch, kind=kind, schemas=schemas)
@@ -128,8 +126,8 @@ def json_function(
 ) -> DecoratedFunction | Callable[[Callable[..., Any]], DecoratedFunction]:
     """Make a function that can be bound to a Metaflow task.
 
-    The function takes one record of data, then (optional) ``FunctionParameters``. Hints say what
-    the data are; they must have a JSON Schema.
+    The function takes a record, then optionally ``FunctionParameters``. Its hints must have a JSON
+    Schema.
 
     Parameters
     ----------
@@ -139,7 +137,7 @@ def json_function(
     Raises
     ------
     SignatureError
-        When the signature cannot be served.
+        If the signature cannot be served.
 
     Examples
     --------
@@ -168,28 +166,28 @@ def avro_function(
     output_schema: Any = None,
     batch: bool = False,
 ) -> DecoratedFunction | Callable[[Callable[..., Any]], DecoratedFunction]:
-    """Make a function that speaks Avro, and JSON, and can be bound to a Metaflow task.
+    """Make a function of Avro and JSON records that can be bound to a Metaflow task.
 
-    It is what ``@json_function`` makes, and its values are the same in both forms; its
-    environment has fastavro. The Avro schemas come from the hints, or are given.
+    It is a ``@json_function`` whose environment has fastavro; its values are the same in both
+    formats. The Avro schemas follow from the hints, or are given.
 
     Parameters
     ----------
     schema : dict, str or parsed schema, optional
-        Avro schema of one record: what the hints leave open (``dict``) it says, and JSON records
-        are held to it, too.
+        Avro schema of one record, for hints such as ``dict``; JSON records are validated against
+        it as well.
     output_schema : dict, str or parsed schema, optional
         Avro schema of one result.
     batch : bool
-        The function takes a list of records and returns a list of equal length; the schemas are
-        of one of them.
+        The function takes a list of records and returns a list of equal length; the schemas
+        describe one record and one result.
 
     Raises
     ------
     SignatureError
-        When the signature cannot be served.
+        If the signature cannot be served.
     SchemaError
-        When a schema is none, naming the place.
+        If a schema is not valid, with the place.
 
     Examples
     --------

@@ -1,7 +1,6 @@
-"""Which type hints have a JSON form, told from the hints alone.
+"""Which type hints have a JSON Schema, without pydantic.
 
-Decorating must not need pydantic: a flow that imports a decorated function runs its steps where
-only Metaflow is installed.
+A flow that imports a decorated function runs its steps where only Metaflow is installed.
 """
 
 from __future__ import annotations

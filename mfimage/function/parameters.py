@@ -17,9 +17,9 @@ Parameters = TypeVar("Parameters", bound="FunctionParameters")
 
 
 class FunctionParameters:
-    """What a function reads beside its input.
+    """The parameters of a function: the artifacts of its task.
 
-    In a unit test, give values by keyword: ``FunctionParameters(model=m, threshold=0.5)``.
+    In a unit test, pass values by keyword: ``FunctionParameters(model=m, threshold=0.5)``.
     A bound function gets the artifacts of its task, each loaded once, when it is first read.
 
     A subclass declares what it needs; binding fails when the task lacks one that has no default::
@@ -31,20 +31,20 @@ class FunctionParameters:
     Parameters
     ----------
     task : metaflow.Task, optional
-        Where to read artifacts that no keyword gives.
+        Its artifacts are the parameters that are not passed by keyword.
     **values
-        Parameters by name; they win over the task's artifacts.
+        Parameters by name; they override the task's artifacts.
 
     Raises
     ------
     ParameterError
-        For a typed subclass: when a required parameter is missing or a name is not declared.
+        For a typed subclass: if a required parameter is missing or a name is not declared.
     """
 
     _declared: ClassVar[Mapping[str, Any]] = {}
     _defaults: ClassVar[Mapping[str, Any]] = {}
-    # A value stands in __dict__ once it is loaded: reading it then costs what any attribute costs.
-    # No public name stands on this class, for an artifact may have any.
+    # A loaded value is in __dict__, as quick to read as any attribute. The class has no public
+    # names, since an artifact may have any.
     __slots__ = ("__dict__", "_loaders", "_lock", "_names")
     _names: frozenset[str]
     _loaders: Mapping[str, Callable[[], Any]]
@@ -61,7 +61,7 @@ class FunctionParameters:
         for name in own:
             defaults.pop(name, None)
             if name in cls.__dict__:
-                # Taken off the class, or reading it would never reach the artifact.
+                # A class attribute would hide the artifact.
                 defaults[name] = cls.__dict__[name]
                 delattr(cls, name)
         cls._declared = {**cls._declared, **own}
@@ -99,11 +99,11 @@ class FunctionParameters:
         if missing:
             raise ParameterError(
                 f"{type(self).__name__}: missing {', '.join(map(repr, missing))}",
-                hint="give it by keyword, or a default in the class",
+                hint="pass it by keyword, or give it a default in the class",
             )
 
     def __getattr__(self, name: str) -> Any:
-        """Load a value that was not read before."""
+        """Load a value when it is first read."""
         if name.startswith("_"):
             raise AttributeError(name)
         return self[name]
@@ -159,7 +159,7 @@ def lazy_parameters(
     loaders : mapping of name to callable
         Called at most once each.
     values : mapping of name to value
-        Given outright; they win over ``loaders``.
+        Values that override ``loaders``.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""The forms in which values cross a function's boundary: JSON, Avro, and one's own.
+"""The formats of a function's records and results: JSON, Avro, and registered ones.
 
-What crosses is always a JSON value; a serializer is one way to write it. None of ours is pickle,
-and none ever is by default: reading a pickle runs what its writer wants.
+A function takes and returns JSON values; a serializer is a format for them. None is pickle:
+reading a pickle runs its writer's code.
 """
 
 from __future__ import annotations
@@ -29,51 +29,51 @@ _PRIVATE = re.compile(r"_mfimage_[0-9a-f]+\.")
 
 @runtime_checkable
 class Serializer(Protocol):
-    """A form of JSON values.
+    """A format of JSON values.
 
     Attributes
     ----------
     name : str
-        What ``--format`` takes, as ``avro``.
+        For ``--format``, as ``avro``.
     media_type : str
-        What ``Content-Type`` and ``Accept`` call it, as ``application/avro``.
+        For ``Content-Type`` and ``Accept``, as ``application/avro``.
     """
 
     name: str
     media_type: str
 
     def schema(self, json_schema: Mapping[str, Any], *, name: str) -> Any:
-        """Return the form's own schema of what a JSON Schema describes: a JSON value.
+        """Return the format's own schema of what a JSON Schema describes: a JSON value.
 
         Parameters
         ----------
         json_schema : mapping
             As pydantic makes it.
         name : str
-            What to call it, where the form names its types.
+            Its name, where the format names types.
 
         Raises
         ------
         SchemaError
-            When there is none, naming the path.
+            If there is none, with the path.
         """
 
     def dumps(self, value: Any, schema: Any) -> bytes:
-        """Return the bytes of one JSON value; ``OutputError`` where it has no such form."""
-        raise NotImplementedError
+        """Return the bytes of one JSON value; ``OutputError`` if it cannot be written."""
+        ...
 
     def loads(self, data: bytes, schema: Any) -> Any:
-        """Return the JSON value that bytes from anywhere hold; ``InputError`` if they do not."""
+        """Return the JSON value of bytes from anywhere; ``InputError`` if they have none."""
 
 
 @runtime_checkable
 class FileFormat(Protocol):
-    """What a serializer is, too, when it reads and writes files of records.
+    """What a serializer also is if it reads and writes files of records.
 
     Attributes
     ----------
     suffixes : tuple of str
-        What names of its files end with, as ``(".jsonl", ".ndjson")``.
+        Of its files' names, as ``(".jsonl", ".ndjson")``.
     """
 
     suffixes: tuple[str, ...]
@@ -86,21 +86,21 @@ class FileFormat(Protocol):
         file : binary file
             Open for reading; it need not be seekable.
         schema : Any
-            What the records are to be read as; None for what the file says they are.
+            What to read the records as; None for what the file says they are.
         """
-        raise NotImplementedError
+        ...
 
     def write(self, file: BinaryIO, schema: Any) -> AbstractContextManager[Callable[[Any], None]]:
-        """Return a context that gives "append one record" and completes the file at its end.
+        """Return a context manager that gives a callable to append a record.
 
         Parameters
         ----------
         file : binary file
-            Open for writing; it need not be seekable, and stays open.
+            Open for writing; it need not be seekable. It is complete, and still open, at the end.
         schema : Any
-            The form's own schema of one record.
+            The format's own schema of one record.
         """
-        raise NotImplementedError
+        ...
 
 
 _lock = threading.RLock()
@@ -108,22 +108,22 @@ _registered: dict[str, Serializer] = {}
 
 
 def register_serializer(serializer: Serializer | type[Serializer]) -> None:
-    """Make a serializer known in this process.
+    """Register a serializer in this process.
 
-    Written in the function's own module it is known wherever the function is loaded: in a server,
-    in a worker, here. A distribution gives one to all by an entry point of the serializer's name
-    in the group ``mfimage.serializers``.
+    In the function's module, it is registered wherever the function is loaded: in a server, in a
+    worker, here. A distribution registers one by an entry point in the group
+    ``mfimage.serializers``, under the serializer's name.
 
     Parameters
     ----------
     serializer : Serializer
-        An instance, or a class to make one of. The same class again, of a module that was loaded
-        again, takes the place of the first.
+        An instance, or a class to make one of. The same class of a module that is loaded again
+        replaces the first.
 
     Raises
     ------
     SerializerError
-        When it is no serializer, or its name, media type or suffixes are taken.
+        If it is not a serializer, or its name, media type or a suffix is taken.
     """
     made = _made(serializer, "register_serializer")
     with _lock:
@@ -132,15 +132,15 @@ def register_serializer(serializer: Serializer | type[Serializer]) -> None:
 
 
 def serializers() -> Mapping[str, Serializer]:
-    """Return every serializer that can be had here, by name.
+    """Return the serializers that are available here, by name.
 
-    What a distribution offers and cannot be loaded is left out, with a warning in the log: it
-    breaks nothing but itself. ``find_serializer`` says what is wrong with it.
+    An entry point that cannot be loaded is left out, with a warning in the log;
+    ``find_serializer`` says what is wrong with it.
 
     Raises
     ------
     SerializerError
-        When what is registered and what is installed claim the same name.
+        If a registered and an installed one have the same name.
     """
     found = {**_built_in(), **_registered}
     for each in _installed()[0].values():
@@ -155,7 +155,7 @@ def find_serializer(name: str) -> Serializer:
     Raises
     ------
     SerializerError
-        When there is none here, and how to get it.
+        If there is none here, with how to get it.
     """
     found = serializers()
     if name in found:
@@ -174,7 +174,7 @@ def find_serializer(name: str) -> Serializer:
 
 
 def find_format(suffix: str) -> FileFormat | None:
-    """Return what reads and writes files whose names end so, as ``.avro``; None when nothing."""
+    """Return the serializer for files with a suffix, as ``.avro``; None if there is none."""
     for each in serializers().values():
         if isinstance(each, FileFormat) and suffix.lower() in each.suffixes:
             return each
@@ -201,9 +201,9 @@ def _avro() -> Serializer:
     return AvroSerializer()
 
 
-@functools.cache  # it reads the metadata of everything that is installed
+@functools.cache  # reads the metadata of all installed distributions
 def _installed() -> tuple[dict[str, Serializer], dict[str, SerializerError]]:
-    """Return what distributions offer, and why some of it cannot be had."""
+    """Return the serializers of installed distributions, and the errors of those that failed."""
     from importlib.metadata import entry_points
 
     found: dict[str, Serializer] = {}
@@ -240,11 +240,11 @@ def _loaded(point: EntryPoint) -> Serializer:
 
 
 def _made(value: Any, where: str) -> Serializer:
-    """Return the serializer that ``value`` is or makes, when it is whole."""
+    """Return the serializer that ``value`` is or makes, checked."""
     made = value() if isinstance(value, type) else value
     if not isinstance(made, Serializer):
         raise SerializerError(
-            f"{where}: {value!r} is no serializer",
+            f"{where}: {value!r} is not a serializer",
             hint="it has name, media_type, schema, dumps and loads",
         )
     for label, text, form in (
@@ -278,10 +278,10 @@ def _suffixes(serializer: Serializer) -> set[str]:
 
 
 def _is_same(one: Serializer, other: Serializer) -> bool:
-    """Tell whether two are of the same class, or of one that was loaded twice."""
+    """Return whether two are of the same class, or of one that was loaded twice."""
     modules = {_PRIVATE.sub("", type(each).__module__) for each in (one, other)}
     names = {(each.name, type(each).__qualname__) for each in (one, other)}
-    # A script's own module has another name once its package is loaded.
+    # A script's module has another name once its package is loaded.
     return len(names) == 1 and (len(modules) == 1 or "__main__" in modules)
 
 

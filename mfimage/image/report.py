@@ -26,27 +26,17 @@ _LAYER = ("name", "digest", "diff_id", "size", "cached", "reason")
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """An image that was built, for one or several platforms.
-
-    Attributes
-    ----------
-    builder
-        ``docker`` or ``oci``.
-    images, tests
-        One for each platform; and the results of tests that were asked for.
-    tags, digests
-        Its names; ``repository@sha256:...`` of each that was pushed.
-    place
-        Where it is other than in a registry: ``oci:DIR``, or its name in the engine.
-    timings
-        Seconds by phase: plan, build, scan, test, write, push.
-    """
+    """An image that was built, for one or several platforms."""
 
     builder: str
+    # One for each platform.
     images: tuple[BuiltImage, ...]
     tags: tuple[str, ...]
+    # ``repository@sha256:...`` of each tag that was pushed.
     digests: tuple[str, ...]
+    # Where it is other than in a registry: ``oci:DIR``, or its name in the engine.
     place: str | None = None
+    # Seconds by phase: plan, build, scan, test, write, push.
     timings: Mapping[str, float] = field(default_factory=dict)
     tests: tuple[Report, ...] = ()
 
@@ -179,18 +169,17 @@ def check_size(builder: Builder, image: BuiltImage, limit: int | None) -> None:
 
 def _distributions(builder: Builder, image: BuiltImage) -> dict[str, int]:
     """Return the size of each distribution, from its list of files."""
-    sizes: dict[str, int] = {}
     if image.cached:
-        return sizes  # it is in the registry, not here
+        return {}  # it is in the registry, not here
+    sizes: dict[str, int] = {}
     reader = cast(BinaryIO, Reader(builder.layer(image, "dependencies")))
     with tarfile.open(fileobj=reader, mode="r|") as tar:
         for member in tar:
             path = PurePosixPath(member.name)
-            if path.name == "RECORD" and path.parent.suffix == ".dist-info":
-                content = tar.extractfile(member)
-                if content is not None:
-                    rows = content.read().decode().splitlines()
-                    last = (row.rpartition(",")[2].strip() for row in rows)
-                    name = " ".join(path.parent.stem.split("-")[:2])
-                    sizes[f"distribution {name}"] = sum(int(n) for n in last if n.isdigit())
+            is_list = path.name == "RECORD" and path.parent.suffix == ".dist-info"
+            if is_list and (content := tar.extractfile(member)):
+                rows = content.read().decode().splitlines()
+                last = (row.rpartition(",")[2].strip() for row in rows)
+                name = " ".join(path.parent.stem.split("-")[:2])
+                sizes[f"distribution {name}"] = sum(int(n) for n in last if n.isdigit())
     return sizes

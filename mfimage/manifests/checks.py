@@ -23,19 +23,7 @@ _MINIMUM_MEMORY = 64 * 1024**2
 
 @dataclass(frozen=True)
 class Rule:
-    """What a kind of text may be.
-
-    Attributes
-    ----------
-    what : str
-        The kind, as errors name it.
-    pattern : str
-        Matches all of a text.
-    hint : str
-        The pattern and the limit, in words.
-    limit : int
-        Maximum of characters.
-    """
+    """What a kind of text may be."""
 
     what: str
     pattern: str

@@ -28,20 +28,7 @@ def option(
 ) -> Any:
     """Declare a field that the command line has as a flag.
 
-    Parameters
-    ----------
-    text, metavar : str
-        Help of the flag, and the placeholder of its value.
-    default : object
-        `REQUIRED` if there is none. A tuple collects values; a dict, ``NAME=VALUE`` each.
-    flag : str, optional
-        The flag without ``--``; made from the field's name by default.
-    type : type, optional
-        ``int`` or ``float``; the default's by default.
-    choices : sequence of str
-        Allowed values.
-    parse : callable, optional
-        Makes the value, or each, from its text.
+    The type is the default's if not given. A tuple collects values; a dict, NAME=VALUE each.
     """
     metadata = {
         "text": text, "metavar": metavar, "flag": flag, "type": type, "choices": choices,
@@ -84,13 +71,7 @@ def flags(
 
 
 def read_options(kind: type[Options], given: Mapping[str, Any], prefix: str = "") -> Options:
-    """Make options from the values of their flags.
-
-    Raises
-    ------
-    OptionError
-        With the option and the value.
-    """
+    """Make options from the values of their flags."""
     values: dict[str, Any] = {}
     for each in dataclasses.fields(kind):  # type: ignore[arg-type]
         about, name = each.metadata, prefix + each.name
@@ -110,13 +91,7 @@ def read_options(kind: type[Options], given: Mapping[str, Any], prefix: str = ""
 
 
 def parse_pairs(texts: Iterable[str], *, field: str) -> dict[str, str]:
-    """Parse ``NAME=VALUE`` each; the value may contain ``=``.
-
-    Raises
-    ------
-    OptionError
-        If there is no ``=``, or a name is given twice.
-    """
+    """Parse ``NAME=VALUE`` each; the value may contain ``=``."""
     pairs: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mfimage.errors import MfimageError
+from mfimage.errors import BackendError, MfimageError
 from mfimage.runtime.layout import FUNCTION_VARIABLE, TARGET_VARIABLE, function_folder
 
 
@@ -52,33 +52,20 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             "--folder", type=Path, help=f"the function's package (default: ${FUNCTION_VARIABLE})"
         )
         sub.set_defaults(verb=verb)
+        add = sub.add_argument
         if verb is call:
-            _add_files(sub)
-        if verb is check:
-            _add_tolerance(sub)
-        # Only this verb needs the import.
-        if verb is batch and "batch" in arguments[:1]:
+            add("--input", default="-", metavar="FILE", help="file of records; - is stdin")
+            add("--output", default="-", metavar="FILE", help="file of results; - is stdout")
+            add("--format", metavar="NAME", help="of the input; by suffix, else json")
+            add("--output-format", metavar="NAME", help="of the output; by suffix, else json")
+        elif verb is check:
+            add("--rtol", type=float, help="relative tolerance for floating-point numbers")
+            add("--atol", type=float, help="absolute tolerance for floating-point numbers")
+        elif verb is batch and "batch" in arguments[:1]:  # only this verb needs the import
             from mfimage.runtime.batch.command import add_arguments
 
             add_arguments(sub)
     return parser
-
-
-def _add_files(parser: argparse.ArgumentParser) -> None:
-    for option, text in (
-        ("input", "file of records; - is stdin"),
-        ("output", "file of results; - is stdout"),
-    ):
-        parser.add_argument(f"--{option}", default="-", metavar="FILE", help=text)
-    for option, text in (("format", "of the input"), ("output-format", "of the output")):
-        parser.add_argument(f"--{option}", metavar="NAME", help=f"{text}; by suffix, else json")
-
-
-def _add_tolerance(parser: argparse.ArgumentParser) -> None:
-    for option, text in (("rtol", "relative"), ("atol", "absolute")):
-        parser.add_argument(
-            f"--{option}", type=float, help=f"{text} tolerance for floating-point numbers"
-        )
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -89,27 +76,30 @@ def serve(options: argparse.Namespace) -> int:
     from mfimage.runtime.settings import Settings
 
     settings = Settings.from_environ()
-    if os.environ.get(TARGET_VARIABLE) == "ray":
-        from mfimage.runtime.ray.preflight import import_serve
+    try:
+        if os.environ.get(TARGET_VARIABLE) == "ray":
+            from mfimage.runtime.ray.preflight import import_serve
 
-        import_serve()
-        from mfimage.runtime.ray.serve import run
-
-        return run(_folder(options), settings)
-    if settings.workers > 1:
-        from mfimage.runtime.serving.supervisor import supervise
-
-        return supervise(_folder(options), settings)
-    from mfimage.runtime.serving.process import serve as serve_alone
-
-    return serve_alone(_folder(options), settings)
+            import_serve()
+            from mfimage.runtime.ray.serve import run
+        elif settings.workers > 1:
+            from mfimage.runtime.serving.supervisor import supervise as run
+        else:
+            from mfimage.runtime.serving.process import serve as run
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "mfimage":
+            raise
+        raise BackendError(
+            f"serve: {error.name} is not installed here", hint="pip install 'mfimage[serve]'"
+        ) from None
+    return run(_folder(options), settings)
 
 
 def call(options: argparse.Namespace) -> int:
-    """Read records, one a line of stdin or from a file, and write the result of each.
+    """Read records from a file, or lines of stdin, and write the result of each.
 
     The first record that fails ends it with exit code 1; on stdout, results before it are
-    written. A file of results is there when it is whole.
+    written. A file of results appears when it is complete.
     """
     from mfimage.runtime.loading.loader import load_folder
     from mfimage.runtime.records import run, streams
@@ -125,9 +115,8 @@ def call(options: argparse.Namespace) -> int:
             open_sink(out, form, fn) as sink,
         ):
             outcomes = run.invoke_each(fn, source.payloads())
-            run.stop_at_failure(
-                outcomes, sink.append_json, sink.flush, name=fn.name, unit=source.unit
-            )
+            unit = source.unit
+            run.stop_at_failure(outcomes, sink.append_json, sink.flush, name=fn.name, unit=unit)
     return 0
 
 
@@ -148,10 +137,10 @@ def check(options: argparse.Namespace) -> int:
 
 
 def batch(options: argparse.Namespace) -> int:
-    """Run the function over files of records and write the results to a folder, part by part.
+    """Run the function over files of records and write the results to a folder, in parts.
 
-    A job that is started again does what is left. Exit code 3: done, but some records have no
-    result; errors.jsonl says which and why.
+    The same command again runs the parts that are left. Exit code 3: some records have no result;
+    errors.jsonl lists them.
     """
     from mfimage.runtime.batch.command import run
 

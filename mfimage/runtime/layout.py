@@ -1,4 +1,4 @@
-"""Every in-image path, and the variable that says where the function lies, named once."""
+"""The paths and variables of an image."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ PROGRAMS = "/opt/mfimage/bin"
 # Inside FUNCTION.
 FUNCTION_JSON = "function.json"
 CODE = "code"
-# What was installed: the function's needs and the target's.
+# The installed packages: the function's and the target's.
 LOCK = "pylock.toml"
-# What is in the image (CycloneDX).
+# CycloneDX.
 SBOM = "sbom.cdx.json"
 BLOBS = "blobs/sha256"
 
 FUNCTION_VARIABLE = "MFIMAGE_FUNCTION"
-# Which interface the image exposes.
+# The image's interface.
 TARGET_VARIABLE = "MFIMAGE_TARGET"
-# prometheus_client's own: where its processes put their counts.
+# prometheus_client's own: folder of the processes' counts.
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
-# What of mfimage runs beside a function, in an image and in an environment of its own, relative
-# to the folder that holds the packages.
+# The files of mfimage that run beside a function, in an image or in an environment of its own;
+# relative to the folder that holds the package.
 RUNTIME_FILES = (
     "mfimage/__init__.py",
     "mfimage/errors.py",
@@ -45,19 +45,10 @@ RUNTIME_FILES = (
     "metaflow_extensions/mfimage/toplevel/*.py",
 )
 
-# Of a function's digest, what stands in the name of its placement resource.
-_PLACEMENT_DIGITS = 16
-
 
 def placement_resource(digest: str) -> str:
-    """Return the Ray resource of nodes that carry a function's image, as ``mfimage-<16 hex>``.
-
-    Parameters
-    ----------
-    digest : str
-        The function's, as ``sha256:<hex>`` or the hex digits alone.
-    """
-    return f"mfimage-{digest.removeprefix('sha256:')[:_PLACEMENT_DIGITS]}"
+    """Return the Ray resource that marks nodes with a function's image: ``mfimage-<16 hex>``."""
+    return f"mfimage-{digest.removeprefix('sha256:')[:16]}"
 
 
 def function_folder(environ: Mapping[str, str] | None = None) -> Path:

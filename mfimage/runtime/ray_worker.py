@@ -1,4 +1,4 @@
-"""A function as a Ray actor; Ray itself is not imported here."""
+"""A function as a Ray actor and as a Ray Serve application; imports Ray only when needed."""
 
 from __future__ import annotations
 
@@ -8,57 +8,45 @@ from typing import Any
 
 from mfimage.runtime.layout import function_folder
 from mfimage.runtime.loading.loader import LiveFunction, load_folder
-from mfimage.runtime.worker.process import answer
+from mfimage.runtime.worker.process import reply
 
 
 class FunctionActor:
-    """A function that is loaded once and called often: ``ray.remote(FunctionActor).remote()``.
+    """A loaded function, as an actor: ``ray.remote(FunctionActor).remote()``.
 
     Parameters
     ----------
     folder : str, optional
-        Where the function's package was unpacked; this image's own by default.
+        Folder of the function's unpacked package; by default this image's.
 
     Raises
     ------
     PackageError
-        When there is none, or it is damaged.
+        When the package is missing or damaged.
     """
 
     def __init__(self, folder: str | None = None) -> None:
-        self._live = load_folder(Path(folder) if folder else function_folder())
+        self._attach(load_folder(Path(folder) if folder else function_folder()))
 
     @classmethod
     def of(cls, live: LiveFunction) -> FunctionActor:
-        """Return one for a function that is loaded already."""
+        """Return an actor for a function that is already loaded."""
         actor = cls.__new__(cls)
-        actor._live = live
+        actor._attach(live)
         return actor
 
-    @property
-    def name(self) -> str:
-        """The function's name."""
-        return self._live.name
-
-    @property
-    def digest(self) -> str:
-        """The package's digest."""
-        return self._live.digest
-
-    @property
-    def data(self) -> str:
-        """Name of the function's first parameter: what paths in input errors start with."""
-        return self._live.data
+    def _attach(self, live: LiveFunction) -> None:
+        self._live, self.name, self.digest, self.data = live, live.name, live.digest, live.data
 
     def predict(self, records: list[Any]) -> list[Any]:
-        """Return the results for records; a batch function gets all of them at once.
+        """Return the results of records, all in one call of a batch function.
 
         Raises
         ------
         InputError, OutputError
             When a record or a result does not fit the hints.
         Exception
-            The first that the function raised.
+            The function's own; the first if there are several.
         """
         results = self._live.results(records)
         for result in results:
@@ -67,18 +55,18 @@ class FunctionActor:
         return results
 
     def answer(self, kind: int, payload: bytes) -> tuple[int, bytes]:
-        """Return the answer to one of the frames that go to a worker, as a kind and a payload."""
-        return answer(self._live, kind, payload)
+        """Return the reply to a frame of the worker's protocol: its kind and its payload."""
+        return reply(self._live, kind, payload)
 
     def close(self) -> None:
-        """Release what the function holds in this process."""
+        """Stop the thread of an ``async def`` function."""
         self._live.close()
 
 
 def build(args: Mapping[str, Any]) -> Any:
-    """Return a Ray Serve application of this image's function; see ``ray_serve``.
+    """Return a Ray Serve application of this image's function.
 
-    As ``import_path`` of a Serve configuration: ``mfimage.runtime.ray_worker:build``.
+    The ``import_path`` of a Serve configuration is ``mfimage.runtime.ray_worker:build``.
 
     Parameters
     ----------
@@ -89,7 +77,7 @@ def build(args: Mapping[str, Any]) -> Any:
     Raises
     ------
     OptionError
-        When one is unknown or cannot be used.
+        When one is unknown or invalid.
     BackendError
         When the image was built without Ray Serve.
     """

@@ -1,4 +1,4 @@
-"""Loading a function that was captured by value; ``capture/value.py`` wrote the pickle."""
+"""Loads a function captured by value, from the pickle of ``capture/code/by_value.py``."""
 
 from __future__ import annotations
 
@@ -14,27 +14,20 @@ from mfimage.errors import PackageError
 
 
 def load_value(path: Path, *, python: str, builtins: Any) -> Any:
-    """Return the decorated function that a pickle holds.
+    """Return the decorated function in a pickle; ``PackageError`` if this is another Python.
 
     Parameters
     ----------
-    path : Path
-        The pickle.
     python : str
-        The Python it was captured by, as ``3.11``: it holds bytecode.
+        The Python that captured it, as ``3.11``: it contains bytecode.
     builtins : mapping or module
-        ``__builtins__`` of the module that asks: what it imports, the function imports.
-
-    Raises
-    ------
-    PackageError
-        When this is another Python.
+        ``__builtins__`` of the calling module, so that the function's imports are the same.
     """
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if python != here:
         raise PackageError(
-            f"{path.stem} was captured by value, by Python {python}; this is Python {here}",
-            hint=f"use Python {python}, or bind the function from a module: a .py file",
+            f"{path.stem} was captured by value with Python {python}; this is Python {here}",
+            hint=f"use Python {python}, or bind the function from a .py file",
         )
     space = vars(builtins) if isinstance(builtins, types.ModuleType) else builtins
     with path.open("rb") as file:
@@ -42,7 +35,7 @@ def load_value(path: Path, *, python: str, builtins: Any) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes functions that import as the module does that stands for them."""
+    """Makes functions whose imports are those of the calling module."""
 
     def __init__(self, file: BinaryIO, path: Path, builtins: Mapping[str, Any]) -> None:
         super().__init__(file)
@@ -79,7 +72,7 @@ class _Unpickler(pickle.Unpickler):
         self._adopt(function.__globals__)
 
     def _adopt(self, space: dict[str, Any]) -> None:
-        # Functions made inside this one take their builtins from here.
+        # Functions defined inside this one inherit these builtins.
         space["__builtins__"] = self._builtins
         if "__file__" in space:
             space["__file__"] = str(self._path)

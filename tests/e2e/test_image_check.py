@@ -23,7 +23,7 @@ def double(data: dict[str, float]) -> dict[str, float]:
     """Double every value."""
     return {name: 2 * value for name, value in data.items()}
 '''
-PROBLEMS = "/opt/mfimage/mfimage/runtime/problems.py"
+PROBLEMS = "/opt/mfimage/mfimage/runtime/serving/problems.py"
 NAME = "mfimage-test-double"
 GOOD = f"{NAME}:good"
 RESTRICTED = {"read-only", "any-user", "no-capabilities", "no-new-privileges"}
@@ -94,9 +94,7 @@ def test_a_good_image_passes(iris, good):
 def test_each_fault_is_found_by_its_check(iris, spoiled):
     image = spoiled(
         "faults",
-        edited(
-            "/opt/mfimage/mfimage/runtime/problems.py", "return Problem(422", "return Problem(400"
-        ),
+        edited(PROBLEMS, "return Problem(422", "return Problem(400"),
         "USER 0:0",
         "LABEL io.mfimage.task=Other/1/step/2",
         "ENV UPSTREAM=https://bob:hunter2@example.com MFIMAGE_GRACE=1",

@@ -62,7 +62,7 @@ def test_it_pickles_by_name_as_functions_do() -> None:
     again: Any = pickle.loads(pickle.dumps(predict))
     assert again is predict
     assert copy.deepcopy(predict) is predict
-    with pytest.raises(pickle.PicklingError, match="not what its name finds"):
+    with pytest.raises(pickle.PicklingError, match="not what its name refers to"):
         pickle.dumps(renamed)
     assert isinstance(renamed, DecoratedFunction)
 

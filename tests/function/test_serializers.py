@@ -114,7 +114,7 @@ SERIALIZERS = [
     (Json, "the name 'json' is taken by mfimage"),
     (Upper, r"register_serializer: name: 'SHOUT' cannot be used \(lower case\)"),
     (Parameters, "media_type: 'text/x-shout; charset=utf-8' cannot be used"),
-    (object(), "register_serializer: <object object at .*> is no serializer"),
+    (object(), "register_serializer: <object object at .*> is not a serializer"),
 ]
 
 
@@ -195,7 +195,7 @@ def test_entry_points(tmp_path: Path) -> None:
         f"broken 1.0: {point.format('bad')}: broken:Shout cannot be loaded: "
         "ModuleNotFoundError: No module named 'nowhere'",
         f"called 1.0: {point.format('named')}: the serializer calls itself 'other'",
-        f"empty 1.0: {point.format('nothing')}: 1 is no serializer",
+        f"empty 1.0: {point.format('nothing')}: 1 is not a serializer",
     ]
     warnings = "\n".join(found[6:])
     assert "late.Shout: the name 'one' is taken by good.Shout" in warnings

@@ -1,7 +1,7 @@
 # Made by mfimage 1.2.3: function predict, target fastapi.
 #
-# A folder below layers/ has the files of one layer. It is copied onto /, so that parent folders get
-# fixed times too: the layer's digest then depends on its content alone, and is the same everywhere.
+# Each folder in layers/ has the files of one layer. It is copied to /, so that parent folders get fixed
+# times too: the layer's digest depends on its content alone.
 
 # Build stage: uv installs what the lock lists, and verifies hashes. Only /out is copied from it.
 FROM python:3.11-slim AS build
@@ -37,7 +37,7 @@ RUN --mount=type=cache,id=mfimage-uv,target=/var/cache/mfimage/uv \
 FROM python:3.11-slim
 USER 0:0
 COPY --from=build /out/ /
-# Before what changes often, because it makes a layer, an empty one.
+# It makes an empty layer, so it comes before those that change often.
 WORKDIR /opt/function/code
 # model
 COPY layers/artifact-8dc41a85a349b16d/ /
@@ -70,8 +70,8 @@ LABEL \
 USER 1000:0
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-# The base's would check another program. One of our own would start Python every few seconds, and
-# Kubernetes ignores it: probe GET /healthz and GET /readyz.
+# The base's would check another program. Our own would start Python every few seconds, and Kubernetes
+# ignores it: probe GET /healthz and GET /readyz.
 HEALTHCHECK NONE
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mfimage.runtime"]
 CMD ["serve"]

@@ -16,7 +16,6 @@ from mfimage.runtime.serving.content import MediaTypes
 from mfimage.runtime.serving.contract import routes
 from mfimage.runtime.serving.logs import AccessLog, Out
 from mfimage.runtime.serving.metrics import Metrics
-from mfimage.runtime.serving.process import dispatcher_for
 from mfimage.runtime.serving.service import Service
 from mfimage.runtime.settings import Settings
 
@@ -76,18 +75,12 @@ async def served(fn: LiveFunction, *, load: bool = True, **given: Any) -> AsyncI
     """Serve a function; ``given`` are fields of ``Settings``."""
     settings = Settings(**given)
     it = Served(fn, settings)
-    dispatcher = None
     if load:
-        loop = asyncio.get_running_loop()
-        dispatcher = dispatcher_for(
-            fn, settings, loop=loop, on_batch=it.metrics.batch_sizes.observe
-        )
-        it.service.start(dispatcher, MediaTypes.of(fn.spec, fn, data=fn.data))
+        it.service.start(fn, MediaTypes.of(fn.spec, fn, data=fn.data))
     try:
         yield it
     finally:
         await it.client.aclose()
         it.access.flush()
-        if dispatcher is not None:
-            dispatcher.close()
+        it.service.close()
         fn.close()

@@ -7,20 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mfimage.runtime.batch.job import BatchOptions, Job, Summary
-from mfimage.runtime.batch.parts import Part, PartDone, PartOptions, PartRunner
+from mfimage.runtime.batch.job import BatchJob, Summary
+from mfimage.runtime.batch.options import BatchOptions
+from mfimage.runtime.batch.parts import BatchPart, PartResult, PartRunner
 from mfimage.runtime.loading.loader import LiveFunction
 
 
 class InProcess:
-    """Runs parts here; ends before the part ``stop_at``."""
+    """Runs parts in this process; stops before the part ``stop_at``."""
 
-    def __init__(self, fn: LiveFunction, options: PartOptions, stop_at: int | None = None) -> None:
+    def __init__(self, fn: LiveFunction, options: BatchOptions, stop_at: int | None = None) -> None:
         self._runner = PartRunner(fn, options)
         self._stop_at = stop_at
         self.ran: list[int] = []
 
-    def run(self, parts: list[Part]) -> Iterator[tuple[Part, PartDone]]:
+    def run(self, parts: list[BatchPart]) -> Iterator[tuple[BatchPart, PartResult]]:
         for part in parts:
             if part.index == self._stop_at:
                 raise KeyboardInterrupt
@@ -30,8 +31,8 @@ class InProcess:
 
 def run_job(fn: LiveFunction, *, input: Any, output: Any, **options: Any) -> Summary:
     """Run a whole job in this process."""
-    job = Job(fn.spec, BatchOptions(input=str(input), output=str(output), **options))
-    return job.run(InProcess(fn, job.part_options))
+    job = BatchJob(fn.spec, BatchOptions(input=str(input), output=str(output), **options))
+    return job.run(InProcess(fn, job.options).run)
 
 
 def lines(folder: Path, pattern: str = "part-*.jsonl") -> list[Any]:
@@ -41,5 +42,5 @@ def lines(folder: Path, pattern: str = "part-*.jsonl") -> list[Any]:
 
 
 def failures(folder: Path) -> list[Any]:
-    """Return what ``errors.jsonl`` says."""
+    """Return the lines of ``errors.jsonl``."""
     return lines(folder, "errors.jsonl")

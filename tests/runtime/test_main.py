@@ -119,6 +119,20 @@ def test_bad_variables_are_errors(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert "error: MFIMAGE_MAX_BODY: 'much' is not a size" in done.stderr
 
 
+def test_serve_without_a_server_says_what_to_install(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = tmp_path / "hidden" / "uvicorn.py"
+    hidden.parent.mkdir()
+    hidden.write_text("raise ModuleNotFoundError('No module', name='uvicorn')\n")
+    monkeypatch.setenv("PYTHONPATH", str(hidden.parent))
+    done = run(folder, "serve")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: serve: uvicorn is not installed here\nhint: pip install 'mfimage[serve]'\n"
+    )
+
+
 def test_in_a_process_of_somebody_else_results_go_to_its_stdout(
     folder: Path, capsysbinary: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from mfimage.backends.calls import Resend, invalid_reply, remote_error
 from mfimage.errors import BackendError
+from mfimage.runtime.worker import BOOT
 from mfimage.runtime.worker.frames import (
     FAILURE,
     READY,
@@ -33,13 +34,6 @@ from mfimage.runtime.worker.frames import (
     send_frame,
 )
 
-_BOOT = (
-    "import sys; sys.path.insert(0, sys.argv[3])\n"
-    "from mfimage.runtime.worker.lifeline import die_with\n"
-    "die_with(int(sys.argv[2]))\n"
-    "from mfimage.runtime.worker.process import main\n"
-    "main(int(sys.argv[1]))"
-)
 # These configure the caller's interpreter, not the worker's.
 _NOT_INHERITED = ("PYTHONHOME", "PYTHONSTARTUP", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__")
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
@@ -79,7 +73,7 @@ def _spawn(launch: WorkerLaunch, control: socket.socket, lifeline: int) -> subpr
         output = subprocess.DEVNULL
     passed = (control.fileno(), lifeline)
     return subprocess.Popen(
-        [launch.python, "-I", "-c", _BOOT, *map(str, passed), launch.runtime],
+        [launch.python, "-I", "-c", BOOT, *map(str, passed), launch.runtime],
         stdin=subprocess.DEVNULL,
         stdout=output,
         env=environment,

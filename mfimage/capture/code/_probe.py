@@ -314,7 +314,9 @@ def _read(
     start = [module, *loaded] if module else []
     project = reading.walk_project(tracer.root, start, loaded)
     foreign = [each for each in project.imports if not each.means]
-    called = _called(reading, project, tracer.root, request)
+    parts = reading.prefixes(request["module"])
+    own = [file for file in (reading.find_local(tracer.root, name) for name in parts) if file]
+    called = set(reading.reached_imports(project, own, request["functions"]))
     names = {each.module for each in foreign} | {name for name, _, _ in tracer.seen}
     return {
         "read": [
@@ -325,13 +327,6 @@ def _read(
         "files": [str(file) for file in project.files],
         "origins": find_origins(sorted(names | {*request["names"], *start})),
     }
-
-
-def _called(reading: Any, project: Any, root: Path, request: Mapping[str, Any]) -> set[Any]:
-    """Return the imports that run when the function is called."""
-    names = reading.prefixes(request["module"])
-    start = [file for file in (reading.find_local(root, name) for name in names) if file]
-    return set(reading.reached_imports(project, start, request["functions"]))
 
 
 def _sibling(name: str) -> Any:

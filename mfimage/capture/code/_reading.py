@@ -58,11 +58,8 @@ def find_local(root: Path, module: str) -> Path | None:
             return path
     if not base.parent.is_dir():
         return None
-    return next((path for path in base.parent.glob(base.name + ".*") if _is_compiled(path)), None)
-
-
-def _is_compiled(path: Path) -> bool:
-    return path.suffix in (".so", ".pyd")
+    found = base.parent.glob(base.name + ".*")
+    return next((path for path in found if path.suffix in (".so", ".pyd")), None)
 
 
 def prefixes(module: str) -> list[str]:
@@ -74,20 +71,8 @@ def prefixes(module: str) -> list[str]:
 def walk_project(root: Path, start: Iterable[str], loaded: Mapping[str, Path]) -> Project:
     """Read every project file that ``start`` reaches, following imports between them.
 
-    Parameters
-    ----------
-    root : Path
-        The folder that is on ``sys.path``.
-    start : iterable of str
-        Modules to start from.
-    loaded : mapping of str to Path
-        The project's modules that importing the function's module loads, and their files: what
-        these import is not optional because of how they were reached.
-
-    Returns
-    -------
-    Project
-        In reading order. An import of a file below ``root`` needs nothing else.
+    ``loaded`` are the modules, and their files, that importing the function's module loads: what
+    these import is not optional because of how they were reached.
     """
     imports: list[FileImport] = []
     seen: dict[Path, SourceFile] = {}
@@ -99,7 +84,10 @@ def walk_project(root: Path, start: Iterable[str], loaded: Mapping[str, Path]) -
         path = find_local(root, module) or loaded.get(module)
         if path is None or path in seen:
             continue
-        seen[path] = _read_file(module, path)
+        seen[path] = SourceFile([], {})
+        if path.suffix == ".py":
+            package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+            seen[path] = read_source(path.read_bytes(), package=package, label=str(path))
         for name, line, soft, within in seen[path].imports:
             is_optional = soft or (optional and module not in loaded)
             names = prefixes(name)
@@ -119,7 +107,11 @@ def reached_imports(
     """
     files, names = set(start), set(functions)
     while True:
-        found = [each for each in project.imports if each.file in files and _is_run(each, names)]
+        found = [
+            each
+            for each in project.imports
+            if each.file in files and (not each.within or each.within in names)
+        ]
         sizes = len(files), len(names)
         files.update(file for each in found for file in each.means)
         for file in files & project.files.keys():
@@ -130,27 +122,11 @@ def reached_imports(
             return found
 
 
-def _is_run(statement: FileImport, names: set[str]) -> bool:
-    return not statement.within or statement.within in names
-
-
-def _read_file(module: str, path: Path) -> SourceFile:
-    if path.suffix != ".py":
-        return SourceFile([], {})
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    return read_source(path.read_bytes(), package=package, label=str(path))
-
-
 def read_source(source: bytes, *, package: str = "", label: str = "<source>") -> SourceFile:
     """Return the imports of a module, at its top and inside its functions.
 
     Left out are imports for type checkers, those below ``if __name__ == "__main__":``, and those
     of a flow's steps: none of them runs when the function does.
-
-    Raises
-    ------
-    SyntaxError
-        When it is not Python.
     """
     reader = _Reader(package)
     reader.visit(ast.parse(source, label))

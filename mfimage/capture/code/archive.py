@@ -9,7 +9,7 @@ import os
 import stat
 import tarfile
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,24 +30,12 @@ _TOO_MUCH = "bind from a folder that holds the project alone"
 
 @dataclass(frozen=True, kw_only=True)
 class CapturedCode:
-    """A function's code, ready to be archived.
+    """A function's code, ready to be archived."""
 
-    Attributes
-    ----------
-    entrypoint : str
-        ``module:function`` inside the archive.
-    root : Path or None
-        The project's folder.
-    files : mapping of str to Path
-        Path in the archive -> file on this machine, sorted.
-    generated : mapping of str to bytes
-        Files that are on no disk: a function captured by value.
-    """
-
-    entrypoint: str
-    root: Path | None
-    files: Mapping[str, Path]
-    generated: Mapping[str, bytes]
+    entrypoint: str  # ``module:function`` inside the archive
+    root: Path | None  # the project's folder
+    files: Mapping[str, Path]  # path in the archive -> file on this machine, sorted
+    generated: Mapping[str, bytes]  # files that are on no disk: a function captured by value
 
     @property
     def module(self) -> str:
@@ -75,11 +63,6 @@ def capture_code(
     the data files of the function's own package. Never virtual environments, ``.env`` files,
     keys, or the datastore. With a function captured by value, the folder is included only when
     the function refers to something in it.
-
-    Raises
-    ------
-    CaptureError
-        When it cannot be captured, or the folder holds too much.
     """
     generated: Mapping[str, bytes] = {}
     entrypoint, root = f"{definition.module}:{definition.name}", definition.root
@@ -88,22 +71,21 @@ def capture_code(
 
         value = capture_value(function)
         generated, entrypoint = value.files, value.entrypoint
-        root = root if root and _refers_to(root, value.modules, script) else None
+        if root and not (script and (root / script).is_file()):
+            tops = {name.partition(".")[0] for name in value.modules}
+            if not any((root / f"{top}.py").is_file() or (root / top).is_dir() for top in tops):
+                root = None
     files = _project_files(root, definition.module.partition(".")[0]) if root else {}
     return CapturedCode(
         entrypoint=entrypoint, root=definition.root, files=files, generated=generated
     )
 
 
-def _refers_to(root: Path, modules: Collection[str], script: str) -> bool:
-    tops = {name.partition(".")[0] for name in modules}
-    if script and (root / script).is_file():
-        return True
-    return any((root / f"{top}.py").is_file() or (root / top).is_dir() for top in tops)
-
-
 def _project_files(root: Path, package: str) -> dict[str, Path]:
-    suffixes = _suffixes()
+    from metaflow.metaflow_config import DEFAULT_PACKAGE_SUFFIXES
+
+    given = (suffix.strip().lower() for suffix in DEFAULT_PACKAGE_SUFFIXES.split(","))
+    suffixes = tuple(filter(None, given))
     own = root / package if (root / package / "__init__.py").is_file() else None
     files: dict[str, Path] = {}
     size = 0
@@ -158,21 +140,8 @@ def _is_taken(name: str, suffixes: tuple[str, ...], in_package: bool) -> bool:
     return lower.endswith(suffixes) or (in_package and not lower.endswith(_NO_DATA))
 
 
-def _suffixes() -> tuple[str, ...]:
-    from metaflow.metaflow_config import DEFAULT_PACKAGE_SUFFIXES
-
-    given = (suffix.strip().lower() for suffix in DEFAULT_PACKAGE_SUFFIXES.split(","))
-    return tuple(suffix for suffix in given if suffix)
-
-
 def archive(code: CapturedCode) -> bytes:
-    """Return ``code.tar.gz``: the same files give the same bytes.
-
-    Raises
-    ------
-    CaptureError
-        When a file cannot be read.
-    """
+    """Return ``code.tar.gz``: the same files give the same bytes."""
     buffer = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=buffer, mode="wb", filename="", mtime=0, compresslevel=6) as packed,

@@ -41,31 +41,15 @@ def _imports():
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Value:
-    """A function captured by value.
+    """A function captured by value."""
 
-    Attributes
-    ----------
-    entrypoint : str
-        ``module:function``.
-    files : mapping of str to bytes
-        The module that stands for it, and the pickle.
-    modules : frozenset of str
-        What it imports or refers to.
-    """
-
-    entrypoint: str
-    files: Mapping[str, bytes]
-    modules: frozenset[str]
+    entrypoint: str  # ``module:function``
+    files: Mapping[str, bytes]  # the module that stands for it, and the pickle
+    modules: frozenset[str]  # what it imports or refers to
 
 
 def capture_value(function: DecoratedFunction) -> Value:
-    """Pickle a function with everything of ``__main__`` that it refers to.
-
-    Raises
-    ------
-    CaptureError
-        When something it refers to cannot be pickled, or is too large.
-    """
+    """Pickle a function with everything of ``__main__`` that it refers to."""
     buffer = io.BytesIO()
     pickler = _Pickler(buffer)
     try:

@@ -20,15 +20,7 @@ _META = ".mf_meta"
 
 
 def read_code_package(task: TaskInfo) -> bytes | None:
-    """Return a task's code package, verified; None when it has none.
-
-    Raises
-    ------
-    TaskError
-        When it is missing from the datastore.
-    PackageError
-        When its content does not have the digest in its name.
-    """
+    """Return a task's code package, verified; None when it has none."""
     about = task.metadata.get(_FIELD)
     if not about:
         return None
@@ -36,13 +28,7 @@ def read_code_package(task: TaskInfo) -> bytes | None:
 
 
 def with_code_package(task: Any) -> TaskInfo:
-    """Return a task of the same run that has a code package; all of them have the same one.
-
-    Raises
-    ------
-    TaskError
-        When no task of the run has one.
-    """
+    """Return a task of the same run that has a code package; all of them have the same one."""
     run = task.parent.parent
     for each in (task, *(step.task for step in run)):
         if each is not None and _FIELD in each.metadata_dict:
@@ -56,15 +42,7 @@ def with_code_package(task: Any) -> TaskInfo:
 
 @contextlib.contextmanager
 def unpacked_code(task: TaskInfo) -> Iterator[Path]:
-    """Yield a private folder that holds the user's files of a task's code package.
-
-    Raises
-    ------
-    TaskError
-        When it has none, or it is missing from the datastore.
-    PackageError
-        When it is damaged, or has a file that would land outside.
-    """
+    """Yield a private folder that holds the user's files of a task's code package."""
     data = read_code_package(task)
     if data is None:
         raise TaskError(f"task {task.pathspec} has no code package")

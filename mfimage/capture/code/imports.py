@@ -46,30 +46,14 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Imports:
-    """What a function imports.
+    """What a function imports."""
 
-    Attributes
-    ----------
-    python : str
-        Full version of the interpreter that was asked.
-    asked : tuple of Asked
-        Modules that are neither Python's nor the project's.
-    installed : Installed
-        What the interpreter has installed.
-    """
-
-    python: str
-    asked: tuple[Asked, ...]
+    python: str  # full version of the interpreter that was asked
+    asked: tuple[Asked, ...]  # modules that are neither Python's nor the project's
     installed: Installed
 
     def distributions(self) -> dict[str, str]:
-        """Return the distributions that the modules belong to -> why they are needed.
-
-        Raises
-        ------
-        LockError
-            When a required module belongs to none.
-        """
+        """Return the distributions that the modules belong to -> why they are needed."""
         reasons: dict[str, str] = {}
         for asked in self.asked:
             owners = self.installed.owners(asked.module, asked.origins)
@@ -101,46 +85,23 @@ def _lost(asked: Asked) -> LockError:
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """Code and artifacts whose imports are wanted.
+    """Code and artifacts whose imports are wanted."""
 
-    Attributes
-    ----------
-    root : Path
-        The folder that will be on ``sys.path``.
-    files : sequence of Path
-        The project's files that are included.
-    module : str
-        The function's module.
-    functions : sequence of str
-        Names of the module's definitions that are called.
-    artifacts : mapping of str to StoredBytes
-        The artifacts that it uses; their pickles are read, never run.
-    needed : mapping of str to str
-        Modules that the function needs and does not import -> why.
-    python : str
-        The interpreter to ask.
-    """
-
-    root: Path
-    files: Sequence[Path]
-    module: str
-    artifacts: Mapping[str, StoredBytes]
-    functions: Sequence[str] = ()
-    needed: Mapping[str, str] | None = None
-    python: str = sys.executable
+    root: Path  # the folder that will be on ``sys.path``
+    files: Sequence[Path]  # the project's files that are included
+    module: str  # the function's
+    artifacts: Mapping[str, StoredBytes]  # their pickles are read, never run
+    functions: Sequence[str] = ()  # names of the module's definitions that are called
+    needed: Mapping[str, str] | None = None  # modules that it needs and does not import -> why
+    python: str = sys.executable  # the interpreter to ask
 
 
 @contextmanager
 def search_imports(code: Code, *, run: bool = True) -> Iterator[Search]:
     """Start to find out what code imports; everything is stopped when the block is left.
 
-    Parameters
-    ----------
-    code : Code
-        What to look at.
-    run : bool
-        Import the module, in a fresh process. Otherwise only its source is read, and a pickle
-        that cannot be read is ignored.
+    Without ``run`` the module is not imported: only source is read, and a pickle that cannot be
+    read is ignored.
     """
     root = code.root.resolve()
     request = {"module": code.module, "functions": [*code.functions, _NEEDS], "run": run}
@@ -156,26 +117,11 @@ class Search:
         self._code, self._root, self._interpreter, self._run = code, root, interpreter, run
 
     def expected(self) -> Imports | None:
-        """Return the imports as the source says, before anything ran; None if it cannot be read.
-
-        Raises
-        ------
-        CaptureError
-            As ``result``.
-        """
+        """Return the imports as the source says, before anything ran; None if it cannot be read."""
         return self._imports(self._read) if "read" in self._read else None
 
     def result(self) -> Imports:
-        """Return the imports.
-
-        Raises
-        ------
-        LockError
-            When a module cannot be imported because something is not installed.
-        CaptureError
-            When importing it fails otherwise, it imports a file of the project that is not
-            included, or a pickle cannot be read.
-        """
+        """Return the imports."""
         if not self._run:
             return self._imports(self._read)
         _ = self._by_pickles  # while the other process imports
@@ -188,7 +134,13 @@ class Search:
     def _imports(self, found: Mapping[str, Any]) -> Imports:
         asked = [*_asked_by_code(found, self._root, self._code.module), *self._by_pickles]
         if not self._run:
-            asked = _doubted(asked, [Path(_relative(str(f), self._root)) for f in self._code.files])
+            # Its code may change ``sys.path``, so these modules may be the project's own.
+            files = [Path(_relative(str(file), self._root)) for file in self._code.files]
+            own = {part.partition(".")[0] for file in files for part in file.parts}
+            asked = [
+                each._replace(certain=each.certain and each.module.partition(".")[0] not in own)
+                for each in asked
+            ]
         needed = (self._code.needed or {}).items()
         asked += [Asked(module, why, (), optional=False) for module, why in needed]
         return Imports(python=self._read["python"], asked=tuple(asked), installed=self._installed)
@@ -237,15 +189,6 @@ def _named_by_pickles(
                 raise
             continue
         yield from ((module, name) for module in sorted(modules))
-
-
-def _doubted(asked: Iterable[Asked], files: Iterable[Path]) -> list[Asked]:
-    """Make modules uncertain that may be the project's: its code may change ``sys.path``."""
-    own = {part.partition(".")[0] for file in files for part in file.parts}
-    return [
-        each._replace(certain=each.certain and each.module.partition(".")[0] not in own)
-        for each in asked
-    ]
 
 
 def _asked_by_code(found: Mapping[str, Any], root: Path, module: str) -> Iterator[Asked]:

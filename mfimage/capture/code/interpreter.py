@@ -77,21 +77,11 @@ def _started(python: str, *ahead: str) -> Iterator[Interpreter]:
 
 @dataclass(frozen=True, kw_only=True)
 class Interpreter:
-    """An interpreter that waits for a request.
-
-    Attributes
-    ----------
-    process : Popen
-        The process.
-    output : file
-        What the module writes to stdout and stderr.
-    ran_file : Path
-        Where the probe writes what it saw while the module was imported.
-    """
+    """An interpreter that waits for a request."""
 
     process: subprocess.Popen[bytes]
-    output: IO[bytes]
-    ran_file: Path
+    output: IO[bytes]  # what the module writes to stdout and stderr
+    ran_file: Path  # where the probe writes what it saw while the module was imported
 
     def ask(self, root: Path, request: Mapping[str, Any]) -> None:
         """Send the request; what it leaves out is as in ``_NOTHING``."""
@@ -102,25 +92,13 @@ class Interpreter:
             self.process.stdin.close()
 
     def read(self) -> dict[str, Any]:
-        """Return what the source says.
-
-        Raises
-        ------
-        CaptureError
-            When the process ends before it does.
-        """
+        """Return what the source says."""
         assert self.process.stdout is not None
         found = self.process.stdout.read()
         return dict(json.loads(found)) if found else self._died("reading the project's source")
 
     def ran(self, module: str) -> dict[str, Any]:
-        """Wait for the module's import; return what was seen.
-
-        Raises
-        ------
-        CaptureError
-            When it takes too long, or ends the process.
-        """
+        """Wait for the module's import; return what was seen."""
         label = f"importing {module} in a fresh interpreter"
         try:
             self.process.wait(_TIMEOUT)

@@ -21,40 +21,19 @@ _SITES = {"site-packages", "dist-packages"}
 
 @dataclass(frozen=True, kw_only=True)
 class Definition:
-    """Where a function is defined.
+    """Where a function is defined."""
 
-    Attributes
-    ----------
-    module : str
-        The name to import it by, inside the code archive.
-    name : str
-        What that module calls it.
-    root : Path or None
-        The project's folder; None when the module is part of an installed distribution.
-    by_value : bool
-        Whether its module cannot be imported again: a notebook, a REPL, an unguarded script.
-    """
-
-    module: str
-    name: str
-    root: Path | None
+    module: str  # the name to import it by, inside the code archive
+    name: str  # what that module calls it
+    root: Path | None  # the project's folder; None in an installed distribution
+    # Its module cannot be imported again: a notebook, a REPL, an unguarded script.
     by_value: bool = False
 
 
 def load_decorated(text: str, folder: Path | None = None) -> DecoratedFunction:
     """Import the function that ``file.py:function`` or ``package.module:function`` names.
 
-    Parameters
-    ----------
-    text : str
-        What names it.
-    folder : Path, optional
-        Where the module must be; by default any that can be imported here.
-
-    Raises
-    ------
-    CaptureError
-        When the file or the function is missing, or it is not decorated.
+    With ``folder``, a module must be there; otherwise it may be any that can be imported here.
     """
     place, _, name = text.rpartition(":")
     if not place or not name.isidentifier():
@@ -64,7 +43,8 @@ def load_decorated(text: str, folder: Path | None = None) -> DecoratedFunction:
     module = _import(place, folder)
     found = getattr(module, name, None)
     if found is None:
-        names = [key for key, value in vars(module).items() if _is_decorated(value)]
+        members = vars(module).items()
+        names = [key for key, value in members if isinstance(value, DecoratedFunction)]
         raise CaptureError(
             f"{place} has no function {name!r}",
             hint=f"its decorated functions: {', '.join(names)}"
@@ -72,10 +52,6 @@ def load_decorated(text: str, folder: Path | None = None) -> DecoratedFunction:
             else "it has no decorated function; write @json_function above one",
         )
     return require_decorated(found, label=text)
-
-
-def _is_decorated(value: object) -> bool:
-    return isinstance(value, DecoratedFunction)
 
 
 def require_decorated(value: object, *, label: str = "") -> DecoratedFunction:
@@ -113,7 +89,9 @@ def _import(place: str, folder: Path | None) -> ModuleType:
     except (Exception, SystemExit) as error:
         raise CaptureError(
             f"importing {place} failed: {type(error).__name__}: {error}",
-            hint=_import_hint(error),
+            hint=f"install {error.name!r}, or run from the project's folder"
+            if isinstance(error, ModuleNotFoundError)
+            else "it must be importable: guard what should only run as a script with __name__",
         ) from error
     finally:
         if previous is None:
@@ -128,7 +106,9 @@ def _import_file(path: Path, place: str) -> ModuleType:
         module = _import_from(root, name)
     except ModuleNotFoundError as error:
         # A file inside a package that imports its neighbours by their bare names is a script.
-        if root == path.parent or not _stands_in(path.parent, str(error.name)):
+        neighbour = path.parent / str(error.name).partition(".")[0]
+        is_there = neighbour.is_dir() or neighbour.with_name(f"{neighbour.name}.py").is_file()
+        if root == path.parent or not is_there:
             raise
         module = _import_from(path.parent, path.stem)
     other = getattr(module, "__file__", None)
@@ -140,21 +120,10 @@ def _import_file(path: Path, place: str) -> ModuleType:
     return module
 
 
-def _stands_in(folder: Path, module: str) -> bool:
-    name = module.partition(".")[0]
-    return (folder / f"{name}.py").is_file() or (folder / name).is_dir()
-
-
 def _import_from(root: Path, name: str) -> ModuleType:
     if sys.path[:1] != [str(root)]:
         sys.path.insert(0, str(root))
     return importlib.import_module(name)
-
-
-def _import_hint(error: BaseException) -> str:
-    if isinstance(error, ModuleNotFoundError):
-        return f"install {error.name!r}, or run from the project's folder"
-    return "it must be importable: guard what should only run as a script with __name__"
 
 
 def _module_of(path: Path) -> tuple[Path, str]:
@@ -168,13 +137,7 @@ def _module_of(path: Path) -> tuple[Path, str]:
 
 
 def locate(function: DecoratedFunction) -> Definition:
-    """Return how a function can be imported elsewhere.
-
-    Raises
-    ------
-    CaptureError
-        When it cannot be imported, and why.
-    """
+    """Return how a function can be imported elsewhere."""
     name, qualname = function.__module__, function.__qualname__
     module = sys.modules.get(name)
     file = getattr(module, "__file__", None) or inspect.getsourcefile(function.__wrapped__)
@@ -195,36 +158,25 @@ def locate(function: DecoratedFunction) -> Definition:
     if path is None:
         raise CaptureError(f"{name}.{qualname} has no source file", hint="define it in a module")
     if name == "__main__":
-        return _of_script(function, path)
+        spec = getattr(module, "__spec__", None)  # python -m has one
+        root = (_root_of(path, spec.name) if spec else None) or path.parent
+        return Definition(
+            module=".".join(path.relative_to(root).with_suffix("").parts),
+            name=_name_in_module(function),
+            root=root,
+            by_value="." in path.stem or _binds_on_import(path),
+        )
     if any(space.get("__name__") == name for space, _ in _importing()):
         raise CaptureError(
             f"{qualname} is bound while its own module, {name}, is imported",
             hint="importing it again would bind it again: bind it elsewhere, or put the binding "
             "under: if __name__ == '__main__':",
         )
-    return _of_module(function, path)
-
-
-def _of_module(function: DecoratedFunction, path: Path) -> Definition:
-    root, module = _root_of(path, function.__module__), function.__module__
-    if root is None:  # the module was not imported by its path
-        root, module = _module_of(path)
-    installed = not _SITES.isdisjoint(root.parts)
-    return Definition(
-        module=module, name=_name_in_module(function), root=None if installed else root
-    )
-
-
-def _of_script(function: DecoratedFunction, path: Path) -> Definition:
-    spec = getattr(sys.modules["__main__"], "__spec__", None)  # python -m has one
-    root = (_root_of(path, spec.name) if spec else None) or path.parent
-    module = ".".join(path.relative_to(root).with_suffix("").parts)
-    return Definition(
-        module=module,
-        name=_name_in_module(function),
-        root=root,
-        by_value="." in path.stem or _binds_on_import(path),
-    )
+    folder = _root_of(path, name)
+    if folder is None:  # the module was not imported by its path
+        folder, name = _module_of(path)
+    project = folder if _SITES.isdisjoint(folder.parts) else None
+    return Definition(module=name, name=_name_in_module(function), root=project)
 
 
 def _root_of(path: Path, module: str) -> Path | None:
@@ -265,11 +217,6 @@ def _binds_on_import(path: Path) -> bool:
         return False
     for statement in ast.parse(path.read_bytes()).body:
         if statement.lineno <= lines[-1] <= (statement.end_lineno or statement.lineno):
-            return not _is_guard(statement)
+            test = list(ast.walk(statement.test)) if isinstance(statement, ast.If) else []
+            return not any(isinstance(node, ast.Name) and node.id == "__name__" for node in test)
     return False
-
-
-def _is_guard(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.If) and any(
-        isinstance(node, ast.Name) and node.id == "__name__" for node in ast.walk(statement.test)
-    )

@@ -13,25 +13,16 @@ from mfimage.capture.code._reading import find_local
 from mfimage.capture.code.code_package import unpacked_code, with_code_package
 from mfimage.capture.code.locate import is_file, load_decorated
 from mfimage.capture.task.pathspec import find_task
-from mfimage.capture.task.task import TaskInfo
 from mfimage.errors import CaptureError, TaskError
 from mfimage.function.decorator import DecoratedFunction
 
 
 @dataclass(frozen=True, kw_only=True)
 class Named:
-    """A function that a text names.
-
-    Attributes
-    ----------
-    function : DecoratedFunction
-        The function.
-    package : str or None
-        The task whose code package has it; None when it is on this machine.
-    """
+    """A function that a text names."""
 
     function: DecoratedFunction
-    package: str | None
+    package: str | None  # the task whose code package has it; None when it is on this machine
 
 
 @contextlib.contextmanager
@@ -40,43 +31,24 @@ def find_function(
 ) -> Iterator[Named]:
     """Yield the function that a text names; it can be bound until the block is left.
 
-    Parameters
-    ----------
-    text : str
-        ``file.py:function`` or ``package.module:function``.
-    task : str
-        What it will be bound to, ``Flow[/run[/step[/task]]]``.
-    namespace : str, optional
-        Metaflow namespace to search.
-    code : {"here", "task"}, optional
-        Where its file is: on this machine, or in the code package of the task's run. By default
-        on this machine, unless there is no such file or module.
-
-    Raises
-    ------
-    CaptureError
-        When there is no such function.
-    TaskError
-        When there is no such task, or it has no code package.
+    ``text`` is ``file.py:function`` or ``package.module:function``, ``task`` what it will be bound
+    to, and ``code`` says where its file is: ``here``, or in the code package of the ``task``'s run.
+    By default it is here, unless there is no such file or module.
     """
     if code == "here" or (code is None and _is_here(text)):
         yield Named(function=load_decorated(text), package=None)
         return
-    packaged = _packaged(text, task, namespace, code)
-    with unpacked_code(packaged) as folder, _forgotten(folder):
-        found = _load_from(folder, text, packaged.pathspec)
-        yield Named(function=found, package=packaged.pathspec)
-
-
-def _packaged(text: str, task: str, namespace: str | None, code: str | None) -> TaskInfo:
     found = find_task(task, namespace=namespace)
     try:
-        return with_code_package(found)
+        packaged = with_code_package(found)
     except TaskError as error:
         if code is not None:
             raise
-        place = text.rpartition(":")[0]
-        raise TaskError(f"there is no {place} here, and {error.message}", hint=error.hint) from None
+        message = f"there is no {text.rpartition(':')[0]} here, and {error.message}"
+        raise TaskError(message, hint=error.hint) from None
+    with unpacked_code(packaged) as folder, _forgotten(folder):
+        function = _load_from(folder, text, packaged.pathspec)
+        yield Named(function=function, package=packaged.pathspec)
 
 
 def _is_here(text: str) -> bool:
@@ -99,13 +71,13 @@ def _load_from(folder: Path, text: str, package: str) -> DecoratedFunction:
         if found is None:
             raise CaptureError(
                 f"no file {place!r} here, and none in the code package of {package}",
-                hint=f"it has: {', '.join(_names(folder)) or 'none of the flow'}",
+                hint=f"it has: {', '.join(_files(folder)) or 'none of the flow'}",
             )
         return load_decorated(f"{found}:{name}")
     return load_decorated(text, folder=folder)
 
 
-def _names(folder: Path) -> list[str]:
+def _files(folder: Path) -> list[str]:
     files = (path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
     return sorted(files, key=lambda name: (name.count("/"), name))[:10]
 

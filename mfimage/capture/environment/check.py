@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from mfimage.capture.code.imports import Asked, Imports, module_names
 from mfimage.capture.environment.installed import Installed
@@ -22,11 +23,6 @@ def check_imports(
 
     Only when that is certain: an import that may fail, or may never run, needs nothing, and a
     locked distribution whose files cannot be listed may have any module.
-
-    Raises
-    ------
-    LockError
-        Naming the modules, what imports them, and what to add.
     """
     missing = _missing(imports, lock, environment)
     if not missing:
@@ -50,12 +46,21 @@ def _missing(imports: Imports, lock: Lock, environment: Mapping[str, str]) -> li
     ]
     if not suspects:
         return []
-    unknown = [each for each in packages.values() if not _is_known(each, imports.installed)]
+    here = imports.installed
+    # The interpreter knows the modules of what it has in the same version.
+    unknown = [
+        each
+        for each in packages.values()
+        if each.name not in here or here[each.name].version != each.version
+    ]
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        contents = list(
-            pool.map(lambda package: wheel_files(package, lock.wheels, environment), unknown)
-        )
-    return [asked for asked in suspects if not _may_hold(contents, asked.module)]
+        read = partial(wheel_files, local=lock.wheels, environment=environment)
+        contents = list(pool.map(read, unknown))
+    return [
+        asked
+        for asked in suspects
+        if not any(files is None or holds_module(files, asked.module) for files in contents)
+    ]
 
 
 def _is_locked(asked: Asked, packages: Mapping[str, LockedPackage], installed: Installed) -> bool:
@@ -66,15 +71,6 @@ def _is_locked(asked: Asked, packages: Mapping[str, LockedPackage], installed: I
     if not owners and installed.is_namespace(asked.module):
         return True
     return not module_names(asked.module).isdisjoint(packages)
-
-
-def _is_known(package: LockedPackage, installed: Installed) -> bool:
-    """Return whether the interpreter has this version, and so knows its modules."""
-    return package.name in installed and installed[package.name].version == package.version
-
-
-def _may_hold(contents: Iterable[Sequence[str] | None], module: str) -> bool:
-    return any(files is None or holds_module(files, module) for files in contents)
 
 
 def _provider(asked: Asked, installed: Installed) -> str:

@@ -27,36 +27,17 @@ _PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
-    """One installed distribution, as its metadata says.
+    """One installed distribution, as its metadata says."""
 
-    Attributes
-    ----------
-    name : str
-        Canonical name.
-    version : str
-        Exact version.
-    requires : tuple of str
-        Its requirements, with their markers.
-    modules : mapping of str to tuple of str
-        Top-level module -> its files, for modules that several distributions have.
-    location : str
-        The folder that its modules are in.
-    direct_url : mapping or None
-        Where it was installed from, unless from an index (PEP 610).
-    installer : str
-        The program that installed it.
-    legacy : bool
-        Whether it is an ``egg-info``, as source folders hold.
-    """
-
-    name: str
+    name: str  # canonical
     version: str
-    requires: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()  # with markers
+    # Top-level module -> its files, for modules that several distributions have.
     modules: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    location: str = ""
-    direct_url: Mapping[str, Any] | None = None
+    location: str = ""  # the folder that its modules are in
+    direct_url: Mapping[str, Any] | None = None  # where it is from, unless an index (PEP 610)
     installer: str = ""
-    legacy: bool = False
+    legacy: bool = False  # an ``egg-info``, as source folders hold
 
     @cached_property
     def source(self) -> Path | None:
@@ -69,13 +50,7 @@ class Distribution:
         return None
 
     def requirement(self) -> str:
-        """Return the requirement for exactly this distribution.
-
-        Raises
-        ------
-        LockError
-            When it was installed from a place that is gone.
-        """
+        """Return the requirement for exactly this distribution."""
         url = self.direct_url["url"] if self.direct_url else ""
         path = self.source or _path_of(url)
         if path is not None and path.exists():
@@ -102,13 +77,7 @@ def _path_of(url: str) -> Path | None:
 
 
 class Installed:
-    """The distributions of one interpreter.
-
-    Parameters
-    ----------
-    distributions : iterable of Distribution
-        Of those with the same name, the first counts.
-    """
+    """The distributions of one interpreter; of those with one name, the first counts."""
 
     def __init__(self, distributions: Iterable[Distribution]) -> None:
         self._by_name: dict[str, Distribution] = {}
@@ -148,13 +117,11 @@ class Installed:
 
     def _by_source(self, origins: Sequence[str]) -> list[Distribution]:
         """Find the distribution that was installed from the folder of a module."""
-        found = [each for each in self._by_name.values() if each.source is not None]
-        return [
-            each
-            for each in found
-            if each.source is not None
-            and any(_is_inside(Path(origin), each.source) for origin in origins)
-        ][:1]
+        for each in self._by_name.values():
+            source = each.source
+            if source and any(_is_inside(Path(origin), source) for origin in origins):
+                return [each]
+        return []
 
     def _by_place(self, origins: Sequence[str]) -> list[Distribution]:
         """Find the distribution that has a module under another name (``distutils``)."""
@@ -201,16 +168,13 @@ def _holds(distribution: Distribution, module: str) -> bool:
     """Return whether one of a distribution's files is this module, or its package."""
     path = module.replace(".", "/")
     names = distribution.modules[module.partition(".")[0]]
+    rests = [name[len(path) :] for name in names if name.startswith(path)]
     return any(
-        name.startswith(path)
-        and (name[len(path) :].startswith("/__init__.") or _is_suffix(name[len(path) :]))
-        for name in names
+        rest.startswith("/__init__.")
+        # As in fast.cpython-311-x86_64-linux-gnu.so.
+        or (rest.startswith(".") and "/" not in rest and rest.endswith(_SUFFIXES))
+        for rest in rests
     )
-
-
-def _is_suffix(rest: str) -> bool:
-    # As in fast.cpython-311-x86_64-linux-gnu.so.
-    return rest.startswith(".") and "/" not in rest and rest.endswith(_SUFFIXES)
 
 
 def _requirements(distribution: Distribution, extra: str, platform: Platform) -> list[Requirement]:

@@ -46,7 +46,8 @@ class IndexOptions:
         Pip's indexes are used where uv's configuration names none: uv does not read pip's.
         """
         result = dict(inherited)
-        if not _uv_names_indexes(inherited, directory):
+        named = any(inherited.get(name) for name in (*DEFAULT_VARIABLES, *EXTRA_VARIABLES))
+        if not named and not any(map(_names_index, _uv_files(inherited, directory))):
             result.update(_pip_indexes(inherited))
         if self.index_url:
             result.pop("UV_INDEX_URL", None)
@@ -84,12 +85,6 @@ class IndexOptions:
 
 
 OWN_CONFIGURATION = IndexOptions()
-
-
-def _uv_names_indexes(environment: Mapping[str, str], directory: Path) -> bool:
-    if any(environment.get(name) for name in (*DEFAULT_VARIABLES, *EXTRA_VARIABLES)):
-        return True
-    return any(_names_index(file) for file in _uv_files(environment, directory))
 
 
 def _uv_files(environment: Mapping[str, str], directory: Path) -> Iterator[Path]:

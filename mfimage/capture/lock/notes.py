@@ -128,15 +128,6 @@ def pin(package: LockedPackage, wheels: Mapping[str, Path] = {}, *, stubs: Path)
 
     A wheel that travels in a function package is on no index. Where it is not on this machine
     either, an empty one stands for it: what it requires is in the function's lock, pinned.
-
-    Parameters
-    ----------
-    package : LockedPackage
-        What is locked.
-    wheels : mapping of str to Path
-        Wheels on this machine, by file name.
-    stubs : Path
-        A folder for empty wheels, which must exist as long as the requirement is used.
     """
     if not package.is_local:
         return f"{package.name}=={package.version}"

@@ -7,12 +7,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 
-from packaging.markers import (
-    InvalidMarker,
-    Marker,
-    UndefinedComparison,
-    UndefinedEnvironmentName,
-)
+from packaging.markers import InvalidMarker, Marker, UndefinedComparison, UndefinedEnvironmentName
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
@@ -29,19 +24,10 @@ _ALIASES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 
 @dataclass(frozen=True, kw_only=True)
 class Platform:
-    """A Python and a platform.
+    """A Python and a platform."""
 
-    Attributes
-    ----------
-    python : str
-        As ``3.11`` or ``3.11.7``. Only the minor version counts: wheels do not depend on the
-        patch version.
-    name : str
-        ``linux/amd64`` or ``linux/arm64``.
-    """
-
-    python: str
-    name: str
+    python: str  # ``3.11`` or ``3.11.7``: wheels depend on the minor version only
+    name: str  # ``linux/amd64`` or ``linux/arm64``
 
     def __post_init__(self) -> None:
         if self.name not in _MACHINES:
@@ -117,12 +103,8 @@ class Platform:
         version = (3, int(self.minor.partition(".")[2]))
         platforms = list(_platforms(self.machine))
         abi = f"cp3{version[1]}"
-        return frozenset(
-            [
-                *cpython_tags(version, [abi], platforms),
-                *compatible_tags(version, abi, platforms),
-            ]
-        )
+        own = cpython_tags(version, [abi], platforms)
+        return frozenset([*own, *compatible_tags(version, abi, platforms)])
 
 
 def _platforms(machine: str) -> Iterator[str]:

@@ -28,21 +28,11 @@ WHEELS = "wheels/"
 
 @dataclass(frozen=True, kw_only=True)
 class WheelFile:
-    """One wheel of a locked package.
+    """One wheel of a locked package."""
 
-    Attributes
-    ----------
-    name : str
-        File name.
-    sha256 : str
-        Hex digest.
-    url : str or None
-        Where to get it; None when it travels in the function package.
-    """
-
-    name: str
+    name: str  # of the file
     sha256: str
-    url: str | None = None
+    url: str | None = None  # None when it travels in the function package
 
     def to_toml(self) -> str:
         """Return the inline table."""
@@ -52,24 +42,12 @@ class WheelFile:
 
 @dataclass(frozen=True, kw_only=True)
 class LockedPackage:
-    """One locked package.
+    """One locked package."""
 
-    Attributes
-    ----------
-    name : str
-        Canonical name.
-    version : str
-        Exact version.
-    files : tuple of WheelFile
-        The wheels that fit the platform.
-    index : str or None
-        The package index that it was found on, if known.
-    """
-
-    name: str
+    name: str  # canonical
     version: str
-    files: tuple[WheelFile, ...]
-    index: str | None = None
+    files: tuple[WheelFile, ...]  # those that fit the platform
+    index: str | None = None  # that it was found on, if known
 
     @property
     def is_local(self) -> bool:
@@ -102,13 +80,7 @@ def _quote(text: str) -> str:
 
 
 def parse_pylock(text: str, *, where: str) -> dict[str, Any]:
-    """Parse a lock.
-
-    Raises
-    ------
-    LockError
-        When it is not a lock, or its format is newer.
-    """
+    """Parse a lock."""
     try:
         parsed = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -116,27 +88,18 @@ def parse_pylock(text: str, *, where: str) -> dict[str, Any]:
     version = parsed.get("lock-version")
     if not isinstance(version, str) or not re.match(r"1\.", version):
         raise LockError(f"{where}: lock-version: expected 1.x, got {version!r}")
-    if not _are_tables(parsed.get("packages", [])):
+    packages = parsed.get("packages", [])
+    if not isinstance(packages, list) or not all(
+        isinstance(each, dict) and isinstance(each.get("name"), str) for each in packages
+    ):
         raise LockError(f"{where}: packages: expected a list of tables, each with a name")
     return parsed
-
-
-def _are_tables(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(each, dict) and isinstance(each.get("name"), str) for each in value
-    )
 
 
 def select_packages(
     parsed: Mapping[str, Any], platform: Platform, *, where: str
 ) -> list[Mapping[str, Any]]:
-    """Return the packages of a parsed lock that are installed on a platform.
-
-    Raises
-    ------
-    LockError
-        When the lock is for another Python or platform, or names a package twice.
-    """
+    """Return the packages of a parsed lock that are installed on a platform."""
     _check_python(parsed.get("requires-python", ""), platform, where)
     environments = parsed.get("environments", [])
     if environments and not any(platform.holds(marker) for marker in environments):
@@ -187,13 +150,7 @@ def index_of(url: str | None) -> str | None:
 
 
 def read_lock(data: bytes) -> list[LockedPackage]:
-    """Return the packages of a lock that ``write_pylock`` wrote.
-
-    Raises
-    ------
-    LockError
-        When ``write_pylock`` did not write it.
-    """
+    """Return the packages of a lock that ``write_pylock`` wrote."""
     where = "the function's lock"
     parsed = parse_pylock(data.decode(errors="replace"), where=where)
     try:
@@ -201,14 +158,17 @@ def read_lock(data: bytes) -> list[LockedPackage]:
             LockedPackage(
                 name=canonicalize_name(package["name"]),
                 version=package["version"],
-                files=tuple(_read_file(table) for table in package["wheels"]),
+                files=tuple(
+                    WheelFile(
+                        name=file_name(table),
+                        sha256=table["hashes"]["sha256"],
+                        url=table.get("url"),
+                    )
+                    for table in package["wheels"]
+                ),
                 index=package.get("index"),
             )
             for package in parsed.get("packages", [])
         ]
     except (KeyError, TypeError) as error:
         raise LockError(f"{where} is not one that mfimage wrote: {error}") from None
-
-
-def _read_file(table: Mapping[str, Any]) -> WheelFile:
-    return WheelFile(name=file_name(table), sha256=table["hashes"]["sha256"], url=table.get("url"))

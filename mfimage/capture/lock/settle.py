@@ -11,7 +11,7 @@ import tempfile
 import time
 import weakref
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,21 +34,13 @@ _BUILDS_AT_ONCE = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Lock:
-    """A solved environment.
+    """A solved environment."""
 
-    Attributes
-    ----------
-    data : bytes
-        ``pylock.toml`` for one Python and platform: sorted, without times, local paths or
-        credentials; the same packages give the same bytes.
-    wheels : mapping of str to Path
-        File name -> wheel on this machine, for packages that are on no index. The lock has them
-        as ``wheels/<file name>``. Wheels built for the lock are deleted with the mapping.
-    notes : mapping of str to Note
-        Package -> who requires it, and the index it is on, as far as that is known.
-    """
-
+    # ``pylock.toml`` for one Python and platform: sorted, without times, local paths or
+    # credentials; the same packages give the same bytes.
     data: bytes
+    # File name -> wheel on this machine, for packages that are on no index: ``wheels/<file name>``
+    # in the lock. Wheels built for the lock are deleted with the mapping.
     wheels: Mapping[str, Path] = field(default_factory=dict)
     notes: Mapping[str, Note] = field(default_factory=dict)
 
@@ -83,20 +75,8 @@ def settle(
 ) -> Lock:
     """Turn any tool's lock into one for a platform.
 
-    Parameters
-    ----------
-    parsed : mapping
-        A parsed ``pylock.toml``.
-    platform : Platform
-        What the lock is for.
-    base : Path
-        Where its relative paths start.
-    where : str
-        What to call it in messages.
-    index : IndexOptions
-        Where build requirements come from.
-    hashes : mapping of name to frozenset of str
-        The only files (sha256) that may be used for these packages.
+    Relative paths in it start at ``base``; messages call it ``where``. For a package in ``hashes``,
+    only files with one of these sha256 may be used.
     """
     selected = pylock.select_packages(parsed, platform, where=where)
     built = Path(tempfile.mkdtemp(prefix="mfimage-wheels-"))
@@ -127,31 +107,18 @@ class _Settler:
         fitting = [table for table in tables if self.platform.fits(file_name(table))]
         if not fitting:
             return self._build(package)
-        name, local = package["name"], {}
-        files = []
+        name, local, files = package["name"], {}, []
         for table in fitting:
             path = _local_file(table, self.base)
             if path is None:
-                files.append(self._remote(name, table))
+                files.append(_remote_file(name, table))
             else:
                 local[path.name] = path
-                digest = _check_hash(name, path, _sha256(table))
-                files.append(WheelFile(name=path.name, sha256=digest))
+                files.append(WheelFile(name=path.name, sha256=_checked_hash(name, path, table)))
         version = package.get("version") or str(parse_wheel_filename(files[0].name)[1])
         files = self._allowed(name, version, files)
         index = None if local else pylock.index_of(package.get("index"))
         return LockedPackage(name=name, version=version, files=tuple(files), index=index), local
-
-    def _remote(self, name: str, table: Mapping[str, Any]) -> WheelFile:
-        file = file_name(table)
-        digests = _sha256(table)
-        if not digests:
-            raise LockError(
-                f"{name}: the lock has no sha256 of {file}",
-                hint="lock it with a tool that writes hashes, as uv does",
-            )
-        url = without_credentials(table["url"])
-        return WheelFile(name=file, sha256=digests[0], url=url)
 
     def _build(self, package: Mapping[str, Any]) -> tuple[LockedPackage, dict[str, Path]]:
         name, version = package["name"], package.get("version", "")
@@ -160,13 +127,36 @@ class _Settler:
                 f"{name} {version} has no wheel for {self.platform}",
                 hint="choose a version that has one, or another platform or Python",
             )
-        self._allowed(name, version, [_source(table) for table in (package.get("sdist"),) if table])
-        wheel = _build_wheel(
-            package, self.built, base=self.base, platform=self.platform, index=self.index
-        )
+        if sdist := package.get("sdist"):
+            source = WheelFile(name=file_name(sdist), sha256=_sha256(sdist) or "")
+            self._allowed(name, version, [source])
+        with tempfile.TemporaryDirectory(prefix="mfimage-build-") as work:
+            wheel = _repack(self._build_wheel(package, Path(work)), self.built)
         file = WheelFile(name=wheel.name, sha256=_sha256_of_file(wheel))
         version = str(parse_wheel_filename(wheel.name)[1])
         return LockedPackage(name=name, version=version, files=(file,)), {wheel.name: wheel}
+
+    def _build_wheel(self, package: Mapping[str, Any], work: Path) -> Path:
+        name, platform = package["name"], self.platform
+        if directory := package.get("directory"):
+            path = self.base / directory["path"] / directory.get("subdirectory", "")
+            source = Path(os.path.abspath(path))  # noqa: PTH100
+            copy = _copy_source(name, source, work / "source")
+            try:
+                built = build_directory(copy, work / "out", platform=platform, index=self.index)
+            except LockError as error:
+                message = error.message.replace(str(copy), str(source))
+                raise LockError(message, hint=error.hint) from None
+        else:
+            requirement = f"{name} @ {_source_url(package, self.base)}"
+            built = build_requirement(name, requirement, work, platform=platform, index=self.index)
+        if not platform.fits(built.name):
+            raise LockError(
+                f"{name} is on no index and was built as {built.name}, which does not fit "
+                f"{platform}",
+                hint=f"build it on {platform}, and name the wheel in a requirements file",
+            )
+        return built
 
     def _allowed(self, name: str, version: str, files: list[WheelFile]) -> list[WheelFile]:
         if name not in self.hashes or not files:
@@ -181,13 +171,19 @@ class _Settler:
         return allowed
 
 
-def _sha256(table: Mapping[str, Any]) -> list[str]:
-    digest = table.get("hashes", {}).get("sha256")
-    return [digest] if digest else []
+def _sha256(table: Mapping[str, Any]) -> str | None:
+    digest: str | None = table.get("hashes", {}).get("sha256")
+    return digest
 
 
-def _source(table: Mapping[str, Any]) -> WheelFile:
-    return WheelFile(name=file_name(table), sha256="".join(_sha256(table)))
+def _remote_file(name: str, table: Mapping[str, Any]) -> WheelFile:
+    file, digest = file_name(table), _sha256(table)
+    if not digest:
+        raise LockError(
+            f"{name}: the lock has no sha256 of {file}",
+            hint="lock it with a tool that writes hashes, as uv does",
+        )
+    return WheelFile(name=file, sha256=digest, url=without_credentials(table["url"]))
 
 
 # Wheels built from source.
@@ -198,56 +194,12 @@ _NEVER = {"__pycache__", "node_modules", ".git", ".hg", ".tox", ".nox", ".metafl
 _CACHES = {".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"}
 
 
-def _build_wheel(
-    package: Mapping[str, Any], out: Path, *, base: Path, platform: Platform, index: IndexOptions
-) -> Path:
-    """Build the wheel of a locked package that has none.
-
-    Raises
-    ------
-    LockError
-        When the source is gone, cannot be built, or gives a wheel that does not fit.
-    """
-    name = package["name"]
-    with tempfile.TemporaryDirectory(prefix="mfimage-build-") as folder:
-        work = Path(folder)
-        if package.get("directory"):
-            built = _build_folder(
-                name, _folder(package["directory"], base), work, platform=platform, index=index
-            )
-        else:
-            requirement = f"{name} @ {_source_url(package, base)}"
-            built = build_requirement(name, requirement, work, platform=platform, index=index)
-        if not platform.fits(built.name):
-            raise LockError(
-                f"{name} is on no index and was built as {built.name}, which does not fit "
-                f"{platform}",
-                hint=f"build it on {platform}, and name the wheel in a requirements file",
-            )
-        return _repack(built, out)
-
-
-def _build_folder(
-    name: str, source: Path, work: Path, *, platform: Platform, index: IndexOptions
-) -> Path:
-    copy = _copy_source(name, source, work / "source")
-    try:
-        return build_directory(copy, work / "out", platform=platform, index=index)
-    except LockError as error:
-        message = error.message.replace(str(copy), str(source))
-        raise LockError(message, hint=error.hint) from None
-
-
 def _local_file(table: Mapping[str, Any], base: Path) -> Path | None:
     """Return the file on this machine that a ``wheels`` or ``archive`` table names, if any."""
     if table.get("path"):
         return Path(base, table["path"])
     url = urlsplit(table.get("url", ""))
     return Path(unquote(url.path)) if url.scheme == "file" else None
-
-
-def _folder(table: Mapping[str, Any], base: Path) -> Path:
-    return Path(os.path.abspath(base / table["path"] / table.get("subdirectory", "")))  # noqa: PTH100
 
 
 def _source_url(package: Mapping[str, Any], base: Path) -> str:
@@ -263,7 +215,7 @@ def _source_url(package: Mapping[str, Any], base: Path) -> str:
         return f"git+{place}@{vcs['commit-id']}{part}"
     table = package.get("archive") or package["sdist"]
     file = _local_file(table, base)
-    digest = table.get("hashes", {}).get("sha256")
+    digest = _sha256(table)
     if not digest:
         raise LockError(
             f"{package['name']} has no sha256 of {file_name(table)} in the lock, and would be "
@@ -328,9 +280,10 @@ def _repack(wheel: Path, out: Path) -> Path:
         zipfile.ZipFile(wheel) as read,
         zipfile.ZipFile(repacked, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as write,
     ):
-        for member in sorted(read.infolist(), key=lambda each: _record_last(each.filename)):
-            if member.is_dir():
-                continue
+        members = [member for member in read.infolist() if not member.is_dir()]
+        # RECORD is last.
+        members.sort(key=lambda each: (each.filename.endswith(".dist-info/RECORD"), each.filename))
+        for member in members:
             info = zipfile.ZipInfo(member.filename, time.gmtime(EPOCH)[:6])
             executable = member.external_attr >> 16 & 0o100
             info.external_attr = (0o100755 if executable else 0o100644) << 16
@@ -340,23 +293,19 @@ def _repack(wheel: Path, out: Path) -> Path:
     return repacked
 
 
-def _record_last(name: str) -> tuple[bool, str]:
-    return name.endswith(".dist-info/RECORD"), name
-
-
 def _sha256_of_file(file: Path) -> str:
     with file.open("rb") as opened:
         return sha256_hex(chunks_of(opened))
 
 
-def _check_hash(name: str, file: Path, hashes: Iterable[str]) -> str:
-    """Return a file's digest; it must be one of ``hashes``, if there are any."""
+def _checked_hash(name: str, file: Path, table: Mapping[str, Any]) -> str:
+    """Return a file's digest; it must be the one that the lock has, if it has one."""
     if not file.is_file():
         raise LockError(f"{name} is locked as {file}, which does not exist")
-    found, expected = _sha256_of_file(file), list(hashes)
-    if expected and found not in expected:
+    found, expected = _sha256_of_file(file), _sha256(table)
+    if expected and found != expected:
         raise LockError(
             f"{file.name} of {name} is not the file that was locked: "
-            f"expected sha256 {expected[0]}, got {found}"
+            f"expected sha256 {expected}, got {found}"
         )
     return found

@@ -40,26 +40,23 @@ def lock_requirements(
     ----------
     requirements : sequence of str
         Lines of a requirements file, including ``-r file`` and ``-c file``.
-    platform : Platform
-        What to solve for, whatever this machine is.
     wheels : mapping of str to Path
-        Wheels to use for their distributions, and to include.
-    index : IndexOptions
-        Package indexes to ask.
+        File name -> a wheel to use for its distribution, and to include.
     directory : Path, optional
-        Where relative paths start, and where uv looks for its configuration; by default the
-        current folder.
+        Where relative paths start, and where uv looks for its configuration.
     hashes : mapping of name to frozenset of str
         The only files (sha256) that may be used for these packages.
 
     Raises
     ------
     LockError
-        When there is no solution, an index cannot be reached, or a package has no wheel and
+        When they cannot be solved, an index cannot be reached, or a package has no wheel and
         cannot be built into one.
     """
     directory = directory or Path.cwd()
-    lines = [*requirements, *(_requirement_of(file, path) for file, path in wheels.items())]
+    lines = list(requirements)
+    for file, path in wheels.items():
+        lines.append(f"{parse_wheel_filename(file)[0]} @ {path.resolve().as_uri()}")
     solution = compile_pylock("\n".join(lines), platform=platform, directory=directory, index=index)
     parsed = pylock.parse_pylock(solution.pylock, where=_UV_LOCK)
     lock = settle(parsed, platform, base=directory, where=_UV_LOCK, index=index, hashes=hashes)
@@ -70,10 +67,6 @@ def lock_requirements(
             packages, platform, wheels=lock.wheels, index=index, directory=directory
         )
     return lock.with_notes(notes, platform)
-
-
-def _requirement_of(file: str, path: Path) -> str:
-    return f"{parse_wheel_filename(file)[0]} @ {path.resolve().as_uri()}"
 
 
 def lock_for_target(
@@ -88,20 +81,7 @@ def lock_for_target(
 
     Every package of the function's lock stays as it is, to the byte, and so do wheels in the
     function package. For another platform than the function's, the same versions are locked
-    again.
-
-    Parameters
-    ----------
-    function_lock : bytes
-        The lock of a function package.
-    extra : sequence of str
-        Requirements of the target, as ``fastapi>=0.115``.
-    python : str
-        The Python version; its minor must be that of the function's lock.
-    platform : str
-        ``linux/amd64`` or ``linux/arm64``.
-    index : IndexOptions
-        Package indexes to ask.
+    again. The minor version of ``python`` must be that of the function's lock.
 
     Raises
     ------
@@ -131,12 +111,9 @@ def extend_lock(
     with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
         pins = "\n".join(pin(package, stubs=Path(folder)) for package in pinned.values())
         try:
+            text = "\n".join(extra)
             solution = compile_pylock(
-                "\n".join(extra),
-                constraints=pins,
-                platform=platform,
-                directory=directory,
-                index=index,
+                text, constraints=pins, platform=platform, directory=directory, index=index
             )
         except UvFailure as failure:
             message = f"{label} cannot be added to {_FUNCTION_LOCK}: {failure.message}"
@@ -170,22 +147,7 @@ def _check_same(pinned: LockedPackage, found: LockedPackage) -> None:
 
 
 def relock(data: bytes, platform: Platform, *, index: IndexOptions, directory: Path) -> bytes:
-    """Return a function's lock for a platform; unchanged when it is for that already.
-
-    Parameters
-    ----------
-    data : bytes
-        The lock of a function package.
-    platform : Platform
-        What it shall be for; its Python must be the lock's.
-    index, directory
-        As in ``lock_requirements``; the indexes that the lock names are asked, too.
-
-    Raises
-    ------
-    LockError
-        Naming the packages without a wheel for the platform.
-    """
+    """Return a function's lock for a platform; unchanged when it is for that already."""
     parsed = pylock.parse_pylock(data.decode(errors="replace"), where=_FUNCTION_LOCK)
     environments = parsed.get("environments", ())
     each = (replace(platform, name=name) for name in PLATFORMS)
@@ -211,7 +173,14 @@ class _Relock:
 
     def solve(self, index: IndexOptions) -> list[LockedPackage]:
         for package in self.packages.values():
-            self._check_wheel_in_package(package)
+            file = package.files[0].name
+            if package.is_local and not any(
+                self.platform.fits(each.name) for each in package.files
+            ):
+                raise LockError(
+                    f"{file} is in the function package, and does not fit {self.platform}",
+                    hint=f"build for {self.original.name}, or bind for {self.platform.name}",
+                )
         failure: UvFailure | None = None
         for options in self._indexes(index):
             try:
@@ -227,23 +196,12 @@ class _Relock:
             hint=f"build for {self.original.name}, or bind with versions that both have",
         )
 
-    def _check_wheel_in_package(self, package: LockedPackage) -> None:
-        if package.is_local and not any(self.platform.fits(file.name) for file in package.files):
-            raise LockError(
-                f"{package.files[0].name} is in the function package, and does not fit "
-                f"{self.platform}",
-                hint=f"build for {self.original.name}, or bind for {self.platform.name}",
-            )
-
     def _roots(self, index: IndexOptions) -> list[LockedPackage]:
         """Return the packages that no other requires: the others may be for one platform only."""
         packages = list(self.packages.values())
         notes = solve_notes(packages, self.original, index=index, directory=self.directory)
-        return [
-            package
-            for package in packages
-            if package.name not in notes or not notes[package.name].requirers
-        ]
+        required = {name for name, note in notes.items() if note.requirers}
+        return [package for package in packages if package.name not in required]
 
     def _indexes(self, index: IndexOptions) -> Iterator[IndexOptions]:
         """Yield which indexes to ask: as configured, with those that the lock names.
@@ -261,9 +219,8 @@ class _Relock:
 
     def _attempt(self, roots: Sequence[LockedPackage], index: IndexOptions) -> list[LockedPackage]:
         with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
-            pins = {
-                package.name: pin(package, stubs=Path(folder)) for package in self.packages.values()
-            }
+            packages = self.packages.values()
+            pins = {each.name: pin(each, stubs=Path(folder)) for each in packages}
             solution = compile_pylock(
                 "\n".join(pins[package.name] for package in roots),
                 constraints="\n".join(pins.values()),
@@ -274,10 +231,8 @@ class _Relock:
             )
             parsed = pylock.parse_pylock(solution.pylock, where=_UV_LOCK)
             lock = settle(parsed, self.platform, base=self.directory, where=_UV_LOCK, index=index)
-        return [self._kept(package) for package in lock.packages]
-
-    def _kept(self, found: LockedPackage) -> LockedPackage:
-        known = self.packages.get(found.name)
-        if known is None:
-            return found
-        return known if known.is_local else replace(found, index=known.index)
+        locked = []
+        for found in lock.packages:
+            known = self.packages.get(found.name, found)
+            locked.append(known if known.is_local else replace(found, index=known.index))
+        return locked

@@ -40,7 +40,10 @@ class UvFailure(LockError):
 
     def __init__(self, command: str, text: str) -> None:
         hint = next((hint for pattern, hint in _HINTS if re.search(pattern, text)), None)
-        super().__init__(f"{command}: {_shorten(text)}", hint=_certificate_hint() or hint)
+        words = text.strip().removeprefix("error: ")
+        if len(words) > _LONGEST:  # what failed stands first, and why a build failed last
+            words = f"{words[:500]}\n[...]\n{words[500 - _LONGEST :]}"
+        super().__init__(f"{command}: {words}", hint=_certificate_hint() or hint)
         # Uv wraps its lines at the width of a terminal.
         self._line = " ".join(text.split())
 
@@ -56,7 +59,7 @@ class UvFailure(LockError):
     @property
     def wants_source(self) -> bool:
         """Whether it may work once source distributions are allowed."""
-        return bool(_WANTS_SOURCE.search(self._line))
+        return bool(re.search(_NO_WHEELS, self._line))
 
     @property
     def wants_next_index(self) -> bool:
@@ -64,7 +67,7 @@ class UvFailure(LockError):
         return "subsequent index" in self._line
 
 
-_WANTS_SOURCE = re.compile(
+_NO_WHEELS = (
     r"no (usable )?wheels|building from source is disabled|[Bb]uilding source distributions .*is d"
 )
 _HINTS = (
@@ -85,12 +88,6 @@ _HINTS = (
 _LONGEST = 4000
 
 
-def _shorten(text: str) -> str:
-    text = text.strip().removeprefix("error: ")
-    # What failed stands first, and why a build failed last.
-    return text if len(text) <= _LONGEST else f"{text[:500]}\n[...]\n{text[500 - _LONGEST :]}"
-
-
 def _certificate_hint() -> str | None:
     file = os.environ.get("SSL_CERT_FILE")
     if file and not os.path.exists(file):  # noqa: PTH110  (a Path of a broken value may raise)
@@ -100,13 +97,7 @@ def _certificate_hint() -> str | None:
 
 @cache
 def find_uv() -> str:
-    """Return the path of uv: from the ``uv`` package, else from PATH.
-
-    Raises
-    ------
-    LockError
-        When uv is not installed.
-    """
+    """Return the path of uv: from the ``uv`` package, else from PATH."""
     try:
         import uv
 
@@ -128,28 +119,7 @@ def compile_pylock(
     alone: bool = False,
     builds: bool = True,
 ) -> Solution:
-    """Solve requirements for a platform.
-
-    Parameters
-    ----------
-    requirements, constraints : str
-        Contents of requirements files.
-    platform : Platform
-        What to solve for.
-    directory : Path
-        Where relative paths start, and where uv looks for its configuration.
-    index : IndexOptions
-        Package indexes to ask.
-    alone : bool
-        Leave out what the requirements require.
-    builds : bool
-        Allow source distributions of packages without a wheel.
-
-    Raises
-    ------
-    UvFailure
-        When there is no solution, an index cannot be reached, or a build fails.
-    """
+    """Solve requirements for a platform."""
     with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
         excludes, limits = Path(folder, "excludes.txt"), Path(folder, "constraints.txt")
         excludes.write_text("\n".join(NEVER_LOCKED))
@@ -166,15 +136,9 @@ def compile_pylock(
 def compile_notes(
     requirements: str, *, platform: Platform, directory: Path, index: IndexOptions
 ) -> str:
-    """Solve requirements; return them with comments that name their requirers and indexes.
-
-    Raises
-    ------
-    UvFailure
-        As ``compile_pylock``.
-    """
-    arguments = [*_compile_for(platform), "--format", "requirements.txt"]
-    arguments += ["--emit-index-annotation"]
+    """Solve requirements; return them with comments that name their requirers and indexes."""
+    more = ["--format", "requirements.txt", "--emit-index-annotation"]
+    arguments = [*_compile_for(platform), *more]
     return _solve(arguments, directory, index, requirements, builds=False).pylock
 
 
@@ -230,17 +194,11 @@ def _export(project: Path, more: Sequence[str], index: IndexOptions) -> str:
 
 
 def build_directory(source: Path, out: Path, *, platform: Platform, index: IndexOptions) -> Path:
-    """Build the wheel of a source tree; return it, in ``out``.
-
-    Raises
-    ------
-    LockError
-        When it cannot be built.
-    """
+    """Build the wheel of a source tree; return it, in ``out``."""
     python = _python_for(platform)
     arguments = ["build", "--wheel", "--python", python, "--out-dir", str(out)]
     run_uv([*arguments, str(source)], source, _building(index, source))
-    return _only_wheel(out.glob("*.whl"), str(source))
+    return _first_wheel(out.glob("*.whl"), str(source))
 
 
 def build_requirement(
@@ -250,11 +208,6 @@ def build_requirement(
 
     Uv can fetch it (git, credentials, hashes) but has no command that keeps the wheel, so it is
     taken from a cache made for this one call.
-
-    Raises
-    ------
-    LockError
-        When it cannot be fetched or built.
     """
     cache_folder = out / "cache"
     arguments = [
@@ -266,7 +219,7 @@ def build_requirement(
     # The cache also holds built build requirements, and sources may hold wheels as test data.
     wheels = cache_folder.glob("sdists-*/**/*.whl")
     shallow = sorted(wheels, key=lambda path: len(path.parts))
-    return _only_wheel((path for path in shallow if _is_of(path, name)), name)
+    return _first_wheel((path for path in shallow if _is_of(path, name)), name)
 
 
 def _is_of(wheel: Path, name: str) -> bool:
@@ -276,7 +229,7 @@ def _is_of(wheel: Path, name: str) -> bool:
         return False
 
 
-def _only_wheel(wheels: Iterable[Path], label: str) -> Path:
+def _first_wheel(wheels: Iterable[Path], label: str) -> Path:
     for wheel in wheels:
         return wheel
     raise LockError(
@@ -288,11 +241,7 @@ def _only_wheel(wheels: Iterable[Path], label: str) -> Path:
 def _building(index: IndexOptions, directory: Path) -> dict[str, str]:
     """Return an environment in which the same source gives the same wheel, kept in the cache."""
     inherited = {name: value for name, value in os.environ.items() if name not in _NOT_BUILDING}
-    fixed = {
-        "SOURCE_DATE_EPOCH": str(EPOCH),
-        "PYTHONHASHSEED": "0",
-        "GIT_OPTIONAL_LOCKS": "0",
-    }
+    fixed = {"SOURCE_DATE_EPOCH": str(EPOCH), "PYTHONHASHSEED": "0", "GIT_OPTIONAL_LOCKS": "0"}
     return index.environment({**inherited, **fixed}, directory)
 
 
@@ -310,30 +259,7 @@ def run_uv(
     prefix: Sequence[str] = (),
     pass_fds: Sequence[int] = (),
 ) -> str:
-    """Run uv and return its stdout.
-
-    Parameters
-    ----------
-    arguments : sequence of str
-        Uv's arguments.
-    directory : Path
-        Where to run it.
-    environment : mapping of str to str
-        Its environment variables.
-    text : str
-        Its stdin.
-    prefix : sequence of str
-        A command that execs uv.
-    pass_fds : sequence of int
-        File descriptors to pass on.
-
-    Raises
-    ------
-    UvFailure
-        When it fails.
-    LockError
-        When it cannot be run.
-    """
+    """Run uv and return its stdout."""
     return _run(arguments, directory, environment, text, prefix=prefix, pass_fds=pass_fds)[0]
 
 
@@ -366,11 +292,9 @@ def _run(
     log = done.stderr.decode(errors="replace")
     if done.returncode:
         mask = Masker(secret.encode() for secret in _secrets(environment, text))
-        raise UvFailure(command, mask(_LOG_LINE.sub("", log)))
+        words = re.sub(r"^(?:DEBUG|INFO|WARN|TRACE) .*\n?", "", log, flags=re.MULTILINE)
+        raise UvFailure(command, mask(words))
     return done.stdout.decode(), log
-
-
-_LOG_LINE = re.compile(r"^(?:DEBUG|INFO|WARN|TRACE) .*\n?", re.MULTILINE)
 
 
 def _secrets(environment: Mapping[str, str], text: str) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,11 +54,6 @@ def lock_urls(
 
     The hash of a wheel is the one that its index lists for this URL; a wheel that no index lists
     is downloaded once (uv caches it) and hashed.
-
-    Raises
-    ------
-    LockError
-        When a wheel does not fit, or cannot be downloaded.
     """
     wheels, others = parse_wheels(urls)
     for wheel in wheels:
@@ -74,9 +69,18 @@ def lock_urls(
         )
         return list(pylock.parse_pylock(solution.pylock, where="uv's lock").get("packages", ()))
 
-    listed = dict(_tables(_look_up([wheel.pin for wheel in wheels], solve)))
+    listed = {
+        _bare(table["url"]): table
+        for package in _look_up([wheel.pin for wheel in wheels], solve)
+        for table in package.get("wheels", ())
+        if table.get("url") and table.get("hashes", {}).get("sha256")
+    }
     found = {wheel: listed.get(_bare(wheel.url)) for wheel in wheels}
-    known = [_package(wheel, table) for wheel, table in found.items() if table]
+    known = [
+        {"name": wheel.name, "version": wheel.version, "wheels": [table]}
+        for wheel, table in found.items()
+        if table
+    ]
     rest = [f"{wheel.name} @ {wheel.url}" for wheel, table in found.items() if not table]
     lines = [*rest, *others]
     return {"packages": [*known, *(solve(lines) if lines else ())]}
@@ -95,18 +99,6 @@ def _look_up(pins: Sequence[str], solve: Callable[[Iterable[str]], _Packages]) -
         return [
             each for found in pool.map(lambda pin: _look_up([pin], solve), pins) for each in found
         ]
-
-
-def _tables(packages: _Packages) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the wheels that an index lists: URL and table."""
-    for package in packages:
-        for table in package.get("wheels", ()):
-            if table.get("url") and table.get("hashes", {}).get("sha256"):
-                yield _bare(table["url"]), table
-
-
-def _package(wheel: Wheel, table: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": wheel.name, "version": wheel.version, "wheels": [table]}
 
 
 def _bare(url: str) -> str:

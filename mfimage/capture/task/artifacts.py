@@ -22,15 +22,7 @@ _INCLUDED_FILE = "metaflow.includefile.IncludedFile"
 def copy_artifacts(
     task: TaskInfo, names: Iterable[str], store: PackageStore
 ) -> dict[str, ArtifactRef]:
-    """Copy artifacts into a package store.
-
-    Raises
-    ------
-    TaskError
-        When the task has no such artifact, or it is missing from the datastore.
-    CaptureError
-        When the stored bytes are not the artifact's content.
-    """
+    """Copy artifacts into a package store."""
     return {name: _copy(task, name, store) for name in sorted(names)}
 
 
@@ -59,14 +51,7 @@ def _copy(task: TaskInfo, name: str, store: PackageStore) -> ArtifactRef:
 
 
 def parameters_read(function: DecoratedFunction) -> set[str] | None:
-    """Return the names of the parameters that a function can read.
-
-    Returns
-    -------
-    set of str or None
-        The attributes that the code reads; None when the parameters are passed on, so that any may
-        be read.
-    """
+    """Return the parameters that a function can read; None when any: it passes them on."""
     if not function.signature.takes_params:
         return set()
     name = list(inspect.signature(function.__wrapped__).parameters)[1]
@@ -78,6 +63,8 @@ def parameters_read(function: DecoratedFunction) -> set[str] | None:
 
 
 def _reads(function: ast.AST, name: str) -> set[str] | None:
+    arguments = getattr(function, "args", None)
+    own = [*arguments.posonlyargs, *arguments.args] if arguments else []
     found: set[str] = set()
     followed: set[ast.AST] = set()
     for node in ast.walk(function):
@@ -91,7 +78,7 @@ def _reads(function: ast.AST, name: str) -> set[str] | None:
     for node in ast.walk(function):
         if isinstance(node, ast.Name) and node.id == name and node not in followed:
             return None
-        if isinstance(node, ast.arg) and node.arg == name and not _is_own(function, node):
+        if isinstance(node, ast.arg) and node.arg == name and node not in own:
             return None
     return found
 
@@ -105,37 +92,18 @@ def _member(node: ast.AST) -> str | None:
     return None
 
 
-def _is_own(function: ast.AST, argument: ast.arg) -> bool:
-    arguments = getattr(function, "args", None)
-    return arguments is not None and argument in [*arguments.posonlyargs, *arguments.args]
-
-
 # Which artifacts of a task become a function's parameters.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a function needs of a task.
+    """What a function needs of a task."""
 
-    Attributes
-    ----------
-    names : frozenset of str or None
-        The artifacts that it may read; None for all.
-    required : frozenset of str
-        Those that must exist.
-    """
-
-    names: frozenset[str] | None
-    required: frozenset[str]
+    names: frozenset[str] | None  # those that it may read; None for all
+    required: frozenset[str]  # those that must exist
 
     def choose(self, task: TaskInfo) -> list[str]:
-        """Return the artifacts to include, sorted.
-
-        Raises
-        ------
-        TaskError
-            When a required one is missing.
-        """
+        """Return the artifacts to include, sorted."""
         for name in sorted(self.required - set(task.artifacts)):
             raise missing_artifact(task, name)
         wanted = set(task.artifacts) if self.names is None else self.names
@@ -145,13 +113,7 @@ class Needs:
 def needs_of(
     function: DecoratedFunction, artifacts: Sequence[str] | None, given: Mapping[str, Any]
 ) -> Needs:
-    """Return what a function needs of a task.
-
-    Raises
-    ------
-    OptionError
-        When ``artifacts`` contradicts what the function declares.
-    """
+    """Return what a function needs of a task."""
     kind = function.signature.params_type
     declared = declared_parameters(kind)
     must = missing_parameters(kind, set(given))
@@ -163,7 +125,8 @@ def needs_of(
     read = parameters_read(function)
     if read is None:
         return Needs(names=None, required=frozenset())
-    return Needs(names=frozenset(read) - given.keys(), required=frozenset(read) - given.keys())
+    names = frozenset(read) - given.keys()
+    return Needs(names=names, required=names)
 
 
 def _check_named(function: DecoratedFunction, artifacts: Sequence[str], must: list[str]) -> None:
@@ -179,30 +142,22 @@ def _check_named(function: DecoratedFunction, artifacts: Sequence[str], must: li
                 f"artifacts: {kind.__name__} needs {name!r} too",
                 hint="add it, or give it in parameters=",
             )
-    for name in artifacts:
-        _check_declared(kind.__name__, declared_parameters(kind), name, "artifacts")
+    _check_declared(kind, artifacts, "artifacts")
 
 
-def _check_declared(kind: str, declared: Mapping[str, Any], name: str, option: str) -> None:
-    if declared and name not in declared:
-        raise OptionError(
-            f"{option}: {kind} declares no {name!r}", hint=f"it declares {', '.join(declared)}"
-        )
+def _check_declared(kind: type, names: Iterable[str], option: str) -> None:
+    declared = declared_parameters(kind)
+    for name in names:
+        if declared and name not in declared:
+            raise OptionError(
+                f"{option}: {kind.__name__} declares no {name!r}",
+                hint=f"it declares {', '.join(declared)}",
+            )
 
 
 def checked_values(function: DecoratedFunction, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the caller's values of parameters as JSON values.
-
-    Raises
-    ------
-    OptionError
-        When the function declares no such parameter.
-    InputError
-        When a value has no JSON form.
-    """
-    kind = function.signature.params_type
-    for name in values:
-        _check_declared(kind.__name__, declared_parameters(kind), name, "parameters")
+    """Return the caller's values of parameters as JSON values."""
+    _check_declared(function.signature.params_type, values, "parameters")
     if not values:
         return {}
     # Imports pydantic, which takes long.
@@ -222,9 +177,8 @@ def parameter_schema(
 
     ``required`` are those that it certainly reads: a server that cannot load one does not start.
     """
-    properties: dict[str, Any] = {
-        name: {} for name in declared_parameters(function.signature.params_type)
-    }
+    declared = declared_parameters(function.signature.params_type)
+    properties: dict[str, Any] = {name: {} for name in declared}
     properties |= {name: {"x-python-type": ref.type} for name, ref in artifacts.items()}
     properties |= {name: {"default": value} for name, value in values.items()}
     return {"type": "object", "properties": properties, "required": sorted(needs.required)}

@@ -15,20 +15,9 @@ _EVERYWHERE = "search all namespaces with --namespace ''"
 def find_task(text: str, *, namespace: str | None = None, wanted: Iterable[str] = ()) -> Any:
     """Return the Metaflow task that ``Flow[/run[/step[/task]]]`` names.
 
-    Parameters
-    ----------
-    text : str
-        Without a run, the latest successful one; without a step, ``end``; without a task, the
-        only one.
-    namespace : str, optional
-        Metaflow namespace to search; ``""`` is the global one.
-    wanted : iterable of str
-        Artifacts that the task should have; an error names the steps that have them.
-
-    Raises
-    ------
-    TaskError
-        When there is no such task, or it is not the only one.
+    Without a run, it is of the latest successful one; without a step, of ``end``; without a task,
+    the only one. The namespace ``""`` is the global one. When the default step lacks an artifact
+    that is ``wanted``, the error names the steps that have it.
     """
     parts = text.strip("/").split("/")
     if not 1 <= len(parts) <= 4 or not all(parts):
@@ -37,39 +26,31 @@ def find_task(text: str, *, namespace: str | None = None, wanted: Iterable[str] 
             hint="write Flow, Flow/run, Flow/run/step or all four",
         )
     with _looking_in(namespace):
-        run = _find_run(parts)
-        step = _find_step(run, parts, list(wanted))
+        step = _find_step(_find_run(parts), parts, list(wanted))
         return _find_task(step, parts)
 
 
 @contextmanager
 def _looking_in(namespace: str | None) -> Iterator[None]:
     import metaflow
+    from metaflow.exception import MetaflowUnknownUser
 
-    before = _namespace(namespace)
+    try:
+        before = metaflow.get_namespace()
+    except MetaflowUnknownUser:
+        # Metaflow does not accept root, as in a container or on a build machine, as a user.
+        if namespace is None:
+            raise TaskError(
+                "Metaflow does not know which user you are, so it has no namespace to search",
+                hint=f"set METAFLOW_USER, or {_EVERYWHERE}",
+            ) from None
+        before = None
     try:
         if namespace is not None:
             metaflow.namespace(namespace or None)
         yield
     finally:
         metaflow.namespace(before)
-
-
-def _namespace(wanted: str | None) -> str | None:
-    """Return the current namespace, to restore it later."""
-    import metaflow
-    from metaflow.exception import MetaflowUnknownUser
-
-    try:
-        return metaflow.get_namespace()
-    except MetaflowUnknownUser:
-        # Metaflow does not accept root, as in a container or on a build machine, as a user.
-        if wanted is None:
-            raise TaskError(
-                "Metaflow does not know which user you are, so it has no namespace to search",
-                hint=f"set METAFLOW_USER, or {_EVERYWHERE}",
-            ) from None
-        return None
 
 
 def _find_run(parts: list[str]) -> Any:

@@ -20,28 +20,14 @@ _PICKLE = re.compile(r"(gzip\+)?pickle-v\d+")
 
 @dataclass(frozen=True, kw_only=True)
 class StoredBytes:
-    """An artifact's stored bytes.
+    """An artifact's stored bytes."""
 
-    Attributes
-    ----------
-    encoding : str
-        As in ``ArtifactRef``: ``gzip+pickle-v4``. Only pickles name modules.
-    open : callable
-        Opens them for reading, from the start, at every call.
-    """
-
-    encoding: str
-    open: Callable[[], BinaryIO]
+    encoding: str  # as in ``ArtifactRef``: ``gzip+pickle-v4``; only pickles name modules
+    open: Callable[[], BinaryIO]  # for reading, from the start, at every call
 
 
 def named_modules(name: str, artifact: StoredBytes) -> set[str]:
-    """Return the modules that unpickling an artifact would import.
-
-    Raises
-    ------
-    CaptureError
-        When it is damaged, or has names that only running it would show.
-    """
+    """Return the modules that unpickling an artifact would import."""
     return {module for module, _ in named_globals(name, artifact)}
 
 
@@ -53,7 +39,9 @@ def named_globals(name: str, artifact: StoredBytes) -> set[tuple[str, str]]:
     try:
         while True:
             with artifact.open() as stored:
-                reader = PickleReader(_plain(stored, artifact.encoding), wanted)
+                packed = artifact.encoding.startswith("gzip+")
+                read = gzip.GzipFile(fileobj=stored).read if packed else stored.read
+                reader = PickleReader(read, wanted)
                 reader.read()
             if not reader.missing:
                 return reader.found
@@ -66,12 +54,6 @@ def named_globals(name: str, artifact: StoredBytes) -> set[tuple[str, str]]:
             f"artifact {name!r} is not a readable pickle: {error}",
             hint="run the flow again, or leave the artifact out with artifacts=[...]",
         ) from None
-
-
-def _plain(stored: BinaryIO, encoding: str) -> Callable[[int], bytes]:
-    if encoding.startswith("gzip+"):
-        return gzip.GzipFile(fileobj=stored).read
-    return stored.read
 
 
 _CHUNK = 1 << 20
@@ -93,51 +75,21 @@ _LENGTHS = {
     pickletools.TAKEN_FROM_ARGUMENT8U: "<Q",
 }
 _TEXT = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINSTRING", "BINSTRING"}
-_SPECIAL = {"PROTO", "FRAME", "STOP", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET"}
-_SPECIAL |= {"LONG_BINGET", "STACK_GLOBAL", "UNICODE", "EXT1", "EXT2", "EXT4", "GLOBAL", "INST"}
-
-
-def _kind(opcode: pickletools.OpcodeInfo) -> int:
-    if opcode.name in _SPECIAL:
-        return _NAMED
-    if opcode.arg is None:
-        return 0
-    if opcode.arg.n >= 0:
-        return opcode.arg.n
-    if opcode.arg.n == pickletools.UP_TO_NEWLINE:
-        return _LINE
-    return _STRING if opcode.name in _TEXT else _SIZED
-
-
 _OPCODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
 _UNKNOWN = -6
-_KINDS = [_kind(_OPCODES[code]) if code in _OPCODES else _UNKNOWN for code in range(256)]
 _SHORT_TEXT, _MEMOIZE, _BINGET = pickle.SHORT_BINUNICODE[0], pickle.MEMOIZE[0], pickle.BINGET[0]
 _LONGEST_STEP = 2 + 255
 
 
 class PickleReader:
-    """One pass over a pickle, holding a chunk of it and the strings that may be names.
-
-    Parameters
-    ----------
-    read : callable
-        Returns at most so many of the next bytes.
-    wanted : set of int or None
-        Which memo entries to remember; None for as many as fit.
-
-    Attributes
-    ----------
-    found : set of (str, str)
-        Module and qualified name of what unpickling would look up.
-    missing : set of int
-        Memo entries that are names and were not remembered: read again with these.
-    """
+    """One pass over a pickle, holding a chunk of it and the strings that may be names."""
 
     def __init__(self, read: Callable[[int], bytes], wanted: set[int] | None) -> None:
         self.found: set[tuple[str, str]] = set()
+        # Memo entries that are names and were not remembered: read again with these.
         self.missing: set[int] = set()
         self._read = read
+        # Which memo entries to remember; None for as many as fit.
         self._wanted = wanted
         self._data, self._position, self._before = b"", 0, 0
         self._protocol = 0
@@ -215,58 +167,24 @@ class PickleReader:
             self._skip(length)
             self._last = None
 
-    # One method for each opcode that concerns names.
-
-    def _op_proto(self) -> None:
-        self._protocol = self._number("<B")
-
-    def _op_frame(self) -> None:
-        self._skip(8)
-
-    def _op_memoize(self) -> None:
-        self._remember(self._memoized)
-
-    def _op_put(self) -> None:
-        self._remember(int(self._line()))
-
-    def _op_binput(self) -> None:
-        self._remember(self._byte())
-
-    def _op_long_binput(self) -> None:
-        self._remember(self._number("<I"))
-
-    def _op_get(self) -> None:
-        self._recall(int(self._line()))
-
-    def _op_binget(self) -> None:
-        self._recall(self._byte())
-
-    def _op_long_binget(self) -> None:
-        self._recall(self._number("<I"))
-
-    def _op_unicode(self) -> None:
-        self._push(self._line().decode("raw-unicode-escape").encode("utf-8", "surrogatepass"))
-
-    def _op_global(self) -> None:
-        self._note(self._line(), self._line())
-
-    _op_inst = _op_global
-
-    def _op_stack_global(self) -> None:
+    def _stack_global(self) -> None:
         pair = self._older, self._last
         if any(value is None for value in pair):
             raise Unreadable(f"a name at byte {self._offset} is computed at run time")
-        numbers = {value for value in pair if isinstance(value, int)}
-        self.missing |= numbers
+        self.missing |= {value for value in pair if isinstance(value, int)}
         module, name = pair
         self._last = None
         if isinstance(module, bytes) and isinstance(name, bytes):
             self._note(module, name)
 
-    def _op_ext1(self) -> None:
+    def _extension(self) -> None:
         raise Unreadable(f"an extension code at byte {self._offset} stands for a name")
 
-    _op_ext2 = _op_ext4 = _op_ext1
+    def _unicode(self) -> None:
+        self._push(self._line().decode("raw-unicode-escape").encode("utf-8", "surrogatepass"))
+
+    def _proto(self) -> None:
+        self._protocol = self._number("<B")
 
     def _note(self, raw_module: bytes, raw_name: bytes) -> None:
         module, name = raw_module.decode(), raw_name.decode()
@@ -333,9 +251,37 @@ class PickleReader:
         return line[:_LONGEST_NAME]
 
 
-_STOP = ord(".")
-_METHODS: dict[int, Callable[[PickleReader], None]] = {
-    code: getattr(PickleReader, f"_op_{opcode.name.lower()}")
-    for code, opcode in _OPCODES.items()
-    if opcode.name in _SPECIAL and opcode.name != "STOP"
+# One for each opcode that concerns names.
+_BY_NAME: dict[str, Callable[[PickleReader], None]] = {
+    "PROTO": PickleReader._proto,
+    "FRAME": lambda reader: reader._skip(8),
+    "MEMOIZE": lambda reader: reader._remember(reader._memoized),
+    "PUT": lambda reader: reader._remember(int(reader._line())),
+    "BINPUT": lambda reader: reader._remember(reader._byte()),
+    "LONG_BINPUT": lambda reader: reader._remember(reader._number("<I")),
+    "GET": lambda reader: reader._recall(int(reader._line())),
+    "BINGET": lambda reader: reader._recall(reader._byte()),
+    "LONG_BINGET": lambda reader: reader._recall(reader._number("<I")),
+    "UNICODE": PickleReader._unicode,
+    "GLOBAL": lambda reader: reader._note(reader._line(), reader._line()),
+    "INST": lambda reader: reader._note(reader._line(), reader._line()),
+    "STACK_GLOBAL": PickleReader._stack_global,
+    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), PickleReader._extension),
 }
+_STOP = ord(".")
+_METHODS = {code: _BY_NAME[op.name] for code, op in _OPCODES.items() if op.name in _BY_NAME}
+
+
+def _kind(opcode: pickletools.OpcodeInfo) -> int:
+    if opcode.name in _BY_NAME or opcode.name == "STOP":
+        return _NAMED
+    if opcode.arg is None:
+        return 0
+    if opcode.arg.n >= 0:
+        return opcode.arg.n
+    if opcode.arg.n == pickletools.UP_TO_NEWLINE:
+        return _LINE
+    return _STRING if opcode.name in _TEXT else _SIZED
+
+
+_KINDS = [_kind(_OPCODES[code]) if code in _OPCODES else _UNKNOWN for code in range(256)]

@@ -37,11 +37,6 @@ def find_moved(reference: str, error: ReferenceNotFound) -> str:
     """Return where a package is whose root was moved: below a root that is known here.
 
     The digest in its name identifies its content, wherever it is.
-
-    Raises
-    ------
-    ReferenceNotFound
-        As ``error``, when none has it.
     """
     path = "/".join(reference.split("/")[-4:])
     for root in _known_roots():

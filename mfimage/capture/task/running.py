@@ -69,13 +69,7 @@ def is_running(pathspec: str) -> bool:
 
 
 class RunningStore(TaskStore):
-    """The artifacts that the running task has so far.
-
-    Parameters
-    ----------
-    pathspec, kind, root
-        As of ``TaskStore``.
-    """
+    """The artifacts that the running task has so far."""
 
     def _open_task(self, run: str, step: str, task: str) -> None:
         from metaflow import current
@@ -96,13 +90,7 @@ class RunningStore(TaskStore):
         return True
 
     def save(self, name: str, value: Any) -> None:
-        """Store what the step has set.
-
-        Raises
-        ------
-        TaskError
-            When Metaflow cannot store it, as at the end of the step.
-        """
+        """Store what the step has set."""
         try:
             self._task.save_artifacts([(name, value)])
         except Exception as error:

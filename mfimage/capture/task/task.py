@@ -14,17 +14,7 @@ from mfimage.errors import TaskError
 
 @dataclass(frozen=True, kw_only=True)
 class TaskInfo:
-    """A task that succeeded, or the one that runs now.
-
-    Attributes
-    ----------
-    flow, run, step, task : str
-        The four parts of its pathspec.
-    store : TaskStore
-        Its artifacts as stored bytes.
-    metadata : mapping of str to str
-        Its metadata fields.
-    """
+    """A task that succeeded, or the one that runs now."""
 
     flow: str
     run: str
@@ -45,18 +35,7 @@ class TaskInfo:
 
 
 def describe_task(task: Any) -> TaskInfo:
-    """Check that a Metaflow task succeeded, and find its artifacts.
-
-    Parameters
-    ----------
-    task : metaflow.Task
-        Nothing is unpickled, as ``Task.successful`` would.
-
-    Raises
-    ------
-    TaskError
-        When it failed, or is running in another process.
-    """
+    """Check that a Metaflow task succeeded, without unpickling, and find its artifacts."""
     running = running_task() if is_running(task.pathspec) else None
     task = running or task
     flow, run, step, task_id = task.pathspec.split("/")
@@ -79,20 +58,17 @@ def succeeded(task: Any) -> bool:
 
 def missing_artifact(task: TaskInfo, name: str) -> TaskError:
     """Return the error for an artifact that a task does not have."""
+    names = ", ".join(sorted(task.artifacts)) or "none"
     if isinstance(task.store, RunningStore):
         return TaskError(
             f"the running task {task.pathspec} has no artifact {name!r} yet",
             hint=f"set self.{name} before the function is bound, or bind to the task of the step "
-            f"that has it; so far there is: {', '.join(sorted(task.artifacts)) or 'none'}",
+            f"that has it; so far there is: {names}",
         )
-    return TaskError(
-        f"task {task.pathspec} has no artifact {name!r}",
-        hint=f"it has: {', '.join(sorted(task.artifacts)) or 'none'}",
-    )
+    return TaskError(f"task {task.pathspec} has no artifact {name!r}", hint=f"it has: {names}")
 
 
 def _datastore_of(task: Any, metadata: Mapping[str, str]) -> tuple[str, str]:
-    """Return type and root of a task's datastore."""
     from metaflow.metaflow_config import DEFAULT_DATASTORE
 
     kind, root = metadata.get("ds-type", DEFAULT_DATASTORE), metadata.get("ds-root", "")

@@ -18,24 +18,7 @@ from mfimage.image.registry.location import OCI, Location
 def check_built(
     builder: Builder, images: Sequence[BuiltImage], *, say: Callable[[str], None]
 ) -> tuple[Report, ...]:
-    """Test the images that this machine can run, and name the others.
-
-    Parameters
-    ----------
-    builder : Builder
-        Built them.
-    images : sequence of BuiltImage
-        One for each platform.
-    say : callable
-        Called with each check, and with what is not tested.
-
-    Raises
-    ------
-    CheckError
-        If a check failed.
-    OptionError
-        If none of them can run here.
-    """
+    """Test the images that this machine can run, and name the others; fail if a check does."""
     here = machine_platform()
     ours = [image for image in images if image.platform == here]
     if not ours:

@@ -20,30 +20,14 @@ RESPONSE_TIMEOUT = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class ServerResponse:
-    """A response.
-
-    Attributes
-    ----------
-    status : int
-        The HTTP status.
-    media_type : str
-        The media type, without parameters.
-    body : bytes
-        The whole body.
-    """
+    """A response."""
 
     status: int
     media_type: str
     body: bytes
 
     def json(self) -> Any:
-        """Return the body's value.
-
-        Raises
-        ------
-        Failed
-            If it is not JSON.
-        """
+        """Return the body's value."""
         try:
             return json.loads(self.body)
         except ValueError:
@@ -53,8 +37,7 @@ class ServerResponse:
     def problem(self) -> str:
         """The status, and the problem document's detail or the body's start."""
         try:
-            document = json.loads(self.body)
-            return f"{self.status}: {document['detail']}"
+            return f"{self.status}: {json.loads(self.body)['detail']}"
         except (ValueError, LookupError, TypeError):
             return f"{self.status}: {self.body[:80]!r}"
 
@@ -68,13 +51,7 @@ def request(
     media_type: str = JSON,
     timeout: float = RESPONSE_TIMEOUT,
 ) -> ServerResponse:
-    """Send one request on a connection of its own.
-
-    Raises
-    ------
-    OSError, http.client.HTTPException
-        If the server does not respond.
-    """
+    """Send one request on a connection of its own."""
     connection = http.client.HTTPConnection(*address, timeout=timeout)
     try:
         headers = {"Content-Type": media_type} if body is not None else {}
@@ -92,13 +69,7 @@ def read_response(connection: http.client.HTTPConnection) -> ServerResponse:
 
 
 def wait_until_ready(container: Container, path: str, timeout: float) -> Address:
-    """Wait until a path answers 200; return the address.
-
-    Raises
-    ------
-    Failed
-        With the end of the container's log, if it ends or the time is up.
-    """
+    """Wait until a path answers 200; return the address."""
     deadline = time.monotonic() + timeout
     last = "nothing answers"
     while True:

@@ -25,46 +25,27 @@ _KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class FileChange:
-    """One file that is not the same in both.
-
-    Attributes
-    ----------
-    path : str
-        In the image.
-    how : tuple of str
-        ``added`` or ``removed`` (in the second of the two); else what of it differs: ``kind``,
-        ``content``, ``mode``, ``owner``, ``time``.
-    """
+    """One file that is not the same in both."""
 
     path: str
+    # Added or removed (in the second of the two), or what of it differs.
     how: tuple[How, ...]
 
     @property
     def only_time(self) -> bool:
-        """Whether whoever reads the file gets the same."""
+        """Whether everything that a program reads is the same."""
         return self.how == ("time",)
 
     def __str__(self) -> str:
         return f"{self.path}: {', '.join(self.how)}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _File:
-    kind: str
-    content: str
-    mode: int
-    owner: tuple[int, int]
-    time: float
+# What distinguishes two files, by what is said to differ.
+_File = Mapping[How, object]
 
 
 def compare_layers(one: StoredLayer, other: StoredLayer) -> tuple[FileChange, ...]:
-    """Return how the files of a layer differ from those of another, by path.
-
-    Raises
-    ------
-    PackageError
-        If one of them cannot be read.
-    """
+    """Return how the files of a layer differ from those of another, by path."""
     return tuple(_changes(_files(one), _files(other)))
 
 
@@ -75,9 +56,7 @@ def _changes(one: Mapping[str, _File], other: Mapping[str, _File]) -> Iterator[F
             yield FileChange(path=path, how=("added",))
         elif after is None:
             yield FileChange(path=path, how=("removed",))
-        elif before != after:
-            names: tuple[How, ...] = ("kind", "content", "mode", "owner", "time")
-            how = tuple(name for name in names if getattr(before, name) != getattr(after, name))
+        elif how := tuple(name for name in before if before[name] != after[name]):
             yield FileChange(path=path, how=how)
 
 
@@ -88,13 +67,12 @@ def _files(layer: StoredLayer) -> dict[str, _File]:
             decompressed(packed) as plain,
             tarfile.open(fileobj=plain, mode="r|") as tar,
         ):
-            return {_path(member): _file(tar, member) for member in tar}
+            return {
+                "/" + member.name.removeprefix("./").strip("/"): _file(tar, member)
+                for member in tar
+            }
     except (tarfile.TarError, EOFError) as error:
         raise PackageError(f"the layer {layer.descriptor.digest} cannot be read: {error}") from None
-
-
-def _path(member: tarfile.TarInfo) -> str:
-    return "/" + member.name.removeprefix("./").strip("/")
 
 
 def _file(tar: tarfile.TarFile, member: tarfile.TarInfo) -> _File:
@@ -102,10 +80,10 @@ def _file(tar: tarfile.TarFile, member: tarfile.TarInfo) -> _File:
     if member.isreg() and (content := tar.extractfile(member)) is not None:
         while chunk := content.read(_CHUNK):
             hasher.update(chunk)
-    return _File(
-        kind=_KINDS.get(member.type, "special file"),
-        content=hasher.hexdigest(),
-        mode=member.mode,
-        owner=(member.uid, member.gid),
-        time=member.mtime,
-    )
+    return {
+        "kind": _KINDS.get(member.type, "special file"),
+        "content": hasher.hexdigest(),
+        "mode": member.mode,
+        "owner": (member.uid, member.gid),
+        "time": member.mtime,
+    }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from mfimage.errors import OptionError, PackageError
 from mfimage.image.checks.report import Failed
 from mfimage.image.checks.runner import Container, ImageRunner
@@ -21,13 +19,7 @@ LOCK_FILE = f"{FUNCTION}/{LOCK}"
 
 
 def read_spec(runner: ImageRunner) -> FunctionSpec:
-    """Read ``function.json`` from the image.
-
-    Raises
-    ------
-    Failed
-        If it is missing or damaged.
-    """
+    """Read ``function.json`` from the image."""
     data = runner.read(SPEC_FILE)
     if data is None:
         raise Failed(f"there is no {SPEC_FILE}")
@@ -38,27 +30,19 @@ def read_spec(runner: ImageRunner) -> FunctionSpec:
 
 
 def check_labels(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> str:
-    """Validate the labels ``io.mfimage.*`` against the function.
-
-    Raises
-    ------
-    Failed
-        Naming the first label that is missing or has another value.
-    """
-    expected = _expected(info, spec, lock)
-    wrong = [
-        _wrong(name, value, info.labels)
-        for name, value in expected.items()
-        if info.labels.get(name) != value
-    ]
+    """Validate the labels ``io.mfimage.*`` against the function."""
+    expected, has = _expected(info, spec, lock), info.labels
+    wrong = [(name, value) for name, value in expected.items() if has.get(name) != value]
     if wrong:
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise Failed(f"{wrong[0]}{more}")
+        (name, value), more = wrong[0], f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        if name not in has:
+            raise Failed(f"the label {name} is missing{more}")
+        found = f"the label {name} says {_short(has[name])}; {FUNCTION_JSON} has {_short(value)}"
+        raise Failed(f"{found}{more}")
     return f"{len(expected)} labels agree with {FUNCTION_JSON}"
 
 
-def _expected(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> Mapping[str, str]:
-    """Return the labels of every image of the function."""
+def _expected(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> dict[str, str]:
     has = info.labels
     target = TARGETS.get(has.get(TARGET, ""))
     labels = image_labels(
@@ -75,24 +59,12 @@ def _expected(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> Mappin
     return {**ours, _VERSION_LABEL: has.get(_VERSION_LABEL) or "..."}
 
 
-def _wrong(name: str, value: str, labels: Mapping[str, str]) -> str:
-    if name not in labels:
-        return f"the label {name} is missing"
-    return f"the label {name} says {_short(labels[name])}; {FUNCTION_JSON} has {_short(value)}"
-
-
 def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def check_credentials(info: ImageInfo) -> str:
-    """Look for URLs with a password in what everybody sees of an image.
-
-    Raises
-    ------
-    Failed
-        Naming where, not what.
-    """
+    """Look for URLs with a password in what an image shows to everyone."""
     shown = {f"the variable {name}": value for name, value in info.env.items()}
     shown |= {f"the label {name}": value for name, value in info.labels.items()}
     shown |= {
@@ -108,13 +80,7 @@ def check_credentials(info: ImageInfo) -> str:
 
 
 def check_user(info: ImageInfo) -> str:
-    """Refuse root, and names that Kubernetes could not tell from root's.
-
-    Raises
-    ------
-    Failed
-        Naming the user.
-    """
+    """Refuse root, and names that Kubernetes could not tell from root's."""
     uid = info.user.partition(":")[0]
     if uid in ("", "root") or (uid.isdigit() and int(uid) == 0):
         raise Failed(f"it runs as root: its user is {info.user!r}")
@@ -126,13 +92,7 @@ def check_user(info: ImageInfo) -> str:
 
 
 def check_process(container: Container) -> str:
-    """Refuse a first process that has a uid of root's, whatever the configuration says.
-
-    Raises
-    ------
-    Failed
-        Naming the uid.
-    """
+    """Refuse a first process that has a uid of root's, whatever the configuration says."""
     status = container.execute(("cat", "/proc/1/status"))
     for line in status.splitlines():
         if line.startswith("Uid:"):

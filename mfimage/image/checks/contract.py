@@ -1,14 +1,18 @@
-"""Checks of the HTTP contract: a request to each route, and some that must be refused."""
+"""Checks of the HTTP contract: a request to each route, refusals, and the recorded examples."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from mfimage.image.checks.client import request
-from mfimage.image.checks.report import Failed, Recorder
+from mfimage.image.checks.report import Failed, Recorder, Skipped
 from mfimage.image.checks.runner import Address
 from mfimage.package.spec import FunctionSpec
-from mfimage.runtime.serving.contract import routes
+from mfimage.runtime.records.run import Difference, Tolerance, differences
+from mfimage.runtime.serving.contract import find_route, routes
 from mfimage.runtime.serving.problems import MEDIA_TYPE
 from mfimage.runtime.serving.route import Expectation
 
@@ -17,15 +21,7 @@ _UNKNOWN = Expectation(name="unknown-path", status=404, media_type=MEDIA_TYPE)
 
 @dataclass(frozen=True, kw_only=True)
 class ContractCheck:
-    """A request and the response that is expected.
-
-    Attributes
-    ----------
-    method, path : str
-        The route's.
-    expected : Expectation
-        The rest of the request, and the response.
-    """
+    """A request and the response that is expected."""
 
     method: str
     path: str
@@ -37,13 +33,7 @@ class ContractCheck:
         return self.expected.name
 
     def run(self, address: Address, spec: FunctionSpec) -> str:
-        """Send the request; return what was found.
-
-        Raises
-        ------
-        Failed
-            Naming what is wrong with the response.
-        """
+        """Send the request; return what was found."""
         expected, sent = self.expected, f"{self.method} {self.path}"
         response = request(
             address, self.method, self.path, expected.body, media_type=expected.content_type
@@ -67,17 +57,69 @@ class ContractCheck:
 
 def contract_checks(spec: FunctionSpec) -> tuple[ContractCheck, ...]:
     """Return the checks of a function's server."""
-    return (
-        *(
-            ContractCheck(method=route.method, path=route.path, expected=expected)
-            for route in routes(spec)
-            for expected in route.expectations
-        ),
-        ContractCheck(method="GET", path="/no-such-path-of-any-function", expected=_UNKNOWN),
-    )
+    checks = [
+        ContractCheck(method=route.method, path=route.path, expected=expected)
+        for route in routes(spec)
+        for expected in route.expectations
+    ]
+    unknown = ContractCheck(method="GET", path="/no-such-path-of-any-function", expected=_UNKNOWN)
+    return (*checks, unknown)
 
 
 def check_contract(recorder: Recorder, address: Address, spec: FunctionSpec) -> None:
     """Make every check."""
     for check in contract_checks(spec):
-        recorder.run(check.name, lambda check=check: check.run(address, spec))  # type: ignore[misc]
+        recorder.run(check.name, partial(check.run, address, spec))
+
+
+NO_EXAMPLES = "none were recorded; bind the function with --example RECORD to have some"
+
+
+def replay(address: Address, spec: FunctionSpec, tolerance: Tolerance) -> str:
+    """Send the input of each example; compare the results with those recorded."""
+    return _verdict(spec, list(_replayed(address, spec, tolerance)))
+
+
+def _replayed(address: Address, spec: FunctionSpec, tolerance: Tolerance) -> Iterator[Difference]:
+    path = find_route(spec, "record").path
+    for index, example in enumerate(spec.examples):
+        response = request(address, "POST", path, json.dumps(example.input).encode())
+        if response.status != 200:
+            yield Difference(example=index, path="result", message=f"answered {response.problem}")
+            continue
+        for where, message in differences(example.output, response.json(), tolerance):
+            yield Difference(example=index, path=where, message=message)
+
+
+def replay_as_list(address: Address, spec: FunctionSpec, tolerance: Tolerance) -> str:
+    """Send the inputs of all examples as one list; compare likewise."""
+    return _verdict(spec, list(_replayed_as_list(address, spec, tolerance)))
+
+
+def _replayed_as_list(
+    address: Address, spec: FunctionSpec, tolerance: Tolerance
+) -> Iterator[Difference]:
+    if not spec.examples:
+        return
+    path = find_route(spec, "batch").path
+    body = json.dumps([example.input for example in spec.examples]).encode()
+    response = request(address, "POST", path, body)
+    if response.status != 200:
+        raise Failed(f"POST {path} answers {response.problem}")
+    items = response.json()
+    if not isinstance(items, list) or len(items) != len(spec.examples):
+        raise Failed(f"POST {path} does not answer item by item")
+    for index, (example, item) in enumerate(zip(spec.examples, items, strict=True)):
+        expected = {"result": example.output}
+        for where, message in differences(expected, item, tolerance, path="item"):
+            yield Difference(example=index, path=where, message=message)
+
+
+def _verdict(spec: FunctionSpec, found: list[Difference]) -> str:
+    if not spec.examples:
+        raise Skipped(NO_EXAMPLES)
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise Failed(f"{found[0]}{more}")
+    count = len(spec.examples)
+    return "1 example" if count == 1 else f"{count} examples"

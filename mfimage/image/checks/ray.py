@@ -9,7 +9,7 @@ from typing import Any
 
 from mfimage.image.checks.client import wait_until_ready, with_log
 from mfimage.image.checks.config import check_process
-from mfimage.image.checks.examples import NO_EXAMPLES
+from mfimage.image.checks.contract import NO_EXAMPLES
 from mfimage.image.checks.report import Failed, Recorder, Skipped
 from mfimage.image.checks.restrictions import RESTRICTIONS, check_restrictions
 from mfimage.image.checks.runner import Container, ContainerOptions, ImageRunner, wait_for_end
@@ -44,13 +44,7 @@ def check_ray(
 
 
 def check_programs(runner: ImageRunner, timeout: float) -> str:
-    """Look for the programs that KubeRay calls by name.
-
-    Raises
-    ------
-    Failed
-        Naming those that are missing.
-    """
+    """Look for the programs that KubeRay calls by name."""
     command = ("/bin/sh", "-c", _FIND, "sh", *PROGRAMS)
     with runner.start(ContainerOptions(entrypoint=command)) as container:
         code = wait_for_end(container, timeout)
@@ -65,15 +59,7 @@ def check_programs(runner: ImageRunner, timeout: float) -> str:
 def check_function(
     runner: ImageRunner, spec: FunctionSpec, launch: ContainerOptions, timeout: float
 ) -> str:
-    """Let the image load its function and replay its examples.
-
-    Raises
-    ------
-    Failed
-        Naming the first difference, or with the end of the log.
-    Skipped
-        If it can be loaded, and there are no examples.
-    """
+    """Let the image load its function and replay its examples."""
     with runner.start(launch) as container:
         code = wait_for_end(container, timeout)
         if code is None:

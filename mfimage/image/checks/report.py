@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Status = Literal["passed", "failed", "skipped"]
@@ -21,50 +21,22 @@ class Skipped(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """The result of one check.
-
-    Attributes
-    ----------
-    name : str
-        As ``read-only``.
-    status : {"passed", "failed", "skipped"}
-        The result.
-    detail : str
-        What was found, or why it was skipped; lines after the first are a log's.
-    seconds : float
-        How long it took.
-    """
+    """The result of one check."""
 
     name: str
     status: Status
+    # What was found, or why it was skipped; lines after the first are a log's.
     detail: str = ""
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return {
-            "name": self.name,
-            "status": self.status,
-            "detail": self.detail,
-            "seconds": round(self.seconds, 3),
-        }
+        return {**asdict(self), "seconds": round(self.seconds, 3)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The results of all checks of an image.
-
-    Attributes
-    ----------
-    image : str
-        As it was named.
-    id : str
-        The image's ID.
-    runner : str
-        What ran it: ``docker``.
-    checks : tuple of Check
-        In order.
-    """
+    """The results of all checks of an image."""
 
     image: str
     id: str
@@ -99,22 +71,12 @@ class Report:
             (each.name, each.status, f"{each.seconds:.1f} s", each.detail.partition("\n")[0])
             for each in self.checks
         ]
-        return "\n".join(_columns(rows))
-
-
-def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 class Recorder:
-    """Runs checks and keeps their results.
-
-    Parameters
-    ----------
-    on_check : callable
-        Called with each.
-    """
+    """Runs checks and keeps their results."""
 
     def __init__(self, on_check: Callable[[Check], None] = lambda _: None) -> None:
         self._on_check = on_check

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pkgutil import resolve_name
+
+import docker
 
 from mfimage.errors import EngineError, OptionError
 from mfimage.image.checks import config
@@ -36,19 +37,19 @@ def check_image(
     options : CheckOptions
         How.
     say : callable
-        Told of what happens, a line each.
+        Receives progress, a line at a time.
     on_check : callable
-        Told of each check that was made.
+        Receives each check that was made.
 
     Raises
     ------
     EngineError
         If no engine responds.
     MfimageError
-        If there is no such image, or it is none of a function.
+        If there is no such image, or it holds no function.
     """
     recorder = Recorder(on_check)
-    with _runner(image, say) as runner:
+    with open_image(_connect(image), image, say=say) as runner:
         target = runner.info.labels.get(TARGET)
         if target is None and runner.read(config.SPEC_FILE) is None:
             raise OptionError(
@@ -60,8 +61,7 @@ def check_image(
         if spec is not None:
             found = TARGETS.get(target or DEFAULT_TARGET, TARGETS[DEFAULT_TARGET])
             resolve_name(found.check)(runner, spec, recorder, options)
-        identity, name = runner.info.id, runner.name
-    return Report(image=image, id=identity, runner=name, checks=recorder.checks)
+    return Report(image=image, id=runner.info.id, runner=runner.name, checks=recorder.checks)
 
 
 def _check_what_it_says(runner: ImageRunner, recorder: Recorder) -> FunctionSpec | None:
@@ -82,16 +82,12 @@ def _check_what_it_says(runner: ImageRunner, recorder: Recorder) -> FunctionSpec
     return found[0] if found else None
 
 
-@contextmanager
-def _runner(image: str, say: Callable[[str], None]) -> Iterator[ImageRunner]:
-    """Open the image in the Docker engine."""
+def _connect(image: str) -> docker.APIClient:
     try:
-        api = connect()
+        return connect()
     except EngineError as error:
         raise EngineError(
             f"{image} cannot be run: {error.message}",
             hint="mfimage test runs an image in a Docker engine: start Docker, or point "
             "DOCKER_HOST or `docker context use` at a running engine",
         ) from None
-    with open_image(api, image, say=say) as runner:
-        yield runner

@@ -32,45 +32,24 @@ LOG_LINES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class ContainerOptions:
-    """How to start a container.
+    """How to start a container."""
 
-    Attributes
-    ----------
-    entrypoint : tuple of str
-        Instead of the image's entrypoint and command.
-    user : str or None
-        ``uid:gid`` instead of the image's.
-    read_only : bool
-        Mount the root read-only, with an empty ``/tmp`` in memory.
-    no_capabilities : bool
-        Without any.
-    no_new_privileges : bool
-        So that programs with the setuid bit gain nothing.
-    env : mapping of str to str
-        Variables.
-    port : int or None
-        Which port of it will be called.
-    """
-
+    # Replaces the image's entrypoint and command.
     entrypoint: tuple[str, ...] = ()
+    # uid:gid
     user: str | None = None
+    # With an empty /tmp in memory.
     read_only: bool = False
     no_capabilities: bool = False
+    # Programs with the setuid bit gain nothing.
     no_new_privileges: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
+    # The one that will be called.
     port: int | None = None
 
 
 class ImageRunner:
-    """Runs containers of an image that the engine has.
-
-    Parameters
-    ----------
-    api : docker.APIClient
-        The engine.
-    info : ImageInfo
-        The image.
-    """
+    """Runs containers of an image that the engine has."""
 
     name = "docker"
 
@@ -84,13 +63,7 @@ class ImageRunner:
 
     @contextmanager
     def start(self, launch: ContainerOptions) -> Iterator[Container]:
-        """Run a container until the block ends.
-
-        Raises
-        ------
-        Failed
-            If the image has nothing that could be started.
-        """
+        """Run a container until the block ends."""
         with engine_errors(f"creating a container of {self.info.id}"):
             identity = self._create(launch)
         try:
@@ -118,7 +91,7 @@ class ImageRunner:
             # Whatever driver the engine logs by, this one can be read back.
             log_config=docker.types.LogConfig(type="json-file"),
         )
-        created = self._api.create_container(
+        created: dict[str, str] = self._api.create_container(
             self.info.id,
             entrypoint=list(launch.entrypoint) or None,
             user=launch.user,
@@ -127,8 +100,7 @@ class ImageRunner:
             host_config=limits,
             labels={_LABEL: "1"},
         )
-        identity: str = created["Id"]
-        return identity
+        return created["Id"]
 
     def _remove(self, container: str) -> None:
         # It may be gone already, and an engine that is gone has been reported before.
@@ -199,54 +171,36 @@ def _host(api: Any) -> str | None:
 def open_image(
     api: docker.APIClient, image: str, *, say: Callable[[str], None]
 ) -> Iterator[ImageRunner]:
-    """Run containers of an image, which is pulled or, until the block ends, loaded.
-
-    Parameters
-    ----------
-    api : docker.APIClient
-        The engine; closed at the end.
-    image : str
-        A name or ID, ``oci:DIR``, ``oci-archive:FILE`` or ``docker-archive:FILE``.
-    say : callable
-        Receives a line before a pull.
-
-    Raises
-    ------
-    RegistryError, BuildError
-        If there is no such image.
-    EngineError
-        If its containers cannot be called.
-    """
+    """Run containers of an image, which is pulled or, until the block ends, loaded."""
     with Engine(api) as engine:
         if urlsplit(api.base_url).hostname == "ssh":
             raise EngineError(
                 "the containers of an engine behind ssh cannot be called from here",
                 hint="run mfimage test where the engine is",
             )
-        found: FoundImage | None
         try:
             found = find_image(image, places=(FILES, ENGINE))
         except ReferenceNotFound:
-            found = None
-        if found is None:
             say(f"pulling {image}")
-            yield ImageRunner(api, engine.pull(image))
-        elif found.place is FILES:
-            with _loaded(engine, found) as info:
-                yield ImageRunner(api, info)
+            info = engine.pull(image)
         else:
-            yield ImageRunner(api, found.info)
+            info = found.info
+            if found.place is FILES:
+                with _loaded(engine, found):
+                    yield ImageRunner(api, info)
+                return
+        yield ImageRunner(api, info)
 
 
 @contextmanager
-def _loaded(engine: Engine, found: FoundImage) -> Iterator[ImageInfo]:
+def _loaded(engine: Engine, found: FoundImage) -> Iterator[None]:
     """Load an image until the block ends; it stays if the engine had it before."""
     with found.open(machine_platform()) as stored:
         image = recompose(stored)
         had = engine.inspect(image.id) is not None
         engine.load(docker_archive([image], ()))
         try:
-            yield found.info
+            yield
         finally:
             if not had:
                 engine.remove(image.id, force=True)

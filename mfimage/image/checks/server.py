@@ -17,8 +17,7 @@ from mfimage.image.checks.client import (
     with_log,
 )
 from mfimage.image.checks.config import check_process
-from mfimage.image.checks.contract import check_contract, contract_checks
-from mfimage.image.checks.examples import replay, replay_as_list
+from mfimage.image.checks.contract import check_contract, contract_checks, replay, replay_as_list
 from mfimage.image.checks.report import Failed, Recorder
 from mfimage.image.checks.restrictions import RESTRICTIONS, check_restrictions
 from mfimage.image.checks.runner import (
@@ -45,16 +44,9 @@ _MARGIN = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """How to check an image.
+    """How to check an image."""
 
-    Attributes
-    ----------
-    timeout : float
-        Seconds until a container must be ready.
-    tolerance : Tolerance
-        By how much floating-point numbers may differ from those recorded.
-    """
-
+    # Seconds until a container must be ready.
     timeout: float = 60.0
     tolerance: Tolerance = field(default_factory=Tolerance)
 
@@ -117,11 +109,6 @@ def check_end(
 
     However fast the function is, these are in flight. All must be answered, and the container
     must end with exit code 0 within the grace period.
-
-    Raises
-    ------
-    Failed
-        Naming what was lost.
     """
     # Without examples the response is a 422, which will do.
     body = json.dumps(spec.examples[0].input).encode() if spec.examples else b"{}"
@@ -139,12 +126,11 @@ def check_end(
             request.close()
     code = wait_for_end(container, settings.grace + _MARGIN - (time.monotonic() - signalled))
     took = time.monotonic() - signalled
-    lost = [each for each in responses if not isinstance(each, ServerResponse)]
-    if lost:
+    answered = [each for each in responses if isinstance(each, ServerResponse)]
+    if lost := [each for each in responses if not isinstance(each, ServerResponse)]:
         text = f"{len(lost)} of {_REQUESTS} requests in flight had no answer: {lost[0]!r}"
         raise Failed(with_log(text, container))
-    broken = [each for each in responses if isinstance(each, ServerResponse) and each.status >= 500]
-    if broken:
+    if broken := [each for each in answered if each.status >= 500]:
         raise Failed(f"{len(broken)} of {_REQUESTS} requests in flight: {broken[0].problem}")
     if code is None:
         raise Failed(

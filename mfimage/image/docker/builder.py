@@ -31,26 +31,7 @@ _LAYERED = ("RUN", "COPY", "ADD", "WORKDIR")
 class DockerBuilder:
     """Builds images by ``docker build``.
 
-    Parameters
-    ----------
-    engine : Engine
-        Where images end up; `close` closes it.
-    command : DockerCommand
-        What builds them.
-    tags : sequence of Reference
-        What to call images.
-    secrets : mapping of str to bytes
-        Credentials for the dependency step.
-    no_cache : bool
-        Run every step anew.
-    on_event : callable
-        Called with every step.
-    pull : bool
-        Pull the base, even if the engine has it.
-    cache_from : sequence of Reference or BuildxCache
-        Caches whose steps need not run again.
-    cache_to : Reference or BuildxCache, optional
-        A cache to write; a reference is the image's name under which `export` pushes it.
+    A ``cache_to`` reference is the image's name under which `export` pushes it.
     """
 
     name = DOCKER
@@ -72,7 +53,6 @@ class DockerBuilder:
         self._command = command
         self._cache_from = cache_from
         self._cache_to = cache_to
-        self._pull = pull
         self._tags = tags
         self._secrets = secrets
         self._no_cache = no_cache
@@ -129,14 +109,13 @@ class DockerBuilder:
                     raise engine_gone(_DOING) from None
                 raise
         info = self._find(names, plan)
-        base = self._engine.inspect(str(plan.base.pinned)) or self._engine.inspect(
-            str(plan.base.reference)
-        )
+        names = (str(plan.base.pinned), str(plan.base.reference))
+        base = next(filter(None, map(self._engine.inspect, names)), ImageInfo(id=""))
         return BuiltImage(
             id=info.id,
             digest=None,
             plan=plan,
-            layers=tuple(_layers(plan, info, base or ImageInfo(id=""), self._cached)),
+            layers=tuple(_layers(plan, info, base, self._cached)),
             size=info.size,
             timings={"build": time.perf_counter() - start},
         )
@@ -172,7 +151,7 @@ class DockerBuilder:
         return self._engine.inspect(image.id) or ImageInfo(id=image.id)
 
     def layer(self, image: BuiltImage, name: str) -> Iterator[bytes]:
-        """Export the folder that a layer fills; of system packages, which fill many, nothing."""
+        """Export the folder that a layer fills; nothing of system packages, which fill many."""
         if name == "dependencies":
             yield from self._engine.export(image.id, VENV)
 

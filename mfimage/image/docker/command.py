@@ -60,27 +60,15 @@ class DockerCommand:
 
     It is run with this process's environment: DOCKER_HOST, contexts, DOCKER_CONFIG,
     BUILDX_BUILDER and what caches need reach it unchanged.
-
-    Attributes
-    ----------
-    path : str
-        Where it is.
-    buildx : tuple of int, or None
-        The version of its buildx plugin; None without one, where the command itself builds.
     """
 
     path: str
+    # The version of the plugin; without one the command itself builds.
     buildx: tuple[int, int] | None
 
     @classmethod
     def find(cls) -> DockerCommand:
-        """Find the command on PATH.
-
-        Raises
-        ------
-        EngineError
-            If there is none, or it cannot build by BuildKit.
-        """
+        """Find the command on PATH."""
         path = shutil.which("docker")
         if path is None:
             raise EngineError(
@@ -119,39 +107,20 @@ class DockerCommand:
     ) -> tuple[str, ...]:
         """Build the Dockerfile of a folder.
 
-        Parameters
-        ----------
-        context : Path
-            The folder. The engine fetches what has changed since the last build of a folder of
-            this name.
-        tags : sequence of str
-            What to tag the image with.
-        platform : str, optional
-            As ``linux/arm64``; the engine's own by default.
-        secrets : mapping of str to bytes
-            By id, for ``RUN --mount=type=secret,id=...``. The command gets them as environment
-            variables, and those that are too large for that as private files.
-        no_cache : bool
-            Run every step anew.
-        cache_from, cache_to : Reference or BuildxCache
-            Caches. An image's is an inline one: `cache_to` writes it into the image, which is to
-            be pushed under that name.
-        on_event : callable
-            Called in this thread with each `BuildEvent` as it happens.
+        The engine fetches what has changed since the last build of a folder of this name. Secrets
+        are for ``RUN --mount=type=secret,id=...``. A `Reference` as `cache_to` is an inline cache:
+        the image is to be pushed under that name.
 
-        Returns
-        -------
-        tuple of str
-            The image's IDs and digests by which the engine may know it, likeliest first.
-
-        Raises
-        ------
-        OptionError
-            If it cannot be done without buildx.
-        BuildError
-            If a step fails: names the step, ends with the last lines of its log.
+        Returns the IDs and digests by which the engine may know the image, likeliest first.
         """
-        self._check_caches(cache_from, cache_to)
+        for field, caches in (("cache-from", cache_from), ("cache-to", [cache_to])):
+            for cache in caches:
+                if self.buildx is None and isinstance(cache, BuildxCache):
+                    raise OptionError(
+                        f"{field}: {cache} needs buildx, which {self.path} does not have",
+                        hint=f"{_INSTALL_BUILDX}, or name an image in a registry: "
+                        f"--{field} NAME[:TAG]",
+                    )
         secrets = secrets or {}
         progress = BuildProgress(Masker(secrets.values()))
         # Attestations hold times: with them, equal images would have other digests each time.
@@ -176,33 +145,15 @@ class DockerCommand:
                 arguments.append("--build-arg=BUILDKIT_INLINE_CACHE=1")
             # The client without buildx remembers a context by its path as written, which then must
             # not have the temporary folder in it; buildx by its last part.
-            where = [str(context)] if self.buildx else [context.name]
-            cwd = None if self.buildx else context.parent
-            command = [self.path, *arguments, "--", *where]
-            status = _run(command, environment, cwd, progress, on_event)
-            if status:
+            where, cwd = (str(context), None) if self.buildx else (context.name, context.parent)
+            command = [self.path, *arguments, "--", where]
+            if status := _run(command, environment, cwd, progress, on_event):
                 raise _build_error(progress, status)
             return tuple(_built(ids, metadata))
 
-    def _check_caches(
-        self,
-        cache_from: Sequence[Reference | BuildxCache],
-        cache_to: Reference | BuildxCache | None,
-    ) -> None:
-        """Refuse what only buildx does."""
-        given = [("cache-from", cache) for cache in cache_from]
-        given += [("cache-to", cache_to)] if cache_to else []
-        for field, cache in given:
-            if self.buildx is None and isinstance(cache, BuildxCache):
-                raise OptionError(
-                    f"{field}: {cache} needs buildx, which {self.path} does not have",
-                    hint=f"{_INSTALL_BUILDX}, or name an image in a registry: --{field} NAME[:TAG]",
-                )
-
 
 def _output(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 def _hand_over(

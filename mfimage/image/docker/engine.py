@@ -7,8 +7,7 @@ import io
 import os
 import socket
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import docker
@@ -17,7 +16,7 @@ import requests
 import urllib3.exceptions
 from docker.utils import parse_repository_tag
 
-from mfimage.errors import EngineError, RegistryError
+from mfimage.errors import EngineError, MfimageError, RegistryError
 from mfimage.image.builder import BuildEvent, OnEvent
 from mfimage.image.find.info import ImageInfo
 from mfimage.masking import mask_urls
@@ -47,42 +46,21 @@ _CONNECTION_ERRORS = (
 )
 
 
-def _ignore(event: BuildEvent) -> None:
-    """Do nothing with an event."""
-
-
 class Engine:
-    """A connection to a Docker engine; use `connect`, and ``with`` to close it.
-
-    Parameters
-    ----------
-    api : docker.APIClient
-        The low-level client.
-    """
+    """A connection to a Docker engine; use `connect`, and ``with`` to close it."""
 
     def __init__(self, api: docker.APIClient) -> None:
         self._api = api
 
     @classmethod
     def connect(cls) -> Engine:
-        """Connect to the engine that the ``docker`` command uses.
-
-        Raises
-        ------
-        EngineError
-            If none responds within three seconds.
-        """
+        """Connect to the engine that the ``docker`` command uses."""
         return cls(connect())
 
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -108,38 +86,24 @@ class Engine:
         return ImageInfo.from_engine(image, history)
 
     def pull(
-        self, ref: str, *, platform: str | None = None, on_event: OnEvent = _ignore
+        self, ref: str, *, platform: str | None = None, on_event: OnEvent = lambda _: None
     ) -> ImageInfo:
-        """Pull an image.
-
-        Raises
-        ------
-        RegistryError
-            If the registry does not have it, refuses, or cannot be reached.
-        """
+        """Pull an image."""
         repository, tag = _split(ref)
-        with _registry_errors(f"pulling {ref}"):
-            stream = self._api.pull(
-                repository, tag=tag, platform=platform, stream=True, decode=True
-            )
-            for _ in _transfer(stream, on_event):
+        with engine_errors(f"pulling {ref}", _registry_error):
+            options: Any = {"platform": platform, "stream": True, "decode": True}
+            for _ in _transfer(self._api.pull(repository, tag=tag, **options), on_event):
                 pass
         image = self.inspect(ref)
         if image is None:
             raise RegistryError(f"pulling {ref}: the engine does not have it afterwards")
         return image
 
-    def push(self, ref: str, *, on_event: OnEvent = _ignore) -> str:
-        """Push a tag; return the manifest's digest, ``sha256:...``.
-
-        Raises
-        ------
-        RegistryError
-            If the registry refuses or cannot be reached, or there is no such image.
-        """
+    def push(self, ref: str, *, on_event: OnEvent = lambda _: None) -> str:
+        """Push a tag; return the manifest's digest, ``sha256:...``."""
         repository, tag = _split(ref)
         digest = None
-        with _registry_errors(f"pushing {ref}"):
+        with engine_errors(f"pushing {ref}", _registry_error):
             with _without_timeout(self._api):
                 stream = self._api.push(repository, tag=tag, stream=True, decode=True)
             for message in _transfer(stream, on_event):
@@ -153,13 +117,7 @@ class Engine:
         return str(digest)
 
     def load(self, archive: Iterable[bytes]) -> None:
-        """Load an image from what ``docker save`` writes.
-
-        Raises
-        ------
-        EngineError
-            If the engine refuses it, or goes away.
-        """
+        """Load an image from what ``docker save`` writes."""
         doing = "loading the image"
         with engine_errors(doing), _without_timeout(self._api):
             untyped: Any = self._api
@@ -168,13 +126,7 @@ class Engine:
                     raise EngineError(f"{doing}: {error}")
 
     def save(self, image: str) -> Iterator[bytes]:
-        """Stream an image as ``docker save`` writes it.
-
-        Raises
-        ------
-        EngineError
-            If the engine does not have it, or goes away.
-        """
+        """Stream an image as ``docker save`` writes it."""
         with engine_errors(f"saving {image}"):
             yield from self._api.get_image(image)
 
@@ -199,10 +151,8 @@ class Engine:
 
     def remove(self, ref: str, *, force: bool = False) -> None:
         """Remove a reference and, with the last one, the image; fine if it is not there."""
-        with (
-            engine_errors(f"removing {ref}"),
-            contextlib.suppress(docker.errors.ImageNotFound),
-        ):
+        missing = docker.errors.ImageNotFound
+        with engine_errors(f"removing {ref}"), contextlib.suppress(missing):
             self._api.remove_image(ref, force=force)
 
     def read_file(self, image: str, path: str, *, limit: int = 32 << 20) -> bytes | None:
@@ -225,9 +175,10 @@ class Engine:
             yield from chunks
 
     @contextlib.contextmanager
-    def _created(self, image: str) -> Iterator[str]:
-        """Create a container and never start it: the engine reads files of containers only."""
-        container = self._api.create_container(image, entrypoint=["/"], command=[])["Id"]
+    def _created(self, image: str, **options: Any) -> Iterator[str]:
+        """Create a container, whose files can be read without starting it; remove it."""
+        options = options or {"entrypoint": ["/"], "command": []}
+        container = self._api.create_container(image, **options)["Id"]
         try:
             yield container
         finally:
@@ -235,48 +186,24 @@ class Engine:
                 self._api.remove_container(container, force=True, v=True)
 
     def run_capture(self, image: str, command: Sequence[str], *, user: str | None = None) -> str:
-        """Run a command in a short-lived container without network; return its stdout.
-
-        The image's entrypoint is not used.
-
-        Raises
-        ------
-        EngineError
-            If the command cannot be started, fails, or takes longer than a minute.
-        """
+        """Run a command, instead of the entrypoint, without network; return its stdout."""
         doing = f"running {command[0]} in {image}"
-        with engine_errors(doing):
-            container = self._api.create_container(
-                image,
-                entrypoint=list(command),
-                user=user,
-                host_config=self._api.create_host_config(
-                    network_mode="none",
-                    # Whatever the engine's logging driver is, this one can be read back.
-                    log_config=docker.types.LogConfig(type="json-file"),
-                ),
-            )["Id"]
-            try:
-                self._api.start(container)
-                status = self._api.wait(container, timeout=_RUN_TIMEOUT)["StatusCode"]
-                stdout = self._api.logs(container, stdout=True, stderr=False)
-                stderr = self._api.logs(container, stdout=False, stderr=True)
-            finally:
-                with contextlib.suppress(docker.errors.APIError):
-                    self._api.remove_container(container, force=True, v=True)
+        # Whatever the engine's logging driver is, this one can be read back.
+        log = docker.types.LogConfig(type="json-file")
+        host = self._api.create_host_config(network_mode="none", log_config=log)
+        options = {"entrypoint": list(command), "user": user, "host_config": host}
+        with engine_errors(doing), self._created(image, **options) as container:
+            self._api.start(container)
+            status = self._api.wait(container, timeout=_RUN_TIMEOUT)["StatusCode"]
+            stdout = self._api.logs(container, stdout=True, stderr=False)
+            stderr = self._api.logs(container, stdout=False, stderr=True)
         if status:
             last = stderr.decode(errors="replace").strip().rpartition("\n")[2]
             raise EngineError(f"{doing}: exit code {status}: {last}")
         return stdout.decode(errors="replace")
 
     def python_version(self, image: str) -> str:
-        """Return the version of an image's Python, as ``3.11.7``.
-
-        Raises
-        ------
-        EngineError
-            If it has no ``python``.
-        """
+        """Return the version of an image's Python, as ``3.11.7``."""
         try:
             return self.run_capture(image, ["python", "-c", _PYTHON_VERSION]).strip()
         except EngineError:
@@ -291,13 +218,7 @@ class Engine:
 
 
 def connect() -> docker.APIClient:
-    """Connect to the engine that the ``docker`` command uses: DOCKER_HOST, or the context.
-
-    Raises
-    ------
-    EngineError
-        If none responds within three seconds.
-    """
+    """Connect to the engine that the ``docker`` command uses: DOCKER_HOST, or the context."""
     host = _host()
     local = host.startswith(("unix://", "npipe://"))
     try:
@@ -311,19 +232,13 @@ def connect() -> docker.APIClient:
 
 
 @contextlib.contextmanager
-def engine_errors(doing: str) -> Iterator[None]:
-    """Turn docker-py's exceptions into `EngineError`.
-
-    Parameters
-    ----------
-    doing : str
-        What was tried, as in "inspecting python:3.11".
-    """
+def engine_errors(doing: str, make: Callable[[str], MfimageError] = EngineError) -> Iterator[None]:
+    """Turn docker-py's exceptions into `EngineError`; ``doing`` is such as "pulling NAME"."""
     try:
         yield
     except docker.errors.DockerException as error:
         explanation = getattr(error, "explanation", None) or error
-        raise EngineError(f"{doing}: {explanation}") from None
+        raise make(f"{doing}: {explanation}") from None
     except _CONNECTION_ERRORS as error:
         raise engine_gone(doing, error) from None
 
@@ -381,11 +296,8 @@ def _innermost(error: BaseException) -> BaseException:
     inner: BaseException | None = error
     while inner is not None and inner not in seen:
         seen.append(inner)
-        nested = [
-            arg
-            for arg in (*inner.args, getattr(inner, "reason", None))
-            if isinstance(arg, BaseException)
-        ]
+        arguments = (*inner.args, getattr(inner, "reason", None))
+        nested = [each for each in arguments if isinstance(each, BaseException)]
         inner = nested[-1] if nested else inner.__cause__ or inner.__context__
     return next((each for each in seen if isinstance(each, OSError) and each.errno), seen[-1])
 
@@ -398,16 +310,6 @@ def _split(ref: str) -> tuple[str, str]:
     repository, tag = parse_repository_tag(ref)
     # Without a tag the engine would push or pull all of them.
     return repository, tag or "latest"
-
-
-@contextlib.contextmanager
-def _registry_errors(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except docker.errors.DockerException as error:
-        raise _registry_error(doing, str(getattr(error, "explanation", None) or error)) from None
-    except _CONNECTION_ERRORS as error:
-        raise engine_gone(doing, error) from None
 
 
 @contextlib.contextmanager
@@ -457,10 +359,10 @@ _HINTS = {
 }  # fmt: skip
 
 
-def _registry_error(doing: str, message: str) -> RegistryError:
+def _registry_error(message: str) -> RegistryError:
     lowered = message.lower()
     hints = (hint for hint, signs in _HINTS.items() if any(sign in lowered for sign in signs))
-    return RegistryError(f"{doing}: {message}", hint=next(hints, None))
+    return RegistryError(message, hint=next(hints, None))
 
 
 def _limited(chunks: Iterator[bytes], limit: int) -> Iterator[bytes]:

@@ -55,13 +55,7 @@ class ImageEngine(Protocol):
 
 
 def connect() -> ImageEngine:
-    """Connect to the engine that ``docker`` would use.
-
-    Raises
-    ------
-    EngineError
-        If none answers.
-    """
+    """Connect to the engine that ``docker`` would use."""
     path = _socket_path()
     if path is not None:
         if not Path(path).exists():
@@ -153,9 +147,8 @@ class LocalEngine:
     def load(self, archive: Iterable[bytes]) -> None:
         """Load an archive as ``docker load`` does."""
         doing = "loading the image"
-        with self._request(
-            doing, "POST", "/images/load?quiet=1", body=archive, timeout=None
-        ) as response:
+        path = "/images/load?quiet=1"
+        with self._request(doing, "POST", path, body=archive, timeout=None) as response:
             for line in response.read().splitlines():
                 if error := json.loads(line).get("error"):
                     raise EngineError(f"{doing}: {error}")

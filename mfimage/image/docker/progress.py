@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from mfimage.image.builder import BuildEvent
+from mfimage.image.builder import BuildEvent, Kind
 
 _LOG_LINES = 20
 _PLAIN = re.compile(r"#(\d+) (.*)")
@@ -44,13 +44,7 @@ class Failure:
 
 
 class BuildProgress:
-    """Follows one build through what the command prints.
-
-    Parameters
-    ----------
-    redact : callable
-        Applied to all text before it is kept or passed on.
-    """
+    """Follows one build through what the command prints."""
 
     def __init__(self, redact: Callable[[str], str]) -> None:
         self._redact = redact
@@ -121,7 +115,7 @@ class BuildProgress:
             yield self._line(step, _shown(rest))
         step.partial.clear()
         elapsed = _time(completed) - step.started if step.started else None
-        yield self._end(
+        yield from self._end(
             step,
             error=self._redact(vertex.get("error") or ""),
             cached=bool(vertex.get("cached")),
@@ -160,34 +154,27 @@ class BuildProgress:
         if text in (step.name, "..."):
             return  # the command turns to another step, and back
         if match := _DONE.fullmatch(text):
-            yield from self._plain_end(step, seconds=float(match[1]))
+            yield from self._end(step, seconds=float(match[1]))
         elif text == "CACHED":
-            yield from self._plain_end(step, cached=True)
+            yield from self._end(step, cached=True)
         elif text == "CANCELED":
-            yield from self._plain_end(step, error="context canceled")
+            yield from self._end(step, error="context canceled")
         elif match := _ERROR.fullmatch(text):
-            yield from self._plain_end(step, error=match[1])
+            yield from self._end(step, error=match[1])
         elif match := _LOG.fullmatch(text):
             yield self._line(step, match[1] or "")
         else:
             yield BuildEvent(kind="progress", step=step.name, text=text)
 
-    def _plain_end(
+    # Both
+
+    def _end(
         self, step: _Step, *, error: str = "", cached: bool = False, seconds: float | None = None
     ) -> Iterator[BuildEvent]:
         if not step.over:
-            yield self._end(step, error=error, cached=cached, seconds=seconds)
-
-    # Both
-
-    def _end(self, step: _Step, *, error: str, cached: bool, seconds: float | None) -> BuildEvent:
-        step.over, step.error = True, error
-        return BuildEvent(
-            kind="failed" if error else "cached" if cached else "done",
-            step=step.name,
-            text=error,
-            seconds=seconds,
-        )
+            step.over, step.error = True, error
+            kind: Kind = "failed" if error else "cached" if cached else "done"
+            yield BuildEvent(kind=kind, step=step.name, text=error, seconds=seconds)
 
     def _line(self, step: _Step, text: str) -> BuildEvent:
         line = self._redact(text)

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from mfimage.errors import BuildError, OptionError
@@ -75,13 +75,7 @@ _FILTERS = {
 
 
 def render(plan: ImagePlan) -> str:
-    """Write the Dockerfile.
-
-    Raises
-    ------
-    OptionError
-        If a value cannot be written, or a URL with a password would be.
-    """
+    """Write the Dockerfile."""
     template = environment(_FILTERS).get_template(plan.target.template)
     text = template.render(
         plan=plan,
@@ -198,20 +192,7 @@ _FOLDERS = ("build", "layers")
 
 
 def context_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
-    """List the context's files, sorted by path; artifacts are named, not read.
-
-    Parameters
-    ----------
-    plan : ImagePlan
-        What to build.
-    blob_path : callable
-        Returns where a blob is.
-
-    Raises
-    ------
-    PackageError
-        If the code's archive is damaged, or would write outside its folder.
-    """
+    """List the context's files, sorted by path; artifacts are named, not read."""
     files = [
         ContextFile(path=DOCKERFILE, content=render(plan).encode()),
         ContextFile(path="build/uv.txt", content=uv_requirement()),
@@ -220,38 +201,16 @@ def context_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
     for name, blob in plan.dependencies.wheels.items():
         files.append(blob_file(f"build/lock/wheels/{name}", blob, blob_path))
     for layer, contents in layer_files(plan, blob_path).items():
-        files += [_moved(file, f"layers/{layer}/{file.path}") for file in contents]
+        files += [replace(file, path=f"layers/{layer}/{file.path}") for file in contents]
     return sorted(files, key=lambda file: file.path.split("/"))
-
-
-def _moved(file: ContextFile, path: str) -> ContextFile:
-    return ContextFile(path=path, content=file.content, mode=file.mode, digest=file.digest)
 
 
 def write_context(plan: ImagePlan, folder: Path, blob_path: BlobPath) -> None:
     """Write the context into a folder.
 
     ``docker build`` of it gives the same image, but for what its SBOM says of the base.
-    Artifacts are copied, not linked: their times would have to be changed for equal layers, and
-    whoever edits the folder must not reach into the package.
-
-    Parameters
-    ----------
-    plan : ImagePlan
-        What to build.
-    folder : Path
-        New, empty, or one that this function wrote before.
-    blob_path : callable
-        Returns where a blob is.
-
-    Raises
-    ------
-    OptionError
-        If the folder holds something else.
-    BuildError
-        If it cannot be written.
-    PackageError
-        If a blob is damaged; then the folder is as it was.
+    The folder is new, empty, or one that this function wrote before. Artifacts are copied, not
+    linked: their times are set for equal layers, and an edit must not reach into the package.
     """
     files = context_files(plan, blob_path)
     _refuse_foreign(folder)

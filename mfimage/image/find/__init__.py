@@ -4,6 +4,5 @@
 and layers, from a folder or file, the Docker engine or a registry. Nothing is pulled. A place is a
 `places.Place`: `FILES`, `ENGINE`, `REGISTRY`.
 
-`info` is the configuration of an image; `contents` what an image is made of, and `diff` how two
-images differ.
+`info` is the configuration of an image; `contents` what images are made of and how two differ.
 """

@@ -1,9 +1,9 @@
-"""What an image is made of, whichever builder made it: what `diff` compares."""
+"""What an image is made of, whichever builder made it, and how two images differ."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,42 +24,21 @@ _FUNCTION_LABELS = ("function.digest", "target", "schema.input", "schema.output"
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One thing in an image.
-
-    Attributes
-    ----------
-    text : str
-        What is shown, such as a version.
-    mark : str
-        What distinguishes items of equal text, such as a hash.
-    """
+    """One thing in an image."""
 
     text: str
+    # Distinguishes items of equal text, such as a hash.
     mark: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contents:
-    """What an image is made of.
-
-    Attributes
-    ----------
-    sections : mapping of str to (mapping of str to Item) or None
-        By the names in `SECTIONS`; None where it is not known.
-    """
-
-    sections: Mapping[str, Mapping[str, Item] | None]
+# What an image is made of, by the names in `SECTIONS`; None where it is not known.
+Contents = Mapping[str, Mapping[str, Item] | None]
 
 
 def contents_of(info: ImageInfo, sbom: bytes | None) -> Contents:
     """Return what an image is made of, by its configuration and SBOM.
 
     Without an SBOM, distributions and code files are not known.
-
-    Raises
-    ------
-    PackageError
-        If the SBOM cannot be read.
     """
     labels = info.labels
     found = _from_labels(labels)
@@ -70,30 +49,21 @@ def contents_of(info: ImageInfo, sbom: bytes | None) -> Contents:
     named = {name: labels.get(LABEL_PREFIX + name) for name in _FUNCTION_LABELS}
     found["function"] = {**(found.get("function") or {}), **_items(named)}
     found["env"] = _items(info.env, empty=True)
-    found["labels"] = _items(
-        {k: v for k, v in labels.items() if not k.startswith((LABEL_PREFIX, _OCI))}, empty=True
-    )
-    found["config"] = _items(
-        {
-            "platform": "/".join(info.platform.split("/")[:2]),
-            "user": info.user,
-            "workdir": info.working_dir,
-            "entrypoint": json.dumps(info.entrypoint),
-            "cmd": json.dumps(info.command),
-        },
-        empty=True,
-    )
-    return Contents(sections={name: found.get(name) for name in SECTIONS})
+    others = {k: v for k, v in labels.items() if not k.startswith((LABEL_PREFIX, _OCI))}
+    found["labels"] = _items(others, empty=True)
+    config = {
+        "platform": "/".join(info.platform.split("/")[:2]),
+        "user": info.user,
+        "workdir": info.working_dir,
+        "entrypoint": json.dumps(info.entrypoint),
+        "cmd": json.dumps(info.command),
+    }
+    found["config"] = _items(config, empty=True)
+    return {name: found.get(name) for name in SECTIONS}
 
 
 def parse_sbom(data: bytes) -> Mapping[str, Any]:
-    """Parse an SBOM.
-
-    Raises
-    ------
-    PackageError
-        If it is not a CycloneDX document of mfimage.
-    """
+    """Parse an SBOM."""
     try:
         document: Mapping[str, Any] = json.loads(data)
         if document["bomFormat"] != "CycloneDX":
@@ -175,3 +145,107 @@ def _hashes(component: Mapping[str, Any]) -> str:
     files = component.get("externalReferences", ())
     hashes = {found["content"] for each in files for found in each.get("hashes", ())}
     return " ".join(sorted(hashes))
+
+
+ADDED, REMOVED, CHANGED = "added", "removed", "changed"
+_SIGNS = {ADDED: "+", REMOVED: "-", CHANGED: "~"}
+_LONGEST = 72
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One difference."""
+
+    section: str
+    name: str
+    # Such as versions; None where it is missing.
+    before: str | None
+    after: str | None
+
+    @property
+    def kind(self) -> str:
+        """``added``, ``removed`` or ``changed``."""
+        if self.before is None:
+            return ADDED
+        return REMOVED if self.after is None else CHANGED
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        texts = {"before": self.before, "after": self.after}
+        return {"change": self.kind, "name": self.name, **texts}
+
+    def __str__(self) -> str:
+        """Return a line such as ``~ numpy 1.26.4 -> 2.1.0``."""
+        texts = [_short(text) for text in (self.before, self.after) if text is not None]
+        return f"{_SIGNS[self.kind]} {self.name} {' -> '.join(texts)}".rstrip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDiff:
+    """All differences between two images."""
+
+    before: str
+    after: str
+    # In the order of `SECTIONS`.
+    changes: tuple[Change, ...]
+    # Sections that are not known of both images.
+    unknown: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.changes)
+
+    def of(self, *sections: str) -> tuple[Change, ...]:
+        """Return the differences in these sections."""
+        return tuple(change for change in self.changes if change.section in sections)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form: all sections, unknown ones as null."""
+        found: dict[str, Any] = {
+            name: None if name in self.unknown else [c.to_dict() for c in self.of(name)]
+            for name in SECTIONS
+        }
+        return {"before": self.before, "after": self.after, "same": not self, "changes": found}
+
+    def to_text(self) -> str:
+        """Return a paragraph for each section that differs."""
+        lines: list[str] = []
+        for name in SECTIONS:
+            if found := self.of(name):
+                lines += [name, *(f"  {change}" for change in found)]
+        if not lines:
+            lines.append("no differences")
+        if self.unknown:
+            unknown = ", ".join(self.unknown)
+            lines.append(f"not compared, since not known of both images: {unknown}")
+        return "\n".join(lines)
+
+
+def diff(before: Contents, after: Contents, *, names: tuple[str, str]) -> ImageDiff:
+    """Compare what two images are made of; ``names`` are the images'."""
+    unknown = tuple(each for each in SECTIONS if None in (before[each], after[each]))
+    changes = [
+        change
+        for section in SECTIONS
+        if section not in unknown
+        for change in _changes(section, before[section] or {}, after[section] or {})
+    ]
+    return ImageDiff(before=names[0], after=names[1], changes=tuple(changes), unknown=unknown)
+
+
+def _changes(section: str, one: Mapping[str, Item], other: Mapping[str, Item]) -> Iterator[Change]:
+    for name in sorted({*one, *other}):
+        before, after = one.get(name), other.get(name)
+        if before != after:
+            marked = bool(before and after and before.text == after.text)
+            texts = [
+                None if each is None else f"{each.text} ({each.mark})" if marked else each.text
+                for each in (before, after)
+            ]
+            yield Change(section=section, name=name, before=texts[0], after=texts[1])
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    if line.startswith("sha256:"):
+        return line[:19]
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."

@@ -13,67 +13,40 @@ from mfimage.package.spec import sha256_digest
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryEntry:
-    """One entry of an image's history.
-
-    Attributes
-    ----------
-    created_by : str
-        The instruction.
-    size : int
-        Bytes of its layer; 0 if it has none.
-    comment : str
-        Free text.
-    """
+    """One entry of an image's history."""
 
     created_by: str
+    # Bytes of its layer; 0 if it has none.
     size: int
     comment: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageInfo:
-    """The configuration of an image.
+    """The configuration of an image."""
 
-    Attributes
-    ----------
-    id : str
-        The configuration's digest, ``sha256:...``, by which an engine knows the image; not the
-        manifest's.
-    repo_tags, repo_digests : tuple of str
-        References that an engine has for it; digests only once it was pushed or pulled.
-    size : int
-        Bytes of all layers: compressed in a registry, unpacked in an engine.
-    os, architecture, variant : str
-        The platform.
-    created : str
-        RFC 3339 time.
-    env, labels : mapping of str to str
-        Variables and labels.
-    user, working_dir : str
-        Empty if not set.
-    entrypoint, command : tuple of str
-        Exec form.
-    layers : tuple of str
-        Diff ids, lowest first.
-    history : tuple of HistoryEntry
-        Oldest first.
-    """
-
+    # The configuration's digest, by which an engine knows the image; not the manifest's.
     id: str
     repo_tags: tuple[str, ...] = ()
+    # An engine has them only once the image was pushed or pulled.
     repo_digests: tuple[str, ...] = ()
+    # Bytes of all layers: compressed in a registry, unpacked in an engine.
     size: int = 0
     os: str = "linux"
     architecture: str = ""
     variant: str = ""
+    # RFC 3339
     created: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    # Empty if not set, as is the working directory.
     user: str = ""
     working_dir: str = ""
     entrypoint: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
+    # Diff ids, lowest first.
     layers: tuple[str, ...] = ()
+    # Oldest first.
     history: tuple[HistoryEntry, ...] = ()
 
     @property
@@ -107,13 +80,9 @@ class ImageInfo:
             repo_tags=tuple(image.get("RepoTags") or ()),
             repo_digests=tuple(image.get("RepoDigests") or ()),
             size=image.get("Size") or 0,
-            os=image.get("Os") or "linux",
-            architecture=image.get("Architecture") or "",
-            variant=image.get("Variant") or "",
-            created=image.get("Created") or "",
             layers=tuple((image.get("RootFS") or {}).get("Layers") or ()),
             history=tuple(entries),
-            **_settings(image.get("Config") or {}),
+            **_settings({name.lower(): value for name, value in image.items()}),
         )
 
     @classmethod
@@ -123,19 +92,20 @@ class ImageInfo:
         return cls(
             id=sha256_digest(raw),
             size=sum(sizes),
-            os=config.get("os") or "linux",
-            architecture=config.get("architecture") or "",
-            variant=config.get("variant") or "",
-            created=config.get("created") or "",
             layers=tuple((config.get("rootfs") or {}).get("diff_ids") or ()),
             history=tuple(_history(config.get("history") or (), iter(sizes))),
-            **_settings(config.get("config") or {}),
+            **_settings(config),
         )
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(image: Mapping[str, Any]) -> dict[str, Any]:
     # What is empty may be left out, or null.
+    config = image.get("config") or {}
     return {
+        "os": image.get("os") or "linux",
+        "architecture": image.get("architecture") or "",
+        "variant": image.get("variant") or "",
+        "created": image.get("created") or "",
         "env": dict(pair.partition("=")[::2] for pair in config.get("Env") or ()),
         "labels": dict(config.get("Labels") or {}),
         "user": config.get("User") or "",

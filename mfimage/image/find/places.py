@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import platform as machine
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from mfimage.errors import EngineError, OptionError, PackageError, ReferenceNotFound
 from mfimage.image.find.info import ImageInfo
@@ -29,52 +30,31 @@ _LARGEST_FILE = 32 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class FoundLayer:
-    """One layer.
+    """One layer."""
 
-    Attributes
-    ----------
-    digest : str or None
-        ``sha256:<hex>`` of the compressed layer; None in an engine, which does not report it.
-    size : int
-        Bytes: compressed in a registry, unpacked in an engine.
-    instruction : str
-        What made it, according to the history.
-    """
-
+    # Of the compressed layer; an engine does not report it.
     digest: str | None
+    # Bytes: compressed in a registry, unpacked in an engine.
     size: int
+    # According to the history.
     instruction: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoundImage:
-    """An image, and where it is.
-
-    Attributes
-    ----------
-    name : str
-        As it was asked for.
-    place : Place
-        Where it is.
-    info : ImageInfo
-        Its configuration.
-    layers : tuple of FoundLayer
-        Lowest first.
-    source : Reference or Location or None
-        The pinned reference in a registry, or the folder or file; None in an engine.
-    digest, index : str or None
-        Digest of its manifest, and of the index that lists it, if there are any.
-    platforms : tuple of str
-        All that the index, folder or file has.
-    """
+    """An image, and where it is."""
 
     name: str
     place: Place
     info: ImageInfo
+    # Lowest first.
     layers: tuple[FoundLayer, ...] = ()
+    # The pinned reference in a registry, or the folder or file; None in an engine.
     source: Reference | Location | None = None
+    # Of its manifest, and of the index that lists it.
     digest: str | None = None
     index: str | None = None
+    # All that the index, folder or file has.
     platforms: tuple[str, ...] = ()
 
     def open(self, platform: str | None = None) -> AbstractContextManager[StoredImage]:
@@ -96,40 +76,29 @@ class FoundImage:
         return f"{LABEL_PREFIX}version" in self.info.labels
 
 
-class Place(Protocol):
+class Place(ABC):
     """Where images are."""
 
-    @property
-    def name(self) -> str:
-        """``files``, ``engine`` or ``registry``."""
+    name: ClassVar[str]
 
+    @abstractmethod
     def find(self, name: str, platform: str | None) -> FoundImage | None:
-        """Return an image; None if an image in this place cannot have that name.
-
-        Raises
-        ------
-        ReferenceNotFound
-            If it is not there.
-        """
+        """Return an image; None if an image in this place cannot have that name."""
 
     def open(self, image: FoundImage, platform: str) -> AbstractContextManager[StoredImage]:
         """Yield an image with layers that can be read."""
-
-    def read_sbom(self, image: FoundImage) -> bytes | None:
-        """Return an image's SBOM."""
-
-
-class _Stored:
-    """A place whose images `read_image` reads."""
-
-    def open(self, image: FoundImage, platform: str) -> AbstractContextManager[StoredImage]:
         from mfimage.image.oci.base import read_image
 
         assert image.source is not None
         return read_image(image.source, platform)
 
+    def read_sbom(self, image: FoundImage) -> bytes | None:
+        """Return an image's SBOM."""
+        with image.open() as stored:
+            return sbom_of(stored)
 
-class _Files(_Stored):
+
+class _Files(Place):
     """``oci:DIR``, ``oci-archive:FILE`` and ``docker-archive:FILE``."""
 
     name = "files"
@@ -145,12 +114,8 @@ class _Files(_Stored):
         with read_image(location, _choose(platforms, platform)) as stored:
             return _found(name, self, location, stored, platforms)
 
-    def read_sbom(self, image: FoundImage) -> bytes | None:
-        with image.open() as stored:
-            return sbom_of(stored)
 
-
-class _Engine:
+class _Engine(Place):
     """The Docker engine."""
 
     name = "engine"
@@ -164,17 +129,13 @@ class _Engine:
             info = engine.inspect(name)
         if info is None or platform not in (None, f"{info.os}/{info.architecture}"):
             raise ReferenceNotFound("not in the Docker engine")
-        return FoundImage(
-            name=name,
-            place=self,
-            info=info,
-            layers=tuple(
-                FoundLayer(digest=None, size=entry.size, instruction=entry.created_by)
-                for entry in info.history
-                if entry.size
-            ),
-            digest=next((each.partition("@")[2] for each in info.repo_digests), None),
-        )
+        layers = [
+            FoundLayer(digest=None, size=entry.size, instruction=entry.created_by)
+            for entry in info.history
+            if entry.size
+        ]
+        digest = next((each.partition("@")[2] for each in info.repo_digests), None)
+        return FoundImage(name=name, place=self, info=info, layers=tuple(layers), digest=digest)
 
     @contextmanager
     def open(self, image: FoundImage, platform: str) -> Iterator[StoredImage]:
@@ -197,7 +158,7 @@ class _Engine:
             return engine.read_file(image.info.id, _SBOM_PATH)
 
 
-class _Registry(_Stored):
+class _Registry(Place):
     """The registry that a reference names; a few kilobytes are read."""
 
     name = "registry"
@@ -227,15 +188,10 @@ class _Registry(_Stored):
         from mfimage.image.sbom.attach import attached_sbom
 
         assert isinstance(image.source, Reference)
-        if attached := attached_sbom(image.source, image.digest or ""):
-            return attached
-        with image.open() as stored:
-            return sbom_of(stored)
+        return attached_sbom(image.source, image.digest or "") or super().read_sbom(image)
 
 
-FILES: Place = _Files()
-ENGINE: Place = _Engine()
-REGISTRY: Place = _Registry()
+FILES, ENGINE, REGISTRY = _Files(), _Engine(), _Registry()
 EVERYWHERE = (FILES, ENGINE, REGISTRY)
 
 
@@ -282,7 +238,7 @@ def machine_platform() -> str:
 
 
 def sbom_of(stored: StoredImage) -> bytes | None:
-    """Return the SBOM inside an image: in its last layer, which is fetched if it is small."""
+    """Return the SBOM in an image's last layer, which is fetched if it is small."""
     labels = (stored.config.get("config") or {}).get("Labels") or {}
     if f"{LABEL_PREFIX}version" not in labels or not stored.layers:
         return None

@@ -14,27 +14,15 @@ from mfimage.package.spec import FunctionSpec
 
 @dataclass(frozen=True, kw_only=True)
 class BaseImage:
-    """The image to build on, as an engine or a registry describes it.
+    """The image to build on, as an engine or a registry describes it."""
 
-    Attributes
-    ----------
-    reference : Reference or Location
-        Its name, or the folder or file that holds it.
-    python : str
-        Its Python version, as ``3.11`` or ``3.11.7``.
-    digest : str or None
-        Its digest in a registry or a layout, where known.
-    id : str or None
-        The engine's ID of an image without a digest: it was built there, or loaded.
-    platform : str or None
-        As ``linux/amd64``, where known.
-    env, labels : mapping of str to str
-        Its environment variables and labels, where known.
-    """
-
+    # Its name, or the folder or file that holds it.
     reference: Reference | Location
+    # As 3.11 or 3.11.7.
     python: str
+    # In a registry or a layout.
     digest: str | None = None
+    # The engine's ID of an image without a digest: it was built there, or loaded.
     id: str | None = None
     platform: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)

@@ -13,23 +13,13 @@ CHUNK = 1 << 18
 
 @dataclass(frozen=True, kw_only=True)
 class ContextFile:
-    """One regular file of a build context.
+    """One regular file of a build context."""
 
-    Attributes
-    ----------
-    path : str
-        Its path in the context or image, with ``/``.
-    content : bytes or Path
-        Its content, or a file with the same.
-    mode : int
-        Permission bits.
-    digest : str, optional
-        The content's SHA-256 in hex, if known; what is written is verified against it.
-    """
-
+    # In the context or image, with /.
     path: str
     content: bytes | Path
     mode: int = 0o644
+    # SHA-256 in hex, if known; what is written is verified against it.
     digest: str | None = None
 
     def chunks(self) -> Iterator[bytes]:

@@ -54,9 +54,7 @@ def image_labels(
         f"{LABEL_PREFIX}task": spec.task,
         f"{LABEL_PREFIX}python": spec.environment.python_minor,
         LOCK_DIGEST: lock,
-        f"{LABEL_PREFIX}artifacts": _json(
-            {name: ref.digest for name, ref in spec.artifacts.items()}
-        ),
+        f"{LABEL_PREFIX}artifacts": _json({k: ref.digest for k, ref in spec.artifacts.items()}),
         f"{LABEL_PREFIX}schema.input": _json(spec.input_schema),
         f"{LABEL_PREFIX}schema.output": _json(spec.output_schema),
         f"{LABEL_PREFIX}schema.parameters": _json(spec.parameter_schema),
@@ -72,8 +70,7 @@ def image_labels(
 
 def _paragraph(text: str) -> str:
     """Return the first paragraph of a docstring on one line."""
-    first = text.strip().partition("\n\n")[0]
-    words = " ".join(first.split())
+    words = " ".join(text.strip().partition("\n\n")[0].split())
     if len(words) > _LONGEST_DESCRIPTION:
         words = words[: _LONGEST_DESCRIPTION - 1] + "…"
     return "".join(char for char in words if char.isprintable())

@@ -65,24 +65,19 @@ def runtime_files(plan: ImagePlan) -> list[ContextFile]:
     # The extension is beside the package, installed or not.
     root = Path(mfimage.__file__).parent.parent
     found = {path for pattern in plan.runtime for path in root.glob(pattern) if path.is_file()}
-    files = [
-        ContextFile(
-            path=inside(RUNTIME, path.relative_to(root).as_posix()), content=path.read_bytes()
+    files = []
+    for path in sorted(found):
+        name = inside(RUNTIME, path.relative_to(root).as_posix())
+        files.append(ContextFile(path=name, content=path.read_bytes()))
+    for name, module in sorted(plan.programs.items()):
+        # Without site-packages it starts in half the time; probes call it every few seconds.
+        text = (
+            f"#!{VENV}/bin/python -IS\nimport sys\nsys.path.append({RUNTIME!r})\n"
+            f"from {module} import main\nsys.exit(main(sys.argv[1:]))\n"
         )
-        for path in sorted(found)
-    ]
-    return files + [
-        ContextFile(path=inside(PROGRAMS, name), content=_program(module), mode=0o755)
-        for name, module in sorted(plan.programs.items())
-    ]
-
-
-def _program(module: str) -> bytes:
-    # Without site-packages it starts in half the time; probes call it every few seconds.
-    return (
-        f"#!{VENV}/bin/python -IS\nimport sys\nsys.path.append({RUNTIME!r})\n"
-        f"from {module} import main\nsys.exit(main(sys.argv[1:]))\n"
-    ).encode()
+        path_in_image = inside(PROGRAMS, name)
+        files.append(ContextFile(path=path_in_image, content=text.encode(), mode=0o755))
+    return files
 
 
 def code_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:

@@ -12,10 +12,9 @@ import io
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from mfimage.errors import MfimageError, PackageError, StorageError
+from mfimage.errors import PackageError, StorageError
 from mfimage.image.plan.options import BuildOptions, split_index
 from mfimage.package.spec import sha256_digest
 from mfimage.package.storage.cache import cache_folder, remember
@@ -38,10 +37,13 @@ def target_lock(package: Package, options: BuildOptions, platform: str, note: No
     ``note`` is called with a line if the lock cannot be stored beside the package.
     """
     asked = _asked(package, options, platform)
-    kept = _beside(package, asked)
+    folder = package_name(package.spec).removesuffix(f"/{FILE_NAME}")
+    kept = f"{folder}/locks/{_digest(asked)[:32]}.json"
     if (lock := _read(package, kept, asked)) is not None:
         return lock
-    cached = _cached(asked)
+    # Variables name indexes too; they may contain credentials, so only a digest is kept.
+    variables = [os.environ.get(variable) for variable in _INDEX_VARIABLES]
+    cached = cache_folder() / "locks" / _digest([asked, variables])
     if cached.is_file() and not options.no_cache:
         lock = cached.read_bytes()
     else:
@@ -66,38 +68,22 @@ def _asked(package: Package, options: BuildOptions, platform: str) -> dict[str, 
     }
 
 
-def _beside(package: Package, asked: dict[str, Any]) -> str:
-    folder = package_name(package.spec).removesuffix(f"/{FILE_NAME}")
-    return f"{folder}/locks/{_digest(asked)[:32]}.json"
-
-
 def _digest(value: Any) -> str:
     return sha256_digest(json.dumps(value, sort_keys=True).encode()).removeprefix("sha256:")
 
 
-def _cached(asked: dict[str, Any]) -> Path:
-    # Variables name indexes too; they may contain credentials, so only a digest is kept.
-    variables = [os.environ.get(variable) for variable in _INDEX_VARIABLES]
-    return cache_folder() / "locks" / _digest([asked, variables])
-
-
 def _read(package: Package, name: str, asked: dict[str, Any]) -> bytes | None:
     try:
-        plain = json.loads(package.store.storage.read(name))
-        lock: bytes = plain.pop("lock").encode()
-        digest = plain.pop("digest")
+        stored = json.loads(package.store.storage.read(name))
+        lock: bytes = stored.pop("lock").encode()
+        if stored == {**asked, "digest": sha256_digest(lock)}:
+            return lock
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, AttributeError):
-        raise _damaged(package, name) from None
-    if plain != asked or digest != sha256_digest(lock):
-        raise _damaged(package, name)
-    return lock
-
-
-def _damaged(package: Package, name: str) -> MfimageError:
+        pass
     where = package.store.storage.url(name)
-    return PackageError(f"{where}: damaged", hint="remove it: the next build locks again")
+    raise PackageError(f"{where}: damaged", hint="remove it: the next build locks again")
 
 
 def _write(package: Package, name: str, asked: dict[str, Any], lock: bytes, note: Note) -> None:

@@ -50,34 +50,22 @@ _PLATFORMS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One build option: where it may stand, and how it is read.
-
-    Attributes
-    ----------
-    name, default, help
-        The field of `BuildOptions`; the type of the default decides the `kind`.
-    flags, commands, metavar, choices
-        On the command line: its flags, the commands that take it, what to write, allowed values.
-    key : str or None
-        In ``[tool.mfimage]``; None if it cannot stand there.
-    parse : callable
-        Makes a value of one text.
-    relative : bool
-        Whether the text may contain a path; `parse` then gets the ``folder`` where it starts.
-    identity : callable, optional
-        If given, flags add to the project's values, and replace those of equal identity.
-    """
+    """One build option: where it may stand, and how it is read."""
 
     name: str
+    # Its type decides the `kind`.
     default: Any
     help: str
     flags: tuple[str, ...]
+    # In [tool.mfimage]; None if it cannot stand there.
     key: str | None
     commands: tuple[str, ...] = ("build", "plan", "render", "verify")
     metavar: str | None = None
     choices: tuple[str, ...] = ()
     parse: Callable[..., Any] = str
+    # Whether the text may contain a path; `parse` then gets the folder where it starts.
     relative: bool = False
+    # If given, flags add to the project's values, and replace those of equal identity.
     identity: Callable[[Any], Any] | None = None
 
     @property
@@ -182,13 +170,7 @@ _BUILDS = ("build", "plan")
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What to build; the help of each field says what it is for.
-
-    Raises
-    ------
-    OptionError
-        Naming the option, the value, and what to write instead.
-    """
+    """What to build; the help of each field says what it is for."""
 
     target: str = option(
         DEFAULT_TARGET, metavar="NAME", help=f"Interface of the image: {' or '.join(TARGETS)}."

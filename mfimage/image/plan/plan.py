@@ -83,25 +83,7 @@ class CodeLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePlan:
-    """Everything that decides what an image is; made by `make_plan`.
-
-    Attributes
-    ----------
-    function, digest
-        The function's name and its package's digest.
-    target, version
-        The interface, and the version of mfimage.
-    base, python, platform
-        The image to build on; Python's minor version; as ``linux/amd64``.
-    system_packages, dependencies, artifacts, code
-        The layers; Debian packages are sorted.
-    runtime, programs
-        The runtime layer: patterns of mfimage's own files, and commands as in `Target`.
-    env, labels, user, workdir, stop_signal, entrypoint, cmd, ports
-        As in the image's configuration; ``PATH`` is the base's with `VENV` before it.
-    secrets, index_url, extra_index_urls
-        For the steps that install: ids of secrets, and package indexes.
-    """
+    """Everything that decides what an image is; made by `make_plan`."""
 
     function: str
     digest: str
@@ -110,11 +92,14 @@ class ImagePlan:
     base: BaseImage
     python: str
     platform: str
+    # Sorted.
     system_packages: tuple[str, ...]
     dependencies: DependencyLayer
     artifacts: tuple[ArtifactLayer, ...]
+    # Patterns of mfimage's own files, and commands as in `Target`.
     runtime: tuple[str, ...]
     code: CodeLayer
+    # As in the image's configuration; PATH is the base's with `VENV` before it.
     env: Mapping[str, str]
     labels: Mapping[str, str]
     user: str
@@ -124,6 +109,7 @@ class ImagePlan:
     cmd: tuple[str, ...]
     ports: tuple[int, ...]
     programs: Mapping[str, str]
+    # Ids of secrets, and package indexes, for the steps that install.
     secrets: tuple[str, ...]
     index_url: str | None
     extra_index_urls: tuple[str, ...]

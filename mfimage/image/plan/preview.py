@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mfimage.errors import ReferenceNotFound
 from mfimage.image.find import places
-from mfimage.image.find.contents import Contents, contents_of
-from mfimage.image.find.diff import REMOVED, Change, diff
+from mfimage.image.find.contents import REMOVED, Change, Contents, contents_of, diff
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.find.places import FoundImage, find_image
 from mfimage.image.plan.layers import code_files, runtime_files, sbom_file
@@ -160,7 +159,7 @@ def _layers(
     yield "base", str(plan.base.pinned), None, ("base", "python")
     if plan.system_packages:
         yield "system", ", ".join(plan.system_packages), None, ("system",)
-    count = len(after.sections["distributions"] or ())
+    count = len(after["distributions"] or ())
     lock = plan.dependencies.digest[:19]
     yield "dependencies", f"{count} distributions, lock {lock}", None, ("distributions",)
     for layer in plan.artifacts:
@@ -168,7 +167,7 @@ def _layers(
         size = sum(blob.size for blob in layer.blobs)
         yield f"{_ARTIFACT}{','.join(layer.names)}", digests, size, ("artifacts",)
     yield "runtime", f"mfimage {plan.version}", sizes["runtime"], ("runtime",)
-    files = len(after.sections["code"] or ())
+    files = len(after["code"] or ())
     holds = f"{files} files, function {plan.digest[:19]}"
     yield "code", holds, sizes["code"], ("code", "function")
     holds = f"{len(plan.env)} variables, {len(plan.labels)} labels, {' '.join(plan.cmd)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,14 +18,11 @@ else:
 
 FILE_NAME = "pyproject.toml"
 TABLE = "tool.mfimage"
-_EXPECTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "switch": ("true or false", lambda value: isinstance(value, bool)),
-    "list": ("a list of strings", lambda value: isinstance(value, list) and _all_texts(value)),
-    "table": (
-        "a table of strings",
-        lambda value: isinstance(value, dict) and _all_texts(value.values()),
-    ),
-    "text": ("a string", lambda value: isinstance(value, str)),
+_EXPECTED: Mapping[str, tuple[type, str]] = {
+    "switch": (bool, "true or false"),
+    "list": (list, "a list of strings"),
+    "table": (dict, "a table of strings"),
+    "text": (str, "a string"),
 }
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -33,13 +30,7 @@ _NONE: Mapping[str, Any] = MappingProxyType({})
 def make_options(given: Mapping[str, Any], settings: Mapping[str, Any] = _NONE) -> BuildOptions:
     """Return the options that flags and a project's settings give together.
 
-    Parameters
-    ----------
-    given : mapping
-        What was written, by option. What was not given may be absent, None or empty; other names
-        are ignored.
-    settings : mapping
-        What `read_settings` returned. Flags take precedence.
+    Other names in ``given`` are ignored; what was not given may be absent, None or empty.
     """
     values = dict(settings)
     for option in OPTIONS:
@@ -79,12 +70,9 @@ def _parse(table: Any, path: Path) -> dict[str, Any]:
         if option is None:
             hint = suggest(key.replace("_", "-"), options)
             raise OptionError(f"{path}: {TABLE}.{key}: unknown option", hint=hint)
-        expected, fits = _EXPECTED[option.kind]
-        if not fits(value):
+        kind, expected = _EXPECTED[option.kind]
+        many = value.values() if isinstance(value, dict) else value if kind is list else ()
+        if not isinstance(value, kind) or not all(isinstance(each, str) for each in many):
             raise OptionError(f"{path}: {TABLE}.{key}: expected {expected}, got {value!r}")
         values[option.name] = option.read(value, folder=path.parent)
     return values
-
-
-def _all_texts(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)

@@ -32,21 +32,9 @@ def attach_sboms(
     blob_path: BlobPath,
     say: Callable[[str], None],
 ) -> None:
-    """Attach their SBOMs to images that were built and pushed.
-
-    Parameters
-    ----------
-    images : sequence of BuiltImage
-        One for each platform.
-    digests : sequence of str
-        ``repository@sha256:...`` of each tag.
-    blob_path : callable
-        Returns the path of a blob.
-    say : callable
-        Receives a line if a registry refuses.
-    """
+    """Attach their SBOMs to images that were built and pushed."""
     where = {pinned.name: pinned for pinned in map(parse_reference, digests)}
-    for _, pinned in sorted(where.items()):
+    for pinned in (where[name] for name in sorted(where)):
         for image in images:
             sbom = sbom_file(code_files(image.plan, blob_path))
             attach_sbom(pinned, image.digest or pinned.digest or "", sbom, say)
@@ -55,18 +43,7 @@ def attach_sboms(
 def attach_sbom(reference: Reference, digest: str, sbom: bytes, say: Callable[[str], None]) -> None:
     """Attach an SBOM to an image unless it has that one.
 
-    A registry that refuses it is only reported, since the SBOM is inside the image as well.
-
-    Parameters
-    ----------
-    reference : Reference
-        Names the repository.
-    digest : str
-        The image's manifest.
-    sbom : bytes
-        The document.
-    say : callable
-        Receives a line if the registry refuses.
+    A registry that refuses it is only reported, since the SBOM is inside the image too.
     """
     try:
         _attach(reference, digest, sbom)
@@ -97,13 +74,7 @@ def _attach(reference: Reference, digest: str, sbom: bytes) -> None:
 
 
 def attached_sbom(reference: Reference, digest: str) -> bytes | None:
-    """Return the SBOM that is attached to an image; None if there is none.
-
-    Raises
-    ------
-    RegistryError
-        If the registry refuses.
-    """
+    """Return the SBOM that is attached to an image; None if there is none."""
     repository = repository_of(reference)
     with closing(open_registry(reference)) as client:
         for referrer in client.referrers(repository, digest, MEDIA_TYPE):

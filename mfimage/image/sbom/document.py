@@ -42,24 +42,17 @@ _CODE_FOLDER = f"{FUNCTION}/{CODE}".lstrip("/")
 def make_sbom(
     plan: ImagePlan, code: Sequence[ContextFile], runtime: Sequence[ContextFile]
 ) -> bytes:
-    """Return the document that describes an image.
-
-    It has no time and no random number: its serial number is derived from its content.
-
-    Parameters
-    ----------
-    plan : ImagePlan
-        What is built.
-    code, runtime : sequence of ContextFile
-        The files of these layers.
-    """
+    """Return the document of an image, whose serial number is derived from its content."""
     function = json.loads(plan.code.function_json)
+    names = ("flow", "run", "step", "task", "user", "metaflow_version", "git_commit")
+    lineage = {name.replace("_", "."): function["lineage"].get(name) for name in names}
     components = [
         *_installed(plan),
         _runtime(plan, runtime),
         *(_artifact(name, ref) for name, ref in sorted(function["artifacts"].items())),
         *_code(code),
     ]
+    tool = {"type": "application", "name": "mfimage", "version": plan.version}
     document = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -67,10 +60,8 @@ def make_sbom(
         "version": 1,
         "metadata": {
             "component": _function(plan, function),
-            "properties": _properties(_lineage(function)),
-            "tools": {
-                "components": [{"type": "application", "name": "mfimage", "version": plan.version}]
-            },
+            "properties": _properties({**lineage, "pathspec": function["task"]}),
+            "tools": {"components": [tool]},
         },
         "components": components,
         "dependencies": [
@@ -91,29 +82,21 @@ def _encoded(document: Mapping[str, Any]) -> bytes:
 
 def _function(plan: ImagePlan, function: Mapping[str, Any]) -> dict[str, Any]:
     described = {"description": function["description"]} if function["description"] else {}
+    properties = {
+        "function.digest": plan.digest,
+        "entrypoint": function["entrypoint"],
+        "target": plan.target.name,
+        "platform": plan.platform,
+        "lock.digest": plan.dependencies.digest,
+    }
     return {
         "type": "application",
         "bom-ref": "function",
         "name": plan.function,
         "version": plan.digest.removeprefix("sha256:")[:12],
         **described,
-        "properties": _properties(
-            {
-                "function.digest": plan.digest,
-                "entrypoint": function["entrypoint"],
-                "target": plan.target.name,
-                "platform": plan.platform,
-                "lock.digest": plan.dependencies.digest,
-            }
-        ),
+        "properties": _properties(properties),
     }
-
-
-def _lineage(function: Mapping[str, Any]) -> dict[str, str | None]:
-    lineage = function["lineage"]
-    names = ("flow", "run", "step", "task", "user", "metaflow_version", "git_commit")
-    found = {name.replace("_", "."): lineage.get(name) for name in names}
-    return {**found, "pathspec": function["task"]}
 
 
 def _runtime(plan: ImagePlan, files: Iterable[ContextFile]) -> dict[str, Any]:
@@ -129,18 +112,13 @@ def _runtime(plan: ImagePlan, files: Iterable[ContextFile]) -> dict[str, Any]:
 
 
 def _artifact(name: str, ref: Mapping[str, Any]) -> dict[str, Any]:
-    properties = {
-        "kind": "artifact",
-        "size": str(ref["size"]),
-        "encoding": ref["encoding"],
-        "type": ref["type"],
-    }
+    properties = {name: str(ref[name]) for name in ("size", "encoding", "type")}
     return {
         "type": "data",
         "bom-ref": f"artifact:{name}",
         "name": name,
         "hashes": _sha256(ref["digest"]),
-        "properties": _properties(properties),
+        "properties": _properties({"kind": "artifact", **properties}),
     }
 
 
@@ -159,9 +137,7 @@ def _code(files: Iterable[ContextFile]) -> Iterable[dict[str, Any]]:
 
 
 def _hash(file: ContextFile) -> str:
-    if file.digest is not None:
-        return file.digest
-    return sha256_hex(file.chunks())
+    return file.digest or sha256_hex(file.chunks())
 
 
 def _sha256(digest: str) -> list[dict[str, str]]:
@@ -202,12 +178,14 @@ def _components(plan: ImagePlan) -> list[dict[str, Any]]:
     from cyclonedx.output.json import JsonV1Dot6
 
     packages = tomllib.loads(plan.dependencies.lock.decode()).get("packages", [])
-    components = [_base(plan), _python(plan)]
+    version = plan.base.python
+    purl = ("generic", None, "python", version)
+    components = [_base(plan), _component("python", "python", version, purl, type="platform")]
     components += [_debian(text) for text in plan.system_packages]
     components += [_distribution(package) for package in packages]
     text = JsonV1Dot6(Bom(components=components)).output_as_string()
-    plain: list[dict[str, Any]] = json.loads(text)["components"]
-    return plain
+    found: list[dict[str, Any]] = json.loads(text)["components"]
+    return found
 
 
 def _component(
@@ -248,22 +226,11 @@ def _base(plan: ImagePlan) -> Component:
     return _component(reference.name, "base", version, purl, type="container", sha256=digest)
 
 
-def _python(plan: ImagePlan) -> Component:
-    version = plan.base.python
-    purl = ("generic", None, "python", version)
-    return _component("python", "python", version, purl, type="platform")
-
-
 def _debian(text: str) -> Component:
     package, _, version = text.partition("=")
     name, _, architecture = package.partition(":")
-    purl = (
-        "deb",
-        "debian",
-        name,
-        version or None,
-        {"arch": architecture} if architecture else None,
-    )
+    where = {"arch": architecture} if architecture else None
+    purl = ("deb", "debian", name, version or None, where)
     return _component(name, f"debian:{package}", version or None, purl, kind="debian")
 
 

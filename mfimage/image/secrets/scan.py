@@ -11,8 +11,7 @@ from __future__ import annotations
 import base64
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
@@ -87,28 +86,17 @@ class Reader:
         return data[:size]
 
 
-@dataclass(frozen=True)
-class _Needle:
-    """Bytes to search for, and what they are: ``the secret netrc, in base64``, never the value."""
-
-    kind: str
-    data: bytes
-
-    def __repr__(self) -> str:
-        return f"_Needle({self.kind})"
-
-
 class CredentialScan:
     """Collects credentials that are found, given the build's secrets by id."""
 
     def __init__(self, secrets: Mapping[str, bytes]) -> None:
-        found: dict[bytes, _Needle] = {}
+        # Bytes to search for, and what they are: "the secret netrc, in base64".
+        self._all: dict[bytes, str] = {}
         for name, secret in secrets.items():
             for value in _values(name, secret.decode(errors="replace")):
                 for form, data in _forms(value):
-                    found.setdefault(data, _Needle(f"the secret {name}{form}", data))
-        self._all = tuple(found.values())
-        self._long = tuple(each for each in self._all if len(each.data) >= _SHORTEST)
+                    self._all.setdefault(data, f"the secret {name}{form}")
+        self._long = {data: kind for data, kind in self._all.items() if len(data) >= _SHORTEST}
         # As "layer code: opt/function/code/predict.py: the secret netrc", in order.
         self._found: dict[str, None] = {}
 
@@ -163,7 +151,7 @@ class CredentialScan:
         wanted = self._all if here else self._long
         if not wanted and not here:
             return
-        keep = max([len(each.data) for each in wanted] + [_LONGEST_URL if here else 0])
+        keep = max([*map(len, wanted), _LONGEST_URL if here else 0])
         tail = b""
         for chunk in chunks:
             data = tail + chunk
@@ -172,10 +160,10 @@ class CredentialScan:
                 self._search_urls(where, data)
             tail = data[-keep:]
 
-    def _search(self, where: str, data: bytes, wanted: Sequence[_Needle]) -> None:
-        for needle in wanted:
-            if needle.data in data:
-                self._found[f"{where}: {needle.kind}"] = None
+    def _search(self, where: str, data: bytes, wanted: Mapping[bytes, str]) -> None:
+        for secret, kind in wanted.items():
+            if secret in data:
+                self._found[f"{where}: {kind}"] = None
 
     def _search_urls(self, where: str, data: bytes) -> None:
         if b"://" not in data:

@@ -49,15 +49,7 @@ class Target:
         return ("serve",)
 
     def labels(self, *, lock: bytes, python: str) -> dict[str, str]:
-        """Return labels that only images of this target have.
-
-        Parameters
-        ----------
-        lock : bytes
-            The lock that is installed.
-        python : str
-            The base image's Python version.
-        """
+        """Return labels that only images of this target have."""
         return {}
 
     @classmethod

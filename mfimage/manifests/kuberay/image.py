@@ -24,29 +24,17 @@ _RAY_VERSION = re.compile(r"(\d+)\.(\d+)(?:\.\d+)?[A-Za-z0-9.+-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class RayImage:
-    """An image for Ray.
+    """An image for Ray."""
 
-    Attributes
-    ----------
-    reference : str
-        What nodes pull; with the digest if it is known.
-    ray_version : str
-        With the patch version, as ``2.60.0``.
-    python_version : str or None
-        With the patch version.
-    function : str
-        The function's name.
-    digest : str or None
-        The function's digest, which names the placement resource.
-    parts : tuple of str or None
-        Ray's extras in the image, such as ``default`` and ``serve``; None if not known.
-    """
-
+    # What nodes pull; with the digest if it is known.
     reference: str
+    # As 2.60.0; both versions to the patch.
     ray_version: str
     function: str
     python_version: str | None = None
+    # The function's, which names the placement resource.
     digest: str | None = None
+    # Ray's extras in the image, such as default and serve.
     parts: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -81,24 +69,7 @@ def read_ray_image(
     say: Callable[[str], None],
     places: Sequence[Place] = (ENGINE, REGISTRY),
 ) -> RayImage:
-    """Describe an image by its labels; if it is not found, as stated.
-
-    Parameters
-    ----------
-    name : str
-        What nodes will pull.
-    stated : Stated
-        What the user states.
-    say : callable
-        Receives a line for what will be missing from the manifest.
-    places : sequence of Place
-        Where to look for the image.
-
-    Raises
-    ------
-    OptionError
-        If the image is for another target, contradicts what is stated, or too little is known.
-    """
+    """Describe an image by its labels; if it is not found, as stated."""
     reference = parse_reference(name)
     image, why = None, f"{name} has no labels of mfimage"
     try:

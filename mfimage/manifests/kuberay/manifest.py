@@ -14,7 +14,7 @@ from mfimage.manifests.checks import Rule, default_name, resource_name
 from mfimage.manifests.kuberay.image import RayImage
 from mfimage.manifests.kuberay.options import ClusterOptions
 from mfimage.manifests.kuberay.work import JobOptions, ServiceOptions
-from mfimage.manifests.options import Resources
+from mfimage.manifests.options import Resources, Toleration
 from mfimage.manifests.text import to_yaml
 from mfimage.runtime.layout import placement_resource
 
@@ -33,25 +33,13 @@ _NO_PRIVILEGES = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["
 
 
 def raycluster(image: RayImage, options: ClusterOptions) -> str:
-    """Write a RayCluster that waits for jobs and drivers.
-
-    Raises
-    ------
-    OptionError
-        With the option and the value.
-    """
+    """Write a RayCluster that waits for jobs and drivers."""
     cluster = _Cluster(image, options)
     return cluster.write("RayCluster", cluster.spec(), _CLUSTER_NAME)
 
 
 def rayjob(image: RayImage, options: ClusterOptions, job: JobOptions) -> str:
-    """Write a RayJob, which starts a cluster, runs a batch on it, and stops it.
-
-    Raises
-    ------
-    OptionError
-        With the option and the value.
-    """
+    """Write a RayJob, which starts a cluster, runs a batch on it, and stops it."""
     cluster = _Cluster(image, options)
     cluster.check_workers()
     spec = {
@@ -68,13 +56,7 @@ def rayjob(image: RayImage, options: ClusterOptions, job: JobOptions) -> str:
 
 
 def rayservice(image: RayImage, options: ClusterOptions, service: ServiceOptions) -> str:
-    """Write a RayService, a cluster that serves ``POST /<function name>``.
-
-    Raises
-    ------
-    OptionError
-        With the option and the value; if the image has no Ray Serve.
-    """
+    """Write a RayService, a cluster that serves ``POST /<function name>``."""
     if image.parts is not None and "serve" not in image.parts:
         raise OptionError(
             f"image: {image.reference} has no Ray Serve",
@@ -205,16 +187,7 @@ class _Cluster:
             "serviceAccountName": options.service_account,
             "imagePullSecrets": [{"name": name} for name in options.image_pull_secrets] or None,
             "nodeSelector": {**options.node_selector, **node_selector} or None,
-            "tolerations": [
-                {
-                    "key": each.key,
-                    "operator": "Exists" if each.value is None else "Equal",
-                    "value": each.value,
-                    "effect": each.effect,
-                }
-                for each in options.tolerations
-            ]
-            or None,
+            "tolerations": [_toleration(each) for each in options.tolerations] or None,
             "restartPolicy": None if runs else "Never",
             "securityContext": {
                 "runAsNonRoot": True,
@@ -266,6 +239,11 @@ class _Cluster:
         # Requests arrive until load balancers have noticed.
         command = ["sleep", str(_DRAIN)]
         container["lifecycle"] = {"preStop": {"exec": {"command": command}}}
+
+
+def _toleration(taint: Toleration) -> dict[str, str | None]:
+    operator = "Exists" if taint.value is None else "Equal"
+    return {"key": taint.key, "operator": operator, "value": taint.value, "effect": taint.effect}
 
 
 def _placement(image: RayImage) -> str | None:

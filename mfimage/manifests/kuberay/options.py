@@ -140,10 +140,12 @@ class ClusterOptions:
 
 
 def _check_objects(options: ClusterOptions) -> None:
-    names = [(NAMESPACE, "namespace", options.namespace)]
-    names += [(OBJECT, "image-pull-secret", name) for name in options.image_pull_secrets]
-    names += [(OBJECT, "service-account", options.service_account)]
-    names += [(OBJECT, "auth-secret", options.auth_secret)]
+    names = [
+        (NAMESPACE, "namespace", options.namespace),
+        *((OBJECT, "image-pull-secret", name) for name in options.image_pull_secrets),
+        (OBJECT, "service-account", options.service_account),
+        (OBJECT, "auth-secret", options.auth_secret),
+    ]
     for rule, field, name in names:
         if name is not None:
             rule.check(name, field=field)

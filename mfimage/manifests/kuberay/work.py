@@ -46,13 +46,7 @@ class JobOptions:
             check_number(getattr(self, name), field=name.replace("_", "-"), minimum=1)
 
     def entrypoint(self, cluster: ClusterOptions) -> str:
-        """Return the command line that KubeRay submits.
-
-        Raises
-        ------
-        OptionError
-            If no worker has room for a copy of the function.
-        """
+        """Return the command line that KubeRay submits."""
         gpus = _gpus(self.num_gpus, cluster)
         room = _check_room("num-actors", self.num_actors or 1, self.num_cpus, gpus, cluster)
         actors = self.num_actors
@@ -125,13 +119,7 @@ class ServiceOptions:
         return self.min_replicas is not None or self.max_replicas is not None
 
     def deployment(self, cluster: ClusterOptions) -> dict[str, object]:
-        """Return the arguments of the deployment.
-
-        Raises
-        ------
-        OptionError
-            If bounds contradict each other, or the workers have no room for the copies.
-        """
+        """Return the arguments of the deployment."""
         scale = self._scale(cluster)
         scale.check("serve-")
         gpus = _gpus(self.gpus, cluster)
@@ -151,10 +139,8 @@ class ServiceOptions:
     def _scale(self, cluster: ClusterOptions) -> Scale:
         replicas = self.replicas
         if replicas is None:
-            replicas = max(1, cluster.workers.replicas)
-            if self.autoscaling:
-                replicas = max(replicas, self.min_replicas or 1)
-                replicas = min(replicas, self.max_replicas or replicas)
+            replicas = max(1, cluster.workers.replicas, self.min_replicas or 1)
+            replicas = min(replicas, self.max_replicas or replicas)
         minimum = self.min_replicas or (1 if self.autoscaling else replicas)
         maximum = self.max_replicas or max(replicas, minimum)
         return Scale(replicas=replicas, minimum=minimum, maximum=maximum)

@@ -3,9 +3,9 @@
 ::
 
     OUTPUT/part-00000.jsonl ...      results, in the order of the records
-    OUTPUT/errors.jsonl              records that gave none, if any: file, line, reason, record
+    OUTPUT/errors.jsonl              records without a result, if any: file, line, reason, record
     OUTPUT/_SUCCESS                  written last; the summary
-    OUTPUT/_mfimage/                 what is done, so that a job started again does the rest
+    OUTPUT/_mfimage/                 which parts are done, for a job that is started again
 """
 
 from __future__ import annotations
@@ -14,86 +14,38 @@ import hashlib
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
 from mfimage.errors import MfimageError, OptionError
+from mfimage.function.serializers import FileFormat, serializers
 from mfimage.package.spec import FunctionSpec
 from mfimage.package.storage.objects import ObjectInfo
-from mfimage.runtime.batch.parts import PRIVATE, Part, PartDone, PartOptions, plan_parts
+from mfimage.runtime.batch.options import BatchOptions
+from mfimage.runtime.batch.parts import PRIVATE, BatchPart, PartResult, plan_parts
 from mfimage.runtime.batch.store import find_inputs, locate
-from mfimage.runtime.records.formats import RecordFormat, choose_format, output_schema
+from mfimage.runtime.records.formats import RecordFormat, choose_format, is_lines, output_schema
 
-# A part is no more, and no less, than that; else there are so many of them.
-_MOST, _LEAST, _PARTS = 32 << 20, 256 << 10, 64
+# By default the input makes this many parts, each within these sizes.
+_PARTS, _MIN_PART, _MAX_PART = 64, 256 << 10, 32 << 20
 _SUCCESS = "_SUCCESS"
-_TOLD_EVERY = 5.0
+_REPORT_SECONDS = 5.0
+
+# Runs parts somewhere and yields each when it is done, in any order.
+RunParts = Callable[[list[BatchPart]], Iterator[tuple[BatchPart, PartResult]]]
 
 
 class JobError(MfimageError):
-    """A batch job cannot go on; what it has done stays done."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchOptions:
-    """What a job was asked for.
-
-    Attributes
-    ----------
-    input : str
-        A file, a folder or a pattern; local or in a bucket.
-    output : str
-        A folder, of this job alone.
-    format, output_format : str or None
-        Serializers' names; by the files' suffix if None, and the input's for the output.
-    batch_size : int
-        The most records that a batch function gets at once.
-    part_bytes : int or None
-        How much of a file of lines makes a part; by the size of the whole input if None.
-    """
-
-    input: str
-    output: str
-    format: str | None = None
-    output_format: str | None = None
-    batch_size: int = 256
-    part_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "part_bytes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"{name}: expected at least 1, got {value}")
-
-
-class Runner(Protocol):
-    """Runs parts somewhere."""
-
-    def run(self, parts: list[Part]) -> Iterator[tuple[Part, PartDone]]:
-        """Run parts, and yield each as it is done, in any order."""
+    """A batch job cannot go on; the parts that are done stay done."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a job did.
-
-    Attributes
-    ----------
-    records, failed : int
-        Of the whole job, earlier starts too.
-    parts, skipped : int
-        All parts, and those that were done before.
-    seconds : float
-        Of this start.
-    output : str
-        The folder.
-    errors : str or None
-        The file that lists what failed.
-    """
+    """The result of a job, earlier starts included; ``seconds`` and ``skipped`` are of this one."""
 
     records: int
     failed: int
@@ -104,20 +56,15 @@ class Summary:
     errors: str | None
 
 
-class Job:
-    """A job whose input was looked at, and whose output folder is its own.
+class BatchJob:
+    """A job that has found its input and claimed its output folder.
 
-    Parameters
-    ----------
-    spec : FunctionSpec
-        The function's.
-    options : BatchOptions
-        What was asked.
+    Its ``options`` are those given, with both formats filled in.
 
     Raises
     ------
     OptionError
-        When there is no input, or its files have several formats.
+        When no input is found, or its files have several formats.
     JobError
         When the folder holds the output of another job.
     """
@@ -125,77 +72,78 @@ class Job:
     def __init__(self, spec: FunctionSpec, options: BatchOptions) -> None:
         self._store, self._folder = locate(options.output.rstrip("/"))
         if not self._folder:
-            raise OptionError(f"output: {self._store.root} is no folder", hint="name one below it")
+            raise OptionError(
+                f"output: expected a folder, got {self._store.root}", hint="name one below it"
+            )
         form = _named(options.format, "format") if options.format else None
-        found = find_inputs(options.input, form.files.suffixes if form else _suffixes())
+        found = find_inputs(options.input, form.suffixes if form else _suffixes())
         own = f"{self._store.url(self._folder)}/"
-        # A folder of results may lie in the folder that the records come from.
+        # The folder of results may be inside the folder of records.
         files = [file for file in found if not file.url.startswith(own)]
         if not files:
-            raise OptionError(f"input: {options.input} is the folder of results", hint="name other")
+            raise OptionError(
+                f"input: {options.input} is the folder of results", hint="name the records' folder"
+            )
         form = form or _format_of(files)
         out = _named(options.output_format or form.name, "output_format")
-        self.part_options = PartOptions(
-            output=options.output,
-            format=form.name,
-            output_format=out.name,
-            suffix=out.files.suffixes[0],
-            batch_size=options.batch_size,
-        )
+        self.options = replace(options, format=form.name, output_format=out.name)
         part_bytes = options.part_bytes or _part_bytes(files)
-        self.parts = plan_parts(files, by_lines=form.is_lines, part_bytes=part_bytes)
-        if not out.is_lines:
-            output_schema(spec, out)  # what cannot be written is known before anything runs
-        self._claim(_identity(spec, self.part_options, files, part_bytes))
+        self.parts = plan_parts(files, by_lines=is_lines(form), part_bytes=part_bytes)
+        output_schema(spec, out)  # fails now if it has none, before anything runs
+        self._claim(_identity(spec, self.options, files, part_bytes))
         self._before = self._done()
 
     @property
-    def is_left(self) -> bool:
-        """Whether anything was not done before."""
+    def is_incomplete(self) -> bool:
+        """Whether any part is left to run."""
         return len(self._before) < len(self.parts)
 
-    def run(self, runner: Runner) -> Summary:
-        """Run what is not done yet, then commit the whole."""
-        started = time.monotonic()
-        done = dict(self._before)
-        progress = _Progress(self.parts, done)
-        for part, result in runner.run([p for p in self.parts if p.index not in done]):
+    def run(self, run_parts: RunParts) -> Summary:
+        """Run the parts that are left, then commit the whole job."""
+        done, total, records = dict(self._before), len(self.parts), 0
+        started = reported = time.monotonic()
+        if done:
+            sys.stderr.write(f"{len(done)} of {total} parts were done before\n")
+        for part, result in run_parts([part for part in self.parts if part.index not in done]):
             done[part.index] = result
-            progress.tell(result)
-        return self._commit(done, skipped=progress.skipped, seconds=time.monotonic() - started)
+            records += result.records
+            now = time.monotonic()
+            if now - reported >= _REPORT_SECONDS or len(done) == total:
+                reported, rate = now, records / max(now - started, 1e-9)
+                sys.stderr.write(f"{len(done)} of {total} parts, {records} records, {rate:.0f}/s\n")
+        return self._commit(done, seconds=time.monotonic() - started)
 
     def _claim(self, identity: Mapping[str, Any]) -> None:
-        """Make the folder this job's, unless it is another's."""
+        """Mark the folder as this job's, unless it is another's."""
         mark = self._key(PRIVATE, "job.json")
+        output = f"output: {self._store.url(self._folder)}"
         try:
             known = orjson.loads(self._store.read(mark))
         except FileNotFoundError:
             below = next(self._store.list(self._folder), None)
             if below is not None:
                 raise JobError(
-                    f"output: {self._store.url(self._folder)} is not empty: {below.url}",
-                    hint="name a new folder",
+                    f"{output} is not empty: {below.url}", hint="name a new folder"
                 ) from None
             self._store.write(mark, orjson.dumps(identity))
             return
         changed = [name for name in identity if known.get(name) != identity[name]]
         if changed:
             raise JobError(
-                f"output: {self._store.url(self._folder)} is of another job: "
-                f"{', '.join(changed)} differ",
+                f"{output} belongs to another job: {', '.join(changed)} differ",
                 hint="name a new folder, or remove that one",
             )
 
-    def _done(self) -> dict[int, PartDone]:
+    def _done(self) -> dict[int, PartResult]:
         marks = self._store.list(self._key(PRIVATE, "done"))
         names = [mark.url.rpartition("/")[2] for mark in marks]
         contents = self._store.read_many(self._key(PRIVATE, "done", name) for name in names)
         return {
-            int(name.removesuffix(".json")): PartDone(**orjson.loads(content))
+            int(name.removesuffix(".json")): PartResult(**orjson.loads(content))
             for name, content in zip(names, contents, strict=True)
         }
 
-    def _commit(self, done: Mapping[int, PartDone], *, skipped: int, seconds: float) -> Summary:
+    def _commit(self, done: Mapping[int, PartResult], *, seconds: float) -> Summary:
         failed = sum(part.failed for part in done.values())
         errors = self._key("errors.jsonl")
         if failed:
@@ -208,7 +156,7 @@ class Job:
             records=sum(part.records for part in done.values()),
             failed=failed,
             parts=len(self.parts),
-            skipped=skipped,
+            skipped=len(self._before),
             seconds=round(seconds, 3),
             output=self._store.url(self._folder),
             errors=self._store.url(errors) if failed else None,
@@ -216,9 +164,9 @@ class Job:
         self._store.write(self._key(_SUCCESS), orjson.dumps(asdict(summary)) + b"\n")
         return summary
 
-    def _errors(self, done: Mapping[int, PartDone]) -> Iterator[bytes]:
+    def _errors(self, done: Mapping[int, PartResult]) -> Iterator[bytes]:
         """Yield all failures, with line numbers that count from the start of each file."""
-        failed: list[tuple[Part, int]] = []
+        failed: list[tuple[BatchPart, int]] = []
         url, before = "", 0
         for part in self.parts:
             if part.url != url:
@@ -238,32 +186,30 @@ class Job:
 
 
 def _named(name: str, option: str) -> RecordFormat:
-    # Lines of JSON have a name of their own among formats of files.
+    # As formats of files, lines of JSON are called by their suffix.
     return choose_format("-", {"jsonl": "json"}.get(name, name), option=option)
 
 
 def _part_bytes(files: Iterable[ObjectInfo]) -> int:
-    # Of the input alone: a job that is started again, on more processes say, has the same parts.
-    return max(_LEAST, min(_MOST, sum(file.size for file in files) // _PARTS))
+    # From the input alone: a job that is started again, even with more processes, has equal parts.
+    return max(_MIN_PART, min(_MAX_PART, sum(file.size for file in files) // _PARTS))
 
 
 def _suffixes() -> tuple[str, ...]:
-    from mfimage.function.serializers import FileFormat, serializers
-
-    found = [each.suffixes for each in serializers().values() if isinstance(each, FileFormat)]
-    return tuple({suffix for suffixes in [*found, (".parquet",)] for suffix in suffixes})
+    formats = [each for each in serializers().values() if isinstance(each, FileFormat)]
+    return (*(suffix for each in formats for suffix in each.suffixes), ".parquet")
 
 
 def _format_of(files: Iterable[ObjectInfo]) -> RecordFormat:
     names = {choose_format(file.url).name: file.url for file in files}
     if len(names) > 1:
         shown = ", ".join(f"{url} ({name})" for name, url in sorted(names.items()))
-        raise OptionError(f"input: files of several formats: {shown}", hint="say --format NAME")
+        raise OptionError(f"input: files of several formats: {shown}", hint="name one: --format")
     return choose_format("-", *names)
 
 
 def _identity(
-    spec: FunctionSpec, options: PartOptions, files: list[ObjectInfo], part_bytes: int
+    spec: FunctionSpec, options: BatchOptions, files: list[ObjectInfo], part_bytes: int
 ) -> dict[str, Any]:
     listed = hashlib.sha256(orjson.dumps([asdict(file) for file in files]))
     return {
@@ -273,26 +219,3 @@ def _identity(
         "part_bytes": part_bytes,
         "input": listed.hexdigest(),
     }
-
-
-class _Progress:
-    """Tells on stderr, every few seconds, how far the job is."""
-
-    def __init__(self, parts: list[Part], done: Mapping[int, PartDone]) -> None:
-        self.skipped = self._parts = len(done)
-        self._all = len(parts)
-        self._records = 0
-        self._started = self._told = time.monotonic()
-        if done:
-            sys.stderr.write(f"{len(done)} of {len(parts)} parts were done before\n")
-
-    def tell(self, part: PartDone) -> None:
-        self._parts += 1
-        self._records += part.records
-        now = time.monotonic()
-        if now - self._told >= _TOLD_EVERY or self._parts == self._all:
-            self._told = now
-            rate = self._records / max(now - self._started, 1e-9)
-            sys.stderr.write(
-                f"{self._parts} of {self._all} parts, {self._records} records, {rate:.0f}/s\n"
-            )

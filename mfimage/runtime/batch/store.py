@@ -13,50 +13,35 @@ _WILD = re.compile(r"[*?\[]")
 
 
 def locate(url: str) -> tuple[Objects, str]:
-    """Return where a URL or path is: the store and the key.
-
-    Raises
-    ------
-    OptionError
-        When the scheme is not known, or the URL has a password in it.
-    """
+    """Return the store and the key of a URL or path."""
     remote = _REMOTE.fullmatch(url)
     if remote:
         scheme, bucket, path = remote.groups()
         if "@" in bucket and ":" in bucket.partition("@")[0]:
             raise OptionError(
                 f"a {scheme}:// URL has a password in it",
-                hint="give credentials by the store's own variables",
+                hint="set credentials in the store's own variables",
             )
         return Objects(f"{scheme}://{bucket}/"), (path or "/")[1:]
     if "://" in url and not url.startswith("file://"):
         raise OptionError(
-            f"{url}: there are no files at {url.partition('://')[0]}://",
+            f"{url}: unknown scheme {url.partition('://')[0]}://",
             hint="use a path, s3://, gs:// or azure://",
         )
-    path = os.path.abspath(url.removeprefix("file://"))  # noqa: PTH100  (links stay)
+    path = os.path.abspath(url.removeprefix("file://"))  # noqa: PTH100  (keeps links)
     return Objects("/"), path[1:]
 
 
 def find_inputs(url: str, suffixes: tuple[str, ...]) -> list[ObjectInfo]:
-    """Return the files that a URL names: a file, those below a folder, or those of a pattern.
+    """Return the file, the files below the folder, or those of the pattern that a URL names.
 
-    Parameters
-    ----------
-    url : str
-        ``*``, ``?``, ``[a-z]`` and ``[!a-z]`` stand for anything but ``/``, ``**`` for folders
-        too.
-    suffixes : tuple of str
-        Of the files to take from a folder; what starts with ``_`` or ``.`` is passed over.
-
-    Raises
-    ------
-    OptionError
-        When there is none.
+    ``*``, ``?``, ``[a-z]`` and ``[!a-z]`` match anything but ``/``; ``**`` matches ``/``, too. Of
+    a folder, files with these suffixes are taken, unless their path has a name that starts with
+    ``_`` or ``.``. ``OptionError`` when there is none.
     """
     store, key = locate(url)
     wild = _WILD.search(key)
-    if wild and store.stat(key) is None:  # there may be a file that is called so
+    if wild and store.stat(key) is None:  # a file may have that exact name
         pattern = _pattern(store.url(key))
         folder = key[: wild.start()].rpartition("/")[0]
         found = [file for file in store.list(folder) if pattern.fullmatch(file.url)]

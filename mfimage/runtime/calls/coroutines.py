@@ -27,7 +27,10 @@ class LoopThread:
         try:
             self._loop.run_forever()
         finally:
-            _cancel_all(self._loop)
+            tasks = asyncio.all_tasks(self._loop)
+            for task in tasks:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
             self._loop.close()
 
     def is_alive(self) -> bool:
@@ -45,13 +48,6 @@ class LoopThread:
             self._thread.join()
 
 
-def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
-    tasks = asyncio.all_tasks(loop)
-    for task in tasks:
-        task.cancel()
-    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-
-
 def new_loop() -> asyncio.AbstractEventLoop:
     """Return a new event loop: uvloop's where it is installed."""
     try:
@@ -62,16 +58,9 @@ def new_loop() -> asyncio.AbstractEventLoop:
 
 
 class CoroutineDispatcher:
-    """Runs calls as tasks on a loop in a thread of its own.
+    """Runs calls of an ``async def`` function as tasks on a loop in a thread of its own.
 
-    Parameters
-    ----------
-    fn : Runnable
-        An ``async def`` function.
-    loop : asyncio.AbstractEventLoop
-        The server's.
-    limit : int or None
-        Maximum number of concurrent calls; None for no limit.
+    At most ``limit`` run at once; without a limit, all.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Calls of a function: what carries them from an event loop to the function and back.
+"""Calls of a function, and what carries them from an event loop to the function and back.
 
 Parsing, calling and writing the result all run away from the server's loop, so that neither a
 slow function nor a large record delays the health endpoints.
@@ -62,32 +62,21 @@ class Runnable(Converter, Protocol):
 
 
 class Call:
-    """A call of the function on one record.
+    """A call of the function on one record, for a request that came at ``started``.
 
-    Attributes
-    ----------
-    payload : bytes
-        The record.
-    future : asyncio.Future
-        The outcome, on the server's loop. Once it is done, the call need not be made any more.
-    started : float
-        ``time.monotonic()`` when the request came.
-    converter : Converter or None
-        Reads the record and writes the result; None for the function's own, JSON.
+    Once its future, of the server's loop, is done, it need not be made any more. Without a
+    converter the function's own reads the record and writes the result.
     """
 
     __slots__ = ("converter", "future", "payload", "receive", "started", "task", "watcher")
 
     def __init__(
-        self,
-        payload: bytes,
-        future: asyncio.Future[Outcome],
-        started: float,
+        self, payload: bytes, future: asyncio.Future[Outcome], started: float,
         converter: Converter | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.payload = payload
         self.future = future
-        self.started = started
+        self.started = started  # of time.monotonic()
         self.converter = converter
         self.receive: Callable[[], Awaitable[Any]] | None = None
         self.watcher: asyncio.Task[None] | None = None
@@ -176,9 +165,7 @@ def call_many(
 
 
 def _dump(converter: Converter, result: Any) -> Outcome:
-    if isinstance(result, BaseException):
-        return result
     try:
-        return converter.dump(result)
+        return result if isinstance(result, BaseException) else converter.dump(result)
     except BaseException as error:  # noqa: BLE001
         return error

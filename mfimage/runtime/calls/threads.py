@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -34,19 +35,10 @@ log = logging.getLogger("mfimage.serving")
 
 @dataclass(frozen=True, kw_only=True)
 class ThreadOptions:
-    """How many threads, and how large their batches.
-
-    Attributes
-    ----------
-    limit : int
-        Maximum number of concurrent calls.
-    max_batch : int
-        Maximum number of records in one call of a batch function.
-    batch_wait : float
-        Seconds that a call of a batch function waits for more records.
-    """
+    """How many threads, and how large their batches."""
 
     limit: int = DEFAULT_THREADS
+    # The records in one call of a batch function, and the seconds that it waits for more.
     max_batch: int = 64
     batch_wait: float = 0.0
 
@@ -63,13 +55,9 @@ class ThreadDispatcher:
     """
 
     def __init__(
-        self,
-        fn: Runnable,
-        *,
-        loop: asyncio.AbstractEventLoop,
-        options: ThreadOptions,
+        self, fn: Runnable, *, loop: asyncio.AbstractEventLoop, options: ThreadOptions,
         on_batch: Callable[[int], None] = lambda size: None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._fn = fn
         self._loop = loop
         self._options = options
@@ -78,7 +66,7 @@ class ThreadDispatcher:
         self._mailbox = Mailbox(loop)
         self._threads: set[threading.Thread] = set()
         self._taken = self._since = time.monotonic()
-        self._pace = _Pace(processors())
+        self._pace = _Pace()
         self._ticking = False
         self._dead = 0
         self._closed = False
@@ -98,7 +86,15 @@ class ThreadDispatcher:
         call.payload = b""
         self._dead += 1
         if self._dead > 1024:
-            self._purge()
+            # Take dead calls out of the queue, which a stuck function would never do.
+            self._dead = 0
+            calls = []
+            with contextlib.suppress(Empty):
+                while True:
+                    calls.append(self._queue.get_nowait())
+            for each in calls:
+                if each is None or not each.future.done():
+                    self._queue.put(each)
 
     def stalled(self) -> float:
         """Return for how many seconds calls have waited without any being started."""
@@ -115,19 +111,6 @@ class ThreadDispatcher:
         for thread in threads:
             thread.join(0.2 / len(threads))
         return not any(thread.is_alive() for thread in threads)
-
-    def _purge(self) -> None:
-        """Take dead calls out of the queue, which a stuck function would never do."""
-        self._dead = 0
-        alive = []
-        try:
-            while True:
-                call = self._queue.get_nowait()
-                if call is None or not call.future.done():
-                    alive.append(call)
-        except Empty:
-            for call in alive:
-                self._queue.put(call)
 
     def _tick(self) -> None:
         self._mailbox.deliver()
@@ -223,8 +206,8 @@ class ThreadDispatcher:
 class _Pace:
     """Decides when more threads would help; see ``ThreadDispatcher``."""
 
-    def __init__(self, cores: int) -> None:
-        self._computing = min(cores, _COMPUTING_THREADS)
+    def __init__(self) -> None:
+        self._computing = min(_processors(), _COMPUTING_THREADS)
         self._then = self._cpu = 0.0
         self._idle_ticks = 0
 
@@ -249,7 +232,7 @@ class _Pace:
         return int(stalled > _STUCK and threads < _STUCK_THREADS)
 
 
-def processors() -> int:
+def _processors() -> int:
     """Return how many processors this process may use."""
     try:
         return len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""A function package -> a live function."""
+"""Loads the function of a package, and its artifacts when they are first read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import io
 import operator
 import pickle
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +29,28 @@ ReadBlob = Callable[[BlobRef], bytes]
 class LiveFunction:
     """A function with its parameters, ready to run in this process.
 
-    Every way of running a function comes through here, so that all give the same value or the
+    All backends and servers run it through this class, so that all give the same value or the
     same error: JSON bytes in (``parse``), a call (``invoke``), JSON bytes out (``dump``).
 
     Attributes
     ----------
     spec : FunctionSpec
-        What the package says.
+        The package's ``function.json``.
     params : FunctionParameters
-        Lazy; artifacts are verified and loaded when the function first reads them.
+        Artifacts are verified and loaded when the function first reads them.
     data : str
-        Name of the function's first parameter: what paths in input errors start with.
+        Name of the function's first parameter, which paths in input errors start with.
     """
 
     def __init__(
         self, spec: FunctionSpec, function: DecoratedFunction, params: FunctionParameters
     ) -> None:
         self.spec = spec
+        self.name = spec.name
+        self.digest = spec.digest
+        self.description = spec.description
+        self.input_schema = spec.input_schema
+        self.output_schema = spec.output_schema
         self.params = params
         self.batch = function.signature.batch
         self.is_async = function.signature.is_async
@@ -61,36 +66,11 @@ class LiveFunction:
 
     @functools.cached_property
     def many(self) -> Many:
-        """How many records at once come in and go out."""
+        """Reads many records at once, and writes many results."""
         return Many(self._schema)
 
-    @property
-    def name(self) -> str:
-        """The function's name."""
-        return self.spec.name
-
-    @property
-    def digest(self) -> str:
-        """The package's digest."""
-        return self.spec.digest
-
-    @property
-    def description(self) -> str:
-        """The docstring."""
-        return self.spec.description
-
-    @property
-    def input_schema(self) -> Mapping[str, Any]:
-        """JSON Schema of one record."""
-        return self.spec.input_schema
-
-    @property
-    def output_schema(self) -> Mapping[str, Any]:
-        """JSON Schema of one result."""
-        return self.spec.output_schema
-
     def __call__(self, record: Any) -> Any:
-        """Return the JSON value of the function's result for one record.
+        """Return the JSON value of the result for one record.
 
         Raises
         ------
@@ -101,12 +81,12 @@ class LiveFunction:
         return schema.result(self.invoke(schema.accept(record)))
 
     async def acall(self, record: Any) -> Any:
-        """Do what calling does, for an ``async def`` function, on the caller's loop."""
+        """Call an ``async def`` function on the caller's loop."""
         schema = self._schema
         return schema.result(await self.ainvoke(schema.accept(record)))
 
     def invoke(self, record: Any) -> Any:
-        """Run the function on one parsed record; exceptions of its own pass through."""
+        """Run the function on one parsed record."""
         if self.batch:
             return self._invoke_batch([record])[0]
         if self.is_async:
@@ -120,30 +100,30 @@ class LiveFunction:
         return await self._run(record)
 
     def invoke_many(self, records: Sequence[Any]) -> list[Any]:
-        """Run the function on parsed records; a place holds the exception it gave.
+        """Run the function on parsed records; return results, and exceptions in their places.
 
-        A batch function is called once. When that call raises, each record is tried alone, so
-        that one bad record fails alone.
+        A batch function is called once. If that call raises, each record is tried alone, so that
+        one bad record fails alone.
         """
         if self.batch and len(records) > 1:
             try:
                 return self._invoke_batch(list(records))
             except OutputError as error:
                 return [error] * len(records)
-            except Exception:  # noqa: BLE001, S110  (found again below, by record)
+            except Exception:  # noqa: BLE001, S110  (raised again below, per record)
                 pass
         return [_try(self.invoke, record) for record in records]
 
     def results(self, records: Sequence[Any]) -> list[Any]:
-        """Do what calling does for many records; a place holds the exception it gave."""
+        """Call the function with many records; return results, and exceptions in their places."""
         schema = self._schema
         places: list[Any] = [_try(schema.accept, record) for record in records]
-        good = [index for index, place in enumerate(places) if not isinstance(place, Exception)]
-        outputs = self.invoke_many([places[index] for index in good])
-        for index, output in zip(good, outputs, strict=True):
-            failed = isinstance(output, Exception)
-            places[index] = output if failed else _try(schema.result, output)
-        return places
+        good = [place for place in places if not isinstance(place, Exception)]
+        outputs = iter(self.invoke_many(good))
+        places = [place if isinstance(place, Exception) else next(outputs) for place in places]
+        return [
+            each if isinstance(each, Exception) else _try(schema.result, each) for each in places
+        ]
 
     def _invoke_batch(self, records: list[Any]) -> list[Any]:
         if self.is_async:
@@ -157,13 +137,13 @@ class LiveFunction:
 
     def _loop_thread(self) -> LoopThread:
         with self._lock:
-            # A forked process has the object, not its thread.
+            # A forked process has the object, but not its thread.
             if self._loop is None or not self._loop.is_alive():
                 self._loop = LoopThread(f"mfimage-{self.name}")
             return self._loop
 
     def close(self) -> None:
-        """Release what the function holds in this process."""
+        """Stop the thread of an ``async def`` function."""
         with self._lock:
             if self._loop is not None:
                 self._loop.close()
@@ -173,7 +153,7 @@ class LiveFunction:
 def _try(call: Callable[[Any], Any], value: Any) -> Any:
     try:
         return call(value)
-    except Exception as error:  # noqa: BLE001  (it takes the result's place)
+    except Exception as error:  # noqa: BLE001  (it replaces the result)
         return error
 
 
@@ -183,11 +163,11 @@ def _checked(results: Any, count: int) -> list[Any]:
         results = plain(results)
     if not isinstance(results, list | tuple):
         message = f"expected a list of {count}, got {type(results).__name__}"
-        raise OutputError([Fault(path=RESULT, message=message)])
-    if len(results) != count:
+    elif len(results) != count:
         message = f"expected {count} results for {count} records, got {len(results)}"
-        raise OutputError([Fault(path=RESULT, message=message)])
-    return list(results)
+    else:
+        return list(results)
+    raise OutputError([Fault(path=RESULT, message=message)])
 
 
 def load_function(
@@ -197,19 +177,12 @@ def load_function(
 
     Parameters
     ----------
-    spec : FunctionSpec
-        What to load.
     code : Path
-        Folder that holds the extracted, verified code archive.
+        Folder of the extracted, verified code archive.
     read_blob : callable
         Returns a blob's verified bytes.
     dedicated : bool
-        Whether this process belongs to this function alone; see ``CodeSpace``.
-
-    Raises
-    ------
-    PackageError
-        When the code has no such function.
+        Whether this process runs only this function; see ``CodeSpace``.
     """
     space = CodeSpace(code, key=spec.code.hex[:16], dedicated=dedicated, main=spec.script)
     function = _find(spec, space)
@@ -217,7 +190,7 @@ def load_function(
         name: functools.partial(_load, name, ref, read_blob, space)
         for name, ref in spec.artifacts.items()
     }
-    # A copy: what a function does to a value given at bind time is not done to the package.
+    # Copies: the function may change the values, but not the package.
     values = copy.deepcopy(dict(spec.parameters))
     return LiveFunction(
         spec, function, lazy_parameters(function.signature.params_type, loaders, values)
@@ -241,32 +214,29 @@ def _find(spec: FunctionSpec, space: CodeSpace) -> DecoratedFunction:
     except (Exception, SystemExit) as error:
         raise PackageError(
             f"{spec.name}: importing {module_name} failed: {type(error).__name__}: {error}",
-            hint="it must be importable on its own: correct it, and bind the function again",
+            hint="it must be importable on its own: fix it and bind the function again",
         ) from error
     if not isinstance(found, DecoratedFunction):
         raise PackageError(
-            f"{spec.entrypoint} is no decorated function in the package's code",
+            f"{spec.entrypoint} is not a decorated function in the package's code",
             hint="bind the function again",
         )
     return found
 
 
 def load_folder(folder: Path) -> LiveFunction:
-    """Load the function whose package was unpacked into ``folder``, as in an image.
+    """Load the function of a package unpacked into ``folder``, as in an image.
 
-    The folder holds ``function.json``, ``code/`` and ``blobs/sha256/``. The process belongs to
-    the function: its code goes on ``sys.path``.
+    The folder holds ``function.json``, ``code/`` and ``blobs/sha256/``. The code goes on
+    ``sys.path``: this process runs only this function.
 
     Raises
     ------
     PackageError
-        When something is missing or damaged.
+        When a file is missing or damaged.
     """
     path = folder / "function.json"
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise PackageError(f"{path}: {error.strerror}") from None
+    data = _read(path)
     spec = parse_spec(data, where=str(path))
     blobs = folder / "blobs" / "sha256"
     read_blob = functools.partial(read_verified, blobs)
@@ -276,22 +246,24 @@ def load_folder(folder: Path) -> LiveFunction:
 def read_verified(blobs: Path, ref: BlobRef) -> bytes:
     """Return a blob of a folder of blobs; ``PackageError`` when it is missing or damaged."""
     path = blobs / ref.hex
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise PackageError(f"{path}: {error.strerror}") from None
+    data = _read(path)
     if hashlib.sha256(data).hexdigest() != ref.hex:
-        raise PackageError(f"{path}: its content does not have the digest that its name says")
+        raise PackageError(f"{path}: its content does not match the digest in its name")
     return data
 
 
-# Verified artifact bytes -> the object, as Metaflow would load it.
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise PackageError(f"{path}: {error.strerror}") from None
+
 
 _GZIP = "gzip+"
 
 
 class _Unpickler(pickle.Unpickler):
-    """Finds the classes of the function's own code where this process keeps them."""
+    """Imports the package's own classes from its ``CodeSpace``."""
 
     def __init__(self, data: bytes, code: CodeSpace) -> None:
         super().__init__(io.BytesIO(data))
@@ -304,24 +276,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load_artifact(name: str, ref: ArtifactRef, data: bytes, code: CodeSpace) -> Any:
-    """Return the object that ``data`` holds.
-
-    Parameters
-    ----------
-    name : str
-        The artifact's name, for errors.
-    ref : ArtifactRef
-        Says how it is encoded.
-    data : bytes
-        The stored bytes, already verified.
-    code : CodeSpace
-        Where classes of the project are imported from.
-
-    Raises
-    ------
-    ParameterError
-        When a class it names is missing, or nothing here reads its encoding.
-    """
+    """Return the object in an artifact's verified bytes, as Metaflow would load it."""
     try:
         return _decode(ref, data, code)
     except Exception as error:
@@ -333,7 +288,7 @@ def load_artifact(name: str, ref: ArtifactRef, data: bytes, code: CodeSpace) -> 
             message, hint = f"{message}: {error.message}", error.hint or ""
         else:
             message += f" cannot be loaded: {type(error).__name__}: {error}"
-            hint = "is it loaded with the versions, and the code, that it was saved with?"
+            hint = "load it with the code and the versions of packages that it was saved with"
         raise ParameterError(message, hint=hint or None) from error
 
 
@@ -343,11 +298,6 @@ def _decode(ref: ArtifactRef, data: bytes, code: CodeSpace) -> Any:
         data, encoding = gzip.decompress(data), encoding.removeprefix(_GZIP)
     if encoding.startswith("pickle"):
         return _Unpickler(data, code).load()
-    return _by_metaflow(ref, encoding, data)
-
-
-def _by_metaflow(ref: ArtifactRef, encoding: str, data: bytes) -> Any:
-    """Load what a Metaflow serializer other than pickle wrote."""
     try:
         from metaflow.datastore.artifacts.serializer import (
             SerializationFormat,

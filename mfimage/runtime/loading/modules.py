@@ -1,9 +1,9 @@
-"""Importing a package's code, so that two functions in one process never meet.
+"""Importing a package's code, isolated from other functions in the same process.
 
-Where a process belongs to one function (an image, a worker), its code folder is simply on
-``sys.path``. In a caller's process the same name may already mean something else: the source that
-was bound, or another version of it. There, each package gets a name space of its own: its modules
-are imported below ``_mfimage_<digest>``, and import statements inside them look there first.
+In a process that runs one function (an image, a worker), its code folder is on ``sys.path``. In a
+caller's process the same module name may already be taken, by the source that was bound or another
+version of it. There, a package's modules are imported below ``_mfimage_<digest>``, and import
+statements inside them search there first.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class CodeSpace:
     Parameters
     ----------
     folder : Path
-        Where the code lies.
+        The code.
     key : str
-        What tells this code from others, as a digest; equal keys share modules.
+        Identifies the code, as a digest; equal keys share modules.
     dedicated : bool
-        Whether this process belongs to this code alone.
+        Whether this process runs only this code.
     main : str or None
-        The module that pickles mean by ``__main__``.
+        The module that pickles call ``__main__``.
     """
 
     def __init__(self, folder: Path, *, key: str, dedicated: bool, main: str | None) -> None:
@@ -48,22 +48,22 @@ class CodeSpace:
             _register(self._prefix[:-1], folder, self._names)
 
     def owns(self, name: str) -> bool:
-        """Tell whether a module's name, in an import or a pickle, means one of this code's."""
+        """Tell whether a module's name, in an import or a pickle, is one of this code's."""
         return name.partition(".")[0] in self._names or (name == "__main__" and bool(self._main))
 
     def import_module(self, name: str) -> types.ModuleType:
-        """Import a module by the name it has in the project, or any other."""
+        """Import a module by its name in the project, or any other module."""
         if name == "__main__" and self._main:
             name = self._main
         return importlib.import_module(f"{self._prefix}{name}" if self.owns(name) else name)
 
     def public(self, name: str | None) -> str | None:
-        """Return the name that a module of this code has in the project."""
+        """Return the name of a module in the project."""
         return name.removeprefix(self._prefix) if name else name
 
 
 def _top_level(folder: Path) -> frozenset[str]:
-    """Return the names that an import statement can mean inside a folder."""
+    """Return the names that can be imported from a folder."""
     names = set()
     for entry in folder.iterdir():
         if entry.suffix in (".py", ".so") and entry.is_file():
@@ -74,10 +74,10 @@ def _top_level(folder: Path) -> frozenset[str]:
 
 
 def _is_namespace(folder: Path) -> bool:
-    """Tell whether a folder without ``__init__.py`` is what its name means in an import.
+    """Tell whether a folder without ``__init__.py`` is a namespace package.
 
-    An installed package of that name is found first, as anywhere: ``datasets/`` beside the code
-    does not hide the ``datasets`` that it imports.
+    An installed package of that name takes precedence: ``datasets/`` beside the code does not hide
+    the ``datasets`` that it imports.
     """
     if not (folder.name.isidentifier() and folder.is_dir() and any(folder.rglob("*.py"))):
         return False
@@ -99,8 +99,8 @@ def _register(name: str, folder: Path, names: frozenset[str]) -> None:
 
 
 def _private_builtins(prefix: str, names: frozenset[str]) -> dict[str, Any]:
-    """Return builtins whose ``import`` finds the package's own modules first."""
-    plain_import = builtins.__import__
+    """Return builtins whose ``import`` finds the package's modules first."""
+    original_import = builtins.__import__
 
     def private_import(
         name: str,
@@ -111,8 +111,8 @@ def _private_builtins(prefix: str, names: frozenset[str]) -> dict[str, Any]:
     ) -> types.ModuleType:
         top = name.partition(".")[0]
         if level or top not in names:
-            return plain_import(name, globals, locals, fromlist or (), level)
-        module = plain_import(f"{prefix}.{name}", globals, locals, fromlist or (), 0)
+            return original_import(name, globals, locals, fromlist or (), level)
+        module = original_import(f"{prefix}.{name}", globals, locals, fromlist or (), 0)
         return module if fromlist else sys.modules[f"{prefix}.{top}"]
 
     return {**vars(builtins), "__import__": private_import}

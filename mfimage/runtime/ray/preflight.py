@@ -1,4 +1,4 @@
-"""What can be known before Ray is used: it would try for minutes where nobody answers."""
+"""Joining a Ray cluster: Ray itself retries for minutes when no cluster is there."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 from mfimage.errors import BackendError, OptionError
 
 _CONNECT_SECONDS = 3.0
-# A client's greeting in HTTP/2, which gRPC speaks, and the kind of frame that answers it.
-_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+# The preface of an HTTP/2 client, as gRPC sends it, and the type of the server's first frame.
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 _SETTINGS = 4
 
 
@@ -22,80 +22,69 @@ def connect(ray: Any, address: str | None) -> None:
 
     Parameters
     ----------
-    ray : module
-        Ray.
     address : str or None
-        ``host:port``; ``auto`` for the one of this machine; ``local`` for a new one here. By
-        default the one that ``RAY_ADDRESS`` names, the one of this machine, or a new one.
+        ``host:port``; ``auto``: the cluster on this machine; ``local``: a new one here. By
+        default the one that ``RAY_ADDRESS`` names, the one on this machine, or a new one.
 
     Raises
     ------
     BackendError
-        When nobody is there, or what is there has other versions.
+        When there is none, or it has other versions of Ray or Python.
     """
     known = os.environ.get("RAY_ADDRESS")
     wanted = address or known
-    target = known if wanted == "auto" else wanted  # as Ray takes it
+    target = known if wanted == "auto" else wanted  # as Ray understands it
     if target and target not in ("auto", "local"):
         preflight(target)
     if wanted == "local":
         _start_here(ray)
         return
     try:
-        ray.init(address=wanted or "auto", **_quiet(logging.WARNING))
+        ray.init(address=wanted or "auto", logging_level=logging.WARNING)
     except ConnectionError as error:
         if wanted is None:
             _start_here(ray)
             return
         raise BackendError(
             f"no Ray cluster at {wanted}: {_first_line(error)}",
-            hint="start one with `ray start --head`, or leave out the address to get one here",
+            hint="start one with `ray start --head`, or omit the address to start one here",
         ) from None
     except (RuntimeError, ValueError) as error:
         raise BackendError(
             f"the Ray cluster{f' at {wanted}' if wanted else ''} cannot be used: {error}",
-            hint="the versions of Ray and Python have to be the cluster's",
+            hint="use the cluster's versions of Ray and Python",
         ) from error
 
 
 def _start_here(ray: Any) -> None:
-    """Start a cluster of this machine alone; it ends with this process."""
+    """Start a cluster on this machine; it ends with this process."""
     try:
         with _without_usage_stats():
-            # Its warnings are of authentication and shared memory, of clusters that stay.
-            ray.init(address="local", include_dashboard=False, **_quiet(logging.ERROR))
+            # It warns of authentication and shared memory, which matter to clusters that stay.
+            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
     except Exception as error:
         ray.shutdown()
         raise BackendError(
-            f"Ray does not start here: {_first_line(error)}",
-            hint="is this machine very busy, or out of memory? Ray logs to its session's folder",
+            f"Ray cannot be started here: {_first_line(error)}",
+            hint="is this machine overloaded or out of memory? see the logs of Ray's session",
         ) from error
-
-
-def _quiet(level: int) -> dict[str, Any]:
-    # What Ray tells of itself is for those who start it themselves.
-    return {"logging_level": level, "log_to_driver": True}
 
 
 @contextlib.contextmanager
 def _without_usage_stats() -> Iterator[None]:
-    before = os.environ.get("RAY_USAGE_STATS_ENABLED")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    name = "RAY_USAGE_STATS_ENABLED"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "0"
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["RAY_USAGE_STATS_ENABLED"]
+        del os.environ[name]
 
 
 def preflight(address: str) -> None:
-    """Find out whether somebody answers at an address: Ray itself would try for minutes.
-
-    Raises
-    ------
-    BackendError
-        When not.
-    """
+    """Raise a ``BackendError`` unless a gRPC server responds at an address."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise OptionError(
@@ -105,26 +94,26 @@ def preflight(address: str) -> None:
     try:
         with socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS) as sock:
             if os.environ.get("RAY_USE_TLS", "0") in ("", "0"):
-                _greet(sock)
+                _require_grpc(sock)
     except (OSError, OverflowError) as error:
         raise BackendError(
-            f"no Ray cluster answers at {address}: {error or type(error).__name__}",
-            hint="is it running, and may this machine reach that port?",
+            f"no Ray cluster responds at {address}: {error or type(error).__name__}",
+            hint="is it running, and can this machine reach the port?",
         ) from None
 
 
-def _greet(sock: socket.socket) -> None:
-    """Speak to a gRPC server: a port that something listens at is no cluster yet."""
+def _require_grpc(sock: socket.socket) -> None:
+    """Raise ``OSError`` when the server at the other end does not use HTTP/2, as gRPC does."""
     sock.settimeout(_CONNECT_SECONDS / 2)
-    sock.sendall(_GREETING)
-    answer = b""
-    while len(answer) < 4:
-        part = sock.recv(9)
-        if not part:
-            raise OSError("what listens there hung up")
-        answer += part
-    if answer[3] != _SETTINGS:
-        raise OSError("what listens there is no head of a Ray cluster")
+    sock.sendall(_PREFACE)
+    received = b""
+    while len(received) < 4:
+        chunk = sock.recv(9)
+        if not chunk:
+            raise OSError("the server there closed the connection")
+        received += chunk
+    if received[3] != _SETTINGS:
+        raise OSError("the server there is not the head of a Ray cluster")
 
 
 def _first_line(error: Exception) -> str:
@@ -132,13 +121,7 @@ def _first_line(error: Exception) -> str:
 
 
 def import_serve() -> Any:
-    """Return ``ray.serve``.
-
-    Raises
-    ------
-    BackendError
-        When it is not installed.
-    """
+    """Return ``ray.serve``; ``BackendError`` when it is not installed."""
     try:
         import ray.serve
     except ModuleNotFoundError as error:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from mfimage.errors import BackendError, OptionError
-from mfimage.runtime.calls.queue import Dispatcher
 from mfimage.runtime.layout import function_folder
 from mfimage.runtime.loading.loader import LiveFunction
 from mfimage.runtime.ray.preflight import connect, import_serve
@@ -22,7 +21,7 @@ from mfimage.runtime.serving.app import App, headers_of
 from mfimage.runtime.serving.content import MediaTypes
 from mfimage.runtime.serving.contract import mounted
 from mfimage.runtime.serving.metrics import Metrics
-from mfimage.runtime.serving.process import dispatcher_for, load_whole, read_spec
+from mfimage.runtime.serving.process import load_whole, read_spec
 from mfimage.runtime.serving.route import Message, Scope, Send
 from mfimage.runtime.serving.service import Receive, Service
 from mfimage.runtime.settings import Settings
@@ -62,15 +61,8 @@ class ServeArgs:
 
     @classmethod
     def of(cls, args: Mapping[str, Any]) -> ServeArgs:
-        """Return checked arguments.
-
-        Raises
-        ------
-        OptionError
-            Naming the invalid one.
-        """
-        known = [each.name for each in dataclasses.fields(cls)]
-        _refuse_unknown(args, known, "")
+        """Return checked arguments; ``OptionError`` names the invalid one."""
+        _refuse_unknown(args, [each.name for each in dataclasses.fields(cls)], "")
         found = cls(**args)
         if found.num_replicas is not None and found.autoscaling_config is not None:
             raise OptionError(
@@ -82,31 +74,23 @@ class ServeArgs:
 
     def options(self) -> dict[str, Any]:
         """Return the options of Serve's ``deployment``."""
-        options = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         if self.autoscaling_config is not None:
             from ray.serve.config import AutoscalingConfig
 
             known = list(AutoscalingConfig.model_fields)
             _refuse_unknown(self.autoscaling_config, known, "autoscaling_config.")
-        return {name: value for name, value in options.items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def _refuse_unknown(given: Mapping[str, Any], known: list[str], prefix: str) -> None:
     for name in given:
         if name not in known:
-            raise OptionError(
-                f"{prefix}{name}: there is no such argument", hint=f"one of: {', '.join(known)}"
-            )
+            message = f"{prefix}{name}: there is no such argument"
+            raise OptionError(message, hint=f"one of: {', '.join(known)}")
 
 
 def changed(settings: Settings, config: Mapping[str, Any]) -> Settings:
-    """Return settings with some of them changed.
-
-    Raises
-    ------
-    OptionError
-        Naming the one that cannot be.
-    """
+    """Return settings with some of them changed; ``OptionError`` names one that cannot be."""
     _refuse_unknown(config, list(CHANGEABLE), "user_config.")
     for name, value in config.items():
         whole = name not in ("batch_wait", "timeout")
@@ -125,40 +109,33 @@ class Replica:
         self._loop = asyncio.get_running_loop()
         self._settings = Settings.from_environ()
         self._metrics = Metrics()
-        load = self._loop.run_in_executor(None, load_whole, Path(folder))
-        self._fn: LiveFunction = await load
+        self._fn: LiveFunction = await self._loop.run_in_executor(None, load_whole, Path(folder))
         self._media_types = MediaTypes.of(self._fn.spec, self._fn, data=self._fn.data)
         gc.collect()
         gc.freeze()  # see docs/serving.md
         self._retired: set[asyncio.Task[None]] = set()
-        self._service, self._dispatcher = self._new(self._settings)
+        self._service = self._new(self._settings)
         self.app = MountedApp(self._service)
         _replica = self
 
-    def _new(self, settings: Settings) -> tuple[Service, Dispatcher]:
-        service = Service(
-            spec=self._fn.spec, settings=settings, metrics=self._metrics, loop=self._loop
-        )
-        dispatcher = dispatcher_for(
-            self._fn, settings, loop=self._loop, on_batch=self._metrics.batch_sizes.observe
-        )
-        service.start(dispatcher, self._media_types)
-        return service, dispatcher
+    def _new(self, settings: Settings) -> Service:
+        spec, metrics = self._fn.spec, self._metrics
+        service = Service(spec=spec, settings=settings, metrics=metrics, loop=self._loop)
+        service.start(self._fn, self._media_types)
+        return service
 
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Take new settings; requests in flight keep the old ones."""
-        settings = changed(self._settings, config)
-        before = self._service, self._dispatcher
-        self._service, self._dispatcher = self._new(settings)
+        before, self._service = self._service, self._new(changed(self._settings, config))
         self.app.use(self._service)
-        task = self._loop.create_task(self._retire(*before))
+        task = self._loop.create_task(self._retire(before))
         self._retired.add(task)
         task.add_done_callback(self._retired.discard)
 
-    async def _retire(self, service: Service, dispatcher: Dispatcher) -> None:
+    async def _retire(self, service: Service) -> None:
         while service.inflight:
             await asyncio.sleep(_RETIRED_POLL)
-        await self._loop.run_in_executor(None, dispatcher.close)
+        await self._loop.run_in_executor(None, service.close)
 
     async def check_health(self) -> None:
         """Raise when the function takes no more calls: Serve then makes a new copy."""
@@ -177,29 +154,17 @@ def replica_app() -> MountedApp:
 
 
 def build(args: Mapping[str, Any]) -> Any:
-    """Return a Serve application of this image's function.
-
-    Parameters
-    ----------
-    args : mapping
-        See ``ServeArgs``.
-
-    Raises
-    ------
-    OptionError
-        When an argument is unknown or invalid.
-    """
+    """Return a Serve application of this image's function; for ``args`` see ``ServeArgs``."""
     return _application(function_folder().absolute(), args)
 
 
 def _application(folder: Path, args: Mapping[str, Any]) -> Any:
     serve = import_serve()
     given = ServeArgs.of(args)
-    spec = read_spec(folder)
     settings = Settings.from_environ()
     try:
         made = serve.deployment(
-            name=spec.name,
+            name=read_spec(folder).name,
             graceful_shutdown_timeout_s=settings.grace,
             logging_config={"enable_access_log": settings.access_log},
             **given.options(),
@@ -220,14 +185,9 @@ def run(folder: Path, settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):  # Ray has set its own
         signal.signal(number, lambda *_: stop.set())
     try:
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options={
-                "host": settings.host,
-                "port": settings.port,
-                "keep_alive_timeout_s": settings.keep_alive,
-            },
-        )
+        options = {"host": settings.host, "port": settings.port}
+        options["keep_alive_timeout_s"] = settings.keep_alive
+        serve.start(proxy_location="HeadOnly", http_options=options)
         # This Ray serves one function: its CPUs do not limit the number of workers.
         args = {"num_replicas": settings.workers, "ray_actor_options": {"num_cpus": 0}}
         serve.run(_application(folder.absolute(), args), name=name, route_prefix="/")
@@ -237,17 +197,14 @@ def run(folder: Path, settings: Settings) -> int:
         serve.delete(name)
         serve.shutdown()
     except RuntimeError as error:
-        raise BackendError(
-            f"{name} cannot be served: {error}", hint="the log has the reason"
-        ) from None
+        message = f"{name} cannot be served: {error}"
+        raise BackendError(message, hint="the log has the reason") from None
     finally:
         ray.shutdown()
     return 0
 
 
-# Where Ray Serve mounts the application, and what of the contract is served there.
-#
-# ::
+# Where Ray Serve mounts the application, and what of the contract is served there:
 #
 # route prefix /                       route prefix /predict
 # POST /predict, /predict/batch        POST /predict, /predict/batch
@@ -258,12 +215,9 @@ _SPACE = b" \t\r\n"
 
 
 class MountedApp:
-    """The ASGI app of a replica, wherever Serve mounts it; a list of records may come as a record.
+    """The ASGI app of a replica, wherever Serve mounts it.
 
-    Parameters
-    ----------
-    service : Service
-        The function.
+    A list that is posted to the record's path is a batch, unless a list may be a record.
     """
 
     def __init__(self, service: Service) -> None:
@@ -280,23 +234,21 @@ class MountedApp:
         if scope["type"] == "lifespan":
             await _live(receive, send)
         elif scope["type"] == "http":
+            spec = self.service.spec
             root = scope.get("root_path", "").rstrip("/")
             path = scope["path"]
             if not path.startswith(root):
                 path = root + path
-            record = root or f"/{self.service.spec.name}"
+            record = root or f"/{spec.name}"
             is_record = path == record or (root and path == f"{root}/")
             if is_record and scope["method"] == "POST" and not self._takes_lists:
                 assert self.service.media_types is not None
                 is_list, receive = await _peek(scope, receive, self.service.media_types.codecs)
                 path = f"{record}/batch" if is_list else path
-            await self._app(root)({**scope, "path": path}, receive, send)
-
-    def _app(self, root: str) -> App:
-        if root not in self._apps:
-            # Serve logs requests itself.
-            self._apps[root] = App(self.service, mounted(self.service.spec, root), access=None)
-        return self._apps[root]
+            if root not in self._apps:
+                # Serve logs requests itself.
+                self._apps[root] = App(self.service, mounted(spec, root), access=None)
+            await self._apps[root]({**scope, "path": path}, receive, send)
 
 
 async def _peek(scope: Scope, receive: Receive, codecs: Collection[str]) -> tuple[bool, Receive]:
@@ -328,21 +280,19 @@ async def _live(receive: Receive, send: Send) -> None:
 
 def takes_lists(schema: Mapping[str, Any]) -> bool:
     """Return whether a list may be one record of a JSON Schema."""
-    return _may_be_list(schema, schema, set())
+    return _may_be_list(schema, schema.get("$defs", {}))
 
 
-def _may_be_list(schema: Any, root: Mapping[str, Any], seen: set[str]) -> bool:
+def _may_be_list(schema: Any, definitions: Mapping[str, Any], seen: Collection[str] = ()) -> bool:
     if not isinstance(schema, dict):
         return schema is not False
     if "$ref" in schema:
-        name = str(schema["$ref"])
-        if name in seen:
-            return False
-        found = root.get("$defs", {}).get(name.rpartition("/")[2], {})
-        return _may_be_list(found, root, {*seen, name})
+        name = str(schema["$ref"]).rpartition("/")[2]
+        found = definitions.get(name, {})
+        return name not in seen and _may_be_list(found, definitions, {*seen, name})
     for key in ("anyOf", "oneOf"):
         if key in schema:
-            return any(_may_be_list(each, root, seen) for each in schema[key])
+            return any(_may_be_list(each, definitions, seen) for each in schema[key])
     if "const" in schema or "enum" in schema:
         return any(isinstance(each, list) for each in schema.get("enum", [schema.get("const")]))
     kinds = schema.get("type", "array")

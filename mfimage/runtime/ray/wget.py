@@ -1,4 +1,4 @@
-"""As much of ``wget`` as KubeRay's probes use, for bases that have none."""
+"""The part of ``wget`` that KubeRay's probes use, for base images without it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Sequence
 from typing import IO
 
-# wget's own exit codes: a network failure, and an answer that is an error.
+# wget's own exit codes: a network failure, and an error response.
 _NETWORK, _STATUS = 4, 8
 
 
@@ -20,8 +20,8 @@ def main(arguments: Sequence[str]) -> int:
     problem, code = "", _NETWORK
     for _ in range(max(options.tries, 1)):
         try:
-            with urllib.request.urlopen(options.url, timeout=options.timeout) as answer:  # noqa: S310  (checked)
-                _save(answer, options.output)
+            with urllib.request.urlopen(options.url, timeout=options.timeout) as response:  # noqa: S310  (checked)
+                _save(response, options.output)
             return 0
         except urllib.error.HTTPError as error:
             problem, code = f"server returned {error.code} {error.reason}", _STATUS
@@ -37,10 +37,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wget",
         description=__doc__,
-        epilog="For the whole of wget: mfimage build --apt wget.",
+        epilog="For the full wget: mfimage build --apt wget.",
         allow_abbrev=False,
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="print no errors")
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not print errors")
     parser.add_argument("-t", "--tries", type=int, default=1, metavar="N")
     parser.add_argument("-T", "--timeout", type=float, default=60, metavar="SECONDS")
     parser.add_argument("-O", "--output-document", dest="output", required=True, metavar="FILE",
@@ -55,10 +55,10 @@ def _url(text: str) -> str:
     return text
 
 
-def _save(answer: IO[bytes], path: str) -> None:
+def _save(response: IO[bytes], path: str) -> None:
     if path == "-":
-        shutil.copyfileobj(answer, sys.stdout.buffer)
+        shutil.copyfileobj(response, sys.stdout.buffer)
         sys.stdout.flush()
         return
-    with open(path, "wb") as file:  # noqa: PTH123  (pathlib takes long to import)
-        shutil.copyfileobj(answer, file)
+    with open(path, "wb") as file:  # noqa: PTH123  (pathlib is slow to import)
+        shutil.copyfileobj(response, file)

@@ -1,7 +1,7 @@
-"""Files of records: JSON lines, and whatever else a serializer reads and writes.
+"""Files of records: JSON lines, and the formats of serializers.
 
-Reading is lazy and writing is whole or absent, so a file may be larger than memory, and half of
-one is never taken for all of it.
+Reading is lazy, so a file may be larger than memory. A file is written whole or not at all, so
+half a file is never mistaken for a whole one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from mfimage.runtime.records.formats import (
     RecordFormat,
     choose_format,
     given_schema,
+    is_lines,
     output_schema,
 )
 from mfimage.runtime.records.streams import Place, input_file, is_stream, output_file
@@ -27,16 +28,15 @@ from mfimage.runtime.records.streams import Place, input_file, is_stream, output
 _BOM = b"\xef\xbb\xbf"
 _LINE_OF_ONE = re.compile(r" at line \d+(?= column)")
 
+# A record as JSON bytes, or the reason why it has no JSON form.
+Payload = bytes | InputError
+
 
 class RecordSource:
-    """The records of an open file, with their numbers, from 1.
+    """The records of an open file, numbered from 1.
 
-    Attributes
-    ----------
-    unit : str
-        What the numbers count: ``line``, empty ones too, or ``record``.
-    size : int
-        How many bytes there are; 0 where that cannot be told.
+    ``unit`` is what the numbers count: ``line``, blank ones included, or ``record``. ``size`` is
+    the file's, in bytes; 0 if unknown.
     """
 
     def __init__(self, file: BinaryIO, name: str, form: RecordFormat, schema: Any = None) -> None:
@@ -45,17 +45,16 @@ class RecordSource:
         self._name = name
         self._form = form
         self._schema = schema
-        self.unit = "line" if form.is_lines else "record"
+        self.unit = "line" if is_lines(form) else "record"
         with contextlib.suppress(AttributeError, OSError, ValueError):
             self.size = os.fstat(file.fileno()).st_size
 
     def records(self) -> Iterator[tuple[int, Any]]:
-        """Yield each record.
+        """Yield each record; in place of a line that is not JSON, its exception.
 
-        A line that is no JSON gives its exception instead: the next one is as good as any. What
-        is wrong with another format is raised, for nobody knows where its next record starts.
+        Damage in another format is raised: where the next record starts is unknown.
         """
-        if not self._form.is_lines:
+        if self.unit != "line":
             yield from self._parsed()
             return
         loads = json_values.loads
@@ -66,16 +65,19 @@ class RecordSource:
                 record = RecordError(f"not JSON: {_LINE_OF_ONE.sub(' at', str(error))}")
             yield number, record
 
-    def payloads(self) -> Iterator[tuple[int, bytes]]:
-        """Yield each record as JSON bytes: JSON lines as they came."""
-        if self._form.is_lines:
+    def payloads(self) -> Iterator[tuple[int, Payload]]:
+        """Yield each record as JSON bytes; lines of JSON are not parsed."""
+        if self.unit == "line":
             yield from self._lines()
             return
         for number, record in self._parsed():
-            yield number, json_values.dumps(record, root=f"record {number}", error=InputError)
+            try:
+                yield number, json_values.dumps(record, root="record", error=InputError)
+            except InputError as error:
+                yield number, error
 
     def position(self) -> int:
-        """Return how many bytes were read, 0 where that cannot be told."""
+        """Return how many bytes were read; 0 if unknown."""
         try:
             return self._file.tell()
         except (OSError, ValueError):
@@ -91,24 +93,24 @@ class RecordSource:
             raise RecordError(f"{self._name}: cannot be read: {error.strerror}") from None
 
     def _parsed(self) -> Iterator[tuple[int, Any]]:
-        records = iter(self._form.files.read(self._file, self._schema))
+        records = iter(self._form.read(self._file, self._schema))
         number = 0
         while True:
             try:
                 record = next(records)
             except StopIteration:
                 return
-            except Exception as error:  # noqa: BLE001  (a serializer's own, whatever it is)
+            except Exception as error:  # noqa: BLE001  (a serializer may raise anything)
                 good = f"{number} good record{'' if number == 1 else 's'}"
                 raise RecordError(
-                    f"{self._name}: after {good}: {_why(error, self._form.name)}",
+                    f"{self._name}: after {good}: {_reason(error, self._form.name)}",
                     hint=getattr(error, "hint", None),
                 ) from (None if isinstance(error, MfimageError) else error)
             number += 1
             yield number, record
 
 
-def _why(error: Exception, form: str) -> str:
+def _reason(error: Exception, form: str) -> str:
     if isinstance(error, MfimageError):
         return error.message.removeprefix("file: ")
     return " ".join(f"not {form}, or damaged: {type(error).__name__}: {error}".split())
@@ -118,17 +120,9 @@ def _why(error: Exception, form: str) -> str:
 def open_source(
     place: Place, name: str | None = None, function: HasSpec | None = None
 ) -> Iterator[RecordSource]:
-    """Open a file of records for reading, or stdin for ``-``.
+    """Open a file of records, or stdin for ``-``; its suffix is the default for the format.
 
-    Parameters
-    ----------
-    place : str or path
-        The file.
-    name : str, optional
-        Its format; by its suffix by default.
-    function : function, optional
-        Whose records they are to be: where it was given a schema of this format, they are read
-        as that, else as what the file says they are.
+    Records are read by the schema that the function was given for the format, if any.
     """
     form = choose_format(place, name)
     schema = given_schema(function.spec, form, "input") if function else None
@@ -138,17 +132,7 @@ def open_source(
 
 @dataclass(frozen=True, kw_only=True)
 class RecordSink:
-    """An open file that results are appended to.
-
-    Attributes
-    ----------
-    append : callable
-        Takes a JSON value.
-    append_json : callable
-        Takes a JSON value as bytes, of one line.
-    flush : callable
-        Lets go of what the format has written so far.
-    """
+    """Appends results to an open file: JSON values, or their bytes on one line."""
 
     append: Callable[[Any], object]
     append_json: Callable[[bytes], object]
@@ -159,25 +143,12 @@ class RecordSink:
 def open_sink(
     file: BinaryIO, form: RecordFormat, function: HasSpec | None, schema: Any = None
 ) -> Iterator[RecordSink]:
-    """Write records to an open file; it is complete when the block ends.
+    """Write records to an open file, which is complete when the block ends.
 
-    Parameters
-    ----------
-    file : binary file
-        Where to.
-    form : RecordFormat
-        How.
-    function : function, optional
-        Whose results they are.
-    schema : optional
-        The format's own schema, instead of the function's.
-
-    Raises
-    ------
-    SchemaError
-        When the format needs a schema, and the function's hints give none.
+    The schema is the function's unless one is given; ``SchemaError`` if the format needs one and
+    the function's hints give none.
     """
-    if form.is_lines:
+    if is_lines(form):
         write, dumps = file.write, json_values.dumps
         yield RecordSink(
             append=lambda value: write(dumps(value, root="result") + b"\n"),
@@ -187,7 +158,7 @@ def open_sink(
         return
     if schema is None and function is not None:
         schema = output_schema(function.spec, form)
-    with form.files.write(file, schema) as append:
+    with form.write(file, schema) as append:
         yield RecordSink(
             append=append,
             append_json=lambda payload: append(json_values.loads(payload)),
@@ -196,20 +167,20 @@ def open_sink(
 
 
 def read_records(path: Place, *, format: str | None = None) -> Iterator[Any]:
-    """Yield the records of a file as JSON values, reading as they are taken.
+    """Yield the records of a file as JSON values, lazily.
 
     Parameters
     ----------
     path : str or path
         The file; ``-`` is stdin.
     format : str, optional
-        ``json`` (lines), ``avro``, or a registered serializer's name; by the suffix by default.
+        ``json`` (lines), ``avro`` or a registered serializer's name; by the suffix by default.
 
     Raises
     ------
     RecordError
-        At a line that is no JSON, with its number; where a file is damaged, with how many
-        records before were good.
+        At a line that is not JSON, with its number; at damage in another format, with the number
+        of good records before it.
     """
     with open_source(path, format) as source:
         for number, record in source.records():
@@ -226,25 +197,20 @@ def write_records(
     function: HasSpec | None = None,
     schema: Any = None,
 ) -> int:
-    """Write JSON values to a file, which is there when all are in it, and not before.
+    """Write JSON values to a file and return their number; the file appears when it is complete.
 
     Parameters
     ----------
     path : str or path
-        The file; one that is there is replaced.
+        The file; replaced if it exists.
     records : iterable
-        What to write, as ``fn.map(...)`` yields it.
+        JSON values, as ``fn.map(...)`` yields them.
     format : str, optional
-        ``json`` (lines), ``avro``, or a registered serializer's name; by the suffix by default.
+        ``json`` (lines), ``avro`` or a registered serializer's name; by the suffix by default.
     function : function, optional
-        Whose results they are: Avro's schema comes from its hints.
+        The function whose results they are, for the schema of formats that need one.
     schema : optional
-        The format's own schema, instead of one of a function.
-
-    Returns
-    -------
-    int
-        How many records were written.
+        The format's own schema, instead of the function's.
     """
     form = choose_format(path, format)
     count = 0

@@ -1,11 +1,10 @@
-"""Which format a file of records has, and by which schema records are written."""
+"""The formats of files of records, and the schemas by which results are written."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
@@ -20,81 +19,58 @@ _LINES = "json"
 
 
 class HasSpec(Protocol):
-    """A function: what ``function_from_json`` returns, or a live one in an image."""
+    """A function: from ``function_from_json``, or a live one in an image."""
 
     @property
     def spec(self) -> FunctionSpec:
-        """What its package says of itself."""
+        """Its package's ``function.json``."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecordFormat:
-    """A format of files of records.
-
-    Attributes
-    ----------
-    name : str
-        The serializer's.
-    files : FileFormat
-        What reads and writes them.
-    """
+class RecordFormat(FileFormat, Protocol):
+    """A format of files of records: a serializer's, or Parquet."""
 
     name: str
-    files: FileFormat
 
-    @property
-    def is_lines(self) -> bool:
-        """Whether records are lines of JSON."""
-        return self.name == _LINES
+
+def is_lines(form: RecordFormat) -> bool:
+    """Tell whether records are lines of JSON."""
+    return form.name == _LINES
 
 
 def choose_format(place: Place, name: str | None = None, *, option: str = "format") -> RecordFormat:
-    """Return the format of a name, or else of a file's suffix; of a stream, JSON lines.
-
-    Raises
-    ------
-    OptionError, SerializerError
-        When there is none, and which there are.
-    """
+    """Return the format of a name, by default of the file's suffix; of a stream, JSON lines."""
     suffix = Path(place).suffix.lower()
-    says_lines = is_stream(place) or suffix in JsonSerializer.suffixes
-    if name == _LINES or (name is None and says_lines):
-        return RecordFormat(name=_LINES, files=JsonSerializer())  # without a look at all others
+    by_default = is_stream(place) or suffix in JsonSerializer.suffixes
+    if name == _LINES or (name is None and by_default):
+        return JsonSerializer()  # without importing the others
     if name is None:
         name = _name_by_suffix(place, suffix, option)
-    serializer: object = _parquet(name) or find_serializer(name)
+    if name == "parquet" and name not in serializers():
+        return ParquetFiles()
+    serializer: Any = find_serializer(name)
     if not isinstance(serializer, FileFormat):
-        raise OptionError(f"{option}: {name} has no files of records; there are {_known()}")
-    return RecordFormat(name=name, files=serializer)
+        raise OptionError(f"{option}: {name} has no files of records; choose from {_known()}")
+    return serializer  # type: ignore[return-value]  # a serializer has a name
 
 
 def _name_by_suffix(place: Place, suffix: str, option: str) -> str:
     found: Any = find_format(suffix)
     if found is not None:
         return str(found.name)
-    if suffix in (".avro", ".parquet"):  # it is known, and not installed; or no serializer
+    if suffix in (".avro", ".parquet"):  # known, but not installed, or not a serializer
         return suffix[1:]
-    what = f"{suffix!r} is no format" if suffix else "no suffix says which format it is"
+    what = f"unknown suffix {suffix!r}" if suffix else "no suffix to choose the format by"
     raise OptionError(
-        f"{os.fspath(place)}: {what}; there are {_known()}",
-        hint=f"say which it is: --{option.replace('_', '-')} NAME; one that the function's module "
-        "registers is known where it runs in this process: --backend local",
+        f"{os.fspath(place)}: {what}; known formats: {_known()}",
+        hint=f"name the format: --{option.replace('_', '-')} NAME; one that the function's module "
+        "registers is known where the function runs in this process: --backend local",
     )
 
 
-def _parquet(name: str) -> object:
-    """Return Parquet, unless somebody's own has the name: of files alone, so no serializer."""
-    if name != "parquet" or name in serializers():
-        return None
-
-    return ParquetFiles()
-
-
 def _known() -> str:
-    found = serializers()
     return ", ".join(
         f"{name} ({' '.join(each.suffixes)})"
-        for name, each in sorted(found.items())
+        for name, each in sorted(serializers().items())
         if isinstance(each, FileFormat)
     )
 
@@ -105,28 +81,22 @@ def given_schema(spec: FunctionSpec, form: RecordFormat, side: Literal["input", 
 
 
 def output_schema(spec: FunctionSpec, form: RecordFormat) -> Any:
-    """Return a format's schema of a function's results: the one it was given, or one derived.
-
-    Raises
-    ------
-    SchemaError
-        When none can be derived from the function's hints.
-    """
+    """Return a format's schema of a function's results: the one it was given, or one derived."""
     given = given_schema(spec, form, "output")
-    if given is not None or form.is_lines:
+    if given is not None or is_lines(form):
         return given
-    serializer: Any = form.files
+    serializer: Any = form
     return serializer.schema(spec.output_schema, name=spec.name)
 
 
-# Parquet as a format of files of records: a row is a record, its columns are the members.
+# Parquet: a row is a record, its columns are the record's members.
 
 _ROWS = 10_000
 _TYPES = {"integer": "int64", "number": "float64", "string": "string", "boolean": "bool_"}
 
 
 class ParquetFiles:
-    """Reads and writes tables; known where pyarrow is, unless a serializer has the name."""
+    """Reads and writes tables where pyarrow is installed; a serializer may replace it."""
 
     name = "parquet"
     suffixes: tuple[str, ...] = (".parquet",)
@@ -139,11 +109,11 @@ class ParquetFiles:
             )
 
     def schema(self, json_schema: Mapping[str, Any], *, name: str) -> Any:
-        """Return the JSON Schema: what it says of columns is used, the rest is seen."""
+        """Return the JSON Schema: columns that it does not describe are taken from the rows."""
         return json_schema
 
     def read(self, file: BinaryIO, schema: Any) -> Iterator[Any]:
-        """Yield each row, some thousands at a time."""
+        """Yield the rows, reading thousands at a time."""
         from pyarrow import parquet
 
         for rows in parquet.ParquetFile(file).iter_batches(_ROWS):
@@ -151,7 +121,7 @@ class ParquetFiles:
 
     @contextmanager
     def write(self, file: BinaryIO, schema: Any) -> Iterator[Callable[[Any], None]]:
-        """Give a callable that appends a row; the first thousands say what hints do not."""
+        """Give a callable that appends a row."""
         table = _Table(file, schema or {})
         yield table.append
         table.flush()
@@ -159,7 +129,7 @@ class ParquetFiles:
 
 
 class _Table:
-    """The rows that are not written yet, and what writes them."""
+    """The rows that are not written yet, and their writer."""
 
     def __init__(self, file: BinaryIO, schema: Mapping[str, Any]) -> None:
         self.writer: Any = None
@@ -169,24 +139,22 @@ class _Table:
         self._rows: list[dict[str, Any]] = []
 
     def append(self, row: Any) -> None:
-        """Take a row; ``OutputError`` for what is none, or has a column too many."""
         if not isinstance(row, dict):
             raise _misfit(f"expected an object, a row of a table, got {row!r}")
         if self._names is not None and not self._names.issuperset(row):
             extra = min(row.keys() - self._names)
-            raise _misfit(f"{extra!r} is no column: the first {_ROWS} rows do not have it")
+            raise _misfit(f"{extra!r} is not a column: none of the first {_ROWS} rows has it")
         self._rows.append(row)
         if len(self._rows) == _ROWS:
             self.flush()
 
     def flush(self) -> None:
-        """Write the rows."""
         import pyarrow as pa
         from pyarrow import parquet
 
         try:
             if self.writer is None:
-                # Of all rows: pyarrow itself takes the columns of the first one.
+                # The columns of all rows: pyarrow itself takes those of the first.
                 names = dict.fromkeys([*self._hinted, *(key for row in self._rows for key in row)])
                 columns = {
                     name: pa.array((row.get(name) for row in self._rows), self._hinted.get(name))
@@ -198,23 +166,19 @@ class _Table:
         except pa.ArrowException as error:
             raise SerializerError(
                 f"parquet: the results do not fit into columns: {error}",
-                hint="hint the function's result as a TypedDict, or write --output-format jsonl",
+                hint="annotate the function's result as a TypedDict, or use --output-format jsonl",
             ) from None
         self._rows.clear()
 
 
 def _columns(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the types of columns that a JSON Schema names and that are simple."""
+    """Return the types of a JSON Schema's simple properties."""
     import pyarrow as pa
 
-    found = {name: _TYPES.get(str(of.get("type"))) for name, of in _properties(schema).items()}
-    return {name: getattr(pa, kind)() for name, kind in found.items() if kind}
-
-
-def _properties(schema: Mapping[str, Any]) -> dict[str, Any]:
     name = str(schema.get("$ref", "")).rpartition("/")[2]
-    own: Mapping[str, Any] = schema.get("$defs", {}).get(name, schema)
-    return dict(own.get("properties", {}))
+    properties = schema.get("$defs", {}).get(name, schema).get("properties", {})
+    found = {name: _TYPES.get(str(of.get("type"))) for name, of in properties.items()}
+    return {name: getattr(pa, kind)() for name, kind in found.items() if kind}
 
 
 def _misfit(message: str) -> OutputError:

@@ -1,4 +1,4 @@
-"""Runs a function over records without a server, and replays its recorded examples."""
+"""The loop over records, and the replay of a function's recorded examples."""
 
 from __future__ import annotations
 
@@ -14,25 +14,18 @@ from mfimage.errors import MfimageError, RecordError, ValueFault
 
 if TYPE_CHECKING:
     from mfimage.runtime.loading.loader import LiveFunction
+    from mfimage.runtime.records.files import Payload
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """How far floating-point numbers may be apart: another processor rounds differently.
-
-    Attributes
-    ----------
-    relative : float
-        Of the larger of the two.
-    absolute : float
-        However small they are.
-    """
+    """How far floating-point numbers may differ, since processors round differently."""
 
     relative: float = 1e-6
     absolute: float = 1e-9
 
     def allows(self, expected: float, found: float) -> bool:
-        """Tell whether one will do for the other."""
+        """Tell whether the two are close enough."""
         return math.isclose(expected, found, rel_tol=self.relative, abs_tol=self.absolute)
 
 
@@ -42,16 +35,11 @@ DEFAULT_TOLERANCE = Tolerance()
 def write_results(
     outcomes: Iterable[tuple[int, Any]], append: Callable[[Any], object]
 ) -> Iterator[tuple[int, BaseException | None]]:
-    """Append each result to a file; yield the record's number and why it has no result, if so.
+    """Append each result to a file; yield each record's number and the error it failed with.
 
     The one loop over records: of ``call`` and ``map``, in an image, and of a batch job's parts.
-
-    Parameters
-    ----------
-    outcomes : iterable of (int, object)
-        The number of each record, and its result or the exception in its place.
-    append : callable
-        Appends a result; ``ValueFault`` where the file's format cannot hold it.
+    An outcome is a result or an exception. ``append`` raises ``ValueFault`` for a result that the
+    file's format cannot represent.
     """
     for number, outcome in outcomes:
         if isinstance(outcome, BaseException):
@@ -73,13 +61,7 @@ def stop_at_failure(
     name: str,
     unit: str,
 ) -> None:
-    """Write the result of each record at once; stop at the first record that fails.
-
-    Raises
-    ------
-    RecordError
-        For that record; the results before it are written.
-    """
+    """Write each result at once; raise ``RecordError`` for the first record that fails."""
     for number, error in write_results(outcomes, append):
         if error is not None:
             raise failed(name, f"{unit} {number}", error) from error
@@ -87,18 +69,21 @@ def stop_at_failure(
 
 
 def invoke_each(
-    fn: LiveFunction, payloads: Iterable[tuple[int, bytes]]
+    fn: LiveFunction, payloads: Iterable[tuple[int, Payload]]
 ) -> Iterator[tuple[int, bytes | BaseException]]:
     """Yield the outcome of each record, called one by one in this process."""
     for number, payload in payloads:
+        if not isinstance(payload, bytes):
+            yield number, payload
+            continue
         try:
             yield number, fn.dump(fn.invoke(fn.parse(payload)))
-        except Exception as error:  # noqa: BLE001  (it takes the result's place)
+        except Exception as error:  # noqa: BLE001  (it replaces the result)
             yield number, error
 
 
 def failed(name: str, place: str, error: BaseException) -> RecordError:
-    """Return the error that says which record of the function ``name`` failed, and why."""
+    """Return the error for a record at which the function ``name`` failed."""
     if isinstance(error, MfimageError):
         return RecordError(f"{place}: {error}", hint=error.hint)
     return RecordError(f"{place}: {name} failed: {type(error).__name__}: {error}")
@@ -106,17 +91,7 @@ def failed(name: str, place: str, error: BaseException) -> RecordError:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Where a result is not what was recorded.
-
-    Attributes
-    ----------
-    example : int
-        Which example, from 0.
-    path : str
-        Where in the result, as ``result.prediction``.
-    message : str
-        What was expected and what came.
-    """
+    """A difference between a result and the recorded one, at a path as ``result.prediction``."""
 
     example: int
     path: str
@@ -127,12 +102,12 @@ class Difference:
 
 
 def replay(fn: LiveFunction, tolerance: Tolerance = DEFAULT_TOLERANCE) -> Iterator[Difference]:
-    """Run every recorded example and yield where results differ."""
+    """Run every recorded example and yield the differences."""
     for index, example in enumerate(fn.spec.examples):
         try:
             payload = json.dumps(example.input).encode()
             result = json.loads(fn.dump(fn.invoke(fn.parse(payload))))
-        except Exception as error:  # noqa: BLE001  (a difference like any other)
+        except Exception as error:  # noqa: BLE001  (reported as a difference)
             message = f"failed: {type(error).__name__}: {error}"
             yield Difference(example=index, path="result", message=message)
             continue
@@ -147,7 +122,7 @@ def differences(
     *,
     path: str = "result",
 ) -> Iterator[tuple[str, str]]:
-    """Yield the path and a message for each place where two JSON values differ."""
+    """Yield the path and a message of each difference between two JSON values."""
     if isinstance(expected, dict) and isinstance(found, dict):
         for key in {**expected, **found}:
             where = f"{path}[{json.dumps(key, ensure_ascii=False)}]"
@@ -165,10 +140,7 @@ def differences(
 
 
 def _same(expected: Any, found: Any, tolerance: Tolerance) -> bool:
-    numbers = (int, float)
-    if type(expected) in numbers and type(found) in numbers and float in (
-        type(expected), type(found),
-    ):  # fmt: skip
+    if {type(expected), type(found)} in ({float}, {int, float}):
         return tolerance.allows(expected, found)
     return type(expected) is type(found) and bool(expected == found)
 
@@ -179,7 +151,7 @@ def _shown(value: Any) -> str:
 
 
 def report(fn: LiveFunction, found: Iterable[Difference]) -> bytes:
-    """Return the outcome of a replay as one line of JSON."""
+    """Return the differences of a replay as one line of JSON."""
     differing = [vars(difference) for difference in found]
     summary = {"name": fn.name, "digest": fn.digest, "examples": len(fn.spec.examples)}
     return orjson.dumps({**summary, "differences": differing}) + b"\n"

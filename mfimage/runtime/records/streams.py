@@ -1,4 +1,4 @@
-"""Where records come from and results go: files that are whole or absent, and the streams."""
+"""Where records come from and results go: files, written whole or not at all, and streams."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Place = str | os.PathLike[str]
 
 
 class _Output(io.FileIO):
-    """A file whose failures say which file."""
+    """A file whose errors name it."""
 
     def __init__(self, descriptor: int, place: Place) -> None:
         super().__init__(descriptor, "wb")
@@ -45,18 +45,12 @@ def is_stream(place: Place) -> bool:
 
 @contextlib.contextmanager
 def input_file(place: Place) -> Iterator[BinaryIO]:
-    """Open a file, or stdin for ``-``.
-
-    Raises
-    ------
-    OptionError
-        When there is none.
-    """
+    """Open a file, or stdin for ``-``; ``OptionError`` when it cannot be read."""
     if is_stream(place):
         yield _stdin()
         return
     try:
-        file = Path(place).open("rb", buffering=_BUFFER)  # noqa: SIM115  (its block raises others)
+        file = Path(place).open("rb", buffering=_BUFFER)  # noqa: SIM115  (errors in the block are not ours)
     except OSError as error:
         raise OptionError(f"input: cannot read {os.fspath(place)}: {error.strerror}") from None
     with file:
@@ -64,7 +58,7 @@ def input_file(place: Place) -> Iterator[BinaryIO]:
 
 
 def _stdin() -> BinaryIO:
-    """Return stdin: not Python's own object, which a thread that reads may hold for ever."""
+    """Return stdin, but not Python's object: a reading thread may hold its lock forever."""
     if sys.stdin is not sys.__stdin__:
         return sys.stdin.buffer
     try:
@@ -75,16 +69,11 @@ def _stdin() -> BinaryIO:
 
 @contextlib.contextmanager
 def output_file(place: Place) -> Iterator[BinaryIO]:
-    """Open what becomes the file at ``place`` when the block ends well; until then it is as it was.
+    """Open a temporary file that replaces the one at ``place`` if the block succeeds.
 
-    What is no regular file, as ``/dev/null`` or a pipe, is written as it stands.
-
-    Raises
-    ------
-    StorageError
-        When it cannot be written.
+    Special files, as ``/dev/null`` or a pipe, are written directly.
     """
-    path = Path(os.path.realpath(place))  # a link stays one
+    path = Path(os.path.realpath(place))  # keeps a symbolic link
     special = path.exists() and not path.is_file()
     try:
         if special:
@@ -113,10 +102,10 @@ def _opened(descriptor: int, place: Place) -> BinaryIO:
 
 
 def _mode(path: Path) -> int:
-    """Return the permissions of the file that is replaced, or of a new one."""
+    """Return the permissions of the replaced file, or of a new one."""
     if path.exists():
         return stat.S_IMODE(path.stat().st_mode)
-    umask = os.umask(0o077)  # it can only be read by being set; for a moment, to the safe side
+    umask = os.umask(0o077)  # it can only be read by setting it
     os.umask(umask)
     return 0o666 & ~umask
 
@@ -127,10 +116,7 @@ def _unwritable(place: Place, error: OSError) -> StorageError:
 
 @contextlib.contextmanager
 def results(place: Place) -> Iterator[BinaryIO]:
-    """Open the file for results, or stdout for ``-``.
-
-    Meanwhile stdout is stderr for everything else, what the function prints for example.
-    """
+    """Open the file for results, or stdout for ``-``; all other output goes to stderr meanwhile."""
     sys.stdout.flush()
     out = sys.stdout
     with contextlib.ExitStack() as stack:
@@ -143,7 +129,7 @@ def results(place: Place) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _stdout() -> Iterator[BinaryIO]:
-    # By its number: printing from C code goes past ``sys.stdout``.
+    # By descriptor: C code prints past ``sys.stdout``.
     with _opened(os.dup(1), "stdout") as file:
         os.dup2(2, 1)
         try:
@@ -155,7 +141,7 @@ def _stdout() -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Clean up on SIGTERM, as on Ctrl-C, and exit with 143; PID 1 would ignore it."""
+    """Clean up on SIGTERM, as on Ctrl-C, and exit with 143; as PID 1, too."""
 
     def end(*_: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)
@@ -171,18 +157,7 @@ def ended_by_sigterm() -> Iterator[None]:
 
 
 def refuse_same(**places: Place | None) -> None:
-    """Refuse places that are one file.
-
-    Parameters
-    ----------
-    **places
-        By option; ``output`` may be ``-`` for stdout, others for stdin.
-
-    Raises
-    ------
-    OptionError
-        Naming both options and the file.
-    """
+    """Raise ``OptionError`` if two options name one file; ``-`` is stdout for ``output``."""
     seen: dict[object, str] = {}
     for option, place in places.items():
         if place is None:
@@ -198,7 +173,7 @@ def refuse_same(**places: Place | None) -> None:
 
 
 def _identity(option: str, place: Place) -> object:
-    """Return what two names of a file share; None for what is no file."""
+    """Return what all names of a file share; None for anything but a regular file."""
     try:
         found = os.fstat(1 if option == "output" else 0) if is_stream(place) else Path(place).stat()
     except (OSError, ValueError):

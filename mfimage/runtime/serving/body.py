@@ -19,17 +19,8 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 async def read_body(
     headers: Mapping[bytes, bytes], receive: Callable[[], Awaitable[Any]], limit: int
 ) -> bytes:
-    """Return the whole request body.
-
-    Raises
-    ------
-    Problem
-        413, as soon as it is known.
-    Disconnected
-        When the client closes the connection.
-    """
-    length = headers.get(b"content-length")
-    if length is not None and int(length) > limit:
+    """Return the whole request body; raise ``Disconnected``, or a 413 as soon as it is known."""
+    if int(headers.get(b"content-length", 0)) > limit:
         raise _too_large(limit)
     parts: list[bytes] = []
     size, more = 0, True
@@ -52,34 +43,24 @@ def _too_large(limit: int) -> Problem:
     return Problem(413, f"expected a body of at most {limit} bytes (MFIMAGE_MAX_BODY)")
 
 
-def decode_list(codec: MediaCodec, body: bytes) -> list[bytes]:
-    """Return the JSON bytes of each item of a list in another media type."""
-    assert codec.many is not None
-    return split_list(codec.many.loads(body))
-
-
 def split_list(body: bytes) -> list[bytes]:
-    """Return the bytes of each item of a JSON list.
+    """Return the bytes of each item of a JSON list, or raise ``InputError``.
 
     Only where items begin and end is decided here; the function's own parser reads each, so that
     a record means the same alone and in a list.
-
-    Raises
-    ------
-    InputError
-        When the body is not a JSON list.
     """
     try:
         text = body.decode()
         at = _skip_space(text, 0)
-        if text[at : at + 1] != "[":
-            shown = repr(text if len(text) <= 40 else text[:37] + "...")
-            raise _not_a_list(f"expected a list of records, got {shown}")
-        return _items(text, at + 1)
+        if text[at : at + 1] == "[":
+            return _items(text, at + 1)
+        shown = repr(text if len(text) <= 40 else text[:37] + "...")
+        message = f"expected a list of records, got {shown}"
     except RecursionError:
-        raise _not_a_list("nested too deeply") from None
+        message = "nested too deeply"
     except ValueError as error:
-        raise _not_a_list(f"not JSON: {error}") from None
+        message = f"not JSON: {error}"
+    raise InputError([Fault(path="records", message=message)])
 
 
 def _items(text: str, at: int) -> list[bytes]:
@@ -96,7 +77,7 @@ def _items(text: str, at: int) -> list[bytes]:
                 break
             at = _skip_space(text, end + 1)
     if text[end : end + 1] != "]" or _skip_space(text, end + 1) != len(text):
-        raise _not_a_list(f"not JSON: unexpected text at character {end}")
+        raise ValueError(f"unexpected text at character {end}")
     return items
 
 
@@ -105,19 +86,15 @@ def _skip_space(text: str, at: int) -> int:
     return match.end() if match else at
 
 
-def _not_a_list(message: str) -> InputError:
-    return InputError([Fault(path="records", message=message)])
-
-
 def join_outcomes(outcomes: Sequence[Outcome]) -> bytes:
     """Return the outcome of each item, as a JSON list."""
-    return b"[%b]" % b",".join(map(_item, outcomes))
-
-
-def _item(outcome: Outcome) -> bytes:
-    if isinstance(outcome, bytes):
-        return b'{"result":%b}' % outcome
-    return b'{"error":%b}' % problem_of(outcome).body()
+    items = (
+        b'{"result":%b}' % each
+        if isinstance(each, bytes)
+        else b'{"error":%b}' % problem_of(each).body()
+        for each in outcomes
+    )
+    return b"[%b]" % b",".join(items)
 
 
 def encode_outcomes(
@@ -136,9 +113,9 @@ def encode_outcomes(
 
 
 def _encodable(codec: MediaCodec, outcome: Outcome) -> Outcome:
-    if isinstance(outcome, bytes):
-        try:
+    try:
+        if isinstance(outcome, bytes):
             codec.dumps(outcome)
-        except OutputError as error:
-            return error
+    except OutputError as error:
+        return error
     return outcome

@@ -7,11 +7,13 @@ whatever their media types.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mfimage.errors import Fault, InputError, OutputError, SchemaError
@@ -53,25 +55,15 @@ log = logging.getLogger("mfimage.serving")
 
 @dataclass(frozen=True, kw_only=True)
 class MediaCodec:
-    """A media type beside JSON, for one function.
-
-    Attributes
-    ----------
-    serializer : Serializer
-        Reads and writes it.
-    input, output : Any
-        The serializer's own schemas of a request and a response.
-    data : str
-        What paths in input errors start with.
-    many : MediaCodec or None
-        The codec of a list of records and of their outcomes; None when the serializer has no
-        schema for those.
-    """
+    """A media type beside JSON, for one function."""
 
     serializer: Serializer
+    # The serializer's own schemas of a request and a response.
     input: Any
     output: Any
+    # What paths in input errors start with.
     data: str
+    # The codec of a list of records and of their outcomes, where the serializer has schemas.
     many: MediaCodec | None = None
 
     @property
@@ -80,13 +72,7 @@ class MediaCodec:
         return self.serializer.media_type
 
     def loads(self, body: bytes) -> bytes:
-        """Return a request body as JSON bytes.
-
-        Raises
-        ------
-        InputError
-            When the serializer cannot read it, whatever it raises then.
-        """
+        """Return a request body as JSON bytes; ``InputError``, whatever the serializer raises."""
         try:
             value = self.serializer.loads(body, self.input)
         except InputError as error:
@@ -98,13 +84,7 @@ class MediaCodec:
         return json_values.dumps(value, root=self.data, error=InputError)
 
     def dumps(self, payload: bytes) -> bytes:
-        """Return JSON bytes as a response body.
-
-        Raises
-        ------
-        OutputError
-            When the serializer cannot write the value.
-        """
+        """Return JSON bytes as a response body, or raise ``OutputError``."""
         try:
             return self.serializer.dumps(json_values.loads(payload), self.output)
         except InputError as error:  # the client's input was good
@@ -122,21 +102,14 @@ def codecs_of(spec: FunctionSpec, *, data: str) -> Mapping[str, MediaCodec]:
     """Return the codecs of a function, by media type.
 
     There is one for each serializer that is registered in this process and has a schema for the
-    function's records and results. The log has the reason why another is left out.
-
-    Parameters
-    ----------
-    spec : FunctionSpec
-        The function.
-    data : str
-        Name of its first parameter.
+    function's records and results. The log has the reason why another is left out. ``data`` is
+    the name of the function's first parameter.
     """
     codecs = {}
     for name, serializer in serializers().items():
-        if name == "json":
-            continue
-        with _left_out_if_it_fails(spec.name, serializer):
-            codecs[serializer.media_type] = _codec(spec, serializer, data)
+        if name != "json":
+            with _left_out_if_it_fails(spec.name, serializer):
+                codecs[serializer.media_type] = _codec(spec, serializer, data)
     return codecs
 
 
@@ -154,18 +127,27 @@ def _left_out_if_it_fails(where: str, serializer: Serializer) -> Iterator[None]:
 
 def _codec(spec: FunctionSpec, serializer: Serializer, data: str) -> MediaCodec:
     given = spec.schemas.get(serializer.name, {})
-
-    def schema(side: str, json_schema: Mapping[str, Any]) -> Any:
-        explicit = given.get(side)
-        return _schema(serializer, json_schema, spec.name) if explicit is None else explicit
-
-    return MediaCodec(
-        serializer=serializer,
-        input=schema("input", spec.input_schema),
-        output=schema("output", spec.output_schema),
-        data=data,
-        many=_list_codec(spec, serializer),
-    )
+    sides = {"input": spec.input_schema, "output": spec.output_schema}
+    own = {
+        side: _schema(serializer, schema, spec.name) if given.get(side) is None else given[side]
+        for side, schema in sides.items()
+    }
+    many = None
+    sides |= {side: {f"x-{serializer.name}-schema": schema} for side, schema in given.items()}
+    # Definitions belong at the root.
+    definitions = sides["input"].get(_DEFINITIONS)
+    record = {name: value for name, value in sides["input"].items() if name != _DEFINITIONS}
+    records = {"type": "array", "items": record}
+    if definitions:
+        records[_DEFINITIONS] = definitions
+    with _left_out_if_it_fails(f"{spec.name}/batch", serializer):
+        many = MediaCodec(
+            serializer=serializer,
+            input=_schema(serializer, records, spec.name),
+            output=_schema(serializer, _outcomes_schema(sides["output"]), spec.name),
+            data="records",
+        )
+    return MediaCodec(serializer=serializer, **own, data=data, many=many)
 
 
 def _schema(serializer: Serializer, json_schema: Mapping[str, Any], name: str) -> Any:
@@ -173,37 +155,15 @@ def _schema(serializer: Serializer, json_schema: Mapping[str, Any], name: str) -
     try:
         json_values.dumps(made, root="schema")
     except OutputError as error:
-        raise SchemaError(
-            f"{serializer.name}: schema() must return a JSON value: {error}"
-        ) from None
+        message = f"{serializer.name}: schema() must return a JSON value: {error}"
+        raise SchemaError(message) from None
     return made
-
-
-def _list_codec(spec: FunctionSpec, serializer: Serializer) -> MediaCodec | None:
-    given = spec.schemas.get(serializer.name, {})
-    sides = {"input": spec.input_schema, "output": spec.output_schema}
-    for side, explicit in given.items():
-        sides[side] = {f"x-{serializer.name}-schema": explicit}
-    with _left_out_if_it_fails(f"{spec.name}/batch", serializer):
-        return MediaCodec(
-            serializer=serializer,
-            input=_schema(serializer, _list_schema(sides["input"]), spec.name),
-            output=_schema(serializer, _outcomes_schema(sides["output"]), spec.name),
-            data="records",
-        )
-    return None
-
-
-def _list_schema(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON Schema of a list of records."""
-    item, definitions = _split_definitions(record)
-    made = {"type": "array", "items": item}
-    return {**made, _DEFINITIONS: definitions} if definitions else made
 
 
 def _outcomes_schema(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON Schema of the outcomes of a list of records."""
-    item, definitions = _split_definitions(result)
+    item = dict(result)
+    definitions = dict(item.pop(_DEFINITIONS, {}))
 
     def define(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
         key = name
@@ -219,12 +179,6 @@ def _outcomes_schema(result: Mapping[str, Any]) -> dict[str, Any]:
         for name, key, schema in (("Answer", "result", item), ("Refusal", "error", problem))
     ]
     return {"type": "array", "items": {"oneOf": items}, _DEFINITIONS: definitions}
-
-
-def _split_definitions(schema: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a schema without its definitions, and them: they belong at the root."""
-    own = dict(schema)
-    return own, dict(own.pop(_DEFINITIONS, {}))
 
 
 # Content negotiation
@@ -244,35 +198,21 @@ def _then(first: Callable[[Any], Any], second: Callable[[Any], Any]) -> Callable
 
 @dataclass(frozen=True, kw_only=True)
 class Negotiated:
-    """The media types of a request and of its response.
-
-    Attributes
-    ----------
-    reader, writer : MediaCodec or None
-        Of the request and the response; None for JSON.
-    converter : Converter or None
-        Reads a record and writes its result; None when both are JSON.
-    headers : list of (name, value)
-        The headers of a successful response.
-    """
+    """The media types of a request and of its response; None stands for JSON."""
 
     reader: MediaCodec | None
     writer: MediaCodec | None
+    # Reads a record and writes its result; None when both are JSON.
     converter: Converter | None
+    # Of a successful response.
     headers: list[Header]
 
 
 class Negotiation:
     """Chooses the media types of a request and of its response.
 
-    Parameters
-    ----------
-    codecs : mapping of str to MediaCodec
-        The codecs beside JSON, by media type.
-    fn : Converter
-        The function's own, of JSON.
-    assume_json : bool
-        Whether a body without a ``Content-Type`` is JSON.
+    ``fn`` is the function's own converter, of JSON; ``assume_json``: whether a body without a
+    ``Content-Type`` is JSON.
     """
 
     def __init__(
@@ -285,34 +225,21 @@ class Negotiation:
         self._shown = " or ".join(self._codecs)
         self._cache: dict[tuple[bytes | None, bytes | None], Negotiated] = {}
         self._pairs = {
-            (reader, writer): self._pair(reader, writer)
-            for reader in self._codecs
-            for writer in self._codecs
+            pair: self._pair(*pair) for pair in itertools.product(self._codecs, repeat=2)
         }
 
     def negotiate(self, headers: Mapping[bytes, bytes]) -> Negotiated:
-        """Return what a request's headers ask for.
-
-        Raises
-        ------
-        Problem
-            415 or 406.
-        """
+        """Return what a request's headers ask for, or raise a 415 or 406."""
         key = headers.get(b"content-type"), headers.get(b"accept")
-        found = self._cache.get(key)
-        if found is None:
-            found = self._choose(*key)
+        found = self._cache.get(key) or self._choose(*key)
         encoding = headers.get(b"content-encoding")
         if encoding is not None and encoding.lower() != b"identity":
-            shown = encoding.decode("latin-1")
-            raise Problem(
-                415, f"expected a body that is not compressed, got {shown}",
-                headers=[(b"accept-encoding", b"identity")],
-            )  # fmt: skip
+            detail = f"expected a body that is not compressed, got {encoding.decode('latin-1')}"
+            raise Problem(415, detail, headers=[(b"accept-encoding", b"identity")])
         return found
 
     def _choose(self, kind: bytes | None, accept: bytes | None) -> Negotiated:
-        reader = self._reader(None if kind is None else kind.decode("latin-1").strip())
+        reader = self._reader((kind or b"").decode("latin-1").strip())
         writer = self._writer((accept or b"").decode("latin-1"), reader)
         found = self._pairs[reader, writer]
         if len(kind or b"") + len(accept or b"") <= _CACHED_LENGTH:
@@ -321,18 +248,13 @@ class Negotiation:
             self._cache[kind, accept] = found
         return found
 
-    def _reader(self, kind: str | None) -> str:
-        if not kind:
-            if self._assume_json:
-                return JSON
-            got = "a request without Content-Type"
-        else:
-            essence = kind.partition(";")[0].strip().lower()
-            if essence != JSON and essence in self._codecs:
-                return essence
-            if _JSON_TYPES.fullmatch(kind):
-                return JSON
-            got = kind
+    def _reader(self, kind: str) -> str:
+        essence = kind.partition(";")[0].strip().lower()
+        if essence != JSON and essence in self._codecs:
+            return essence
+        if _JSON_TYPES.fullmatch(kind) or (self._assume_json and not kind):
+            return JSON
+        got = kind or "a request without Content-Type"
         expected = self._shown.replace(JSON, f"{JSON} in UTF-8")
         supported = ", ".join(self._codecs).encode()
         raise Problem(415, f"expected {expected}, got {got}", headers=[(b"accept-post", supported)])
@@ -342,14 +264,11 @@ class Negotiation:
         ranges = dict(sorted(media_ranges(accept), key=lambda item: item[1]))
         # Of equal weights the request's own media type wins, then JSON.
         names = [reader, *(name for name in self._codecs if name != reader)]
-        weights = [_weight(ranges, name) for name in names]
-        best = max(weights)
-        if not ranges:
-            return reader
-        if best > 0:
-            return names[weights.index(best)]
-        detail = f"can answer in {self._shown}; the request accepts {accept}"
-        raise Problem(406, detail, headers=self._vary)
+        best = max(names, key=lambda name: _weight(ranges, name))
+        if ranges and not _weight(ranges, best):
+            detail = f"can answer in {self._shown}; the request accepts {accept}"
+            raise Problem(406, detail, headers=self._vary)
+        return best
 
     def _pair(self, reader: str, writer: str) -> Negotiated:
         reads, writes = self._codecs[reader], self._codecs[writer]
@@ -365,11 +284,7 @@ class Negotiation:
 
 @dataclass(frozen=True, kw_only=True)
 class MediaTypes:
-    """The media types of a function: its codecs, and the negotiation of records and of lists.
-
-    A body without ``Content-Type`` is JSON, unless the function's own media type is another:
-    some bytes can be read as both.
-    """
+    """The media types of a function: its codecs, and the negotiation of records and of lists."""
 
     codecs: Mapping[str, MediaCodec]
     record: Negotiation
@@ -379,13 +294,10 @@ class MediaTypes:
     def of(cls, spec: FunctionSpec, fn: Converter, *, data: str) -> MediaTypes:
         """Return the media types of a function; ``data`` is the name of its first parameter."""
         codecs = codecs_of(spec, data=data)
-        assume = spec.kind == "json"
         lists = {name: codec for name, codec in codecs.items() if codec.many is not None}
-        return cls(
-            codecs=codecs,
-            record=Negotiation(codecs, fn, assume_json=assume),
-            batch=Negotiation(lists, fn, assume_json=assume),
-        )
+        # Not for a function of another media type: some bytes can be read as both.
+        negotiation = partial(Negotiation, fn=fn, assume_json=spec.kind == "json")
+        return cls(codecs=codecs, record=negotiation(codecs), batch=negotiation(lists))
 
 
 def media_ranges(accept: str) -> Iterator[tuple[str, float]]:
@@ -395,22 +307,12 @@ def media_ranges(accept: str) -> Iterator[tuple[str, float]]:
     """
     for element in _ELEMENT.findall(accept):
         media, *parameters = (part.strip() for part in _PART.findall(element) or [""])
-        weight = _weight_of(parameters)
-        if _RANGE.fullmatch(media) and weight is not None:
-            yield media.lower(), weight
-
-
-def _weight_of(parameters: Iterable[str]) -> float | None:
-    for parameter in parameters:
-        match = _WEIGHT.fullmatch(parameter)
-        if match:
-            return float(match[1]) if _WEIGHTS.fullmatch(match[1]) else None
-    return 1.0
+        weight = next((match[1] for match in map(_WEIGHT.fullmatch, parameters) if match), "1")
+        if _RANGE.fullmatch(media) and _WEIGHTS.fullmatch(weight):
+            yield media.lower(), float(weight)
 
 
 def _weight(ranges: Mapping[str, float], name: str) -> float:
     """Return the weight of a media type: that of the most specific range that matches it."""
-    for media in (name, f"{name.partition('/')[0]}/*", "*/*"):
-        if media in ranges:
-            return ranges[media]
-    return 0.0
+    matching = (name, f"{name.partition('/')[0]}/*", "*/*")
+    return next((ranges[media] for media in matching if media in ranges), 0.0)

@@ -1,7 +1,7 @@
 """The HTTP contract: one table of routes.
 
 The app (``app.py``), its documentation (``openapi.py``), Ray Serve (``runtime/ray/serve.py``) and
-``mfimage test`` (``image/checks/probes.py``) are made from it. An endpoint, or the contract of
+``mfimage test`` (``image/checks/contract.py``) are made from it. An endpoint, or the contract of
 another platform, is a module in ``contracts/`` and its line in ``CONTRACTS``.
 """
 
@@ -33,16 +33,9 @@ def find_route(spec: FunctionSpec, name: str) -> Route:
 
 
 def mounted(spec: FunctionSpec, root: str) -> tuple[Route, ...]:
-    """Return the routes of a function behind Ray Serve.
+    """Return the routes of a function behind Ray Serve, below the route prefix ``root``.
 
     Only the function's own are documented: the others depend on where it is mounted.
-
-    Parameters
-    ----------
-    spec : FunctionSpec
-        The function.
-    root : str
-        The route prefix; empty for the root.
     """
     found = []
     for each in routes(spec):

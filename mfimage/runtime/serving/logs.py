@@ -39,19 +39,21 @@ class Out:
 
 
 class Timestamps:
-    """RFC 3339 text of a time, in milliseconds and UTC; each second is formatted once."""
+    """RFC 3339 text of a time, in milliseconds and UTC; each is formatted once."""
 
     def __init__(self) -> None:
-        self._second = -1
-        self._prefix = ""
+        self._millisecond = -1
+        self._text = ""
 
     def text(self, now: float) -> str:
         """Return ``now`` as text."""
-        second = int(now)
-        if second != self._second:
-            self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-            self._second = second
-        return f"{self._prefix}.{int((now - second) * 1000):03d}Z"
+        millisecond = int(now * 1000)
+        if millisecond != self._millisecond:
+            second, rest = divmod(millisecond, 1000)
+            moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._text = f"{moment}.{rest:03d}Z"
+            self._millisecond = millisecond
+        return self._text
 
 
 class JsonFormatter(logging.Formatter):
@@ -107,37 +109,24 @@ def configure(level: str) -> Out:
 class AccessLog:
     """One line for each request, buffered for a moment so that many are one write.
 
-    Parameters
-    ----------
-    out : Out
-        The stream.
-    later : callable
-        The loop's ``call_later``.
+    ``later`` is the loop's ``call_later``.
     """
 
     def __init__(self, out: Out, later: Callable[[float, Callable[[], None]], object]) -> None:
         self._out = out
         self._later = later
         self._timestamps = Timestamps()
-        self._lines: list[bytes] = []
+        self._lines: list[str] = []
         self._size = 0
         self._pending = False
 
-    def write(self, request: str, request_id: str, status: int, seconds: float) -> None:
-        """Log one request.
-
-        Parameters
-        ----------
-        request : str
-            The members ``method`` and ``path`` as JSON; see ``request_members``.
-        request_id : str
-            Without characters that need an escape.
-        """
+    def write(self, members: str, request_id: str, status: int, seconds: float) -> None:
+        """Log a request; all texts are ASCII and escaped, ``members`` as by ``request_members``."""
         line = (
             f'{{"time":"{self._timestamps.text(time.time())}","level":"info",'
-            f'"logger":"mfimage.access","message":"request",{request},"status":{status},'
+            f'"logger":"mfimage.access","message":"request",{members},"status":{status},'
             f'"duration_ms":{seconds * 1000:.3f},"request_id":"{request_id}"}}\n'
-        ).encode()
+        )
         if self._size + len(line) > _ATOMIC:
             self.flush()
         self._lines.append(line)
@@ -149,7 +138,7 @@ class AccessLog:
     def flush(self) -> None:
         """Write what is buffered."""
         if self._lines:
-            self._out.write(b"".join(self._lines))
+            self._out.write("".join(self._lines).encode())
             self._lines.clear()
             self._size = 0
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 from mfimage.runtime.layout import MULTIPROCESS_VARIABLE
@@ -55,17 +57,7 @@ class Meter:
 
 
 class Metrics:
-    """The metrics of one server process.
-
-    Attributes
-    ----------
-    ready : Gauge
-        1 when this process has loaded the function.
-    batch_sizes : Histogram
-        Observes the number of records in each call of a batch function.
-    meters : mapping of str to Meter
-        One for each of ``ENDPOINTS``.
-    """
+    """The metrics of one server process; ``meters`` has one for each of ``ENDPOINTS``."""
 
     def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -95,32 +87,21 @@ class Metrics:
     def render(self, info: Mapping[str, str], accept: str = "") -> tuple[bytes, str]:
         """Return the exposition in the format that ``accept`` asks for, and its media type.
 
-        Parameters
-        ----------
-        info : mapping
-            What to say of the function.
-        accept : str
-            The request's ``Accept`` header.
+        ``info`` describes the function.
         """
         from prometheus_client import exposition
 
         encoder, media_type = exposition.choose_encoder(accept)
         # An encoder only calls ``collect``.
-        everything = cast("CollectorRegistry", _Everything(self._registry, info))
-        return encoder(everything), media_type
+        everything = SimpleNamespace(collect=partial(self._collect, dict(info)))
+        return encoder(cast("CollectorRegistry", everything)), media_type
 
-
-class _Everything:
-    def __init__(self, registry: CollectorRegistry, info: Mapping[str, str]) -> None:
-        self._registry = registry
-        self._info = dict(info)
-
-    def collect(self) -> Iterator[Metric]:
+    def _collect(self, info: dict[str, str]) -> Iterator[Metric]:
         from prometheus_client import REGISTRY
         from prometheus_client.core import InfoMetricFamily
         from prometheus_client.multiprocess import MultiProcessCollector
 
-        yield InfoMetricFamily("mfimage_function", "The function being served.", self._info)
+        yield InfoMetricFamily("mfimage_function", "The function being served.", info)
         if MULTIPROCESS_VARIABLE in os.environ:
             files = MultiProcessCollector(None)  # type: ignore[no-untyped-call]
             yield from cast("Collector", files).collect()

@@ -10,7 +10,7 @@ from typing import Any
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.serving.content import MediaCodec
 from mfimage.runtime.serving.problems import MEDIA_TYPE, PROBLEM_SCHEMA
-from mfimage.runtime.serving.route import Operation, Route
+from mfimage.runtime.serving.route import Described, Operation, Route
 
 _VERSION = "3.1.0"
 _COMPONENTS = "#/components/schemas/"
@@ -26,53 +26,37 @@ def render(spec: FunctionSpec, codecs: Mapping[str, MediaCodec], routes: Sequenc
 def document(
     spec: FunctionSpec, codecs: Mapping[str, MediaCodec], routes: Sequence[Route]
 ) -> dict[str, Any]:
-    """Return the document.
-
-    Parameters
-    ----------
-    spec : FunctionSpec
-        The function.
-    codecs : mapping of str to MediaCodec
-        Its codecs beside JSON, by media type.
-    routes : sequence of Route
-        The routes; those with ``documented`` are included.
-    """
-    described = _Described(spec, codecs, routes)
+    """Return the document of the routes that are to be documented."""
+    operations = [
+        (route, route.operation)
+        for route in routes
+        if route.operation is not None and route.documented
+    ]
+    given = {name: schema for _, each in operations for name, schema in each.schemas.items()}
+    schemas = Schemas(reserved=given)
+    schemas.components.update(sorted(given.items()))
+    described = Described(
+        spec=spec,
+        codecs=codecs,
+        record=schemas.add("Record", spec.input_schema),
+        result=schemas.add("Result", spec.output_schema),
+        problem={"$ref": f"{_COMPONENTS}Problem"},
+    )
+    schemas.components["Problem"] = PROBLEM_SCHEMA
     paths: dict[str, dict[str, Any]] = {}
-    for route in routes:
-        if route.operation is not None and route.documented:
-            operation = _operation(route.operation, described)
-            paths.setdefault(route.path, {})[route.method.lower()] = operation
+    for route, operation in operations:
+        methods = paths.setdefault(route.path, {})
+        methods[route.method.lower()] = _operation(operation, described)
     info = {
         "title": spec.name,
         "description": f"{spec.description}\n\nBound to the Metaflow task `{spec.task}`.".strip(),
         "version": spec.digest.removeprefix("sha256:")[:12],
     }
-    components = {"schemas": described.schemas.components}
+    components = {"schemas": schemas.components}
     return {"openapi": _VERSION, "info": info, "paths": paths, "components": components}
 
 
-class _Described:
-    """See ``route.Described``."""
-
-    def __init__(
-        self, spec: FunctionSpec, codecs: Mapping[str, MediaCodec], routes: Sequence[Route]
-    ) -> None:
-        self.spec = spec
-        self.codecs = codecs
-        given: dict[str, Any] = {}
-        for route in routes:
-            if route.operation is not None and route.documented:
-                given |= route.operation.schemas
-        self.schemas = Schemas(reserved=given)
-        self.schemas.components.update(sorted(given.items()))
-        self.record = self.schemas.add("Record", spec.input_schema)
-        self.result = self.schemas.add("Result", spec.output_schema)
-        self.schemas.components["Problem"] = PROBLEM_SCHEMA
-        self.problem = {"$ref": f"{_COMPONENTS}Problem"}
-
-
-def _operation(operation: Operation, described: _Described) -> dict[str, Any]:
+def _operation(operation: Operation, described: Described) -> dict[str, Any]:
     made: dict[str, Any] = {"tags": [operation.tag], "summary": operation.summary}
     if operation.description:
         made["description"] = operation.description
@@ -91,10 +75,7 @@ def _operation(operation: Operation, described: _Described) -> dict[str, Any]:
 class Schemas:
     """JSON Schemas as components of an OpenAPI document: definitions apart, by unique names.
 
-    Parameters
-    ----------
-    reserved : collection of str
-        Names that definitions must not take, beside those of this class's user.
+    Definitions take no ``reserved`` name, nor one of the document's own.
     """
 
     def __init__(self, reserved: Collection[str] = ()) -> None:

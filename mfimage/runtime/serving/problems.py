@@ -11,6 +11,7 @@ from mfimage.errors import Fault, InputError, OutputError
 from mfimage.runtime.calls.queue import Expired, Stopping
 
 MEDIA_TYPE = "application/problem+json"
+STOPPING = "the server is shutting down"
 
 # The reason phrases of RFC 9110; Python's own changed between versions.
 TITLES = {
@@ -51,28 +52,12 @@ PROBLEM_SCHEMA = {
 
 
 class Problem(Exception):
-    """An error response.
-
-    Attributes
-    ----------
-    status : int
-        The HTTP status.
-    detail : str
-        What is wrong with this request.
-    faults : sequence of Fault
-        The places in the body that do not fit.
-    headers : list of (name, value)
-        Headers of the response.
-    """
+    """An error response; ``faults`` are the places in the body that do not fit."""
 
     def __init__(
-        self,
-        status: int,
-        detail: str,
-        *,
-        faults: Sequence[Fault] = (),
+        self, status: int, detail: str, *, faults: Sequence[Fault] = (),
         headers: Sequence[tuple[bytes, bytes]] = (),
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(detail)
         self.status = status
         self.detail = detail
@@ -88,9 +73,7 @@ class Problem(Exception):
             "detail": self.detail,
         }
         if self.faults:
-            document["errors"] = [
-                {"path": fault.path, "message": fault.message} for fault in self.faults
-            ]
+            document["errors"] = [{"path": f.path, "message": f.message} for f in self.faults]
         if request_id is not None:
             document["request_id"] = request_id
         return document
@@ -116,7 +99,7 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, Expired):
         return Problem(504, f"no answer within {error.seconds:g} s")
     if isinstance(error, Stopping):
-        return unavailable("the server is shutting down")
+        return unavailable(STOPPING)
     return Problem(500, "the function failed; the log has the reason under this request's id")
 
 

@@ -23,9 +23,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mfimage.errors import MfimageError, OptionError
 from mfimage.package.spec import FunctionSpec, parse_spec
-from mfimage.runtime.calls.coroutines import CoroutineDispatcher, new_loop
-from mfimage.runtime.calls.queue import Dispatcher
-from mfimage.runtime.calls.threads import DEFAULT_THREADS, ThreadDispatcher, ThreadOptions
+from mfimage.runtime.calls.coroutines import new_loop
 from mfimage.runtime.layout import FUNCTION_JSON
 from mfimage.runtime.serving import logs
 from mfimage.runtime.serving.app import App
@@ -48,19 +46,10 @@ log = logging.getLogger("mfimage.serving")
 
 
 class Process:
-    """One process that serves one function.
+    """One process that serves the function whose package is in ``folder``.
 
-    Parameters
-    ----------
-    folder : Path
-        The function's package.
-    settings : Settings
-        The server's settings.
-    patient : bool
-        Whether to open the socket only when the function is loaded, because other processes
-        serve it meanwhile.
-    on_ready : callable
-        Called when the function is loaded.
+    A patient one opens its socket only when the function is loaded, because other processes serve
+    it meanwhile.
     """
 
     def __init__(
@@ -70,30 +59,23 @@ class Process:
         self._folder = folder
         self._settings = settings
         self._on_ready = on_ready
-        self._out = logs.configure(settings.log_level)
+        out = logs.configure(settings.log_level)
         self._code = 0
         self._fn: LiveFunction | None = None
-        self._dispatcher: Dispatcher | None = None
         self._loop = new_loop()
         self._loaded = asyncio.Event()
         self._signalled = False
+        later = self._loop.call_later
+        self._access = logs.AccessLog(out, later) if settings.access_log else None
         spec = read_spec(folder)
-        self._access = (
-            logs.AccessLog(self._out, self._loop.call_later) if settings.access_log else None
-        )
         self._service = Service(spec=spec, settings=settings, metrics=Metrics(), loop=self._loop)
         app = App(self._service, routes(spec), access=self._access)
         self._server = Server(app, settings, self._loaded if patient else None)
 
     def run(self, sock: socket.socket, *, lifeline: int | None = None) -> int:
-        """Serve until a signal; return the exit code.
+        """Serve on a bound socket until a signal; return the exit code.
 
-        Parameters
-        ----------
-        sock : socket.socket
-            Bound.
-        lifeline : int, optional
-            A file descriptor that becomes readable when the parent has died.
+        ``lifeline`` is a file descriptor that becomes readable when the parent has died.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
@@ -123,7 +105,7 @@ class Process:
         try:
             fn = load_whole(self._folder)
             media_types = MediaTypes.of(fn.spec, fn, data=fn.data)
-            self._call(self._start, fn, media_types, time.monotonic() - started)
+            self._call(self._start, fn, media_types, round(time.monotonic() - started, 3))
             gc.collect()
             gc.freeze()
             gc.enable()
@@ -136,13 +118,10 @@ class Process:
 
     def _start(self, fn: LiveFunction, media_types: MediaTypes, seconds: float) -> None:
         self._fn = fn
-        self._dispatcher = dispatcher_for(
-            fn, self._settings, loop=self._loop, on_batch=self._service.metrics.batch_sizes.observe
-        )
-        self._service.start(self._dispatcher, media_types)
+        self._service.start(fn, media_types)
         self._on_ready()
         self._loaded.set()
-        extra = {"function": fn.name, "digest": fn.digest, "seconds": round(seconds, 3)}
+        extra = {"function": fn.name, "digest": fn.digest, "seconds": seconds}
         log.info("ready: POST /%s", fn.name, extra=extra)
 
     def _fail(self, error: BaseException) -> None:
@@ -158,8 +137,7 @@ class Process:
         if self._server.cut:
             log.error("ended with %d requests unanswered", self._server.cut)
             self._code = FAILED
-        idle = self._dispatcher is not None and self._dispatcher.close()
-        if not idle:
+        if not self._service.close():
             # A thread still loads or computes: waiting for it may take forever, and ending
             # Python under it may crash.
             self._leave(self._code)
@@ -179,24 +157,6 @@ class Process:
         log.info("exit %d", code)
         self._flush()
         os._exit(code)
-
-
-def dispatcher_for(
-    fn: LiveFunction,
-    settings: Settings,
-    *,
-    loop: asyncio.AbstractEventLoop,
-    on_batch: Callable[[int], None],
-) -> Dispatcher:
-    """Return the dispatcher that suits the kind of a function, and the settings."""
-    if fn.is_async and not fn.batch:
-        return CoroutineDispatcher(fn, loop=loop, limit=settings.threads)
-    options = ThreadOptions(
-        limit=settings.threads or (1 if fn.batch else DEFAULT_THREADS),
-        max_batch=settings.max_batch,
-        batch_wait=settings.batch_wait,
-    )
-    return ThreadDispatcher(fn, loop=loop, options=options, on_batch=on_batch)
 
 
 def read_spec(folder: Path) -> FunctionSpec:
@@ -228,12 +188,6 @@ def load_whole(folder: Path) -> LiveFunction:
 
 
 def serve(folder: Path, settings: Settings) -> int:
-    """Serve the function whose package is in ``folder``; return the exit code.
-
-    Raises
-    ------
-    MfimageError
-        When the package cannot be read or the address cannot be bound.
-    """
+    """Serve the function whose package is in ``folder``; return the exit code."""
     process = Process(folder, settings)
     return process.run(open_socket(settings))

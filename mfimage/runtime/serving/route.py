@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.serving.content import JSON, Header, MediaCodec
@@ -18,24 +18,8 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 JSON_HEADERS: Sequence[Header] = ((b"content-type", JSON.encode()),)
 
 
-class Request:
-    """A request whose body has not been read.
-
-    Attributes
-    ----------
-    scope : dict
-        ASGI's.
-    receive : callable
-        ASGI's.
-    headers : mapping
-        The headers, by lower-case name.
-    id : str
-        The client's ``X-Request-Id``, else a new one.
-    started : float
-        ``time.monotonic()`` when it came.
-    routes : sequence of Route
-        All routes of the app that handles it.
-    """
+class HttpRequest:
+    """A request whose body has not been read; ``routes`` are those of the app that handles it."""
 
     __slots__ = ("headers", "id", "receive", "routes", "scope", "started")
 
@@ -50,9 +34,9 @@ class Request:
     ) -> None:
         self.scope = scope
         self.receive = receive
-        self.headers = headers
+        self.headers = headers  # names in lower case
         self.id = id
-        self.started = started
+        self.started = started  # of time.monotonic()
         self.routes = routes
 
     @property
@@ -76,51 +60,27 @@ class Response:
 
 
 # An exception, returned or raised, becomes a problem document.
-Handler = Callable[[Service, Request], Awaitable[Response | BaseException]]
+Handler = Callable[[Service, HttpRequest], Awaitable[Response | BaseException]]
 
 
-class Described(Protocol):
-    """What the documentation of an operation is made from."""
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What an operation is documented from; the last three are JSON Schemas."""
 
     spec: FunctionSpec
     codecs: Mapping[str, MediaCodec]
-
-    @property
-    def record(self) -> Mapping[str, Any]:
-        """Schema of a record."""
-
-    @property
-    def result(self) -> Mapping[str, Any]:
-        """Schema of a result."""
-
-    @property
-    def problem(self) -> Mapping[str, Any]:
-        """Schema of a problem document."""
+    record: Mapping[str, Any]
+    result: Mapping[str, Any]
+    problem: Mapping[str, Any]
 
 
-# Media types, and what OpenAPI says of each.
+# Media types, and the OpenAPI description of each.
 Content = Callable[[Described], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """The documentation of a route in ``/openapi.json``.
-
-    Attributes
-    ----------
-    id, summary, tag, description : str
-        OpenAPI's; an empty description is left out.
-    request : callable or None
-        The request body, by media type.
-    response : callable
-        The response body, by media type.
-    success : str
-        Description of the response with status 200.
-    problems : mapping of int to str
-        Other statuses and when they are sent.
-    schemas : mapping of str to dict
-        Components that ``response`` refers to.
-    """
+    """The documentation of a route in ``/openapi.json``."""
 
     id: str
     summary: str
@@ -129,34 +89,22 @@ class Operation:
     description: str = ""
     request: Content | None = None
     success: str = "Successful Response"
+    # Other statuses, and when they are sent.
     problems: Mapping[int, str] = field(default_factory=dict)
+    # Components that the response refers to.
     schemas: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
-    """A request that ``mfimage test`` sends, and the response that it expects.
-
-    Attributes
-    ----------
-    name : str
-        Name of the check.
-    status : int
-        Status of the response.
-    media_type : str
-        Media type of the response, without parameters.
-    body, content_type : bytes or None, str
-        The request body.
-    verify : callable or None
-        Takes the function and the response body; returns what it found, raises ``ValueError``
-        when something is wrong.
-    """
+    """A request that ``mfimage test`` sends, and the response that it expects."""
 
     name: str
     status: int = 200
     media_type: str = JSON
     body: bytes | None = None
     content_type: str = JSON
+    # Returns what it found in the response body; raises ``ValueError`` when something is wrong.
     verify: Callable[[FunctionSpec, bytes], str] | None = None
 
 
@@ -168,10 +116,6 @@ class Route:
     ----------
     name : str
         Unique in the contract.
-    path : str
-        The path.
-    handler : callable
-        Returns the response.
     method : str
         ``GET``, which includes ``HEAD``, or ``POST``.
     endpoint : str or None
@@ -179,17 +123,11 @@ class Route:
         neither counted nor logged.
     while_loading : bool
         Whether it answers before the function is loaded.
-    operation : Operation or None
-        Its documentation.
-    documented : bool
-        Whether ``/openapi.json`` has it.
     below : str or None
         Its path below a route prefix of Ray Serve; None: it is served at the root only.
     local : bool
         Whether the response concerns one process only; Ray Serve, which may choose any, does not
         serve it.
-    expectations : tuple of Expectation
-        What ``mfimage test`` checks.
     """
 
     name: str
@@ -203,8 +141,3 @@ class Route:
     below: str | None = None
     local: bool = False
     expectations: tuple[Expectation, ...] = ()
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The HTTP methods that it answers."""
-        return ("GET", "HEAD") if self.method == "GET" else (self.method,)

@@ -33,25 +33,18 @@ log = logging.getLogger("mfimage.serving")
 
 
 class Server(uvicorn.Server):
-    """A server that loses no request when it shuts down.
+    """A server that loses no request when it shuts down; it opens its socket at the gate's event.
 
-    Parameters
-    ----------
-    app : App
-        What it serves.
-    settings : Settings
-        Its settings.
-    gate : asyncio.Event or None
-        When to open the socket; None for now.
-
-    Attributes
-    ----------
-    cut : int
-        Number of requests that the end of the grace period cut off.
+    ``cut`` is the number of requests that the end of the grace period cut off.
     """
 
     def __init__(self, app: App, settings: Settings, gate: asyncio.Event | None) -> None:
-        super().__init__(_config(app, settings))
+        config = uvicorn.Config(
+            app, http="httptools", interface="asgi3", ws="none", lifespan="off",
+            log_config=None, access_log=False, proxy_headers=False, server_header=False,
+            backlog=_BACKLOG, timeout_keep_alive=settings.keep_alive,
+        )  # fmt: skip
+        super().__init__(config)
         self._service = app.service
         self._settings = settings
         self._gate = gate
@@ -141,57 +134,22 @@ def _drop_newcomers(sock: socket.socket) -> None:
 
     Closing it resets the connections that wait to be accepted: without this, the tests that send
     SIGTERM under load lose requests in every run. So the socket first gets a packet filter that
-    drops what has the SYN flag: whoever is connected is served, whoever comes later tries again
-    and finds the port closed.
+    drops what has the SYN flag: connected clients are served, later ones try again and find the
+    port closed.
     """
     if sys.platform != "linux":
         return
     # Load the flags' byte of the TCP header; if SYN: drop, else: keep.
-    program = b"".join(
-        struct.pack("HBBI", *step)
-        for step in (
-            (0x30, 0, 0, 13),
-            (0x45, 0, 1, 0x02),
-            (0x06, 0, 0, 0),
-            (0x06, 0, 0, 0xFFFFFFFF),
-        )
-    )
+    steps = (0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF)
+    program = b"".join(struct.pack("HBBI", *step) for step in steps)
     buffer = ctypes.create_string_buffer(program, len(program))
     head = struct.pack("HP", len(program) // 8, ctypes.addressof(buffer))
     with contextlib.suppress(OSError):  # some sandboxes have no packet filters
         sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, head)
 
 
-def _config(app: App, settings: Settings) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        backlog=_BACKLOG,
-        timeout_keep_alive=settings.keep_alive,
-    )
-
-
 def open_socket(settings: Settings, *, shared: bool = False) -> socket.socket:
-    """Bind the server's address.
-
-    Parameters
-    ----------
-    settings : Settings
-        The address.
-    shared : bool
-        Whether several sockets may bind it; the kernel then spreads connections over them.
-
-    Raises
-    ------
-    OptionError
-        When it cannot be bound.
-    """
+    """Bind the server's address; the kernel spreads connections over shared sockets."""
     host, port = settings.host, settings.port
     sock = None
     try:

@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mfimage.package.spec import FunctionSpec
+from mfimage.runtime.calls.coroutines import CoroutineDispatcher
 from mfimage.runtime.calls.queue import (
     Call,
     Converter,
@@ -17,36 +18,29 @@ from mfimage.runtime.calls.queue import (
     Expired,
     Outcome,
     Stopping,
-)
+)  # fmt: skip
+from mfimage.runtime.calls.threads import DEFAULT_THREADS, ThreadDispatcher, ThreadOptions
 from mfimage.runtime.serving.content import MediaTypes
 from mfimage.runtime.serving.metrics import Metrics
-from mfimage.runtime.serving.problems import unavailable
+from mfimage.runtime.serving.problems import STOPPING, unavailable
 from mfimage.runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from mfimage.runtime.loading.loader import LiveFunction
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 LOADING = "the function is still loading"
-_STOPPING = "the server is shutting down"
-
 _TICK = 0.05
 # Watching for a disconnect costs a task; quick requests do without.
 _WATCH_AFTER = 0.1
 
 
 class InFlight:
-    """Submits calls and waits for them.
+    """Submits calls to the dispatcher and waits for them, at most ``timeout`` seconds; 0: for ever.
 
     One timer serves all of them: a timer and a task for each request would cost more than all
     else that is done here.
-
-    Parameters
-    ----------
-    loop : asyncio.AbstractEventLoop
-        The server's.
-    dispatcher : Dispatcher
-        Runs the calls.
-    timeout : float
-        Seconds from the request to ``Expired``; 0 for never.
     """
 
     def __init__(
@@ -66,19 +60,7 @@ class InFlight:
     async def run(
         self, payload: bytes, receive: Receive, started: float, converter: Converter | None = None
     ) -> Outcome:
-        """Return the outcome of one record.
-
-        Parameters
-        ----------
-        payload : bytes
-            The record.
-        receive : callable
-            The request's, which reports a disconnect.
-        started : float
-            ``time.monotonic()`` when the request came.
-        converter : Converter, optional
-            Reads the record and writes the result, if not the function's own.
-        """
+        """Return the outcome of one record of a request that came at ``started``."""
         call = self._start(payload, started, converter)
         call.receive = receive
         try:
@@ -89,39 +71,30 @@ class InFlight:
     async def run_many(
         self, payloads: Sequence[bytes], receive: Receive, started: float, *, at_once: int
     ) -> list[Outcome]:
-        """Return the outcomes of the records of one request, in order; see ``run``.
+        """Return the outcomes of the records of one request, in order.
 
         At most ``at_once`` of them are queued at a time, so that other requests get a turn.
-
-        Raises
-        ------
-        Disconnected
-            When the client closes the connection.
         """
         gone = self._loop.create_task(_disconnect(receive))
         outcomes: list[Outcome] = []
+        calls: list[Call] = []
         try:
             for start in range(0, len(payloads), at_once):
                 chunk = payloads[start : start + at_once]
-                outcomes += await self._run_chunk(chunk, gone, started)
+                calls = [self._start(payload, started) for payload in chunk]
+                together = asyncio.gather(*(call.future for call in calls))
+                await asyncio.wait((together, gone), return_when=asyncio.FIRST_COMPLETED)
+                if not together.done():
+                    together.cancel()
+                    raise Disconnected
+                outcomes += together.result()
+                while calls:
+                    self._forget(calls.pop())
         finally:
             gone.cancel()
-        return outcomes
-
-    async def _run_chunk(
-        self, payloads: Sequence[bytes], gone: asyncio.Task[None], started: float
-    ) -> list[Outcome]:
-        calls = [self._start(payload, started) for payload in payloads]
-        try:
-            everything = asyncio.gather(*(call.future for call in calls))
-            await asyncio.wait((everything, gone), return_when=asyncio.FIRST_COMPLETED)
-            if everything.done():
-                return everything.result()
-            everything.cancel()
-            raise Disconnected
-        finally:
             for call in calls:
                 self._forget(call)
+        return outcomes
 
     def stop(self) -> None:
         """End every call that still runs or waits with ``Stopping``."""
@@ -173,17 +146,7 @@ async def _disconnect(receive: Receive) -> None:
 
 @dataclass(kw_only=True)
 class Service:
-    """A function that is served.
-
-    Attributes
-    ----------
-    media_types : MediaTypes or None
-        Its media types, once it is loaded.
-    inflight : InFlight or None
-        Its calls, once it is loaded.
-    draining : bool
-        Whether the server is about to end.
-    """
+    """A function that is served; it has media types and calls once it is loaded."""
 
     spec: FunctionSpec
     settings: Settings
@@ -191,15 +154,29 @@ class Service:
     loop: asyncio.AbstractEventLoop
     media_types: MediaTypes | None = field(init=False, default=None)
     inflight: InFlight | None = field(init=False, default=None)
-    draining: bool = field(init=False, default=False)
+    draining: bool = field(init=False, default=False)  # the server is about to end
     _dispatcher: Dispatcher | None = field(init=False, default=None)
 
-    def start(self, dispatcher: Dispatcher, media_types: MediaTypes) -> None:
-        """Become ready."""
-        self._dispatcher = dispatcher
+    def start(self, fn: LiveFunction, media_types: MediaTypes) -> None:
+        """Become ready, with the dispatcher that suits the kind of the function."""
+        settings, loop = self.settings, self.loop
+        if fn.is_async and not fn.batch:
+            self._dispatcher = CoroutineDispatcher(fn, loop=loop, limit=settings.threads)
+        else:
+            options = ThreadOptions(
+                limit=settings.threads or (1 if fn.batch else DEFAULT_THREADS),
+                max_batch=settings.max_batch,
+                batch_wait=settings.batch_wait,
+            )
+            observe = self.metrics.batch_sizes.observe
+            self._dispatcher = ThreadDispatcher(fn, loop=loop, options=options, on_batch=observe)
         self.media_types = media_types
-        self.inflight = InFlight(self.loop, dispatcher, self.settings.timeout)
+        self.inflight = InFlight(loop, self._dispatcher, settings.timeout)
         self.metrics.ready.set(not self.draining)
+
+    def close(self) -> bool:
+        """End the dispatcher; return whether no call runs and the function is not loading."""
+        return self._dispatcher is not None and self._dispatcher.close()
 
     def drain(self) -> None:
         """Become not ready; every response now asks its client to connect elsewhere."""
@@ -209,7 +186,7 @@ class Service:
     def not_ready(self) -> str | None:
         """Return why the server should get no requests, if so."""
         if self.draining:
-            return _STOPPING
+            return STOPPING
         if self._dispatcher is None:
             return LOADING
         timeout = self.settings.timeout
@@ -218,16 +195,8 @@ class Service:
         return None
 
     def admit(self) -> InFlight:
-        """Return the calls in flight, if another may join them.
-
-        Raises
-        ------
-        Problem
-            503.
-        """
-        inflight = self.inflight
-        if inflight is None:
-            raise unavailable(LOADING)
-        if len(inflight) >= self.settings.max_waiting:
+        """Return the calls in flight, or raise a 503 when another must not join them."""
+        assert self.inflight is not None
+        if len(self.inflight) >= self.settings.max_waiting:
             raise unavailable("too many requests are waiting (MFIMAGE_MAX_WAITING)")
-        return inflight
+        return self.inflight

@@ -49,7 +49,7 @@ class _Worker:
 
 
 class Supervisor:
-    """The parent of all workers."""
+    """The parent of all workers; they count requests in files in the folder ``counts``."""
 
     def __init__(self, folder: Path, settings: Settings, counts: Path) -> None:
         self._folder = folder
@@ -68,8 +68,7 @@ class Supervisor:
     def run(self) -> int:
         """Keep the workers running until a signal; return the exit code."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        for worker in self._workers:
-            self._fork(worker)
+        self._replace()
         while not self._code:
             number = self._wait(1.0)
             if number in (signal.SIGTERM, signal.SIGINT):
@@ -120,12 +119,8 @@ class Supervisor:
             os._exit(code)
 
     def _reap(self) -> None:
-        for pid, status in _dead():
-            worker = next((worker for worker in self._workers if worker.pid == pid), None)
-            if worker is None:
-                continue
-            code = os.waitstatus_to_exitcode(status)
-            log.error("worker %d ended with %d", worker.index, code, extra={"pid": pid})
+        for worker, code in self._ended():
+            log.error("worker %d ended with %d", worker.index, code, extra={"pid": worker.pid})
             self._ready[worker.index] = 0
             forget_worker(worker.index, self._counts)
             worker.pid = 0
@@ -136,6 +131,14 @@ class Supervisor:
             if not self._ever_ready:
                 log.error("no worker could load the function")
                 self._code = FAILED
+
+    def _ended(self) -> Iterator[tuple[_Worker, int]]:
+        """Reap every child that has ended, orphans included; yield the workers, with exit codes."""
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                for worker in self._workers:
+                    if worker.pid == ended[0]:
+                        yield worker, os.waitstatus_to_exitcode(ended[1])
 
     def _replace(self) -> None:
         for worker in self._workers:
@@ -149,11 +152,9 @@ class Supervisor:
         code = 0
         while any(worker.pid for worker in self._workers):
             again = self._wait(max(0.0, min(1.0, deadline - time.monotonic())))
-            for pid, status in _dead():
-                for worker in self._workers:
-                    if worker.pid == pid:
-                        worker.pid = 0
-                        code = code or os.waitstatus_to_exitcode(status)
+            for worker, status in self._ended():
+                worker.pid = 0
+                code = code or status
             if again in (signal.SIGTERM, signal.SIGINT) or time.monotonic() > deadline:
                 self._kill(signal.SIGKILL)
                 return 128 + (again or signal.SIGKILL)
@@ -166,39 +167,8 @@ class Supervisor:
                     os.kill(worker.pid, number)
 
 
-def _dead() -> list[tuple[int, int]]:
-    """Reap every child that has ended, workers and orphans."""
-    found = []
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
-                break
-            found.append((pid, status))
-    return found
-
-
-@contextlib.contextmanager
-def _multiprocess_metrics() -> Iterator[Path]:
-    """Let the processes that are forked in the block count in files of one folder."""
-    folder = Path(tempfile.mkdtemp(prefix="mfimage-metrics-"))
-    os.environ[MULTIPROCESS_VARIABLE] = str(folder)
-    import prometheus_client  # noqa: F401  (once for all workers; it reads the variable)
-
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def supervise(folder: Path, settings: Settings) -> int:
-    """Serve with several processes; return the exit code.
-
-    Raises
-    ------
-    MfimageError
-        When the package cannot be read or the address cannot be bound.
-    """
+    """Serve with several processes; return the exit code."""
     if sys.platform != "linux":
         raise OptionError(
             f"MFIMAGE_WORKERS: {settings.workers} processes share a port on Linux only",
@@ -206,5 +176,11 @@ def supervise(folder: Path, settings: Settings) -> int:
         )
     logs.configure(settings.log_level)
     read_spec(folder)
-    with _multiprocess_metrics() as counts:
+    counts = Path(tempfile.mkdtemp(prefix="mfimage-metrics-"))
+    os.environ[MULTIPROCESS_VARIABLE] = str(counts)
+    import prometheus_client  # noqa: F401  (once for all workers; it reads the variable)
+
+    try:
         return Supervisor(folder, settings, counts).run()
+    finally:
+        shutil.rmtree(counts, ignore_errors=True)

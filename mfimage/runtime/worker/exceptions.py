@@ -1,7 +1,7 @@
-"""An exception -> JSON -> the equal exception in another process.
+"""Exceptions as JSON, to raise them in another process.
 
-Never by pickle, and no module is imported because the other process names it: whoever runs a
-function need not trust it further than its results.
+Without pickle, and without importing modules that the other process names: a caller trusts a
+function's process no further than its results.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from mfimage.errors import Fault, FunctionError
 
-# What their state has that is none of their attributes' dictionary.
+# Attributes that are not in the instance's dictionary.
 _MEMBERS: dict[type[Exception], tuple[str, ...]] = {
     ImportError: ("name", "path", "name_from"),
     AttributeError: ("name", "obj"),
@@ -25,12 +25,13 @@ _OWN_FILES = (
     "worker/process.py",
     "loading/loader.py",
     "calls/coroutines.py",
+    "calls/queue.py",
     "function/parameters.py",
 )
 
 
 class RemoteTraceback(Exception):
-    """The cause of an exception from a worker: the traceback it had there, as text."""
+    """The cause of an exception from a worker: its traceback there, as text."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -41,33 +42,33 @@ class RemoteTraceback(Exception):
 
 
 def describe(error: BaseException) -> bytes:
-    """Return an exception as JSON; whatever it is, this does not raise."""
+    """Return any exception as JSON; never raises."""
     kind = type(error)
-    plain: dict[str, Any] = {
+    described: dict[str, Any] = {
         "module": str(kind.__module__),
         "name": str(kind.__qualname__),
         "message": _message(error),
         "traceback": _traceback(error),
     }
-    # What pickle would take, by the built-in base's word: a file's name is not in `args`.
+    # As pickle does for the built-in base: an OSError's filename is not in `args`.
     _, args, *rest = _builtin_base(kind).__reduce__(error)
     state = rest[0] if rest and isinstance(rest[0], dict) else {}
-    plain["state"] = _encode_members(state)
+    described["state"] = _encode_members(state)
     try:
-        plain["args"] = _encode(args)
+        described["args"] = _encode(args)
     except (TypeError, RecursionError):
-        plain["args"] = None
+        described["args"] = None
     try:
-        return json.dumps(plain).encode()
-    except ValueError:  # an integer with more digits than Python likes to print
-        return json.dumps({**plain, "args": None, "state": None}).encode()
+        return json.dumps(described).encode()
+    except ValueError:  # an integer with more digits than Python prints
+        return json.dumps({**described, "args": None, "state": None}).encode()
 
 
 def _message(error: BaseException) -> str:
     try:
         return str(error)
     except Exception:  # noqa: BLE001  (the class is the function's own)
-        return f"<{type(error).__name__} that has no text>"
+        return f"<{type(error).__name__} without text>"
 
 
 def _traceback(error: BaseException) -> str:
@@ -85,7 +86,7 @@ def _is_ours(file: str) -> bool:
 
 
 def _encode(value: Any) -> Any:
-    """Return plain data as JSON, with a tag where JSON has no such type."""
+    """Return data as JSON, with a tag for types that JSON does not have."""
     kind = type(value)
     if value is None or kind in (bool, int, float, str):
         return value
@@ -106,7 +107,7 @@ def _encode_members(members: dict[Any, Any]) -> dict[str, Any]:
         try:
             encoded[name] = _encode(value)
         except (TypeError, RecursionError):
-            continue  # the rest of what the exception knows is still worth having
+            continue  # the other attributes are still useful
     return encoded
 
 
@@ -125,28 +126,28 @@ def _decode(value: Any) -> Any:
 
 
 def rebuild(data: bytes) -> Exception:
-    """Return the exception that ``describe`` told of.
+    """Return the exception that ``describe`` described; its ``__cause__`` is the traceback.
 
-    It is of the same class if that is built in or its module is imported here already, and if it
-    can be made from plain data to say the same; else it is a ``FunctionError``. Its ``__cause__``
-    is the traceback it had.
+    It has the same class if that is built in or its module is imported here already, and if it
+    can be made from JSON data with the same message; otherwise it is a ``FunctionError``.
 
     Raises
     ------
     ValueError
-        When ``data`` is not what ``describe`` gives.
+        When ``data`` is not from ``describe``.
     """
     try:
-        plain = json.loads(data)
-        message, text = str(plain["message"]), str(plain["traceback"])
-        cls = _find_class(str(plain["module"]), str(plain["name"]))
-        state = {name: _decode(value) for name, value in (plain["state"] or {}).items()}
-        args = _decode(plain["args"])
+        described = json.loads(data)
+        module, name = str(described["module"]), str(described["name"])
+        message, text = str(described["message"]), str(described["traceback"])
+        cls = _find_class(module, name)
+        state = {key: _decode(value) for key, value in (described["state"] or {}).items()}
+        args = _decode(described["args"])
     except (AttributeError, KeyError, TypeError, IndexError, RecursionError) as failure:
-        raise ValueError(f"no exception: {failure}") from None
+        raise ValueError(f"not a described exception: {failure}") from None
     error = _make(cls, message, args, state) if cls else None
     if error is None:
-        error = FunctionError.like(str(plain["module"]), str(plain["name"]), message)
+        error = FunctionError.like(module, name, message)
     error.__cause__ = RemoteTraceback(text)
     return error
 
@@ -154,13 +155,13 @@ def rebuild(data: bytes) -> Exception:
 def _find_class(module: str, name: str) -> type[Exception] | None:
     found: Any = sys.modules.get(module)
     for part in name.split("."):
-        # Not getattr: a module may import others when it is asked for a name.
+        # Not getattr: a module's __getattr__ may import others.
         found = getattr(found, "__dict__", {}).get(part)
     return found if isinstance(found, type) and issubclass(found, Exception) else None
 
 
 def _make(cls: type[Exception], message: str, args: Any, state: dict[str, Any]) -> Exception | None:
-    """Make an exception by its built-in base: no code of the class itself has a say."""
+    """Make an exception by its built-in base, without running code of the class itself."""
     base = _builtin_base(cls)
     for candidate in (args, (message,)):
         if not isinstance(candidate, tuple):
@@ -171,7 +172,7 @@ def _make(cls: type[Exception], message: str, args: Any, state: dict[str, Any]) 
             _set_state(error, state)
             if str(error) == message:
                 return error
-        except Exception:  # noqa: BLE001, S112  (then it cannot be made)
+        except Exception:  # noqa: BLE001, S112  (it cannot be made from these)
             continue
     return None
 
@@ -181,7 +182,7 @@ def _set_state(error: Exception, state: dict[str, Any]) -> None:
     for name, value in state.items():
         if any(isinstance(error, kind) and name in names for kind, names in _MEMBERS.items()):
             object.__setattr__(error, name, value)
-        else:  # whatever it is called: it was there as well
+        else:  # under any name, as in the original
             own[name] = value
 
 

@@ -1,6 +1,6 @@
-"""Messages between a caller and its worker: a header, then a payload, over a stream socket.
+"""Messages between a caller and its worker: a header and a payload, over a stream socket.
 
-At most two copies are made of a payload on its way: into the kernel, and out of it.
+A payload is copied twice at most: into the kernel, and out of it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 _HEADER: Final = struct.Struct("<BxxxIQ")
-_LONGEST_TIME: Final = (1 << 32) - 1
+_MAX_MICROS: Final = (1 << 32) - 1
 
 # To a worker.
 START: Final = 1  # what to load, as JSON
@@ -21,37 +21,25 @@ BATCH: Final = 3  # records, one a line
 # From a worker.
 READY: Final = 16  # the function is imported; JSON
 RESULT: Final = 17  # one result
-FAILURE: Final = 18  # what was raised instead; see `mfimage.runtime.worker.exceptions`
+FAILURE: Final = 18  # an exception; see `mfimage.runtime.worker.exceptions`
 RESULTS: Final = 19  # results, one a line
-MIXED: Final = 20  # one a line: "+" and a result, or "-" and what was raised
+MIXED: Final = 20  # one a line: "+" and a result, or "-" and an exception
 ARRAY: Final = 22  # results, as one JSON array
 
-# From a Ray actor beside these: the process that ran the function ended; what is said of that.
-DIED: Final = 21
-PARTS: Final = 23  # the answers to several batches, each with its kind and length; see `join_parts`
+# From a Ray actor, too.
+DIED: Final = 21  # the process that ran the function ended; the exception for that
+PARTS: Final = 23  # the replies to several batches; see `join_parts`
 
 _KINDS: Final = frozenset((START, CALL, BATCH, READY, RESULT, FAILURE, RESULTS, MIXED, ARRAY))
-
-
 _PART: Final = struct.Struct("<BQ")
 
 
 class ProtocolError(OSError):
-    """What arrived is no message."""
+    """The received bytes are not a message."""
 
 
 class Frame(NamedTuple):
-    """One message.
-
-    Attributes
-    ----------
-    kind : int
-        One of this module's constants.
-    payload : bytes
-        JSON; text lines of it where the kind says so.
-    micros : int
-        In an answer: how long it took to make, in microseconds.
-    """
+    """One message; the payload is JSON or lines of it. A reply has the microseconds it took."""
 
     kind: int
     payload: bytes
@@ -61,14 +49,11 @@ class Frame(NamedTuple):
 def send_frame(
     sock: socket.socket, kind: int, payload: bytes, micros: int = 0, flags: int = 0
 ) -> memoryview:
-    """Send a message, and return what is left to send: nothing, but for flags or signals.
+    """Send a message; return the unsent rest, which only flags or signals can leave.
 
-    Raises
-    ------
-    OSError
-        When nobody reads any more, or ``flags`` has ``MSG_DONTWAIT`` and nothing could be sent.
+    ``OSError`` when the other side is gone, or with ``MSG_DONTWAIT`` nothing could be sent.
     """
-    header = _HEADER.pack(kind, min(micros, _LONGEST_TIME), len(payload))
+    header = _HEADER.pack(kind, min(micros, _MAX_MICROS), len(payload))
     sent = sock.sendmsg((header, payload), (), flags)
     if sent < len(header):
         sock.sendall(header[sent:])
@@ -78,12 +63,8 @@ def send_frame(
 def receive_frame(sock: socket.socket) -> Frame:
     """Wait for a message.
 
-    Raises
-    ------
-    EOFError
-        When the other side is gone.
-    OSError
-        When it is gone, what comes is no message, or the socket's own limit of time has passed.
+    ``EOFError`` or ``OSError`` when the other side is gone; ``OSError`` when what it sent is not a
+    message, or the socket's timeout has passed.
     """
     kind, micros, length = _HEADER.unpack(_receive(sock, _HEADER.size))
     if kind not in _KINDS:
@@ -97,7 +78,7 @@ def _receive(sock: socket.socket, length: int) -> bytes:
 
 
 def _receive_rest(sock: socket.socket, first: bytes, length: int) -> bytes:
-    """Go on where a signal, or the most that one call moves, has cut a payload short."""
+    """Receive the rest of a payload that a signal, or the limit of one call, has cut short."""
     parts, missing = [first], length - len(first)
     while missing:
         if not parts[-1]:
@@ -108,12 +89,12 @@ def _receive_rest(sock: socket.socket, first: bytes, length: int) -> bytes:
 
 
 def join_parts(parts: Iterable[tuple[int, bytes]]) -> bytes:
-    """Return the payload of ``PARTS``."""
+    """Return the payload of ``PARTS``: each reply's kind, length and payload."""
     return b"".join(_PART.pack(kind, len(payload)) + payload for kind, payload in parts)
 
 
 def split_parts(payload: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield what ``join_parts`` joined."""
+    """Yield the replies in the payload of ``PARTS``."""
     place = 0
     while place < len(payload):
         kind, length = _PART.unpack_from(payload, place)

@@ -1,10 +1,9 @@
-"""A process that ends when another one does, however that one ends.
+"""Ties a process to another one: it ends when the other does, however that one ends.
 
-The other process holds the write end of a pipe and never writes. Once it is gone, the kernel
-itself sends the signals: no code of this process has to run, so C code that keeps the interpreter
-from running stops nothing.
+The other process holds the write end of a pipe and never writes. Once that is closed, the kernel
+sends the signals, even while C code keeps this process's interpreter from running.
 
-As a script, ``lifeline.py FD COMMAND [ARGUMENT ...]`` becomes COMMAND, tied like that.
+As a script, ``lifeline.py FD COMMAND [ARGUMENT ...]`` executes COMMAND, tied in this way.
 """
 
 from __future__ import annotations
@@ -17,24 +16,18 @@ import sys
 
 
 def die_with(lifeline: int) -> None:
-    """End this process as soon as the last write end of a pipe is closed.
+    """End this process when the last write end of a pipe is closed; ``lifeline`` is its read end.
 
-    A process that leads its process group takes the group along: its members get SIGTERM, which
-    leaves those that clean up for others (as the resource tracker of ``multiprocessing``) time
-    to do it.
-
-    Parameters
-    ----------
-    lifeline : int
-        The pipe's read end.
+    If this process leads its process group, the group gets SIGTERM: those that clean up for
+    others, as the resource tracker of ``multiprocessing``, can still do it.
     """
     if os.getpgrp() == os.getpid():
-        # An open file has one owner and one signal: the group needs an open file of its own.
+        # An open file has one owner and one signal, so the group needs another open file.
         _signal_at_end(os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY), -os.getpid(), "SIGTERM")
     _signal_at_end(lifeline, os.getpid(), "SIGKILL")
     poll = select.poll()
     poll.register(lifeline, 0)
-    if poll.poll(0):  # it went before the signals were asked for
+    if poll.poll(0):  # closed before the signals were set up
         os._exit(1)
 
 
@@ -46,4 +39,4 @@ def _signal_at_end(file: int, owner: int, name: str) -> None:
 
 if __name__ == "__main__":
     die_with(int(sys.argv[1]))
-    os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606  (no shell is wanted)
+    os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606  (without a shell)

@@ -248,5 +248,5 @@ def test_what_cannot_go_along(source: str, message: str, tmp_path: Path) -> None
 
 def test_another_python_is_refused(tmp_path: Path) -> None:
     """It holds bytecode, which crashes another one."""
-    with pytest.raises(PackageError, match=r"captured by value, by Python 3\.6; this is Python 3"):
+    with pytest.raises(PackageError, match=r"captured by value with Python 3\.6; this is Python 3"):
         load_value(tmp_path / "x.pkl", python="3.6", builtins=__builtins__)

@@ -144,7 +144,7 @@ def test_a_password_in_the_text_is_refused(sample, monkeypatch):
 
 def test_a_template_cannot_forget_to_quote(sample, monkeypatch):
     monkeypatch.setattr(templating, "template_text", lambda name: "FROM {{ plan.base.pinned }}\n")
-    with pytest.raises(TypeError, match="without quoting"):
+    with pytest.raises(TypeError, match="is not quoted"):
         render(sample.plan())
 
 

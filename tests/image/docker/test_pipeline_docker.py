@@ -237,7 +237,7 @@ def test_a_fresh_machine_uses_what_another_one_made(
     assert build("four", cache_from=[cache]) == (third, [True] * 5)
 
 
-def test_an_image_is_no_cache_of_layers(
+def test_an_image_is_not_a_cache_of_layers(
     base: Location,
     sample: Sample,
     plain: Registry,
@@ -249,7 +249,7 @@ def test_an_image_is_no_cache_of_layers(
     monkeypatch.setenv("MFIMAGE_CACHE", str(tmp_path / "fresh"))
     with (
         closing(open_oci(cache_from=[parse_tag(name)])) as builder,
-        pytest.raises(RegistryError, match="is no cache of the oci builder's"),
+        pytest.raises(RegistryError, match="is not a cache of the oci builder"),
     ):
         builder.build(plan_on(builder, base, sample), sample.blobs.path)
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from mfimage.errors import PackageError
-from mfimage.image.find.contents import parse_sbom
-from mfimage.image.find.diff import ImageDiff
+from mfimage.image.find.contents import ImageDiff, parse_sbom
 from mfimage.image.find.places import find_image
 from mfimage.image.plan.preview import PlannedImage, explain
 from mfimage.image.registry.location import Location

@@ -1,4 +1,4 @@
-"""Which records a part holds, and what comes of them."""
+"""The records of a part, and their results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from pyarrow import parquet
 
 from mfimage.errors import OptionError, SerializerError
 from mfimage.package.storage.objects import ObjectInfo
-from mfimage.runtime.batch.job import BatchOptions, Job
+from mfimage.runtime.batch.job import BatchJob
+from mfimage.runtime.batch.options import ActorOptions, BatchOptions
 from mfimage.runtime.batch.parts import PartRunner
 from mfimage.runtime.loading.loader import load_folder
 from tests.backends.process_support import children
@@ -36,7 +37,7 @@ PIECES = st.sampled_from(
 
 @given(pieces=st.lists(PIECES, max_size=60), part_bytes=st.integers(1, 70))
 def test_every_line_is_in_one_part(tmp_path_factory, pieces, part_bytes):
-    """Whatever the bytes: the parts together are the file, and line numbers are the file's."""
+    """For any bytes: the parts together are the file, and line numbers are the file's."""
     folder = tmp_path_factory.mktemp("parts")
     content = b"".join(pieces)
     (folder / "in.jsonl").write_bytes(content)
@@ -74,7 +75,7 @@ def picky(data: int) -> int:
     return data
 
 
-def test_what_fails_is_listed_with_its_place_and_reason(tmp_path):
+def test_failures_are_listed_with_line_and_reason(tmp_path):
     (tmp_path / "a.jsonl").write_text("1\n\n13\n2\n")
     (tmp_path / "b.jsonl").write_text('3\n"x"\n{\n')
     summary = run_job(live(picky), input=tmp_path, output=tmp_path / "out", part_bytes=3)
@@ -94,7 +95,7 @@ def test_what_fails_is_listed_with_its_place_and_reason(tmp_path):
     assert (broken["line"], broken["error"], broken["record"]) == (3, "InputError", "{")
 
 
-def test_a_batch_function_gets_batches_of_that_size(tmp_path):
+def test_a_batch_function_gets_batches_of_the_batch_size(tmp_path):
     sizes = []
 
     def sized(records: list[int]) -> list[int]:
@@ -117,7 +118,7 @@ def unless_101(data: Number) -> Number:
     return data
 
 
-def test_avro_files_are_parts_as_they_are(tmp_path):
+def test_each_avro_file_is_a_part(tmp_path):
     schema = {"type": "record", "name": "R", "fields": [{"name": "n", "type": "int"}]}
     for name, first in (("b", 100), ("a", 0)):
         with (tmp_path / f"{name}.avro").open("wb") as file:
@@ -158,10 +159,10 @@ def test_parquet_in_and_out(tmp_path):
     found = rows(tmp_path / "out" / "part-00000.parquet")
     assert found == [row for row in table.to_pylist() if row["n"] != 1]
     [failure] = failures(tmp_path / "out")
-    assert (failure["line"], failure["faults"][0]["path"]) == (2, "record 2.x")
+    assert (failure["line"], failure["faults"][0]["path"]) == (2, "record.x")
 
 
-def test_parquet_columns_are_the_hints_even_where_no_row_is(tmp_path):
+def test_parquet_columns_come_from_the_hints_without_any_row(tmp_path):
     (tmp_path / "in.jsonl").write_text('"x"\n')
     run_job(
         live(typed),
@@ -175,7 +176,7 @@ def test_parquet_columns_are_the_hints_even_where_no_row_is(tmp_path):
     }.items()
 
 
-def test_parquet_without_hints_takes_the_columns_of_the_rows(tmp_path):
+def test_parquet_columns_come_from_the_rows_without_hints(tmp_path):
     given = [{"a": 1}, {"b": [1.5]}, 3]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, given)))
     summary = run_job(
@@ -189,7 +190,7 @@ def test_parquet_without_hints_takes_the_columns_of_the_rows(tmp_path):
     assert "a row of a table, got 3" in failures(tmp_path / "out")[0]["message"]
 
 
-def test_parquet_columns_of_several_types_are_refused(tmp_path):
+def test_parquet_columns_of_mixed_types_are_refused(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"a": 1}\n{"a": "x"}\n')
     with pytest.raises(SerializerError, match="do not fit into columns") as caught:
         run_job(
@@ -223,7 +224,7 @@ def predict(records: list[int], params: FunctionParameters) -> list[int]:
 """
 
 
-def test_guarded_a_record_that_ends_the_process_fails_alone(tmp_path, capfd, monkeypatch):
+def test_a_record_that_ends_the_guarded_process_fails_alone(tmp_path, capfd, monkeypatch):
     before = children()
     monkeypatch.setattr(sys, "path", [*sys.path])
     folder = make_folder(tmp_path / "fn", POISON, artifacts={"offset": 1})
@@ -234,12 +235,12 @@ def test_guarded_a_record_that_ends_the_process_fails_alone(tmp_path, capfd, mon
     options = BatchOptions(
         input=str(tmp_path / "in.jsonl"), output=str(tmp_path / "out"), batch_size=8
     )
-    job = Job(fn.spec, options)
-    done = PartRunner(fn, job.part_options).run(job.parts[0], guard=folder)
+    job = BatchJob(fn.spec, options)
+    done = PartRunner(fn, job.options).run(job.parts[0], guard=folder)
     kept = [each + 1 for each in given if isinstance(each, int) and each not in (13, 666)]
     assert lines(tmp_path / "out") == kept
-    told = lines(tmp_path / "out", "*/errors/*")
-    assert [(each["line"], each["error"]) for each in told] == [
+    failed = lines(tmp_path / "out", "*/errors/*")
+    assert [(each["line"], each["error"]) for each in failed] == [
         (2, "Poison"),
         (3, "InputError"),
         (5, "ValueError"),
@@ -253,14 +254,17 @@ def test_guarded_a_record_that_ends_the_process_fails_alone(tmp_path, capfd, mon
     assert children() == before
 
 
-def test_parts_of_large_files_are_neither_small_nor_many():
+def test_the_size_of_parts_follows_the_input():
     from mfimage.runtime.batch.job import _part_bytes
 
     for size, expected in ((1000, 256 << 10), (64 << 20, 1 << 20), (1 << 40, 32 << 20)):
         assert _part_bytes([ObjectInfo(url="x", size=size, version="1")]) == expected
 
 
-def test_numbers_that_make_no_sense_are_refused():
+def test_numbers_below_their_minimum_are_refused():
     for name in ("batch_size", "part_bytes"):
         with pytest.raises(OptionError, match=f"{name}: expected at least 1, got 0"):
             BatchOptions(input="a", output="b", **{name: 0})
+    for value in (-1, math.inf, math.nan):
+        with pytest.raises(OptionError, match=f"num_gpus: expected at least 0, got {value}"):
+            ActorOptions(num_gpus=value)

@@ -1,4 +1,4 @@
-"""The verb ``batch`` on a real cluster: exit codes, what dies, what is stopped."""
+"""The verb ``batch`` on a real cluster: exit codes, processes that die, jobs that are stopped."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def running() -> Iterator[Any]:
 
 @pytest.fixture
 def notes(tmp_path: Path) -> Path:
-    """Where the function notes in which processes it ran."""
+    """Where the function notes the processes it ran in."""
     (tmp_path / "notes").mkdir()
     return tmp_path / "notes"
 
@@ -77,7 +77,7 @@ def jobs(tmp_path: Path, running: Any, notes: Path) -> Jobs:
     return Jobs(tmp_path, running.address, function)
 
 
-def test_all_is_well(jobs: Jobs) -> None:
+def test_a_job_that_succeeds(jobs: Jobs) -> None:
     jobs.input.write_text("".join(f"{n}\n" for n in range(1000, 3000)))
     code, out, err = jobs.run("--part-bytes", "1000", "--num-cpus", "0.5")
     assert code == 0, err
@@ -94,13 +94,13 @@ def test_all_is_well(jobs: Jobs) -> None:
     assert lines(jobs.output) == [*range(1001, 3001)]
     assert "printed" in err
     assert "10 of 10 parts, 2000 records" in err
-    # Without a cluster: there is nothing to do.
+    # Nothing is left to run, so no cluster is needed.
     code, out, err = jobs.run("--part-bytes", "1000", address="127.0.0.1:1")
     assert (code, json.loads(out)["skipped"]) == (0, 10)
     assert "10 of 10 parts were done before" in err
 
 
-def test_bad_and_poisonous_records_fail_alone(jobs: Jobs) -> None:
+def test_invalid_records_and_those_that_end_the_process_fail_alone(jobs: Jobs) -> None:
     given = [1, 2, 13, 3, 666, 4, 5, 6, "x", 7]
     jobs.input.write_text("".join(f"{json.dumps(each)}\n" for each in given))
     code, out, err = jobs.run("--part-bytes", "6", "--batch-size", "2")
@@ -117,23 +117,23 @@ def test_bad_and_poisonous_records_fail_alone(jobs: Jobs) -> None:
     assert jobs.run("--part-bytes", "6", "--allow-errors")[0] == 0
 
 
-def test_a_process_that_is_killed_is_replaced(jobs: Jobs, notes: Path) -> None:
-    jobs.input.write_text("77\n" * 40)
+def test_a_killed_process_is_replaced(jobs: Jobs, notes: Path) -> None:
+    jobs.input.write_text("77\n" * 16)
     with jobs.start("--part-bytes", "6", "--batch-size", "1") as process:
         until(lambda: len([*notes.iterdir()]) == 2, 60)
         os.kill(int(next(notes.iterdir()).name), signal.SIGKILL)
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert lines(jobs.output) == [78] * 40
+    assert lines(jobs.output) == [78] * 16
     assert len([*notes.iterdir()]) == 3
     assert json.loads(out)["failed"] == 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_job_that_is_stopped_leaves_what_is_done(
+def test_a_stopped_job_keeps_the_parts_that_are_done(
     jobs: Jobs, notes: Path, number: int, code: int
 ) -> None:
-    jobs.input.write_text("77\n" * 30)
+    jobs.input.write_text("77\n" * 12)
     with jobs.start("--part-bytes", "3", "--batch-size", "1") as process:
         until(lambda: len([*jobs.output.glob("part-*")]) > 3, 60)
         process.send_signal(number)
@@ -145,10 +145,10 @@ def test_a_job_that_is_stopped_leaves_what_is_done(
     assert not (jobs.output / "_SUCCESS").exists()
     code, out, _ = jobs.run("--part-bytes", "3")
     assert (code, json.loads(out)["skipped"] > 3) == (0, True)
-    assert lines(jobs.output) == [78] * 30
+    assert lines(jobs.output) == [78] * 12
 
 
-def test_a_function_that_cannot_be_loaded_is_told_at_once(jobs: Jobs, tmp_path: Path) -> None:
+def test_a_function_that_cannot_be_loaded_ends_the_job(jobs: Jobs, tmp_path: Path) -> None:
     jobs.input.write_text("1\n")
     (tmp_path / "fn" / "code" / "served.py").write_text("import nothing_of_this_name")
     code, out, err = jobs.run()
@@ -164,7 +164,7 @@ def test_a_damaged_file_ends_the_job(jobs: Jobs, tmp_path: Path) -> None:
     assert f"error: part 0 ({jobs.input}, bytes 0 to 11): RecordError" in err
 
 
-def test_nobody_at_the_address(jobs: Jobs) -> None:
+def test_no_cluster_at_the_address(jobs: Jobs) -> None:
     jobs.input.write_text("1\n")
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -172,23 +172,23 @@ def test_nobody_at_the_address(jobs: Jobs) -> None:
         began = time.monotonic()
         code, _, err = jobs.run(address=address)
     assert code == 1
-    assert f"error: no Ray cluster answers at {address}" in err
+    assert f"error: no Ray cluster responds at {address}" in err
     assert time.monotonic() - began < 15
 
 
-def test_no_room(jobs: Jobs) -> None:
+def test_a_cluster_without_room(jobs: Jobs) -> None:
     jobs.input.write_text("1\n")
     code, _, err = jobs.run("--num-cpus", "64", "--start-timeout", "1")
     assert code == 1
     assert "no process has started in 1 s; asked for 1 x 64 CPU, the cluster has 2 CPU" in err
 
 
-def test_a_cluster_that_grows_sees_what_is_wanted(jobs: Jobs, running: Any) -> None:
+def test_a_cluster_that_grows_sees_the_demand(jobs: Jobs, running: Any) -> None:
     jobs.input.write_text("1\n")
     with jobs.start("--num-gpus", "1") as process:
         assert process.stderr
-        told = next(line for line in process.stderr if line.startswith("waiting"))
-        assert told == ("waiting for 1 x 1 CPU and 1 GPU; the cluster has 2 CPU and 0 GPU\n")
+        waiting = next(line for line in process.stderr if line.startswith("waiting"))
+        assert waiting == "waiting for 1 x 1 CPU and 1 GPU; the cluster has 2 CPU and 0 GPU\n"
         node = running.add_node(num_cpus=1, num_gpus=1, object_store_memory=100 * 2**20)
         assert process.wait(60) == 0
     running.remove_node(node)

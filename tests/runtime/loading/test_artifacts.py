@@ -29,9 +29,7 @@ def space(folder: Path, main: str | None = None) -> CodeSpace:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("packed", [True, False])
-def test_every_protocol_that_metaflow_ever_wrote(
-    protocol: int, packed: bool, tmp_path: Path
-) -> None:
+def test_every_pickle_protocol(protocol: int, packed: bool, tmp_path: Path) -> None:
     """Protocol 2 calls modules by their old names, as ``copy_reg``."""
     value = {
         "a": [1, 2.5, None],
@@ -90,7 +88,7 @@ def test_classes_of_the_project_come_from_the_package(tmp_path: Path) -> None:
          "install the Metaflow extension that wrote it (acme)"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_loaded_says_which_and_why(
+def test_artifacts_that_cannot_be_loaded_say_why(
     data: bytes, encoding: str, message: str, hint: str, tmp_path: Path
 ) -> None:
     write(tmp_path, {"mine.py": ""})

@@ -29,7 +29,7 @@ def load(root: Path, source: str, artifacts: dict[str, Any] | None = None, **cha
     return load_function(package.spec, code=code, read_blob=package.read, dedicated=False)
 
 
-def test_parse_invoke_dump_is_what_a_server_does(tmp_path: Path) -> None:
+def test_parse_invoke_and_dump(tmp_path: Path) -> None:
     source = f"{DECORATED}{PARAMS}" + (
         "@json_function\n"
         "def predict(data: dict[str, float], params: FunctionParameters) -> float:\n"
@@ -95,7 +95,7 @@ ASYNC = f"{DECORATED}{PARAMS}" + (
 )
 
 
-def test_an_async_function_is_awaited_whoever_calls(tmp_path: Path) -> None:
+def test_an_async_function_is_awaited_from_any_caller(tmp_path: Path) -> None:
     fn = load(tmp_path, ASYNC)
     assert fn({"x": 1}) == {"x": 1, "thread": "mfimage-predict"}
 
@@ -154,7 +154,7 @@ def test_64_threads_call_one_function_and_each_artifact_is_loaded_once(
     assert sorted(loaded) == ["factor", "offset"]
 
 
-def test_what_a_function_does_to_a_given_value_stays_there(tmp_path: Path) -> None:
+def test_a_function_cannot_change_the_package_values(tmp_path: Path) -> None:
     source = f"{DECORATED}{PARAMS}" + (
         "@json_function\n"
         "def predict(data: int, params: FunctionParameters) -> list[int]:\n"
@@ -174,8 +174,8 @@ def test_what_a_function_does_to_a_given_value_stays_there(tmp_path: Path) -> No
         ("1 / 0\n", "predict: importing predict failed: ZeroDivisionError: division by zero"),
         ("def predict(:\n", "predict: importing predict failed: SyntaxError: "),
         ("import sys\nsys.exit(3)\n", "predict: importing predict failed: SystemExit: 3"),
-        ("def predict(data): ...\n", "predict:predict is no decorated function"),
-        ("", "predict:predict is no decorated function"),
+        ("def predict(data): ...\n", "predict:predict is not a decorated function"),
+        ("", "predict:predict is not a decorated function"),
         (
             f"{DECORATED}@json_function\ndef predict(data: 'Gone') -> int: ...\n",
             "predict: name 'Gone' is not defined in its type hints",
@@ -191,8 +191,8 @@ def test_code_that_cannot_be_loaded(source: str, message: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     "entrypoint", ["os:system", "subprocess:Popen", "builtins:eval", "predict"]
 )
-def test_a_reference_names_no_class_to_be_called(entrypoint: str, tmp_path: Path) -> None:
-    with pytest.raises(PackageError, match="is no decorated function"):
+def test_an_entrypoint_must_be_a_decorated_function(entrypoint: str, tmp_path: Path) -> None:
+    with pytest.raises(PackageError, match="is not a decorated function"):
         load(tmp_path, "", entrypoint=entrypoint)
 
 
@@ -210,7 +210,7 @@ def test_a_folder_is_verified_before_anything_is_unpickled(tmp_path: Path) -> No
     try:
         fn = load_folder(folder)
         blob.write_bytes(evil)
-        with pytest.raises(PackageError, match="does not have the digest that its name says"):
+        with pytest.raises(PackageError, match="does not match the digest in its name"):
             fn({"x": 2})
         blob.unlink()
         with pytest.raises(PackageError, match="No such file"):

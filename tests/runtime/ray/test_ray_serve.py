@@ -63,7 +63,7 @@ async def replica(folder: Path, root: str = "") -> Any:
     transport = httpx.ASGITransport(made.app, root_path=root)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield made, client
-    await made._retire(made._service, made._dispatcher)
+    await made._retire(made._service)
 
 
 def answers(folder: Path, root: str, *asked: tuple[str, str, Any]) -> list[httpx.Response]:
@@ -184,7 +184,7 @@ def test_new_settings_hold_from_the_next_request_on(folder: Path) -> None:
             stuck = [client.post("/predict", json={"n": 20}) for _ in range(3)]
             assert {each.status_code for each in await asyncio.gather(*stuck)} == {504}
             waiting = asyncio.create_task(client.post("/predict", json={"n": 1}))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.4)
             with pytest.raises(BackendError, match="predict: calls that take longer"):
                 await made.check_health()
             await waiting

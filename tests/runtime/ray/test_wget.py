@@ -1,4 +1,4 @@
-"""The probes of KubeRay, word for word, answered by our ``wget``."""
+"""KubeRay's probes, verbatim, with our ``wget``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ sys.exit(main(sys.argv[1:]))" "$@"
 """
 
 
-class Answers(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         found = self.path == "/api/healthz"
         self.send_response(200 if found else 503)
@@ -27,12 +27,12 @@ class Answers(BaseHTTPRequestHandler):
         self.wfile.write(b"success" if found else b"failure")
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server.server_port
@@ -55,17 +55,17 @@ def shell(tmp_path):
     return run
 
 
-def test_a_probe_of_what_is_well(shell, port):
+def test_a_probe_of_a_healthy_server(shell, port):
     done = shell(f"wget --tries 1 -T 2 -q -O- http://localhost:{port}/api/healthz | grep success")
     assert (done.returncode, done.stdout) == (0, "success\n")
 
 
-def test_a_probe_of_what_is_not(shell, port):
+def test_a_probe_of_an_unhealthy_server(shell, port):
     done = shell(f"wget --tries 1 -T 2 -q -O- http://localhost:{port}/api/other | grep success")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 
 
-def test_errors_are_told_without_q(shell, port):
+def test_errors_are_printed_without_q(shell, port):
     done = shell(f"wget -O- http://localhost:{port}/api/other")
     assert done.returncode == 8
     assert "server returned 503" in done.stderr
@@ -74,15 +74,15 @@ def test_errors_are_told_without_q(shell, port):
     assert "Connection refused" in done.stderr
 
 
-def test_what_it_does_not_know(shell):
+def test_unknown_options_and_schemes_are_refused(shell):
     done = shell("wget --mirror -O- http://localhost/")
     assert done.returncode == 2
     assert "--mirror" in done.stderr
     assert shell("wget -O- file:///etc/passwd").returncode == 2
 
 
-def test_a_file_is_written(shell, port, tmp_path):
+def test_output_to_a_file(shell, port, tmp_path):
     assert (
-        shell(f"wget -q -O {tmp_path}/answer http://localhost:{port}/api/healthz").returncode == 0
+        shell(f"wget -q -O {tmp_path}/response http://localhost:{port}/api/healthz").returncode == 0
     )
-    assert (tmp_path / "answer").read_text() == "success"
+    assert (tmp_path / "response").read_text() == "success"

@@ -1,4 +1,4 @@
-"""Files of records: read lazily, whole or absent, and what is wrong is told by its number."""
+"""Files of records: read lazily, written whole or not at all; errors name the record."""
 
 from __future__ import annotations
 
@@ -40,16 +40,14 @@ PEOPLE = [{"name": f"p{i}", "age": i if i % 3 else None} for i in range(20_000)]
 
 
 @given(st.lists(VALUES))
-def test_json_lines_are_what_was_written(
-    tmp_path_factory: pytest.TempPathFactory, values: list[Any]
-) -> None:
+def test_json_lines_round_trip(tmp_path_factory: pytest.TempPathFactory, values: list[Any]) -> None:
     path = tmp_path_factory.mktemp("lines") / "x.jsonl"
     assert write_records(path, values) == len(values)
     found = list(read_records(path))
     assert [json.dumps(value) for value in found] == [json.dumps(value) for value in values]
 
 
-def test_avro_files_are_avro_to_others(tmp_path: Path) -> None:
+def test_avro_files_are_exchanged_with_fastavro(tmp_path: Path) -> None:
     path = tmp_path / "people.avro"
     assert write_records(path, iter(PEOPLE), schema=PERSON) == len(PEOPLE)
     with path.open("rb") as file:
@@ -69,7 +67,7 @@ def test_lines_of_other_systems(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["empty.jsonl", "empty.ndjson"])
-def test_no_lines_are_no_records(tmp_path: Path, name: str) -> None:
+def test_an_empty_file_has_no_records(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
     assert list(read_records(tmp_path / name)) == []
     assert write_records(tmp_path / "none.jsonl", []) == 0
@@ -77,7 +75,7 @@ def test_no_lines_are_no_records(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         (b"{", "not JSON: EOF while parsing an object at column 1"),
         (b"nan", "not JSON: "),
@@ -85,18 +83,18 @@ def test_no_lines_are_no_records(tmp_path: Path, name: str) -> None:
         (b'{"a": NaN}', "not JSON: "),
     ],
 )
-def test_a_bad_line_is_told_by_its_number(tmp_path: Path, line: bytes, said: str) -> None:
+def test_a_bad_line_is_named_by_its_number(tmp_path: Path, line: bytes, message: str) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"1\n\n2\n" + line + b"\n3\n")
     records = read_records(path)
     assert [next(records), next(records)] == [1, 2]
     with pytest.raises(RecordError) as caught:
         next(records)
-    assert str(caught.value).startswith(f"{path}: line 4: {said}")
+    assert str(caught.value).startswith(f"{path}: line 4: {message}")
 
 
 def damaged(path: Path) -> str:
-    """Read as far as can be; return what was wrong then."""
+    """Read until the damage; return the error."""
     good = 0
     with pytest.raises(RecordError) as caught:
         for good, record in enumerate(read_records(path), 1):
@@ -105,7 +103,7 @@ def damaged(path: Path) -> str:
     return str(caught.value)
 
 
-def test_an_avro_file_that_ends_early_says_how_much_of_it_is_good(tmp_path: Path) -> None:
+def test_a_truncated_avro_file_reports_its_good_records(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole.avro", tmp_path / "cut.avro"
     write_records(whole, PEOPLE, schema=PERSON)
     data = whole.read_bytes()
@@ -116,13 +114,13 @@ def test_an_avro_file_that_ends_early_says_how_much_of_it_is_good(tmp_path: Path
     assert len(reached) >= 3
 
 
-def test_a_file_that_is_no_avro_file_says_so(tmp_path: Path) -> None:
+def test_a_file_that_is_not_avro_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.avro"
     path.write_bytes(b'{"name": "p0", "age": null}\n')
     assert "after 0 good records: not an Avro file, or damaged: " in damaged(path)
 
 
-def test_reading_and_writing_hold_little(tmp_path: Path) -> None:
+def test_reading_and_writing_need_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     row = {"x": "y" * 1000}
     tracemalloc.start()
@@ -139,8 +137,8 @@ def failing(count: int) -> Iterator[int]:
     raise RuntimeError("half way")
 
 
-@pytest.mark.parametrize("count", [0, 1000, 1_000_000])
-def test_a_file_is_whole_or_as_it_was(tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize("count", [0, 1000, 300_000])
+def test_a_failed_write_leaves_the_file_unchanged(tmp_path: Path, count: int) -> None:
     path = tmp_path / "x.jsonl"
     with pytest.raises(RuntimeError, match="half way"):
         write_records(path, failing(count))
@@ -167,7 +165,7 @@ def test_a_file_gets_the_usual_permissions(tmp_path: Path) -> None:
     assert path.read_text() == "2\n"
 
 
-def test_what_is_no_file_is_written_as_it_stands(tmp_path: Path) -> None:
+def test_special_files_are_written_directly(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE) as reader:
@@ -178,7 +176,7 @@ def test_what_is_no_file_is_written_as_it_stands(tmp_path: Path) -> None:
         write_records("/dev/full", range(1_000_000), format="json")
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
     script = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "from mfimage.runtime.records.files import write_records\n"
@@ -186,40 +184,40 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
         "try: write_records('x.jsonl', range(1_000_000))\n"
         "except StorageError as error: print(error)\n"
     )
-    said = subprocess.check_output([sys.executable, "-c", script], cwd=tmp_path, text=True)
-    assert said == "cannot write x.jsonl: File too large\n"
+    output = subprocess.check_output([sys.executable, "-c", script], cwd=tmp_path, text=True)
+    assert output == "cannot write x.jsonl: File too large\n"
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("path", "format", "said"),
+    ("path", "format", "message"),
     [
         (
             "x.csv",
             None,
-            "x.csv: '.csv' is no format; there are avro (.avro), json (.jsonl .ndjson)",
+            "x.csv: unknown suffix '.csv'; known formats: avro (.avro), json (.jsonl .ndjson)",
         ),
-        ("x", None, "x: no suffix says which format it is; there are avro (.avro), "),
+        ("x", None, "x: no suffix to choose the format by; known formats: avro (.avro), "),
         ("x.jsonl", "csv", "there is no serializer 'csv'; there are avro, json"),
         ("absent.jsonl", None, "input: cannot read absent.jsonl: No such file or directory"),
         (".", "json", "input: cannot read .: Is a directory"),
     ],
 )
-def test_what_cannot_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, format: str | None, said: str
+def test_unreadable_files_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, format: str | None, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MfimageError) as caught:
         list(read_records(path, format=format))
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
 
 
-def test_the_folder_must_be_there(tmp_path: Path) -> None:
+def test_the_folder_must_exist(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"cannot write .*/no/x\.jsonl: No such file"):
         write_records(tmp_path / "no" / "x.jsonl", [1])
 
 
-def test_avro_that_is_not_installed_says_how(tmp_path: Path) -> None:
+def test_missing_fastavro_names_the_extra(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['fastavro'] = None\n"
         "import importlib.util as u; found = u.find_spec\n"
@@ -229,12 +227,11 @@ def test_avro_that_is_not_installed_says_how(tmp_path: Path) -> None:
         "try: next(read_records('x.avro'))\n"
         "except MfimageError as error: print(error, '|', error.hint)\n"
     )
-    said = subprocess.check_output([sys.executable, "-c", script], cwd=tmp_path, text=True)
-    assert said == "avro: fastavro is not installed here | pip install 'mfimage[avro]'\n"
+    output = subprocess.check_output([sys.executable, "-c", script], cwd=tmp_path, text=True)
+    assert output == "avro: fastavro is not installed here | pip install 'mfimage[avro]'\n"
 
 
-def test_records_go_on_as_they_come() -> None:
-    """A pipe's lines are there before its end is."""
+def test_records_of_a_pipe_are_yielded_before_its_end() -> None:
     script = (
         "from mfimage.runtime.records.files import read_records\n"
         "for record in read_records('-'): print(record, flush=True)"
@@ -249,7 +246,7 @@ def test_records_go_on_as_they_come() -> None:
             assert process.stdout.readline() == line
 
 
-def test_a_place_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+def test_an_invalid_output_is_refused_before_it_is_opened(tmp_path: Path) -> None:
     with pytest.raises(OptionError):
         write_records(tmp_path / "x.csv", failing(0))
     with pytest.raises(StorageError), output_file(tmp_path):
@@ -257,8 +254,7 @@ def test_a_place_is_refused_before_it_is_opened(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_avro_file_needs_no_place_in_its_file() -> None:
-    """Of a pipe nobody can tell how far it is."""
+def test_avro_is_read_from_a_pipe() -> None:
     written = io.BytesIO()
     fastavro.writer(written, PERSON, PEOPLE[:3])
     script = (

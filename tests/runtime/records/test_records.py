@@ -39,7 +39,7 @@ def call(*lines: bytes) -> tuple[bytes, str | None]:
     return out.getvalue(), None
 
 
-def test_each_line_gets_its_line() -> None:
+def test_each_line_gives_a_result() -> None:
     assert call(b"1", b"  ", b"3\r") == (b"0.5\n1.5\n", None)
     assert call(b"\xef\xbb\xbf1", b"", b"13")[1] == "line 3: half failed: RuntimeError: unlucky"
 
@@ -52,7 +52,7 @@ def test_each_line_gets_its_line() -> None:
         (b"13", "line 2: half failed: RuntimeError: unlucky"),
     ],
 )
-def test_the_first_bad_line_ends_it_and_what_came_before_is_there(bad: bytes, message: str) -> None:
+def test_results_before_the_first_bad_line_are_written(bad: bytes, message: str) -> None:
     out, error = call(b"1", bad, b"3")
     assert out == b"0.5\n"
     assert error
@@ -74,17 +74,17 @@ def differences(*examples: tuple[Any, Any]) -> list[str]:
     return list(map(str, found))
 
 
-def test_equal_results_are_no_difference() -> None:
+def test_equal_results_do_not_differ() -> None:
     for value in (None, True, 1, 2**70, "x", [1, {"a": []}], {"b": 0.1}):
         assert differences(({"gives": value}, value)) == []
 
 
-def test_processors_round_differently() -> None:
+def test_rounding_is_tolerated() -> None:
     assert differences(({"gives": [0.3, 1.0]}, [0.1 + 0.2, 1])) == []
     assert differences(({"gives": 0.30001}, 0.3)) != []
 
 
-def test_differences_are_named() -> None:
+def test_differences_are_located() -> None:
     assert differences(
         ({"gives": {"a": [1, 2], "b": 1}}, {"a": [1, 3], "c": 1}),
         (1, 1),

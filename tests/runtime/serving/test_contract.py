@@ -10,7 +10,7 @@ from mfimage.image.checks.contract import contract_checks
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.serving import contract
 from mfimage.runtime.serving.openapi import document
-from mfimage.runtime.serving.route import Expectation, Operation, Request, Response, Route
+from mfimage.runtime.serving.route import Expectation, HttpRequest, Operation, Response, Route
 from mfimage.runtime.serving.service import Service
 from tests.runtime.apps import served
 from tests.runtime.packages import live
@@ -23,7 +23,7 @@ def echo(data: int) -> int:
 FN = live(echo)
 
 
-async def ping(service: Service, request: Request) -> Response:
+async def ping(service: Service, request: HttpRequest) -> Response:
     return Response(b'"pong"', status=200 if service.not_ready() is None else 503)
 
 

@@ -168,7 +168,8 @@ def test_what_is_null_stays_null() -> None:
 
 def test_other_media_types_have_the_form_s_own_schema() -> None:
     spec = make_spec(avro_function(locate.__wrapped__), examples=[EXAMPLE])
-    codecs = codecs_of(spec, data="data")
+    # Another test may have registered a serializer in this process.
+    codecs = {AVRO: codecs_of(spec, data="data")[AVRO]}
     found = document_of(spec, codecs)
     for path, codec in (("/locate", codecs[AVRO]), ("/locate/batch", codecs[AVRO].many)):
         assert codec is not None

@@ -19,14 +19,6 @@ SOURCES: tuple[Source, ...] = (named, resolution, project, imports)
 
 
 def describe_environment(request: Request) -> Environment:
-    """Describe the environment of a function, from the first source that has one.
-
-    Raises
-    ------
-    LockError
-        When it cannot be solved, or lacks something that the function imports.
-    CaptureError
-        When the function's module cannot be imported, or an artifact cannot be read.
-    """
+    """Describe the environment of a function, from the first source that has one."""
     found = next(filter(None, (source.find(request) for source in SOURCES)))
-    return found.describe(request)
+    return found()

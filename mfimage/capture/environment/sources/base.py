@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from packaging.requirements import Requirement
 
-from mfimage.capture.code.imports import Code, Imports, Search, search_imports
+from mfimage.capture.code.imports import Code, Imports, module_names, search_imports
 from mfimage.capture.environment.check import check_imports
 from mfimage.capture.environment.sources.conda import Resolution
-from mfimage.capture.environment.why import find_reasons
 from mfimage.capture.lock.indexes import OWN_CONFIGURATION, IndexOptions
 from mfimage.capture.lock.notes import Note, solve_notes
 from mfimage.capture.lock.platform import Platform
@@ -24,27 +22,12 @@ from mfimage.errors import LockError
 
 # What mfimage's loader needs wherever a function runs.
 RUNTIME_REQUIREMENTS = ("orjson>=3.10", "pydantic>=2.10")
+LOADER = "needed by mfimage's loader"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What a function needs to run.
-
-    Attributes
-    ----------
-    python : str
-        Full version of Python.
-    platform : str
-        What the lock is for, as ``linux/amd64``.
-    source : str
-        ``requirements``, ``pylock``, ``pypi``, ``conda``, ``uv.lock`` or ``imports``.
-    lock : Lock
-        Exact versions and hashes.
-    reasons : mapping of str to str
-        Distribution -> why it is included, as ``imported by predict.py:3``.
-    system_packages : tuple of str
-        Debian packages.
-    """
+    """What a function needs to run; the fields are as in ``EnvironmentSpec``."""
 
     python: str
     platform: str
@@ -60,45 +43,22 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A function whose environment is wanted.
-
-    Attributes
-    ----------
-    code : Code
-        Its code and artifacts.
-    project : Path
-        The project's folder: ``uv.lock`` is searched from here up to the top of the repository,
-        and uv searches its configuration here.
-    declared : Path, optional
-        The file that the caller names.
-    resolution : callable
-        Returns what Metaflow resolved for the task, if anything.
-    platform : str
-        What to lock for.
-    index : IndexOptions
-        Package indexes to ask.
-    meanwhile : callable
-        Called when a source waits for other processes, if it does.
-    """
+    """A function whose environment is wanted."""
 
     code: Code
+    # `uv.lock` is searched from here up to the top of the repository, and uv's configuration here.
     project: Path
-    declared: Path | None = None
-    resolution: Callable[[], Resolution | None] = _nothing
+    declared: Path | None = None  # the file that the caller names
+    resolution: Callable[[], Resolution | None] = _nothing  # what Metaflow resolved for the task
     platform: str = "linux/amd64"
     index: IndexOptions = OWN_CONFIGURATION
+    # Called when a source waits for other processes, if it does.
     meanwhile: Callable[[], object] = _nothing
 
     def read(self, python: str = "") -> Maker:
         """Return a maker for what the code's source imports; ``python`` overrides the version."""
         with search_imports(self.code, run=False) as search:
             return self.maker(search.result(), python)
-
-    @contextmanager
-    def running(self) -> Iterator[Search]:
-        """Yield a search that imports the function's module."""
-        with search_imports(self.code) as search:
-            yield search
 
     def maker(self, imports: Imports, python: str = "") -> Maker:
         """Return a maker for imports."""
@@ -107,47 +67,20 @@ class Request:
         return Maker(request=self, imports=imports, python=python, platform=platform)
 
 
-class Found(Protocol):
-    """What a source found."""
-
-    def describe(self, request: Request) -> Environment:
-        """Return the environment.
-
-        Raises
-        ------
-        LockError
-            When it cannot be solved, or lacks something that the function imports.
-        CaptureError
-            When the module cannot be imported, or an artifact cannot be read.
-        """
-
-
 class Source(Protocol):
     """A source of truth about environments: a module with this function."""
 
-    def find(self, request: Request) -> Found | None:
-        """Return what the source has; None when it has nothing."""
+    def find(self, request: Request) -> Callable[[], Environment] | None:
+        """Return what makes the environment; None when the source has nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Maker:
-    """Makes an environment from requirements or a lock.
-
-    Attributes
-    ----------
-    request : Request
-        The function.
-    imports : Imports
-        What its code and artifacts ask for.
-    python : str
-        Full version of Python.
-    platform : Platform
-        What to lock for.
-    """
+    """Makes an environment from requirements or a lock."""
 
     request: Request
     imports: Imports
-    python: str
+    python: str  # full version
     platform: Platform
 
     def lock(
@@ -222,22 +155,29 @@ class Maker:
         notes: Mapping[str, Note] | None = None,
         otherwise: str = "required by what is named",
     ) -> Environment:
-        """Return the environment of a lock; the arguments are as in ``find_reasons``."""
-        reasons = find_reasons(
-            [package.name for package in lock.packages],
-            self.imports,
-            self.platform,
-            named=named,
-            runtime=[Requirement(text).name for text in RUNTIME_REQUIREMENTS],
-            notes=lock.notes if notes is None else notes,
-            otherwise=otherwise,
-        )
+        """Return the environment of a lock, with a reason for each distribution.
+
+        ``named`` has the reasons of distributions that a file names, ``notes`` say which others
+        require each, and ``otherwise`` is the reason for the rest.
+        """
+        names = [package.name for package in lock.packages]
+        runtime = [Requirement(text).name for text in RUNTIME_REQUIREMENTS]
+        asked = _asked(self.imports, names)
+        start = {**dict.fromkeys(runtime, LOADER), **asked, **named}
+        both = {name: f"{named[name]}, {asked[name]}" for name in named.keys() & asked.keys()}
+        installed = self.imports.installed.close(start, self.platform)
+        required = {
+            name: f"required by {note.requirers[0]}"
+            for name, note in (lock.notes if notes is None else notes).items()
+            if note.requirers
+        }
+        known = {**installed, **required, **start, **both}
         return Environment(
             python=self.python,
             platform=self.platform.name,
             source=source,
             lock=lock,
-            reasons=reasons,
+            reasons={name: known.get(name, otherwise) for name in names},
         )
 
     def metaflow(self, known: Collection[str]) -> list[str]:
@@ -252,3 +192,14 @@ class Maker:
             return []
         installed = self.imports.installed
         return [installed[name].requirement() if name in installed else name]
+
+
+def _asked(imports: Imports, names: Iterable[str]) -> dict[str, str]:
+    """Return the reasons of distributions that are installed here, or named as a module."""
+    found: dict[str, str] = {}
+    for asked in imports.asked:
+        owners = imports.installed.owners(asked.module, asked.origins)
+        alike = module_names(asked.module) & set(names)
+        for name in [owner.name for owner in owners] or alike:
+            found.setdefault(name, asked.reason)
+    return found

@@ -78,69 +78,40 @@ class CondaPackage:
 
 @dataclass(frozen=True, kw_only=True)
 class Resolution:
-    """What was resolved for one environment.
+    """What was resolved for one environment."""
 
-    Attributes
-    ----------
-    kind : str
-        ``pypi`` or ``conda``: which decorator decided.
-    platform : str
-        Conda's name of the platform that it is for, as ``linux-64``.
-    python : str
-        Full version of Python.
-    urls : tuple of str
-        For ``pypi``: a wheel's URL each, or one to build a wheel from (``git+https://...``).
-    packages : tuple of CondaPackage
-        For ``conda``: all but Python itself, and what it and wheels contain.
-    """
-
-    kind: str
-    platform: str
-    python: str
+    kind: str  # ``pypi`` or ``conda``: which decorator decided
+    platform: str  # as conda names it: ``linux-64``
+    python: str  # full version
+    # For ``pypi``: a wheel's URL each, or one to build a wheel from (``git+https://...``).
     urls: tuple[str, ...] = ()
+    # For ``conda``: all but Python itself, and what it and wheels contain.
     packages: tuple[CondaPackage, ...] = ()
 
 
 def read_manifest(
     data: bytes, *, environment: str, ran_on: str, platform: str, requested: Collection[str] = ()
 ) -> Resolution | None:
-    """Return an environment of a manifest; None when it is not in there.
+    """Return an environment of a manifest, by its id; None when it is not in there.
 
-    Parameters
-    ----------
-    data : bytes
-        The manifest.
-    environment : str
-        Its id.
-    ran_on : str
-        Conda's name of the platform that the task ran on.
-    platform : str
-        What it is for, as ``linux/amd64``; without one for it, another platform's is used.
-    requested : collection of str
-        Conda packages that the step names, and which therefore count.
-
-    Raises
-    ------
-    LockError
-        When it is not as Metaflow writes it.
+    ``ran_on`` is conda's name of the task's platform. Without an environment for ``platform``
+    (``linux/amd64``), another platform's is used. ``requested`` are conda packages that the step
+    names, and which therefore count.
     """
     try:
         platforms = json.loads(data).get(environment)
         if not platforms:
             return None
-        chosen = _choose(platforms, [PLATFORMS.get(platform, ""), ran_on])
+        # @pypi resolves wheels for one platform, but Python possibly for more.
+        solved = [each for each, kinds in platforms.items() if "pypi" in kinds] or list(platforms)
+        wanted = (PLATFORMS.get(platform, ""), ran_on)
+        chosen = next((each for each in wanted if each in solved), solved[0])
         return _resolution(platforms[chosen], chosen, requested)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LockError(
             f"conda.manifest is not as Metaflow writes it: {error!r}",
             hint="run the flow again, or name the environment with environment=",
         ) from None
-
-
-def _choose(platforms: Mapping[str, Any], wanted: Sequence[str]) -> str:
-    """Choose a platform: @pypi resolves wheels for one, but Python possibly for more."""
-    solved = [each for each, kinds in platforms.items() if "pypi" in kinds] or list(platforms)
-    return next((each for each in wanted if each in solved), solved[0])
 
 
 def _resolution(kinds: Mapping[str, Any], platform: str, requested: Collection[str]) -> Resolution:
@@ -171,13 +142,7 @@ _ASKED_AT_ONCE = 4
 def require_wheels(
     packages: Sequence[CondaPackage], platform: Platform, *, index: IndexOptions, directory: Path
 ) -> list[str]:
-    """Return the requirements for the wheels of conda packages.
-
-    Raises
-    ------
-    LockError
-        Naming the packages that have no wheel.
-    """
+    """Return the requirements for the wheels of conda packages."""
 
     def has_wheels(pins: Iterable[str]) -> bool:
         text = "\n".join(pins)

@@ -3,45 +3,42 @@
 from __future__ import annotations
 
 import sysconfig
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 
 from packaging.requirements import Requirement
 
-from mfimage.capture.code.imports import Search
+from mfimage.capture.code.imports import Search, search_imports
 from mfimage.capture.environment.sources.base import (
+    LOADER,
     RUNTIME_REQUIREMENTS,
     Environment,
     Maker,
     Request,
 )
-from mfimage.capture.environment.why import LOADER
 from mfimage.capture.lock.uv import NEVER_LOCKED
 from mfimage.errors import LockError
 
 
-def find(request: Request) -> Imported:
+def find(request: Request) -> Callable[[], Environment]:
     """Every function imports something."""
-    return Imported()
+    return partial(_describe, request)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Imported:
-    """The closure of what is imported."""
-
-    def describe(self, request: Request) -> Environment:
-        """Lock it; what the source code says is solved while the module is being imported."""
-        # Its first use is not safe in threads before Python 3.13; uv and pydantic use it.
-        sysconfig.get_config_vars()
-        with request.running() as search, ThreadPoolExecutor(1) as pool:
-            early, expected = _expected(request, search)
-            solving = pool.submit(early.lock, expected) if early else None
-            request.meanwhile()
-            maker = request.maker(search.result())
-            lines = _requirements(maker)
-            # Running the module rarely shows imports that its source does not.
-            lock = solving.result() if solving and lines == expected else maker.lock(lines)
-        return maker.environment(lock, "imports")
+def _describe(request: Request) -> Environment:
+    """Lock the closure; what the source says is solved while the module is being imported."""
+    # Its first use is not safe in threads before Python 3.13; uv and pydantic use it.
+    sysconfig.get_config_vars()
+    with search_imports(request.code) as search, ThreadPoolExecutor(1) as pool:
+        early, expected = _expected(request, search)
+        solving = pool.submit(early.lock, expected) if early else None
+        request.meanwhile()
+        maker = request.maker(search.result())
+        lines = _requirements(maker)
+        # Running the module rarely shows imports that its source does not.
+        lock = solving.result() if solving and lines == expected else maker.lock(lines)
+    return maker.environment(lock, "imports")
 
 
 def _expected(request: Request, search: Search) -> tuple[Maker | None, list[str]]:

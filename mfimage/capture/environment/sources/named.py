@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -14,70 +15,51 @@ from packaging.utils import canonicalize_name
 from mfimage.capture.environment.sources.base import (
     RUNTIME_REQUIREMENTS,
     Environment,
-    Found,
     Request,
 )
-from mfimage.capture.environment.sources.project import UvLock
+from mfimage.capture.environment.sources.project import describe_uv_lock
 from mfimage.capture.lock import pylock
 from mfimage.errors import LockError
 
 _PYLOCK = re.compile(r"pylock(\.[^.]+)?\.toml")
 
 
-def find(request: Request) -> Found | None:
-    """Return what the named file is.
-
-    Raises
-    ------
-    LockError
-        When the file does not exist, or is none of these.
-    """
+def find(request: Request) -> Callable[[], Environment] | None:
+    """Return what describes the named file."""
     file = request.declared
     if file is None:
         return None
     if not file.is_file():
         raise LockError(f"environment: no file {str(file)!r}", hint="check the path")
     if file.name == "uv.lock":
-        return UvLock(file=file)
+        return partial(describe_uv_lock, request, file)
     if _PYLOCK.fullmatch(file.name):
-        return Pylock(file=file)
+        return partial(_describe_pylock, request, file)
     if file.suffix in (".txt", ".in"):
-        return Requirements(file=file)
+        return partial(_describe_requirements, request, file)
     raise LockError(
         f"environment: {file.name!r} does not describe an environment",
         hint="name a requirements file (.txt, .in), pylock.toml, pylock.<name>.toml or uv.lock",
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pylock:
-    """A ``pylock.toml`` of any tool."""
-
-    file: Path
-
-    def describe(self, request: Request) -> Environment:
-        """Keep its versions; add what mfimage's loader needs."""
-        maker, name = request.read(), self.file.name
-        parsed = pylock.parse_pylock(self.file.read_text(), where=str(self.file))
-        lock = maker.settle(parsed, base=self.file.parent, where=name)
-        maker.check(lock, name, remedy="what it is locked from")
-        return maker.environment(lock, "pylock", otherwise=f"locked in {name}")
+def _describe_pylock(request: Request, file: Path) -> Environment:
+    """Keep its versions; add what mfimage's loader needs."""
+    maker = request.read()
+    parsed = pylock.parse_pylock(file.read_text(), where=str(file))
+    lock = maker.settle(parsed, base=file.parent, where=file.name)
+    maker.check(lock, file.name, remedy="what it is locked from")
+    return maker.environment(lock, "pylock", otherwise=f"locked in {file.name}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Requirements:
-    """A requirements file."""
-
-    file: Path
-
-    def describe(self, request: Request) -> Environment:
-        """Solve it, with what mfimage's loader needs, and Metaflow if it is imported."""
-        maker, name, read = request.read(), self.file.name, read_requirements(self.file)
-        lines = [f"-r {self.file.resolve()}", *RUNTIME_REQUIREMENTS, *maker.metaflow(read.names)]
-        lock = maker.lock(lines, hashes=read.hashes)
-        maker.check(lock, name, remedy="it")
-        named = dict.fromkeys(read.names, f"named in {name}")
-        return maker.environment(lock, "requirements", named=named)
+def _describe_requirements(request: Request, file: Path) -> Environment:
+    """Solve it, with what mfimage's loader needs, and Metaflow if it is imported."""
+    maker, read = request.read(), read_requirements(file)
+    lines = [f"-r {file.resolve()}", *RUNTIME_REQUIREMENTS, *maker.metaflow(read.names)]
+    lock = maker.lock(lines, hashes=read.hashes)
+    maker.check(lock, file.name, remedy="it")
+    named = dict.fromkeys(read.names, f"named in {file.name}")
+    return maker.environment(lock, "requirements", named=named)
 
 
 # What a requirements file names, and the hashes that it allows; uv reads everything else.
@@ -89,29 +71,15 @@ _INCLUDE = re.compile(r"(?:-r|--requirement)[ =]?\s*(\S.*)")
 
 @dataclass(frozen=True, kw_only=True)
 class RequirementsRead:
-    """What a requirements file says.
+    """What a requirements file says."""
 
-    Attributes
-    ----------
-    names : frozenset of str
-        Canonical names of the distributions that it and the files it includes name.
-    hashes : mapping of str to frozenset of str
-        Name -> the sha256 of the files that may be used, where it lists them. Uv ignores them
-        when it solves.
-    """
-
-    names: frozenset[str]
+    names: frozenset[str]  # canonical; with those of the files that it includes
+    # Name -> the sha256 of the files that may be used. Uv ignores them when it solves.
     hashes: Mapping[str, frozenset[str]]
 
 
 def read_requirements(path: Path) -> RequirementsRead:
-    """Read a requirements file and those that it includes.
-
-    Raises
-    ------
-    LockError
-        When one cannot be read, or a package has hashes but no sha256.
-    """
+    """Read a requirements file and those that it includes."""
     names: set[str] = set()
     hashes: dict[str, frozenset[str]] = {}
     for line in _lines(path, set()):

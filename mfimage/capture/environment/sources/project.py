@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mfimage.capture.environment.sources.base import Environment, Maker, Request
@@ -11,10 +12,10 @@ from mfimage.capture.lock.notes import project_notes
 from mfimage.capture.lock.uv import export_pylock
 
 
-def find(request: Request) -> UvLock | None:
-    """Find the ``uv.lock`` in the project's folder, or above it in its repository."""
+def find(request: Request) -> Callable[[], Environment] | None:
+    """Find the project's ``uv.lock``."""
     file = find_uv_lock(request.project)
-    return UvLock(file=file) if file else None
+    return partial(describe_uv_lock, request, file) if file else None
 
 
 def find_uv_lock(project: Path) -> Path | None:
@@ -29,22 +30,16 @@ def find_uv_lock(project: Path) -> Path | None:
     return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class UvLock:
-    """A ``uv.lock``."""
-
-    file: Path
-
-    def describe(self, request: Request) -> Environment:
-        """Export it, with the project's own distribution if the code imports that."""
-        maker, folder = request.read(), self.file.parent
-        with_project = _imports_project(maker, folder)
-        text = export_pylock(folder, with_project=with_project, index=request.index)
-        parsed = pylock.parse_pylock(text, where=str(self.file))
-        lock = maker.settle(parsed, base=folder, where=self.file.name)
-        maker.check(lock, self.file.name, remedy="the dependencies in pyproject.toml")
-        notes = project_notes(folder, index=request.index)
-        return maker.environment(lock, "uv.lock", notes=notes, otherwise="locked in uv.lock")
+def describe_uv_lock(request: Request, file: Path) -> Environment:
+    """Export it, with the project's own distribution if the code imports that."""
+    maker, folder = request.read(), file.parent
+    with_project = _imports_project(maker, folder)
+    text = export_pylock(folder, with_project=with_project, index=request.index)
+    parsed = pylock.parse_pylock(text, where=str(file))
+    lock = maker.settle(parsed, base=folder, where=file.name)
+    maker.check(lock, file.name, remedy="the dependencies in pyproject.toml")
+    notes = project_notes(folder, index=request.index)
+    return maker.environment(lock, "uv.lock", notes=notes, otherwise="locked in uv.lock")
 
 
 def _imports_project(maker: Maker, project: Path) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,49 +27,39 @@ from mfimage.package.archive import members
 _FIELD = "conda_env_prefix"
 
 
-def find(request: Request) -> Resolved | None:
+def find(request: Request) -> Callable[[], Environment] | None:
     """Find what was resolved for the task."""
     resolution = request.resolution()
-    return Resolved(resolution=resolution) if resolution else None
+    return partial(_describe, request, resolution) if resolution else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resolved:
-    """A resolved environment."""
+def _describe(request: Request, resolution: Resolution) -> Environment:
+    """Lock its versions; ``@pypi``'s wheels as they are, where they fit the platform."""
+    kind = f"@{resolution.kind}"
+    maker = request.read(python=resolution.python)
+    lock = _lock(maker, resolution, where=f"the step's {kind}")
+    maker.check(lock, f"the step's {kind}", remedy="it, and run the flow again")
+    return maker.environment(lock, resolution.kind, otherwise=f"resolved by {kind}")
 
-    resolution: Resolution
 
-    def describe(self, request: Request) -> Environment:
-        """Lock its versions; ``@pypi``'s wheels as they are, where they fit the platform."""
-        kind = f"@{self.resolution.kind}"
-        maker = request.read(python=self.resolution.python)
-        lock = self._lock(maker, where=f"the step's {kind}")
-        maker.check(lock, f"the step's {kind}", remedy="it, and run the flow again")
-        return maker.environment(lock, self.resolution.kind, otherwise=f"resolved by {kind}")
-
-    def _lock(self, maker: Maker, *, where: str) -> Lock:
-        resolution, index, project = self.resolution, maker.request.index, maker.request.project
-        if resolution.kind == "conda":
-            packages = resolution.packages
-            return maker.lock_pins(
-                require_wheels(packages, maker.platform, index=index, directory=project)
-            )
-        if resolution.platform == PLATFORMS[maker.platform.name]:
-            parsed = lock_urls(resolution.urls, maker.platform, index=index, directory=project)
-            return maker.noted(maker.settle(parsed, base=project, where=where))
-        wheels, others = parse_wheels(resolution.urls)
-        return maker.lock_pins([*(wheel.pin for wheel in wheels), *others])
+def _lock(maker: Maker, resolution: Resolution, *, where: str) -> Lock:
+    index, project = maker.request.index, maker.request.project
+    if resolution.kind == "conda":
+        packages = resolution.packages
+        return maker.lock_pins(
+            require_wheels(packages, maker.platform, index=index, directory=project)
+        )
+    if resolution.platform == PLATFORMS[maker.platform.name]:
+        parsed = lock_urls(resolution.urls, maker.platform, index=index, directory=project)
+        return maker.noted(maker.settle(parsed, base=project, where=where))
+    wheels, others = parse_wheels(resolution.urls)
+    return maker.lock_pins([*(wheel.pin for wheel in wheels), *others])
 
 
 def find_resolution(task: TaskInfo, *, platform: str) -> Resolution | None:
     """Return what was resolved for a task; None when it ran in no environment of its own.
 
     The manifest is in the task's code package, or beside a local datastore.
-
-    Raises
-    ------
-    LockError
-        When no manifest has the environment.
     """
     prefix = task.metadata.get(_FIELD)
     if not prefix:
@@ -93,31 +84,21 @@ def find_resolution(task: TaskInfo, *, platform: str) -> Resolution | None:
 
 
 def _manifests(task: TaskInfo) -> Iterator[bytes]:
-    yield from _packaged(task)
-    roots = [task.store.root] if task.store.kind == "local" else []
-    for root in dict.fromkeys([*roots, *local_roots()]):
-        file = Path(root, task.flow, _name())
-        if file.is_file():
-            yield file.read_bytes()
-
-
-def _name() -> str:
     from metaflow.plugins.pypi import MAGIC_FILE
 
-    return str(MAGIC_FILE)
-
-
-def _packaged(task: TaskInfo) -> Iterator[bytes]:
-    try:
+    # Its path in the code package depends on the version of Metaflow.
+    data = None
+    with suppress(TaskError):  # it is gone; the manifest may also be beside the datastore
         data = read_code_package(task)
-    except TaskError:
-        return  # it is gone; the manifest may also be beside the datastore
-    if data is None:
-        return
-    # Its path in the package depends on the version of Metaflow.
-    for name, content, _ in members(data, where=f"the code package of {task.pathspec}"):
-        if PurePosixPath(name).name == _name():
-            yield content
+    if data is not None:
+        for name, content, _ in members(data, where=f"the code package of {task.pathspec}"):
+            if PurePosixPath(name).name == MAGIC_FILE:
+                yield content
+    roots = [task.store.root] if task.store.kind == "local" else []
+    for root in dict.fromkeys([*roots, *local_roots()]):
+        file = Path(root, task.flow, MAGIC_FILE)
+        if file.is_file():
+            yield file.read_bytes()
 
 
 def _requested(graph: Mapping[str, Any], step: str) -> Collection[str]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.serving import openapi
-from mfimage.runtime.serving.route import Expectation, Handler, Request, Response, Route
+from mfimage.runtime.serving.route import Expectation, Handler, HttpRequest, Response, Route
 from mfimage.runtime.serving.service import Service
 
-_DOCUMENT, _DOCS, _REDIRECT, _REDOC = (
-    "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc",
-)  # fmt: skip
+_DOCUMENT, _DOCS, _REDOC = "/openapi.json", "/docs", "/redoc"
+_REDIRECT = f"{_DOCS}/oauth2-redirect"
 
 
 def routes(spec: FunctionSpec) -> tuple[Route, ...]:
@@ -32,16 +32,15 @@ def routes(spec: FunctionSpec) -> tuple[Route, ...]:
     )
 
 
-async def _openapi(service: Service, request: Request) -> Response:
+async def _openapi(service: Service, request: HttpRequest) -> Response:
     assert service.media_types is not None
-    making = service.loop.run_in_executor(
-        None, openapi.render, service.spec, service.media_types.codecs, request.routes
-    )
-    return Response(await making)
+    codecs = service.media_types.codecs
+    render = partial(openapi.render, service.spec, codecs, request.routes)
+    return Response(await service.loop.run_in_executor(None, render))
 
 
 def _page(render: Callable[[FunctionSpec, str], Any]) -> Handler:
-    async def handler(service: Service, request: Request) -> Response:
+    async def handler(service: Service, request: HttpRequest) -> Response:
         # In a thread: importing FastAPI takes half a second.
         page = await service.loop.run_in_executor(None, render, service.spec, request.root)
         return Response(page.body, [(b"content-type", b"text/html; charset=utf-8")])
@@ -53,10 +52,9 @@ def _swagger(spec: FunctionSpec, root: str) -> Any:
     from fastapi.openapi.docs import get_swagger_ui_html
 
     return get_swagger_ui_html(
-        openapi_url=root + _DOCUMENT,
-        title=f"{spec.name} - Swagger UI",
+        openapi_url=root + _DOCUMENT, title=f"{spec.name} - Swagger UI",
         oauth2_redirect_url=root + _REDIRECT,
-    )
+    )  # fmt: skip
 
 
 def _redirect(spec: FunctionSpec, root: str) -> Any:
@@ -99,13 +97,11 @@ def _references(value: Any) -> Iterator[str]:
             yield from _references(item)
 
 
-def _resolves(document: Any, reference: str) -> bool:
-    if not reference.startswith("#/"):
-        return reference == "#"
-    found = document
-    for part in reference[2:].split("/"):
+def _resolves(found: Any, reference: str) -> bool:
+    root, *parts = reference.split("/")
+    for part in parts:
         name = part.replace("~1", "/").replace("~0", "~")
         if not isinstance(found, Mapping) or name not in found:
             return False
         found = found[name]
-    return True
+    return root == "#"

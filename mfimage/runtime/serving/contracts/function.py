@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.calls.queue import Outcome
-from mfimage.runtime.serving.body import (
-    decode_list,
-    encode_outcomes,
-    join_outcomes,
-    read_body,
-    split_list,
-)
-from mfimage.runtime.serving.content import JSON, MediaCodec
+from mfimage.runtime.serving.body import encode_outcomes, join_outcomes, read_body, split_list
+from mfimage.runtime.serving.content import JSON
 from mfimage.runtime.serving.problems import MEDIA_TYPE, problem_of
 from mfimage.runtime.serving.route import (
     Described,
     Expectation,
+    HttpRequest,
     Operation,
-    Request,
     Response,
     Route,
-)
+)  # fmt: skip
 from mfimage.runtime.serving.service import Service
 
 # A list larger than this is split in a thread.
@@ -47,6 +41,10 @@ log = logging.getLogger("mfimage.serving")
 def routes(spec: FunctionSpec) -> tuple[Route, ...]:
     """Return the routes."""
     summary = (spec.description.strip().splitlines() or [spec.name])[0].rstrip(".")
+    documented = partial(
+        Operation, tag="function", description=spec.description, problems=_PROBLEMS
+    )
+    refused = partial(Expectation, media_type=MEDIA_TYPE)
     return (
         Route(
             name="record",
@@ -55,22 +53,16 @@ def routes(spec: FunctionSpec) -> tuple[Route, ...]:
             method="POST",
             endpoint="record",
             below="",
-            operation=Operation(
+            operation=documented(
                 id=spec.name,
                 summary=summary,
-                tag="function",
-                description=spec.description,
                 request=_record_request,
                 response=_record_response,
                 success="The result.",
-                problems=_PROBLEMS,
             ),
             expectations=(
-                Expectation(name="malformed-body", status=422, media_type=MEDIA_TYPE, body=b"{"),
-                Expectation(
-                    name="content-type", status=415, media_type=MEDIA_TYPE, body=b"a,b",
-                    content_type="text/csv",
-                ),
+                refused(name="malformed-body", status=422, body=b"{"),
+                refused(name="content-type", status=415, body=b"a,b", content_type="text/csv"),
             ),
         ),
         Route(
@@ -80,21 +72,18 @@ def routes(spec: FunctionSpec) -> tuple[Route, ...]:
             method="POST",
             endpoint="batch",
             below="/batch",
-            operation=Operation(
+            operation=documented(
                 id=f"{spec.name}_batch",
                 summary=f"{summary} for a list of records",
-                tag="function",
-                description=spec.description,
                 request=_batch_request,
                 response=_batch_response,
                 success="For each record, in order, its result or its error.",
-                problems=_PROBLEMS,
             ),
         ),
-    )  # fmt: skip
+    )
 
 
-async def _record(service: Service, request: Request) -> Response | BaseException:
+async def _record(service: Service, request: HttpRequest) -> Response | BaseException:
     assert service.media_types is not None
     negotiated = service.media_types.record.negotiate(request.headers)
     body = await read_body(request.headers, request.receive, service.settings.max_body)
@@ -105,12 +94,18 @@ async def _record(service: Service, request: Request) -> Response | BaseExceptio
     return outcome
 
 
-async def _batch(service: Service, request: Request) -> Response:
+async def _batch(service: Service, request: HttpRequest) -> Response:
     assert service.media_types is not None
     negotiated = service.media_types.batch.negotiate(request.headers)
     body = await read_body(request.headers, request.receive, service.settings.max_body)
     calls = service.admit()
-    payloads = await _items(service.loop, negotiated.reader, body)
+    if negotiated.reader is not None:
+        assert negotiated.reader.many is not None
+        body = await service.loop.run_in_executor(None, negotiated.reader.many.loads, body)
+    if len(body) > _LARGE:
+        payloads = await service.loop.run_in_executor(None, split_list, body)
+    else:
+        payloads = split_list(body)
     outcomes: Sequence[Outcome] = await calls.run_many(
         payloads, request.receive, request.started, at_once=service.settings.max_batch
     )
@@ -123,20 +118,9 @@ async def _batch(service: Service, request: Request) -> Response:
     return Response(body, negotiated.headers)
 
 
-async def _items(
-    loop: asyncio.AbstractEventLoop, reader: MediaCodec | None, body: bytes
-) -> list[bytes]:
-    """Return the JSON bytes of each record of a list."""
-    if reader is not None:
-        return await loop.run_in_executor(None, decode_list, reader, body)
-    if len(body) > _LARGE:
-        return await loop.run_in_executor(None, split_list, body)
-    return split_list(body)
-
-
 def _log_failed_items(name: str, outcomes: Sequence[Outcome], request_id: str) -> None:
-    failed = [item for item in outcomes if not isinstance(item, bytes)]
-    failed = [item for item in failed if problem_of(item).status == 500]
+    errors = (item for item in outcomes if not isinstance(item, bytes))
+    failed = [error for error in errors if problem_of(error).status == 500]
     if failed:
         message = "%s failed for %d of %d records; the first reason follows"
         arguments = (name, len(failed), len(outcomes))
@@ -148,18 +132,18 @@ def _log_failed_items(name: str, outcomes: Sequence[Outcome], request_id: str) -
 
 def _record_request(it: Described) -> Mapping[str, Any]:
     inputs = [example.input for example in it.spec.examples]
-    return _json(it.record, inputs) | _others(it.codecs.values(), "input")
+    return _json(it.record, inputs) | _others(it, "input")
 
 
 def _record_response(it: Described) -> Mapping[str, Any]:
     outputs = [example.output for example in it.spec.examples]
-    return _json(it.result, outputs) | _others(it.codecs.values(), "output")
+    return _json(it.result, outputs) | _others(it, "output")
 
 
 def _batch_request(it: Described) -> Mapping[str, Any]:
     inputs = [example.input for example in it.spec.examples]
     schema = {"type": "array", "items": it.record}
-    return _json(schema, [inputs] if inputs else []) | _others(_of_lists(it), "input")
+    return _json(schema, [inputs] if inputs else []) | _others(it, "input", many=True)
 
 
 def _batch_response(it: Described) -> Mapping[str, Any]:
@@ -169,11 +153,7 @@ def _batch_response(it: Described) -> Mapping[str, Any]:
         for key, schema in (("result", it.result), ("error", it.problem))
     ]
     schema = {"type": "array", "items": {"oneOf": items}}
-    return _json(schema, [outcomes] if outcomes else []) | _others(_of_lists(it), "output")
-
-
-def _of_lists(it: Described) -> list[MediaCodec]:
-    return [codec.many for codec in it.codecs.values() if codec.many is not None]
+    return _json(schema, [outcomes] if outcomes else []) | _others(it, "output", many=True)
 
 
 def _json(schema: Mapping[str, Any], examples: Sequence[Any]) -> dict[str, Any]:
@@ -183,8 +163,11 @@ def _json(schema: Mapping[str, Any], examples: Sequence[Any]) -> dict[str, Any]:
     return {JSON: media}
 
 
-def _others(codecs: Iterable[MediaCodec], side: Literal["input", "output"]) -> dict[str, Any]:
+def _others(
+    it: Described, side: Literal["input", "output"], *, many: bool = False
+) -> dict[str, Any]:
     """Document media types beside JSON: OpenAPI has only room for the serializer's own schema."""
+    codecs = [each.many if many else each for each in it.codecs.values()]
     return {
         codec.media_type: {
             # A body that is not JSON has no type: the media type says all (OpenAPI 3.1).
@@ -192,4 +175,5 @@ def _others(codecs: Iterable[MediaCodec], side: Literal["input", "output"]) -> d
             f"x-{codec.serializer.name}-schema": codec.input if side == "input" else codec.output,
         }
         for codec in codecs
+        if codec is not None
     }

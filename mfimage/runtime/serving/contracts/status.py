@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from mfimage import __version__
@@ -12,13 +12,12 @@ from mfimage.runtime.serving.content import JSON
 from mfimage.runtime.serving.problems import unavailable
 from mfimage.runtime.serving.route import (
     Content,
-    Described,
     Expectation,
+    HttpRequest,
     Operation,
-    Request,
     Response,
     Route,
-)
+)  # fmt: skip
 from mfimage.runtime.serving.service import Service
 
 
@@ -84,35 +83,29 @@ def routes(spec: FunctionSpec) -> tuple[Route, ...]:
 
 def about(spec: FunctionSpec) -> dict[str, str]:
     """Return what ``GET /`` says."""
-    return {
-        "name": spec.name,
-        "digest": spec.digest,
-        "pathspec": spec.task,
-        "version": __version__,
-    }
+    names = {"name": spec.name, "digest": spec.digest, "pathspec": spec.task}
+    return {**names, "version": __version__}
 
 
-async def _about(service: Service, request: Request) -> Response:
+async def _about(service: Service, request: HttpRequest) -> Response:
     text = json.dumps(about(service.spec), ensure_ascii=False, separators=(",", ":"))
     return Response(text.encode())
 
 
-async def _healthz(service: Service, request: Request) -> Response:
+async def _healthz(service: Service, request: HttpRequest) -> Response:
     return Response(b'{"status":"alive"}')
 
 
-async def _readyz(service: Service, request: Request) -> Response | BaseException:
+async def _readyz(service: Service, request: HttpRequest) -> Response | BaseException:
     reason = service.not_ready()
     return unavailable(reason) if reason else Response(b'{"status":"ready"}')
 
 
-async def _metrics(service: Service, request: Request) -> Response:
+async def _metrics(service: Service, request: HttpRequest) -> Response:
     accept = request.headers.get(b"accept", b"").decode("latin-1")
     # In a thread: it reads files.
-    rendering = service.loop.run_in_executor(
-        None, service.metrics.render, about(service.spec), accept
-    )
-    body, media_type = await rendering
+    render = partial(service.metrics.render, about(service.spec), accept)
+    body, media_type = await service.loop.run_in_executor(None, render)
     return Response(body, [(b"content-type", media_type.encode())])
 
 
@@ -133,10 +126,7 @@ _STATUS = {"Status": _object("Status", "How the server is.", "status")}
 
 
 def _refer(name: str) -> Content:
-    def content(it: Described) -> Mapping[str, Any]:
-        return {JSON: {"schema": {"$ref": f"#/components/schemas/{name}"}}}
-
-    return content
+    return lambda _: {JSON: {"schema": {"$ref": f"#/components/schemas/{name}"}}}
 
 
 # What `mfimage test` verifies
@@ -145,9 +135,8 @@ def _refer(name: str) -> Content:
 def _verify_identity(spec: FunctionSpec, body: bytes) -> str:
     found = json.loads(body)
     for name, expected in about(spec).items():
-        if name == "version":
-            continue  # another version of mfimage may have built the image
-        if not isinstance(found, dict) or found.get(name) != expected:
+        # Another version of mfimage may have built the image.
+        if name != "version" and (not isinstance(found, dict) or found.get(name) != expected):
             raise ValueError(f"GET / does not say that its {name} is {expected}")
     return spec.digest[:19]
 
