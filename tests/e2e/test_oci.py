@@ -135,9 +135,9 @@ def test_what_cannot_be_done_is_told_at_once(iris: Project, base, no_docker):
     reference = iris.bind("predict.py:predict")
     for options, message in (
         ([], "the image has nowhere to go"),
-        (["--builder", "docker"], "/nowhere.sock"),
+        (["--builder", "docker"], "no `docker` command on PATH"),
         (["--base-image", base, "--apt", "libgomp1", "--output", "oci:out"], "libgomp1"),
-        (["--base-image", base, "--apt", "libgomp1"], "/nowhere.sock"),
+        (["--base-image", base, "--apt", "libgomp1"], "no `docker` command on PATH"),
     ):
         done = iris.mfimage("build", reference, *options, check=False, env=no_docker)
         assert (done.returncode, done.stdout) == (1, "")
