@@ -16,6 +16,7 @@ import contextlib
 import decimal
 import functools
 import hashlib
+import importlib
 import io
 import itertools
 import json
@@ -23,7 +24,6 @@ import re
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any, BinaryIO, NamedTuple
 
 from mfimage import errors
@@ -298,8 +298,12 @@ def checked_schema(schema: Any) -> Any:
     except (TypeError, ValueError, RecursionError):
         text = f"Avro schema: expected a dict, a list or JSON text, got {schema!r}"
         raise SchemaError(text[:200]) from None
-    if find_spec("fastavro") and find_spec("pydantic_core"):
-        _Compiler(plain)
+    try:
+        _fastavro()
+        importlib.import_module("pydantic_core")
+    except Exception:  # noqa: BLE001  (absent or broken: no reason to break a flow's import)
+        return plain
+    _Compiler(plain)
     return plain
 
 
