@@ -37,8 +37,7 @@ def target_lock(package: Package, options: BuildOptions, platform: str, note: No
     ``note`` is called with a line if the lock cannot be stored beside the package.
     """
     asked = _asked(package, options, platform)
-    folder = package_name(package.spec).removesuffix(f"/{FILE_NAME}")
-    kept = f"{folder}/locks/{_digest(asked)[:32]}.json"
+    kept = _kept(package, asked)
     if (lock := _read(package, kept, asked)) is not None:
         return lock
     # Variables name indexes too; they may contain credentials, so only a digest is kept.
@@ -66,6 +65,12 @@ def _asked(package: Package, options: BuildOptions, platform: str) -> dict[str, 
         "platform": platform,
         "index_urls": [url for url in (options.index_url, *options.extra_index_urls) if url],
     }
+
+
+def _kept(package: Package, asked: dict[str, Any]) -> str:
+    """Return where a lock is stored: beside the package."""
+    folder = package_name(package.spec).removesuffix(f"/{FILE_NAME}")
+    return f"{folder}/locks/{_digest(asked)[:32]}.json"
 
 
 def _digest(value: Any) -> str:

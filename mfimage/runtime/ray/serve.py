@@ -115,7 +115,7 @@ class Replica:
         gc.freeze()  # see docs/serving.md
         self._retired: set[asyncio.Task[None]] = set()
         self._service = self._new(self._settings)
-        self.app = MountedApp(self._service)
+        self.mounted = MountedApp(self._service)  # Serve's own class has an `app`
         _replica = self
 
     def _new(self, settings: Settings) -> Service:
@@ -127,7 +127,7 @@ class Replica:
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Take new settings; requests in flight keep the old ones."""
         before, self._service = self._service, self._new(changed(self._settings, config))
-        self.app.use(self._service)
+        self.mounted.use(self._service)
         task = self._loop.create_task(self._retire(before))
         self._retired.add(task)
         task.add_done_callback(self._retired.discard)
@@ -150,7 +150,7 @@ _replica: Replica | None = None
 def replica_app() -> MountedApp:
     """Return the app of this process's replica."""
     assert _replica is not None
-    return _replica.app
+    return _replica.mounted
 
 
 def build(args: Mapping[str, Any]) -> Any:

@@ -201,7 +201,7 @@ def test_addresses_without_a_cluster() -> None:
         output, _ = process.communicate(timeout=60)
     for line, address in zip(output.splitlines(), addresses, strict=True):
         seconds, _, message = line.partition(" ")
-        assert f"no Ray cluster answers at {address}" in message
+        assert f"no Ray cluster responds at {address}" in message
         assert float(seconds) < 5
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mfimage.image.plan.lock import _asked, _beside, _write
+from mfimage.image.plan.lock import _asked, _kept, _write
 from mfimage.image.plan.options import BuildOptions
 from mfimage.package.store import PackageStore, open_package
 from tests.image.oci.bases import layout
@@ -46,7 +46,7 @@ def root(tmp_path_factory) -> Path:
     reference = store.write(replace(spec, environment=environment))
     package = open_package(reference)
     asked = _asked(package, BuildOptions(), "linux/amd64")
-    _write(package, _beside(package, asked), asked, lock, print)
+    _write(package, _kept(package, asked), asked, lock, print)
     (folder / "reference").write_text(str(Path(reference).relative_to(folder)))
     layout(folder / "base")
     return folder

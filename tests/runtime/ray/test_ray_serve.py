@@ -60,7 +60,7 @@ async def replica(folder: Path, root: str = "") -> Any:
     """A replica without Ray, and a client that sees it below a route prefix."""
     made = Replica.__new__(Replica)
     await made.__init__(str(folder))
-    transport = httpx.ASGITransport(made.app, root_path=root)
+    transport = httpx.ASGITransport(made.mounted, root_path=root)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield made, client
     await made._retire(made._service)
