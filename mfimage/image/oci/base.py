@@ -18,13 +18,7 @@ from mfimage.errors import EngineError, OptionError, RegistryError
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.oci.cache import LAYER, LayerCache, work_folder
 from mfimage.image.oci.compression import GZIP, NONE, decompressed
-from mfimage.image.oci.images import (
-    StoredImage,
-    StoredLayer,
-    encode,
-    layer_descriptor,
-    pick,
-)
+from mfimage.image.oci.images import StoredImage, StoredLayer, encode, layer_descriptor, pick
 from mfimage.image.oci.layout import open_location
 from mfimage.image.registry.client import RegistryClient, open_registry, repository_of
 from mfimage.image.registry.descriptors import Descriptor
