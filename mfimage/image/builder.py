@@ -145,19 +145,15 @@ class Builder(Protocol):
     def write(
         self, images: Sequence[BuiltImage], output: Location | None, tags: Sequence[Reference]
     ) -> str:
-        """Write images, one for each platform, to ``output``, or to the engine if it is None.
-
-        Returns their name there.
-        """
+        """Write images, one for each platform, to ``output``, or to the engine if it is None."""
+        # Returns their name there.
 
     def push(self, images: Sequence[BuiltImage], tags: Sequence[Reference]) -> tuple[str, ...]:
         """Push images, one for each platform; return ``repository@digest`` of each tag."""
 
     def export(self, images: Sequence[BuiltImage], tags: Sequence[Reference]) -> None:
-        """Push the cache for other machines, if one was requested.
-
-        ``tags`` are those that were pushed.
-        """
+        """Push the cache for other machines, if one was requested."""
+        # ``tags`` are those that were pushed.
 
     def close(self) -> None:
         """Close connections."""

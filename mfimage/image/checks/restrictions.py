@@ -29,10 +29,8 @@ RESTRICTIONS: dict[str, tuple[dict[str, Any], str]] = {
 def check_restrictions(
     recorder: Recorder, launch: ContainerOptions, attempt: Callable[[ContainerOptions], object]
 ) -> None:
-    """Start an image with all restrictions; if it does not work, with each alone to name it.
-
-    ``attempt`` starts it and calls it; it raises `Failed` when it does not work.
-    """
+    """Start an image with all restrictions; if it does not work, with each alone to name it."""
+    # ``attempt`` starts it and calls it; it raises `Failed` when it does not work.
 
     def works(changes: dict[str, Any], holds: str) -> str:
         # What is skipped starts, and there are no examples.

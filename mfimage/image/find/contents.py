@@ -36,10 +36,8 @@ Contents = Mapping[str, Mapping[str, Item] | None]
 
 
 def contents_of(info: ImageInfo, sbom: bytes | None) -> Contents:
-    """Return what an image is made of, by its configuration and SBOM.
-
-    Without an SBOM, distributions and code files are not known.
-    """
+    """Return what an image is made of, by its configuration and SBOM."""
+    # Without an SBOM, distributions and code files are not known.
     labels = info.labels
     found = _from_labels(labels)
     if sbom is not None:

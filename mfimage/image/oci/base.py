@@ -91,11 +91,9 @@ class Images:
         )
 
     def read_engine(self, engine: ImageEngine, info: ImageInfo) -> StoredImage:
-        """Read an image from the engine.
-
-        For an image that stays in the engine (no compression), its description is enough. Otherwise
-        its layers are streamed the first time, then cached by its ID.
-        """
+        """Read an image from the engine."""
+        # For an image that stays in the engine (no compression), its description is enough.
+        # Otherwise its layers are streamed the first time, then cached by its ID.
         whole = partial(self._read_layers, engine, info)
         if self._layers.compression == NONE:
             config = described(*engine.describe(info.id))
@@ -214,10 +212,8 @@ class BasePython:
 def described(
     image: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
-    """Return an image's configuration from an engine's description; None if that is not enough.
-
-    An engine does not tell an empty layer from an entry without one.
-    """
+    """Return an image's configuration from an engine's description; None if that is not enough."""
+    # An engine does not tell an empty layer from an entry without one.
     layers = image["RootFS"]["Layers"]
     if len(layers) != sum(1 for entry in history if entry["Size"]):
         return None
@@ -278,11 +274,9 @@ def find_python(
     where: str,
     files: Callable[[], AbstractContextManager[ImageFiles]] | None = None,
 ) -> BasePython:
-    """Find the Python on a base's ``PATH``.
-
-    Official images name its version in a variable. Of others the ``files`` are asked where an
-    engine has them, or the layers are searched; once.
-    """
+    """Find the Python on a base's ``PATH``."""
+    # Official images name its version in a variable. Of others the ``files`` are asked where an
+    # engine has them, or the layers are searched; once.
     environment = environment_of(image)
     folders = [folder for folder in environment["PATH"].split(":") if folder.startswith("/")]
     if f"{VENV}/bin" in folders:

@@ -57,10 +57,8 @@ class LayerCache:
         return sha256_digest(text.encode()).removeprefix("sha256:")
 
     def layer(self, inputs: Sequence[str], chunks: Callable[[], Iterable[bytes]]) -> StoredLayer:
-        """Return the layer that these inputs give: cached, or made by one process at a time.
-
-        Its `open` raises `BuildError` if a cached layer is damaged.
-        """
+        """Return the layer that these inputs give: cached, or made by one process at a time."""
+        # Its `open` raises `BuildError` if a cached layer is damaged.
         if (found := self.find(inputs)) is not None:
             return found
         lock = self._record(inputs).with_suffix(".lock")

@@ -123,10 +123,8 @@ def install(
     *,
     secrets: Mapping[str, bytes],
 ) -> None:
-    """Install a plan's lock into the empty folder ``tree``; only uv gets the secrets.
-
-    ``wheels`` are the package's own, by path in the lock; ``work`` is a private folder.
-    """
+    """Install a plan's lock into the empty folder ``tree``; only uv gets the secrets."""
+    # ``wheels`` are the package's own, by path in the lock; ``work`` is a private folder.
     _refuse_sources(plan)
     lock = work / "lock"
     for name, path in {"pylock.toml": None, **wheels}.items():
@@ -184,10 +182,8 @@ def _uv_environment(plan: ImagePlan) -> dict[str, str]:
 
 @contextmanager
 def _handed_over(secrets: Mapping[str, bytes]) -> Iterator[tuple[dict[str, str], list[int]]]:
-    """Yield the variables that pass secrets to uv, and the open files that they name.
-
-    The files have no path, so no other process can open them and a kill leaves none behind.
-    """
+    """Yield the variables that pass secrets to uv, and the open files that they name."""
+    # The files have no path, so no other process can open them and a kill leaves none behind.
     variables: dict[str, str] = {}
     with ExitStack() as stack:
         descriptors = []
@@ -243,10 +239,8 @@ def laid_out(
     compiled: bool,
     secrets: Mapping[str, bytes],
 ) -> Iterator[list[Member]]:
-    """Install the plan's lock; yield the files of `VENV`, which last as long as the block.
-
-    ``python`` is the base's, as ``/usr/local/bin/python3``. Errors contain no credentials.
-    """
+    """Install the plan's lock; yield the files of `VENV`, which last as long as the block."""
+    # ``python`` is the base's, as ``/usr/local/bin/python3``. Errors contain no credentials.
     with work_folder() as folder:
         tree = folder / "tree"
         tree.mkdir()

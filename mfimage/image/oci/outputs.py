@@ -190,11 +190,9 @@ def load_into(
     like: Iterable[str],
     whole: Callable[[], Sequence[Composed]],
 ) -> None:
-    """Load an image into the engine, without the layers that one of the images ``like`` it has.
-
-    An engine knows a layer by those below it, so it has those with which both begin. An image store
-    that wants all layers refuses the short archive, and is sent the ``whole``.
-    """
+    """Load an image into the engine, without the layers that one of the images ``like`` it has."""
+    # An engine knows a layer by those below it, so it has those with which both begin. An image
+    # store that wants all layers refuses the short archive, and is sent the ``whole``.
     wanted = [layer.diff_id for layer in images[0].layers]
     most = 0
     with contextlib.suppress(EngineError):

@@ -35,10 +35,8 @@ def image_labels(
     base_id: str | None = None,
     more: Mapping[str, str] = _NONE,
 ) -> dict[str, str]:
-    """Return the labels of a function's image, sorted by name; ``more`` are the target's own.
-
-    None contains a time: equal inputs give equal images.
-    """
+    """Return the labels of a function's image, sorted by name; ``more`` are the target's own."""
+    # None contains a time: equal inputs give equal images.
     labels = {
         f"{_OCI}title": spec.name,
         f"{_OCI}description": _paragraph(spec.description),

@@ -32,10 +32,8 @@ Note = Callable[[str], None]
 
 
 def target_lock(package: Package, options: BuildOptions, platform: str, note: Note) -> bytes:
-    """Return the lock of an image for a platform: the stored one, else a new one.
-
-    ``note`` is called with a line if the lock cannot be stored beside the package.
-    """
+    """Return the lock of an image for a platform: the stored one, else a new one."""
+    # ``note`` is called with a line if the lock cannot be stored beside the package.
     asked = _asked(package, options, platform)
     folder = package_name(package.spec).removesuffix(f"/{FILE_NAME}")
     kept = f"{folder}/locks/{_digest(asked)[:32]}.json"

@@ -102,10 +102,8 @@ class Option:
 
 
 def option(default: Any, *flags: str, **attributes: Any) -> Any:
-    """Declare a field of `BuildOptions`, with attributes of `Option`.
-
-    Flag and key are made from the field's name where none is given.
-    """
+    """Declare a field of `BuildOptions`, with attributes of `Option`."""
+    # Flag and key are made from the field's name where none is given.
     about = {"flags": flags, **attributes}
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=about)

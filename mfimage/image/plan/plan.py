@@ -118,11 +118,9 @@ class ImagePlan:
 def make_plan(
     spec: FunctionSpec, *, lock: bytes, base: BaseImage, options: BuildOptions
 ) -> ImagePlan:
-    """Decide what the image will be.
-
-    ``lock`` is the ``pylock.toml`` of the function's environment and the target's requirements
-    together. A base or a wheel that does not fit is refused, and whatever would show a password.
-    """
+    """Decide what the image will be."""
+    # ``lock`` is the ``pylock.toml`` of the function's environment and the target's requirements
+    # together. A base or a wheel that does not fit is refused, and whatever would show a password.
     target = options.image_target
     platform = options.platform or parse_platform(spec.environment.platform)
     check_base(spec, base, platform)
@@ -207,11 +205,9 @@ def _timeless(spec: FunctionSpec) -> FunctionSpec:
 
 
 def _artifact_layers(artifacts: Mapping[str, ArtifactRef]) -> tuple[ArtifactLayer, ...]:
-    """Give each blob a layer, the largest first.
-
-    A builder copies everything after a changed layer again; in this order a change costs at most
-    its own size again. Sizes count by powers of two, so that what grows a little keeps its place.
-    """
+    """Give each blob a layer, the largest first."""
+    # A builder copies everything after a changed layer again; in this order a change costs at most
+    # its own size again. Sizes count by powers of two, so that what grows a little keeps its place.
     names: dict[str, list[str]] = {}
     for name, ref in artifacts.items():
         names.setdefault(ref.digest, []).append(name)

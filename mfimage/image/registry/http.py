@@ -99,11 +99,9 @@ class Http:
     def request(
         self, method: str, url: str, *, scopes: Scopes, headers: Headers = None, body: Body = None
     ) -> RegistryResponse:
-        """Make a request, with retries, and return the response of whatever status.
-
-        ``url`` is absolute, or relative to ``/v2/``; ``scopes`` are those that a token needs, as
-        ``repository:team/name:pull``.
-        """
+        """Make a request, with retries, and return the response of whatever status."""
+        # ``url`` is absolute, or relative to ``/v2/``; ``scopes`` are those that a token needs, as
+        # ``repository:team/name:pull``.
         for attempt in range(1, TRIES + 1):
             try:
                 return self.once(method, url, scopes=scopes, headers=headers, body=body)
