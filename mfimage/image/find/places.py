@@ -200,15 +200,6 @@ def find_image(
 ) -> FoundImage:
     """Find an image in the first place that has it.
 
-    Parameters
-    ----------
-    name : str
-        ``oci:DIR``, ``oci-archive:FILE``, ``docker-archive:FILE``, or a name or ID.
-    platform : str, optional
-        Which image of an index, as ``linux/arm64``; this machine's by default.
-    places : sequence of Place
-        Where to look, in this order. An engine that does not respond has no images.
-
     Raises
     ------
     ReferenceNotFound
