@@ -188,7 +188,6 @@ def render(reference: str, options: BuildOptions, folder: Path) -> Path:
 def _plans(
     package: Package, options: BuildOptions, builder: Builder, note: Note
 ) -> tuple[ImagePlan, ...]:
-    """Plan the image for each platform."""
     spec = package.spec
     source = options.base_image or default_base(spec)
     plans = []

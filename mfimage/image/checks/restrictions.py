@@ -13,8 +13,7 @@ from typing import Any
 from mfimage.image.checks.report import Failed, Recorder, Skipped
 from mfimage.image.checks.runner import ContainerOptions
 
-# As OpenShift chooses one: without a name, in root's group.
-_ANY_USER = "12345:0"
+_ANY_USER = "12345:0"  # as OpenShift chooses one: without a name, in root's group
 
 
 # What each changes of `ContainerOptions`, and what then is known.

@@ -27,8 +27,7 @@ class Item:
     """One thing in an image."""
 
     text: str
-    # Distinguishes items of equal text, such as a hash.
-    mark: str = ""
+    mark: str = ""  # distinguishes items of equal text, such as a hash
 
 
 # What an image is made of, by the names in `SECTIONS`; None where it is not known.
@@ -139,7 +138,6 @@ def _by_content(document: Mapping[str, Any], kind: str) -> dict[str, Item]:
 
 
 def _hashes(component: Mapping[str, Any]) -> str:
-    """Return the hashes of all files that a distribution may be installed from."""
     files = component.get("externalReferences", ())
     hashes = {found["content"] for each in files for found in each.get("hashes", ())}
     return " ".join(sorted(hashes))
@@ -156,8 +154,7 @@ class Change:
 
     section: str
     name: str
-    # Such as versions; None where it is missing.
-    before: str | None
+    before: str | None  # such as versions; None where it is missing
     after: str | None
 
     @property
@@ -184,10 +181,8 @@ class ImageDiff:
 
     before: str
     after: str
-    # In the order of `SECTIONS`.
-    changes: tuple[Change, ...]
-    # Sections that are not known of both images.
-    unknown: tuple[str, ...]
+    changes: tuple[Change, ...]  # in the order of `SECTIONS`
+    unknown: tuple[str, ...]  # sections that are not known of both images
 
     def __bool__(self) -> bool:
         return bool(self.changes)

@@ -382,7 +382,6 @@ class _Search:
                 del self.links[name]
 
     def _resolve(self, path: str) -> str | None:
-        """Follow links to a regular file."""
         for _ in range(20):
             target = self.links.get(path)
             if target == "":

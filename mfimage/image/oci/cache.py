@@ -35,8 +35,7 @@ _UNFINISHED = ".new-"
 _ABANDONED = 24 * 3600
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 _TYPES = {GZIP: f"{LAYER}+gzip", ZSTD: f"{LAYER}+zstd", NONE: LAYER}
-# Raised when equal inputs are to give other bytes than before.
-_FORMAT = "1"
+_FORMAT = "1"  # raised when equal inputs are to give other bytes than before
 
 
 class LayerCache:
@@ -177,7 +176,6 @@ def work_folder() -> Iterator[Path]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove unfinished files of killed processes."""
     for path in folder.glob(f"{_UNFINISHED}*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _ABANDONED:

@@ -34,8 +34,7 @@ from mfimage.runtime.layout import VENV
 
 _SCRIPT = Path(__file__).with_name("_compile.py")
 _TESTS = {"test", "tests"}
-# Starting a process takes as long as compiling this many files.
-_FILES_PER_PROCESS = 50
+_FILES_PER_PROCESS = 50  # starting a process takes as long as compiling this many files
 
 
 def find_python(minor: str) -> str:
@@ -270,7 +269,6 @@ def _environment(plan: ImagePlan, python: str) -> Iterator[Member]:
 
 
 def _files(tree: Path, plan: ImagePlan) -> Iterator[Member]:
-    """Yield what was installed, rewritten for the image."""
     scripts: dict[str, bytes] = {}
     records: list[tuple[str, Path]] = []
     for path in _walk(tree):

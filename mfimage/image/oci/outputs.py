@@ -123,7 +123,6 @@ def _index(entries: Sequence[Any]) -> bytes:
 
 
 def _others(path: Path, entries: Sequence[Any]) -> list[Any]:
-    """Return the entries of an existing layout that stay."""
     try:
         names = {each.name for each in path.iterdir()}
     except FileNotFoundError:

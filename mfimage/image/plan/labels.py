@@ -67,7 +67,6 @@ def image_labels(
 
 
 def _paragraph(text: str) -> str:
-    """Return the first paragraph of a docstring on one line."""
     words = " ".join(text.strip().partition("\n\n")[0].split())
     if len(words) > _LONGEST_DESCRIPTION:
         words = words[: _LONGEST_DESCRIPTION - 1] + "…"

@@ -55,7 +55,6 @@ def target_lock(package: Package, options: BuildOptions, platform: str, note: No
 
 
 def _asked(package: Package, options: BuildOptions, platform: str) -> dict[str, Any]:
-    """Return what decides a lock, as the file records it."""
     environment = package.spec.environment
     return {
         "function_lock": environment.lock.digest,

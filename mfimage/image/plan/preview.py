@@ -181,7 +181,6 @@ def _reasons(name: str, changes: Iterable[Change], *, relocked: bool) -> list[st
 
 
 def _removed(plan: ImagePlan, changes: Iterable[Change]) -> Iterator[PlannedPart]:
-    """Yield what no longer has a layer."""
     for change in changes:
         system = change.section == "system" and not plan.system_packages
         if change.kind == REMOVED and (system or change.section == "artifacts"):

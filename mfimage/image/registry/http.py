@@ -31,8 +31,7 @@ _HUB = ("docker.io", "index.docker.io")
 Body = bytes | Iterator[bytes] | None
 Headers = Mapping[str, str] | None
 Scopes = frozenset[str]
-# Schemes of registries on this machine, probed once per process.
-_SCHEMES: dict[str, str] = {}
+_SCHEMES: dict[str, str] = {}  # schemes of registries on this machine, probed once per process
 
 
 def trust(address: str, ca: Path | None) -> ssl.SSLContext:
@@ -131,7 +130,8 @@ class Http:
                 data: bytes = response.read()
             except urllib3.exceptions.HTTPError as error:
                 raise Dropped(_reason(error)) from error
-            return RegistryResponse(status=response.status, headers=_lower(response), body=data)
+            received = {name.lower(): value for name, value in response.headers.items()}
+            return RegistryResponse(status=response.status, headers=received, body=data)
 
     @contextlib.contextmanager
     def stream(
@@ -234,10 +234,6 @@ def _transient(response: urllib3.BaseHTTPResponse) -> Dropped:
     with contextlib.suppress(ValueError):
         error.seconds = float(response.headers.get("retry-after", "0"))  # type: ignore[attr-defined]
     return error
-
-
-def _lower(response: urllib3.BaseHTTPResponse) -> dict[str, str]:
-    return {name.lower(): value for name, value in response.headers.items()}
 
 
 def _reason(error: BaseException) -> str:

@@ -16,8 +16,7 @@ class Target:
 
     name: ClassVar[str]
     template: ClassVar[str]  # the Dockerfile's, in ``mfimage.templates``
-    # Function that `mfimage test` runs on such an image, as ``module:name``.
-    check: ClassVar[str]
+    check: ClassVar[str]  # function that `mfimage test` runs on such an image, as ``module:name``
     env: ClassVar[Mapping[str, str]] = {}
     ports: ClassVar[tuple[int, ...]] = ()
     # Commands that mfimage adds at the end of ``PATH``: name to module with a ``main``.
