@@ -139,10 +139,8 @@ def build(
 def plan_build(
     reference: str, options: BuildOptions, *, push: bool = False, note: Note = lambda _: None
 ) -> tuple[PlannedImage, ...]:
-    """Describe what `build` would make for each platform, and why each layer would change.
-
-    Nothing is built. It is compared with what the first tag names now, or ``--output`` holds.
-    """
+    """Describe what `build` would make for each platform, and why each layer would change."""
+    # Nothing is built. It is compared with what the first tag names now, or ``--output`` holds.
     from mfimage.image.plan.preview import explain, image_before
 
     options = _trusting_host(options)
@@ -190,7 +188,6 @@ def render(reference: str, options: BuildOptions, folder: Path) -> Path:
 def _plans(
     package: Package, options: BuildOptions, builder: Builder, note: Note
 ) -> tuple[ImagePlan, ...]:
-    """Plan the image for each platform."""
     spec = package.spec
     source = options.base_image or default_base(spec)
     plans = []
@@ -203,11 +200,9 @@ def _plans(
 
 
 def _trusting_host(options: BuildOptions) -> BuildOptions:
-    """Make the dependency step trust the certificates that this machine is set up to trust.
-
-    Behind a proxy that re-signs connections nothing could be installed otherwise. They are mounted
-    for that step only, and what is installed is verified against the lock's hashes.
-    """
+    """Make the dependency step trust the certificates that this machine is set up to trust."""
+    # Behind a proxy that re-signs connections nothing could be installed otherwise. They are
+    # mounted for that step only, and what is installed is verified against the lock's hashes.
     if any(secret.id == CA for secret in options.secrets):
         return options
     for variable in _CA_VARIABLES:

@@ -31,15 +31,11 @@ _Kind = Literal["found", "moving", "copied"]
 class CopyEvent:
     """Progress of one blob."""
 
-    # found: it exists there already; moving: `current` bytes were read.
-    kind: _Kind
-    # Such as artifact 'model'.
-    blob: str
-    # Bytes, as the others.
-    size: int
+    kind: _Kind  # found: it exists there already; moving: `current` bytes were read
+    blob: str  # such as artifact 'model'
+    size: int  # bytes, as the others
     current: int
-    # Of all blobs of the package.
-    total: int
+    total: int  # of all blobs of the package
 
 
 OnProgress = Callable[[CopyEvent], None]
@@ -100,8 +96,6 @@ class _Stopped(Exception):
 
 
 class _Copy:
-    """The blobs of one copy."""
-
     def __init__(self, package: Package, target: PackageStore, on_progress: OnProgress) -> None:
         self._package = package
         self._target = target
@@ -155,8 +149,6 @@ class _Copy:
 
 
 class _Watched(FileIO):
-    """A file that reports how far it was read."""
-
     def __init__(self, path: Path, on_read: Callable[[int], None]) -> None:
         super().__init__(path)
         self._on_read = on_read

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 _BASE = "org.opencontainers.image.base."
-# How the history's lines of the oci builder start.
-_OCI_HISTORY = "mfimage "
+_OCI_HISTORY = "mfimage "  # how the history's lines of the oci builder start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +39,9 @@ class LayerResult:
     """Whether one layer is the same."""
 
     name: str
-    # The image's; the new build's if the image has no such layer.
-    diff_id: str
-    # File times do not count if Docker built it.
-    same: bool
-    # How the files of the new build differ.
-    changes: tuple[FileChange, ...] = ()
+    diff_id: str  # the image's; the new build's if the image has no such layer
+    same: bool  # file times do not count if Docker built it
+    changes: tuple[FileChange, ...] = ()  # how the files of the new build differ
     detail: str = ""
 
 
@@ -54,12 +50,10 @@ class Verification:
     """Whether a build of the function package gives the image again."""
 
     image: str
-    # Digests of the image's configuration, and of the new build's.
-    id: str
+    id: str  # digests of the image's configuration, and of the new build's
     rebuilt: str
     builder: str
-    # Lowest first.
-    layers: tuple[LayerResult, ...]
+    layers: tuple[LayerResult, ...]  # lowest first
     # Keys of the configuration that differ, such as Labels; for an image that Docker built,
     # of those that decide how it runs.
     settings: tuple[str, ...]

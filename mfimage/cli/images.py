@@ -15,8 +15,7 @@ from mfimage.cli.flags import build_flags, build_options, json_flag
 if TYPE_CHECKING:
     from mfimage.image.checks.report import Check
 
-# Not 1, by which every command says that it failed.
-DIFFERENT = 3
+DIFFERENT = 3  # not 1, by which every command says that it failed
 
 _platform_flag = click.option(
     "--platform", metavar="OS/ARCH", help="Image of an index to use; by default this machine's."

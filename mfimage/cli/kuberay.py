@@ -56,7 +56,6 @@ def _command(kind: str) -> click.Command:
 
 
 def _flags(kind: type, prefix: str = "") -> Callable[[Command], Command]:
-    """Return a decorator that adds a flag for each field of options."""
     from mfimage.manifests.options import flags
 
     made = []

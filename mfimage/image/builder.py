@@ -21,30 +21,15 @@ Kind = Literal["started", "log", "progress", "cached", "done", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class BuildEvent:
-    """One thing that happened in a build, a pull or a push.
+    """One thing that happened in a build, a pull or a push."""
 
-    Attributes
-    ----------
-    kind : str
-        ``started``; ``log`` and ``progress``, any number of them; then one of ``cached``, ``done``
-        and ``failed``.
-    step : str
-        The step's name, such as ``[build 3/7] RUN make``; for a pull or push the layer's short
-        digest.
-    text : str
-        The log line, what progresses, or what failed.
-    current, total : int
-        Bytes, of a ``progress``; 0 where unknown.
-    seconds : float, optional
-        How long the step took, when it is over.
-    """
-
+    # ``started``; any number of ``log`` and ``progress``; then ``cached``, ``done`` or ``failed``.
     kind: Kind
-    step: str
-    text: str = ""
-    current: int = 0
+    step: str  # as ``[build 3/7] RUN make``; for a pull or push the layer's short digest
+    text: str = ""  # the log line, what progresses, or what failed
+    current: int = 0  # bytes, of a ``progress``; 0 where unknown
     total: int = 0
-    seconds: float | None = None
+    seconds: float | None = None  # how long the step took, when it is over
 
 
 OnEvent = Callable[[BuildEvent], None]
@@ -52,65 +37,31 @@ OnEvent = Callable[[BuildEvent], None]
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltLayer:
-    """One layer of an image.
+    """One layer of an image; one that is in the engine only has no digest."""
 
-    Attributes
-    ----------
-    name : str
-        ``base``, ``system``, ``dependencies``, ``artifact:<names, with commas>``, ``runtime``,
-        ``code``, or ``workdir`` (an empty layer of the docker builder).
-    diff_id : str
-        ``sha256:<hex>`` of the tar.
-    digest : str or None
-        ``sha256:<hex>`` of the compressed layer; None if it is in the engine only.
-    size : int
-        Bytes of the compressed layer; unpacked if it is in the engine only.
-    cached : bool
-        Whether it was cached.
-    reason : str
-        What its content comes from, as ``lock sha256:...``.
-    shared : bool
-        Whether it is from a cache in a registry: the machine that exported it has scanned it.
-    """
-
+    # ``base``, ``system``, ``dependencies``, ``artifact:<names, with commas>``, ``runtime``,
+    # ``code``, or ``workdir`` (an empty layer of the docker builder).
     name: str
     diff_id: str
     digest: str | None
-    size: int
+    size: int  # bytes of the compressed layer; unpacked if it is in the engine only
     cached: bool
-    reason: str
+    reason: str  # what its content comes from, as ``lock sha256:...``
+    # Whether it is from a cache in a registry: the machine that exported it has scanned it.
     shared: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltImage:
-    """An image for one platform.
+    """An image for one platform; its digest is None if it is in the engine only."""
 
-    Attributes
-    ----------
-    id : str
-        Digest of its configuration; the engine's name for it.
-    digest : str or None
-        Digest of its manifest; None if it is in the engine only.
-    plan : ImagePlan
-        The plan.
-    layers : tuple of BuiltLayer
-        Lowest first.
-    size : int
-        Bytes of all layers.
-    cached : bool
-        Whether it was found in the registry, so that nothing was built.
-    timings : mapping of str to float
-        Seconds by step.
-    """
-
-    id: str
+    id: str  # digest of its configuration; the engine's name for it
     digest: str | None
     plan: ImagePlan
-    layers: tuple[BuiltLayer, ...]
-    size: int
-    cached: bool = False
-    timings: Mapping[str, float] = field(default_factory=dict)
+    layers: tuple[BuiltLayer, ...]  # lowest first
+    size: int  # bytes of all layers
+    cached: bool = False  # whether the registry had it, so that nothing was built
+    timings: Mapping[str, float] = field(default_factory=dict)  # seconds by step
 
     @property
     def platform(self) -> str:
@@ -145,19 +96,15 @@ class Builder(Protocol):
     def write(
         self, images: Sequence[BuiltImage], output: Location | None, tags: Sequence[Reference]
     ) -> str:
-        """Write images, one for each platform, to ``output``, or to the engine if it is None.
-
-        Returns their name there.
-        """
+        """Write images, one for each platform, to ``output``, or to the engine if it is None."""
+        # Returns their name there.
 
     def push(self, images: Sequence[BuiltImage], tags: Sequence[Reference]) -> tuple[str, ...]:
         """Push images, one for each platform; return ``repository@digest`` of each tag."""
 
     def export(self, images: Sequence[BuiltImage], tags: Sequence[Reference]) -> None:
-        """Push the cache for other machines, if one was requested.
-
-        ``tags`` are those that were pushed.
-        """
+        """Push the cache for other machines, if one was requested."""
+        # ``tags`` are those that were pushed.
 
     def close(self) -> None:
         """Close connections."""

@@ -20,30 +20,8 @@ def open_builder(
     on_event: OnEvent,
     say: Callable[[str], None],
 ) -> Builder:
-    """Return the builder for these options.
-
-    Parameters
-    ----------
-    options : BuildOptions
-        The options.
-    system_packages : sequence of str
-        Debian packages that the function needs, beside those of ``options``.
-    push : bool
-        Whether the image is pushed to a registry.
-    secrets : mapping of str to bytes
-        Credentials for the dependency step.
-    on_event : callable
-        Called with the progress of each step.
-    say : callable
-        Called with lines for people: which builder was chosen and why, which base was found.
-
-    Raises
-    ------
-    EngineError
-        If the docker builder is needed, and there is no engine or no ``docker`` command.
-    OptionError
-        If the image would go nowhere, or the builder cannot do what is asked.
-    """
+    """Return the builder for these options; events and lines for people go to the callables."""
+    # ``system_packages`` are what the function needs, besides those of ``options``.
     why = _needs_docker(options, system_packages) if options.builder == AUTO else ""
     if why:
         say(f"builder: docker, since {why}")

@@ -29,11 +29,9 @@ class Image:
     """An image that was built, for one or several platforms."""
 
     builder: str
-    # One for each platform.
-    images: tuple[BuiltImage, ...]
+    images: tuple[BuiltImage, ...]  # one for each platform
     tags: tuple[str, ...]
-    # ``repository@sha256:...`` of each tag that was pushed.
-    digests: tuple[str, ...]
+    digests: tuple[str, ...]  # ``repository@sha256:...`` of each tag that was pushed
     # Where it is other than in a registry: ``oci:DIR``, or its name in the engine.
     place: str | None = None
     # Seconds by phase: plan, build, scan, test, write, push.

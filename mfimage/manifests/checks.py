@@ -17,8 +17,7 @@ _UNITS = {
     **{unit: Decimal(1000) ** n for n, unit in enumerate("kMGTPE", 1)},
     **{f"{unit}i": Decimal(1024) ** n for n, unit in enumerate("KMGTPE", 1)},
 }
-# Less means that the unit is missing.
-_MINIMUM_MEMORY = 64 * 1024**2
+_MINIMUM_MEMORY = 64 * 1024**2  # less means that the unit is missing
 
 
 @dataclass(frozen=True)

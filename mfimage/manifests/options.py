@@ -26,10 +26,8 @@ def option(
     choices: Sequence[str] = (),
     parse: Callable[[str], Any] | None = None,
 ) -> Any:
-    """Declare a field that the command line has as a flag.
-
-    The type is the default's if not given. A tuple collects values; a dict, NAME=VALUE each.
-    """
+    """Declare a field that the command line has as a flag."""
+    # The type is the default's if not given. A tuple collects values; a dict, NAME=VALUE each.
     metadata = {
         "text": text, "metavar": metavar, "flag": flag, "type": type, "choices": choices,
         "parse": parse,

@@ -28,8 +28,7 @@ class FileChange:
     """One file that is not the same in both."""
 
     path: str
-    # Added or removed (in the second of the two), or what of it differs.
-    how: tuple[How, ...]
+    how: tuple[How, ...]  # added or removed (in the second of the two), or what of it differs
 
     @property
     def only_time(self) -> bool:
@@ -40,8 +39,7 @@ class FileChange:
         return f"{self.path}: {', '.join(self.how)}"
 
 
-# What distinguishes two files, by what is said to differ.
-_File = Mapping[How, object]
+_File = Mapping[How, object]  # what distinguishes two files, by what is said to differ
 
 
 def compare_layers(one: StoredLayer, other: StoredLayer) -> tuple[FileChange, ...]:

@@ -25,8 +25,7 @@ class Check:
 
     name: str
     status: Status
-    # What was found, or why it was skipped; lines after the first are a log's.
-    detail: str = ""
+    detail: str = ""  # what was found, or why it was skipped; lines after the first are a log's
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:

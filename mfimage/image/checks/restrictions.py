@@ -13,8 +13,7 @@ from typing import Any
 from mfimage.image.checks.report import Failed, Recorder, Skipped
 from mfimage.image.checks.runner import ContainerOptions
 
-# As OpenShift chooses one: without a name, in root's group.
-_ANY_USER = "12345:0"
+_ANY_USER = "12345:0"  # as OpenShift chooses one: without a name, in root's group
 
 
 # What each changes of `ContainerOptions`, and what then is known.
@@ -29,10 +28,8 @@ RESTRICTIONS: dict[str, tuple[dict[str, Any], str]] = {
 def check_restrictions(
     recorder: Recorder, launch: ContainerOptions, attempt: Callable[[ContainerOptions], object]
 ) -> None:
-    """Start an image with all restrictions; if it does not work, with each alone to name it.
-
-    ``attempt`` starts it and calls it; it raises `Failed` when it does not work.
-    """
+    """Start an image with all restrictions; if it does not work, with each alone to name it."""
+    # ``attempt`` starts it and calls it; it raises `Failed` when it does not work.
 
     def works(changes: dict[str, Any], holds: str) -> str:
         # What is skipped starts, and there are no examples.

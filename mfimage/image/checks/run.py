@@ -27,27 +27,8 @@ def check_image(
     say: Callable[[str], None] = lambda _: None,
     on_check: Callable[[Check], None] = lambda _: None,
 ) -> Report:
-    """Run an image and check it.
-
-    Parameters
-    ----------
-    image : str
-        A name or ID that the Docker engine knows or can pull; or ``oci:DIR``,
-        ``oci-archive:FILE``, ``docker-archive:FILE``.
-    options : CheckOptions
-        How.
-    say : callable
-        Receives progress, a line at a time.
-    on_check : callable
-        Receives each check that was made.
-
-    Raises
-    ------
-    EngineError
-        If no engine responds.
-    MfimageError
-        If there is no such image, or it holds no function.
-    """
+    """Run an image that the engine has or can pull, or that a `Location` names, and check it."""
+    # ``say`` receives progress, a line at a time; ``on_check`` each check that was made.
     recorder = Recorder(on_check)
     with open_image(_connect(image), image, say=say) as runner:
         target = runner.info.labels.get(TARGET)

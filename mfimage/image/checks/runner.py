@@ -26,26 +26,20 @@ Address = tuple[str, int]
 # Marks the containers that a process which was killed could not remove.
 _LABEL = "io.mfimage.test"
 _POLL = 0.05
-# Enough for a traceback's end, short enough to be read.
-LOG_LINES = 20
+LOG_LINES = 20  # enough for a traceback's end, short enough to be read
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContainerOptions:
     """How to start a container."""
 
-    # Replaces the image's entrypoint and command.
-    entrypoint: tuple[str, ...] = ()
-    # uid:gid
-    user: str | None = None
-    # With an empty /tmp in memory.
-    read_only: bool = False
+    entrypoint: tuple[str, ...] = ()  # replaces the image's entrypoint and command
+    user: str | None = None  # uid:gid
+    read_only: bool = False  # with an empty /tmp in memory
     no_capabilities: bool = False
-    # Programs with the setuid bit gain nothing.
-    no_new_privileges: bool = False
+    no_new_privileges: bool = False  # programs with the setuid bit gain nothing
     env: Mapping[str, str] = field(default_factory=dict)
-    # The one that will be called.
-    port: int | None = None
+    port: int | None = None  # the one that will be called
 
 
 class ImageRunner:

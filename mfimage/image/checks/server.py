@@ -38,16 +38,14 @@ _READY, _PROCESS, _EXAMPLES, _LIST, _END = "ready", "process", "examples", "list
 _REQUESTS = 4
 # Until what was sent has arrived, and until a server has begun to shut down.
 _ARRIVED, _ENDING = 0.2, 0.3
-# How long after the grace period the process may end.
-_MARGIN = 3.0
+_MARGIN = 3.0  # how long after the grace period the process may end
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
     """How to check an image."""
 
-    # Seconds until a container must be ready.
-    timeout: float = 60.0
+    timeout: float = 60.0  # seconds until a container must be ready
     tolerance: Tolerance = field(default_factory=Tolerance)
 
 
@@ -161,5 +159,4 @@ class _Unfinished:
             return error
 
     def close(self) -> None:
-        """Close the connection."""
         self._connection.close()

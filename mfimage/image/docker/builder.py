@@ -24,8 +24,7 @@ from mfimage.package.storage.cache import cache_folder, remember
 from mfimage.runtime.layout import VENV
 
 _DOING = "building the image"
-# What history says of steps that make a layer.
-_LAYERED = ("RUN", "COPY", "ADD", "WORKDIR")
+_LAYERED = ("RUN", "COPY", "ADD", "WORKDIR")  # what history says of steps that make a layer
 
 
 class DockerBuilder:
@@ -189,7 +188,6 @@ class DockerBuilder:
         self._engine.close()
 
     def _python_of(self, info: ImageInfo) -> str:
-        """Ask an image for its Python, once."""
         known = cache_folder() / "bases" / info.id.removeprefix("sha256:")
         try:
             return known.read_text()

@@ -105,14 +105,11 @@ class DockerCommand:
         cache_to: Reference | BuildxCache | None = None,
         on_event: OnEvent = lambda _: None,
     ) -> tuple[str, ...]:
-        """Build the Dockerfile of a folder.
-
-        The engine fetches what has changed since the last build of a folder of this name. Secrets
-        are for ``RUN --mount=type=secret,id=...``. A `Reference` as `cache_to` is an inline cache:
-        the image is to be pushed under that name.
-
-        Returns the IDs and digests by which the engine may know the image, likeliest first.
-        """
+        """Build the Dockerfile of a folder."""
+        # The engine fetches what has changed since the last build of a folder of this name. Secrets
+        # are for ``RUN --mount=type=secret,id=...``. A `Reference` as `cache_to` is an inline
+        # cache: the image is to be pushed under that name. Returns the IDs and digests by which the
+        # engine may know the image, likeliest first.
         for field, caches in (("cache-from", cache_from), ("cache-to", [cache_to])):
             for cache in caches:
                 if self.buildx is None and isinstance(cache, BuildxCache):

@@ -306,7 +306,6 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _split(ref: str) -> tuple[str, str]:
-    """Split a reference into its repository, and its tag or digest."""
     repository, tag = parse_repository_tag(ref)
     # Without a tag the engine would push or pull all of them.
     return repository, tag or "latest"

@@ -206,12 +206,10 @@ def context_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
 
 
 def write_context(plan: ImagePlan, folder: Path, blob_path: BlobPath) -> None:
-    """Write the context into a folder.
-
-    ``docker build`` of it gives the same image, but for what its SBOM says of the base.
-    The folder is new, empty, or one that this function wrote before. Artifacts are copied, not
-    linked: their times are set for equal layers, and an edit must not reach into the package.
-    """
+    """Write the context into a folder."""
+    # ``docker build`` of it gives the same image, but for what its SBOM says of the base. The
+    # folder is new, empty, or one that this function wrote before. Artifacts are copied, not
+    # linked: their times are set for equal layers, and an edit must not reach into the package.
     files = context_files(plan, blob_path)
     _refuse_foreign(folder)
     try:

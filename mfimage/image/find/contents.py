@@ -27,8 +27,7 @@ class Item:
     """One thing in an image."""
 
     text: str
-    # Distinguishes items of equal text, such as a hash.
-    mark: str = ""
+    mark: str = ""  # distinguishes items of equal text, such as a hash
 
 
 # What an image is made of, by the names in `SECTIONS`; None where it is not known.
@@ -36,10 +35,8 @@ Contents = Mapping[str, Mapping[str, Item] | None]
 
 
 def contents_of(info: ImageInfo, sbom: bytes | None) -> Contents:
-    """Return what an image is made of, by its configuration and SBOM.
-
-    Without an SBOM, distributions and code files are not known.
-    """
+    """Return what an image is made of, by its configuration and SBOM."""
+    # Without an SBOM, distributions and code files are not known.
     labels = info.labels
     found = _from_labels(labels)
     if sbom is not None:
@@ -141,7 +138,6 @@ def _by_content(document: Mapping[str, Any], kind: str) -> dict[str, Item]:
 
 
 def _hashes(component: Mapping[str, Any]) -> str:
-    """Return the hashes of all files that a distribution may be installed from."""
     files = component.get("externalReferences", ())
     hashes = {found["content"] for each in files for found in each.get("hashes", ())}
     return " ".join(sorted(hashes))
@@ -158,8 +154,7 @@ class Change:
 
     section: str
     name: str
-    # Such as versions; None where it is missing.
-    before: str | None
+    before: str | None  # such as versions; None where it is missing
     after: str | None
 
     @property
@@ -186,10 +181,8 @@ class ImageDiff:
 
     before: str
     after: str
-    # In the order of `SECTIONS`.
-    changes: tuple[Change, ...]
-    # Sections that are not known of both images.
-    unknown: tuple[str, ...]
+    changes: tuple[Change, ...]  # in the order of `SECTIONS`
+    unknown: tuple[str, ...]  # sections that are not known of both images
 
     def __bool__(self) -> bool:
         return bool(self.changes)

@@ -16,8 +16,7 @@ class HistoryEntry:
     """One entry of an image's history."""
 
     created_by: str
-    # Bytes of its layer; 0 if it has none.
-    size: int
+    size: int  # bytes of its layer; 0 if it has none
     comment: str = ""
 
 
@@ -25,29 +24,23 @@ class HistoryEntry:
 class ImageInfo:
     """The configuration of an image."""
 
-    # The configuration's digest, by which an engine knows the image; not the manifest's.
-    id: str
+    id: str  # the configuration's digest, by which an engine knows the image; not the manifest's
     repo_tags: tuple[str, ...] = ()
     # An engine has them only once the image was pushed or pulled.
     repo_digests: tuple[str, ...] = ()
-    # Bytes of all layers: compressed in a registry, unpacked in an engine.
-    size: int = 0
+    size: int = 0  # bytes of all layers: compressed in a registry, unpacked in an engine
     os: str = "linux"
     architecture: str = ""
     variant: str = ""
-    # RFC 3339
-    created: str = ""
+    created: str = ""  # RFC 3339
     env: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
-    # Empty if not set, as is the working directory.
-    user: str = ""
+    user: str = ""  # empty if not set, as is the working directory
     working_dir: str = ""
     entrypoint: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
-    # Diff ids, lowest first.
-    layers: tuple[str, ...] = ()
-    # Oldest first.
-    history: tuple[HistoryEntry, ...] = ()
+    layers: tuple[str, ...] = ()  # diff ids, lowest first
+    history: tuple[HistoryEntry, ...] = ()  # oldest first
 
     @property
     def platform(self) -> str:

@@ -32,12 +32,9 @@ _LARGEST_FILE = 32 << 20
 class FoundLayer:
     """One layer."""
 
-    # Of the compressed layer; an engine does not report it.
-    digest: str | None
-    # Bytes: compressed in a registry, unpacked in an engine.
-    size: int
-    # According to the history.
-    instruction: str
+    digest: str | None  # of the compressed layer; an engine does not report it
+    size: int  # bytes: compressed in a registry, unpacked in an engine
+    instruction: str  # according to the history
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +44,12 @@ class FoundImage:
     name: str
     place: Place
     info: ImageInfo
-    # Lowest first.
-    layers: tuple[FoundLayer, ...] = ()
+    layers: tuple[FoundLayer, ...] = ()  # lowest first
     # The pinned reference in a registry, or the folder or file; None in an engine.
     source: Reference | Location | None = None
-    # Of its manifest, and of the index that lists it.
-    digest: str | None = None
+    digest: str | None = None  # of its manifest; `index` is that of the index that lists it
     index: str | None = None
-    # All that the index, folder or file has.
-    platforms: tuple[str, ...] = ()
+    platforms: tuple[str, ...] = ()  # all that the index, folder or file has
 
     def open(self, platform: str | None = None) -> AbstractContextManager[StoredImage]:
         """Yield the image with layers that can be read; for another platform if one is given."""
@@ -116,8 +110,6 @@ class _Files(Place):
 
 
 class _Engine(Place):
-    """The Docker engine."""
-
     name = "engine"
 
     def find(self, name: str, platform: str | None) -> FoundImage | None:
@@ -199,15 +191,6 @@ def find_image(
     name: str, *, platform: str | None = None, places: Sequence[Place] = EVERYWHERE
 ) -> FoundImage:
     """Find an image in the first place that has it.
-
-    Parameters
-    ----------
-    name : str
-        ``oci:DIR``, ``oci-archive:FILE``, ``docker-archive:FILE``, or a name or ID.
-    platform : str, optional
-        Which image of an index, as ``linux/arm64``; this machine's by default.
-    places : sequence of Place
-        Where to look, in this order. An engine that does not respond has no images.
 
     Raises
     ------

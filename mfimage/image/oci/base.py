@@ -18,13 +18,7 @@ from mfimage.errors import EngineError, OptionError, RegistryError
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.oci.cache import LAYER, LayerCache, work_folder
 from mfimage.image.oci.compression import GZIP, NONE, decompressed
-from mfimage.image.oci.images import (
-    StoredImage,
-    StoredLayer,
-    encode,
-    layer_descriptor,
-    pick,
-)
+from mfimage.image.oci.images import StoredImage, StoredLayer, encode, layer_descriptor, pick
 from mfimage.image.oci.layout import open_location
 from mfimage.image.registry.client import RegistryClient, open_registry, repository_of
 from mfimage.image.registry.descriptors import Descriptor
@@ -97,11 +91,9 @@ class Images:
         )
 
     def read_engine(self, engine: ImageEngine, info: ImageInfo) -> StoredImage:
-        """Read an image from the engine.
-
-        For an image that stays in the engine (no compression), its description is enough. Otherwise
-        its layers are streamed the first time, then cached by its ID.
-        """
+        """Read an image from the engine."""
+        # For an image that stays in the engine (no compression), its description is enough.
+        # Otherwise its layers are streamed the first time, then cached by its ID.
         whole = partial(self._read_layers, engine, info)
         if self._layers.compression == NONE:
             config = described(*engine.describe(info.id))
@@ -220,10 +212,8 @@ class BasePython:
 def described(
     image: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
-    """Return an image's configuration from an engine's description; None if that is not enough.
-
-    An engine does not tell an empty layer from an entry without one.
-    """
+    """Return an image's configuration from an engine's description; None if that is not enough."""
+    # An engine does not tell an empty layer from an entry without one.
     layers = image["RootFS"]["Layers"]
     if len(layers) != sum(1 for entry in history if entry["Size"]):
         return None
@@ -284,11 +274,9 @@ def find_python(
     where: str,
     files: Callable[[], AbstractContextManager[ImageFiles]] | None = None,
 ) -> BasePython:
-    """Find the Python on a base's ``PATH``.
-
-    Official images name its version in a variable. Of others the ``files`` are asked where an
-    engine has them, or the layers are searched; once.
-    """
+    """Find the Python on a base's ``PATH``."""
+    # Official images name its version in a variable. Of others the ``files`` are asked where an
+    # engine has them, or the layers are searched; once.
     environment = environment_of(image)
     folders = [folder for folder in environment["PATH"].split(":") if folder.startswith("/")]
     if f"{VENV}/bin" in folders:
@@ -394,7 +382,6 @@ class _Search:
                 del self.links[name]
 
     def _resolve(self, path: str) -> str | None:
-        """Follow links to a regular file."""
         for _ in range(20):
             target = self.links.get(path)
             if target == "":

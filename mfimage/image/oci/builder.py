@@ -43,25 +43,7 @@ if TYPE_CHECKING:
 class OciBuilder:
     """Builds images on this machine, without running a container.
 
-    Parameters
-    ----------
-    compression : str
-        Compression of layers: ``gzip``, ``zstd``, or ``none`` for an image that goes into the
-        engine only. Its manifest, which only registries and layouts have, is not reported.
-    compiled : bool
-        Include compiled Python files.
-    fresh : bool
-        Make every layer anew.
-    pull : bool
-        Read bases from their registry, even if the engine has them.
-    secrets : mapping of str to bytes
-        Credentials for the dependency step.
-    on_event : callable
-        Called with the progress of each layer.
-    say : callable
-        Called with a line that names the base.
-    cache_from, cache_to
-        Caches of layers in registries; `export` writes the latter.
+    Without compression, for an image that goes into the engine only, no manifest is reported.
     """
 
     name = OCI

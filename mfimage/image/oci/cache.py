@@ -35,8 +35,7 @@ _UNFINISHED = ".new-"
 _ABANDONED = 24 * 3600
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 _TYPES = {GZIP: f"{LAYER}+gzip", ZSTD: f"{LAYER}+zstd", NONE: LAYER}
-# Raised when equal inputs are to give other bytes than before.
-_FORMAT = "1"
+_FORMAT = "1"  # raised when equal inputs are to give other bytes than before
 
 
 class LayerCache:
@@ -57,10 +56,8 @@ class LayerCache:
         return sha256_digest(text.encode()).removeprefix("sha256:")
 
     def layer(self, inputs: Sequence[str], chunks: Callable[[], Iterable[bytes]]) -> StoredLayer:
-        """Return the layer that these inputs give: cached, or made by one process at a time.
-
-        Its `open` raises `BuildError` if a cached layer is damaged.
-        """
+        """Return the layer that these inputs give: cached, or made by one process at a time."""
+        # Its `open` raises `BuildError` if a cached layer is damaged.
         if (found := self.find(inputs)) is not None:
             return found
         lock = self._record(inputs).with_suffix(".lock")
@@ -179,7 +176,6 @@ def work_folder() -> Iterator[Path]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove unfinished files of killed processes."""
     for path in folder.glob(f"{_UNFINISHED}*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _ABANDONED:

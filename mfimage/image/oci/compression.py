@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 
 
 def installed_version(name: str) -> str | None:
-    """Return the version of an installed distribution; None if it is not installed.
-
-    Usually a folder's name has it: importing ``importlib.metadata`` takes longer than making a
-    small layer.
-    """
+    """Return the version of an installed distribution; None if it is not installed."""
+    # Usually a folder's name has it: importing ``importlib.metadata`` takes longer than making a
+    # small layer.
     for entry in sys.path:
         for found in Path(entry or ".").glob(f"{name}-*.dist-info"):
             return found.name.removesuffix(".dist-info").partition("-")[2]

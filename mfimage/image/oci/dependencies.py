@@ -34,8 +34,7 @@ from mfimage.runtime.layout import VENV
 
 _SCRIPT = Path(__file__).with_name("_compile.py")
 _TESTS = {"test", "tests"}
-# Starting a process takes as long as compiling this many files.
-_FILES_PER_PROCESS = 50
+_FILES_PER_PROCESS = 50  # starting a process takes as long as compiling this many files
 
 
 def find_python(minor: str) -> str:
@@ -123,10 +122,8 @@ def install(
     *,
     secrets: Mapping[str, bytes],
 ) -> None:
-    """Install a plan's lock into the empty folder ``tree``; only uv gets the secrets.
-
-    ``wheels`` are the package's own, by path in the lock; ``work`` is a private folder.
-    """
+    """Install a plan's lock into the empty folder ``tree``; only uv gets the secrets."""
+    # ``wheels`` are the package's own, by path in the lock; ``work`` is a private folder.
     _refuse_sources(plan)
     lock = work / "lock"
     for name, path in {"pylock.toml": None, **wheels}.items():
@@ -184,10 +181,8 @@ def _uv_environment(plan: ImagePlan) -> dict[str, str]:
 
 @contextmanager
 def _handed_over(secrets: Mapping[str, bytes]) -> Iterator[tuple[dict[str, str], list[int]]]:
-    """Yield the variables that pass secrets to uv, and the open files that they name.
-
-    The files have no path, so no other process can open them and a kill leaves none behind.
-    """
+    """Yield the variables that pass secrets to uv, and the open files that they name."""
+    # The files have no path, so no other process can open them and a kill leaves none behind.
     variables: dict[str, str] = {}
     with ExitStack() as stack:
         descriptors = []
@@ -243,10 +238,8 @@ def laid_out(
     compiled: bool,
     secrets: Mapping[str, bytes],
 ) -> Iterator[list[Member]]:
-    """Install the plan's lock; yield the files of `VENV`, which last as long as the block.
-
-    ``python`` is the base's, as ``/usr/local/bin/python3``. Errors contain no credentials.
-    """
+    """Install the plan's lock; yield the files of `VENV`, which last as long as the block."""
+    # ``python`` is the base's, as ``/usr/local/bin/python3``. Errors contain no credentials.
     with work_folder() as folder:
         tree = folder / "tree"
         tree.mkdir()
@@ -276,7 +269,6 @@ def _environment(plan: ImagePlan, python: str) -> Iterator[Member]:
 
 
 def _files(tree: Path, plan: ImagePlan) -> Iterator[Member]:
-    """Yield what was installed, rewritten for the image."""
     scripts: dict[str, bytes] = {}
     records: list[tuple[str, Path]] = []
     for path in _walk(tree):

@@ -153,13 +153,7 @@ def _identity(file: Member) -> str:
 class SharedCache:
     """Layers in this machine's cache, and in caches in registries (``sources``, in this order)."""
 
-    def __init__(
-        self,
-        local: LayerCache,
-        images: Images,
-        *,
-        sources: Sequence[Reference],
-    ) -> None:
+    def __init__(self, local: LayerCache, images: Images, *, sources: Sequence[Reference]) -> None:
         self._local = local
         self._images = images
         self._sources = sources

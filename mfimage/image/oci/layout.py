@@ -32,8 +32,6 @@ OpenFile = Callable[[str], BinaryIO]
 
 
 class _Tar:
-    """The members of a tar."""
-
     def __init__(self, path: Path) -> None:
         self._path = path
 
@@ -56,8 +54,6 @@ class _Tar:
 
 
 class _Section(io.RawIOBase):
-    """A member's bytes in a tar."""
-
     def __init__(self, path: Path, member: tarfile.TarInfo) -> None:
         super().__init__()
         self._file = path.open("rb")
@@ -139,8 +135,6 @@ def _read(open_file: OpenFile, name: str) -> bytes:
 
 
 class _Layout:
-    """An OCI image layout."""
-
     def __init__(self, open_file: OpenFile, where: str) -> None:
         self._open = open_file
         self._where = where
@@ -199,8 +193,6 @@ def _blob_path(digest: str) -> str:
 
 
 class _DockerArchive:
-    """A Docker archive, as ``docker save`` writes it."""
-
     def __init__(self, open_file: OpenFile, where: str, layers: LayerCache) -> None:
         self._open = open_file
         self._where = where

@@ -123,7 +123,6 @@ def _index(entries: Sequence[Any]) -> bytes:
 
 
 def _others(path: Path, entries: Sequence[Any]) -> list[Any]:
-    """Return the entries of an existing layout that stay."""
     try:
         names = {each.name for each in path.iterdir()}
     except FileNotFoundError:
@@ -190,11 +189,9 @@ def load_into(
     like: Iterable[str],
     whole: Callable[[], Sequence[Composed]],
 ) -> None:
-    """Load an image into the engine, without the layers that one of the images ``like`` it has.
-
-    An engine knows a layer by those below it, so it has those with which both begin. An image store
-    that wants all layers refuses the short archive, and is sent the ``whole``.
-    """
+    """Load an image into the engine, without the layers that one of the images ``like`` it has."""
+    # An engine knows a layer by those below it, so it has those with which both begin. An image
+    # store that wants all layers refuses the short archive, and is sent the ``whole``.
     wanted = [layer.diff_id for layer in images[0].layers]
     most = 0
     with contextlib.suppress(EngineError):

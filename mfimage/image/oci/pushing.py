@@ -51,10 +51,8 @@ class Push:
     def run(
         self, images: Sequence[Composed], tags: Iterable[str], *, also_in: Sequence[str] = ()
     ) -> str:
-        """Push images, and write the tags last, in this order; return their digest.
-
-        ``also_in`` are other repositories of this registry that have all blobs.
-        """
+        """Push images, and write the tags last, in this order; return their digest."""
+        # ``also_in`` are other repositories of this registry that have all blobs.
         blobs: dict[str, Callable[[], bool]] = {}
         for image in images:
             for layer in image.layers:

@@ -16,12 +16,9 @@ from mfimage.package.spec import FunctionSpec
 class BaseImage:
     """The image to build on, as an engine or a registry describes it."""
 
-    # Its name, or the folder or file that holds it.
-    reference: Reference | Location
-    # As 3.11 or 3.11.7.
-    python: str
-    # In a registry or a layout.
-    digest: str | None = None
+    reference: Reference | Location  # its name, or the folder or file that holds it
+    python: str  # as 3.11 or 3.11.7
+    digest: str | None = None  # in a registry or a layout
     # The engine's ID of an image without a digest: it was built there, or loaded.
     id: str | None = None
     platform: str | None = None

@@ -15,12 +15,10 @@ CHUNK = 1 << 18
 class ContextFile:
     """One regular file of a build context."""
 
-    # In the context or image, with /.
-    path: str
+    path: str  # in the context or image, with /
     content: bytes | Path
     mode: int = 0o644
-    # SHA-256 in hex, if known; what is written is verified against it.
-    digest: str | None = None
+    digest: str | None = None  # SHA-256 in hex, if known; what is written is verified against it
 
     def chunks(self) -> Iterator[bytes]:
         """Read the content."""

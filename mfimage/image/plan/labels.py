@@ -35,10 +35,8 @@ def image_labels(
     base_id: str | None = None,
     more: Mapping[str, str] = _NONE,
 ) -> dict[str, str]:
-    """Return the labels of a function's image, sorted by name; ``more`` are the target's own.
-
-    None contains a time: equal inputs give equal images.
-    """
+    """Return the labels of a function's image, sorted by name; ``more`` are the target's own."""
+    # None contains a time: equal inputs give equal images.
     labels = {
         f"{_OCI}title": spec.name,
         f"{_OCI}description": _paragraph(spec.description),
@@ -69,7 +67,6 @@ def image_labels(
 
 
 def _paragraph(text: str) -> str:
-    """Return the first paragraph of a docstring on one line."""
     words = " ".join(text.strip().partition("\n\n")[0].split())
     if len(words) > _LONGEST_DESCRIPTION:
         words = words[: _LONGEST_DESCRIPTION - 1] + "…"

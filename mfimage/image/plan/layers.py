@@ -34,10 +34,8 @@ BlobPath = Callable[[BlobRef], Path]
 
 
 def layer_files(plan: ImagePlan, blob_path: BlobPath) -> dict[str, list[ContextFile]]:
-    """List the files of each layer above the dependencies, lowest first.
-
-    Paths are those in the image, without the ``/`` before them.
-    """
+    """List the files of each layer above the dependencies, lowest first."""
+    # Paths are those in the image, without the ``/`` before them.
     return {
         **{artifact_folder(each): artifact_files(each, blob_path) for each in plan.artifacts},
         "runtime": runtime_files(plan),

@@ -32,10 +32,8 @@ Note = Callable[[str], None]
 
 
 def target_lock(package: Package, options: BuildOptions, platform: str, note: Note) -> bytes:
-    """Return the lock of an image for a platform: the stored one, else a new one.
-
-    ``note`` is called with a line if the lock cannot be stored beside the package.
-    """
+    """Return the lock of an image for a platform: the stored one, else a new one."""
+    # ``note`` is called with a line if the lock cannot be stored beside the package.
     asked = _asked(package, options, platform)
     kept = _kept(package, asked)
     if (lock := _read(package, kept, asked)) is not None:
@@ -56,7 +54,6 @@ def target_lock(package: Package, options: BuildOptions, platform: str, note: No
 
 
 def _asked(package: Package, options: BuildOptions, platform: str) -> dict[str, Any]:
-    """Return what decides a lock, as the file records it."""
     environment = package.spec.environment
     return {
         "function_lock": environment.lock.digest,

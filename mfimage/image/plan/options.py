@@ -28,8 +28,7 @@ from mfimage.image.targets.target import Target
 from mfimage.masking import URL_PASSWORD
 
 LABEL_PREFIX = "io.mfimage."
-# A line of a Dockerfile holds 65535 bytes, and quoting can double a value.
-LONGEST_VALUE = 30_000
+LONGEST_VALUE = 30_000  # A line of a Dockerfile holds 65535 bytes, and quoting can double a value
 # Where `--output` may put an image besides a `Location`: the Docker engine.
 ENGINE: Literal["docker"] = "docker"
 
@@ -53,12 +52,10 @@ class Option:
     """One build option: where it may stand, and how it is read."""
 
     name: str
-    # Its type decides the `kind`.
-    default: Any
+    default: Any  # its type decides the `kind`
     help: str
     flags: tuple[str, ...]
-    # In [tool.mfimage]; None if it cannot stand there.
-    key: str | None
+    key: str | None  # in [tool.mfimage]; None if it cannot stand there
     commands: tuple[str, ...] = ("build", "plan", "render", "verify")
     metavar: str | None = None
     choices: tuple[str, ...] = ()
@@ -102,10 +99,8 @@ class Option:
 
 
 def option(default: Any, *flags: str, **attributes: Any) -> Any:
-    """Declare a field of `BuildOptions`, with attributes of `Option`.
-
-    Flag and key are made from the field's name where none is given.
-    """
+    """Declare a field of `BuildOptions`, with attributes of `Option`."""
+    # Flag and key are made from the field's name where none is given.
     about = {"flags": flags, **attributes}
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=about)

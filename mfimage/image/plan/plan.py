@@ -67,18 +67,15 @@ class ArtifactLayer:
     """One artifact, or several if there are more than `MOST_ARTIFACT_LAYERS`."""
 
     names: tuple[str, ...]
-    # Their stored bytes; artifacts of equal content share one.
-    blobs: tuple[BlobRef, ...]
+    blobs: tuple[BlobRef, ...]  # their stored bytes; artifacts of equal content share one
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodeLayer:
     """The function's code and its description."""
 
-    # `code.tar.gz`, unpacked into the image.
-    archive: BlobRef
-    # Without the time of binding.
-    function_json: bytes
+    archive: BlobRef  # `code.tar.gz`, unpacked into the image
+    function_json: bytes  # without the time of binding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +89,10 @@ class ImagePlan:
     base: BaseImage
     python: str
     platform: str
-    # Sorted.
-    system_packages: tuple[str, ...]
+    system_packages: tuple[str, ...]  # sorted
     dependencies: DependencyLayer
     artifacts: tuple[ArtifactLayer, ...]
-    # Patterns of mfimage's own files, and commands as in `Target`.
-    runtime: tuple[str, ...]
+    runtime: tuple[str, ...]  # patterns of mfimage's own files, and commands as in `Target`
     code: CodeLayer
     # As in the image's configuration; PATH is the base's with `VENV` before it.
     env: Mapping[str, str]
@@ -109,8 +104,7 @@ class ImagePlan:
     cmd: tuple[str, ...]
     ports: tuple[int, ...]
     programs: Mapping[str, str]
-    # Ids of secrets, and package indexes, for the steps that install.
-    secrets: tuple[str, ...]
+    secrets: tuple[str, ...]  # ids of secrets, and package indexes, for the steps that install
     index_url: str | None
     extra_index_urls: tuple[str, ...]
 
@@ -118,11 +112,9 @@ class ImagePlan:
 def make_plan(
     spec: FunctionSpec, *, lock: bytes, base: BaseImage, options: BuildOptions
 ) -> ImagePlan:
-    """Decide what the image will be.
-
-    ``lock`` is the ``pylock.toml`` of the function's environment and the target's requirements
-    together. A base or a wheel that does not fit is refused, and whatever would show a password.
-    """
+    """Decide what the image will be."""
+    # ``lock`` is the ``pylock.toml`` of the function's environment and the target's requirements
+    # together. A base or a wheel that does not fit is refused, and whatever would show a password.
     target = options.image_target
     platform = options.platform or parse_platform(spec.environment.platform)
     check_base(spec, base, platform)
@@ -140,6 +132,8 @@ def make_plan(
         more=target.labels(lock=lock, python=base.python),
     )
     check_labels(labels)
+    # Like the package's digest, the image does not depend on when the function was bound.
+    timeless = dataclasses.replace(spec, lineage=dataclasses.replace(spec.lineage, created=None))
     return ImagePlan(
         function=spec.name,
         digest=spec.digest,
@@ -152,7 +146,7 @@ def make_plan(
         dependencies=dependencies,
         artifacts=_artifact_layers(spec.artifacts),
         runtime=RUNTIME_FILES,
-        code=CodeLayer(archive=spec.code, function_json=_timeless(spec).to_json()),
+        code=CodeLayer(archive=spec.code, function_json=timeless.to_json()),
         env={**_ENV, **target.env, **options.env},
         labels={**labels, **options.labels},
         user=USER,
@@ -201,17 +195,10 @@ def _check_lock(lock: bytes) -> None:
         raise LockError(error.message, hint="lock with an index URL without a password") from None
 
 
-def _timeless(spec: FunctionSpec) -> FunctionSpec:
-    # Like the package's digest, the image does not depend on when the function was bound.
-    return dataclasses.replace(spec, lineage=dataclasses.replace(spec.lineage, created=None))
-
-
 def _artifact_layers(artifacts: Mapping[str, ArtifactRef]) -> tuple[ArtifactLayer, ...]:
-    """Give each blob a layer, the largest first.
-
-    A builder copies everything after a changed layer again; in this order a change costs at most
-    its own size again. Sizes count by powers of two, so that what grows a little keeps its place.
-    """
+    """Give each blob a layer, the largest first."""
+    # A builder copies everything after a changed layer again; in this order a change costs at most
+    # its own size again. Sizes count by powers of two, so that what grows a little keeps its place.
     names: dict[str, list[str]] = {}
     for name, ref in artifacts.items():
         names.setdefault(ref.digest, []).append(name)

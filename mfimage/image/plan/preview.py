@@ -83,10 +83,8 @@ class PlannedImage:
 
 
 def explain(plan: ImagePlan, blob_path: BlobPath, before: FoundImage | None) -> PlannedImage:
-    """Describe what would be built instead of ``before``, and why.
-
-    An image that mfimage did not build counts as none.
-    """
+    """Describe what would be built instead of ``before``, and why."""
+    # An image that mfimage did not build counts as none.
     if before is not None and not before.has_labels:
         before = None
     code, runtime = code_files(plan, blob_path), runtime_files(plan)
@@ -117,10 +115,8 @@ def explain(plan: ImagePlan, blob_path: BlobPath, before: FoundImage | None) -> 
 
 
 def image_before(options: BuildOptions, platform: str, *, engine: bool) -> FoundImage | None:
-    """Return what a build would replace: what the first tag names, or the output holds.
-
-    ``engine`` is whether the engine is asked before a registry: where the image would go there.
-    """
+    """Return what a build would replace: what the first tag names, or the output holds."""
+    # ``engine`` is whether the engine is asked before a registry: where the image would go there.
     output = options.output if isinstance(options.output, Location) else None
     if output is not None and not output.path.exists():
         return None
@@ -185,7 +181,6 @@ def _reasons(name: str, changes: Iterable[Change], *, relocked: bool) -> list[st
 
 
 def _removed(plan: ImagePlan, changes: Iterable[Change]) -> Iterator[PlannedPart]:
-    """Yield what no longer has a layer."""
     for change in changes:
         system = change.section == "system" and not plan.system_packages
         if change.kind == REMOVED and (system or change.section == "artifacts"):

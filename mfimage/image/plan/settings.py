@@ -28,10 +28,8 @@ _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def make_options(given: Mapping[str, Any], settings: Mapping[str, Any] = _NONE) -> BuildOptions:
-    """Return the options that flags and a project's settings give together.
-
-    Other names in ``given`` are ignored; what was not given may be absent, None or empty.
-    """
+    """Return the options that flags and a project's settings give together."""
+    # Other names in ``given`` are ignored; what was not given may be absent, None or empty.
     values = dict(settings)
     for option in OPTIONS:
         written = given.get(option.name)
@@ -42,10 +40,8 @@ def make_options(given: Mapping[str, Any], settings: Mapping[str, Any] = _NONE) 
 
 
 def read_settings(start: Path) -> dict[str, Any]:
-    """Read the nearest ``pyproject.toml`` with a ``[tool.mfimage]``, in ``start`` or above.
-
-    Returns values by option. An unknown key is an error.
-    """
+    """Read the nearest ``pyproject.toml`` with a ``[tool.mfimage]``, in ``start`` or above."""
+    # Returns values by option. An unknown key is an error.
     folder = start.absolute()
     for each in (folder, *folder.parents):
         path = each / FILE_NAME

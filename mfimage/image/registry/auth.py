@@ -50,7 +50,7 @@ def stored_credentials(host: str) -> Credentials | None:
     try:
         found: Any = docker.auth.load_config().resolve_authconfig(name)
     except (DockerException, OSError) as error:
-        reason = _one_line(error.__cause__ or error)
+        reason = " ".join(str(error.__cause__ or error).split())
         raise RegistryError(
             f"{host}: its credential helper failed: {reason}",
             hint=f"run `docker login {host}`, or correct credHelpers in Docker's config.json",
@@ -81,10 +81,6 @@ def _keeps_any() -> bool:
         if path.name == ".dockercfg" or any(found.get(key) for key in _KEPT):
             return True
     return False
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 class TokenRequest(Protocol):

@@ -59,10 +59,8 @@ class RegistryClient:
         return response.status == 200
 
     def blob(self, repository: str, digest: str) -> Iterator[bytes]:
-        """Yield a blob in chunks; the last chunk only after the blob was verified.
-
-        A broken download is resumed.
-        """
+        """Yield a blob in chunks; the last chunk only after the blob was verified."""
+        # A broken download is resumed.
         hasher, size, attempt, held = hashlib.sha256(), 0, 1, b""
         while True:
             try:
@@ -112,10 +110,9 @@ class RegistryClient:
         sources: tuple[str, ...] = (),
         on_progress: OnProgress = lambda _: None,
     ) -> bool:
-        """Send a blob unless the registry has it; return whether it was sent.
-
-        ``sources`` are other repositories that have it; ``on_progress`` gets the bytes sent so far.
-        """
+        """Send a blob unless the registry has it; return whether it was sent."""
+        # ``sources`` are other repositories that have it; ``on_progress`` gets the bytes sent so
+        # far.
         if self.has_blob(repository, digest):
             on_progress(size)
             return False

@@ -31,8 +31,7 @@ _HUB = ("docker.io", "index.docker.io")
 Body = bytes | Iterator[bytes] | None
 Headers = Mapping[str, str] | None
 Scopes = frozenset[str]
-# Schemes of registries on this machine, probed once per process.
-_SCHEMES: dict[str, str] = {}
+_SCHEMES: dict[str, str] = {}  # schemes of registries on this machine, probed once per process
 
 
 def trust(address: str, ca: Path | None) -> ssl.SSLContext:
@@ -99,11 +98,9 @@ class Http:
     def request(
         self, method: str, url: str, *, scopes: Scopes, headers: Headers = None, body: Body = None
     ) -> RegistryResponse:
-        """Make a request, with retries, and return the response of whatever status.
-
-        ``url`` is absolute, or relative to ``/v2/``; ``scopes`` are those that a token needs, as
-        ``repository:team/name:pull``.
-        """
+        """Make a request, with retries, and return the response of whatever status."""
+        # ``url`` is absolute, or relative to ``/v2/``; ``scopes`` are those that a token needs, as
+        # ``repository:team/name:pull``.
         for attempt in range(1, TRIES + 1):
             try:
                 return self.once(method, url, scopes=scopes, headers=headers, body=body)
@@ -133,7 +130,8 @@ class Http:
                 data: bytes = response.read()
             except urllib3.exceptions.HTTPError as error:
                 raise Dropped(_reason(error)) from error
-            return RegistryResponse(status=response.status, headers=_lower(response), body=data)
+            received = {name.lower(): value for name, value in response.headers.items()}
+            return RegistryResponse(status=response.status, headers=received, body=data)
 
     @contextlib.contextmanager
     def stream(
@@ -236,10 +234,6 @@ def _transient(response: urllib3.BaseHTTPResponse) -> Dropped:
     with contextlib.suppress(ValueError):
         error.seconds = float(response.headers.get("retry-after", "0"))  # type: ignore[attr-defined]
     return error
-
-
-def _lower(response: urllib3.BaseHTTPResponse) -> dict[str, str]:
-    return {name.lower(): value for name, value in response.headers.items()}
 
 
 def _reason(error: BaseException) -> str:

@@ -14,16 +14,7 @@ LOCATIONS = "oci:DIR, oci-archive:FILE or docker-archive:FILE"
 
 @dataclass(frozen=True, kw_only=True)
 class Location:
-    """An image in a folder or file.
-
-    Attributes
-    ----------
-    kind : str
-        ``oci``: an OCI layout; ``oci-archive``: a tar of one; ``docker-archive``: what ``docker
-        save`` writes.
-    path : Path
-        Where.
-    """
+    """An image in a folder or file: an OCI layout, a tar of one, or what ``docker save`` writes."""
 
     kind: str
     path: Path
@@ -42,13 +33,7 @@ class Location:
 
 
 def parse_location(text: str, *, field: str) -> Location | None:
-    """Parse a location; None when it is something else.
-
-    Raises
-    ------
-    OptionError
-        When it has no path.
-    """
+    """Parse a location; None when it is something else."""
     kind, colon, path = text.partition(":")
     if not colon or kind not in KINDS:
         return None

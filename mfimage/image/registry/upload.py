@@ -156,6 +156,5 @@ _EMPTY = {"content-length": "0"}
 
 
 def _arrived(response: RegistryResponse, expected: int) -> int:
-    """Return how many bytes a registry reports to have."""
     found = _RANGE.fullmatch(response.headers.get("range", ""))
     return int(found[1]) + 1 if found else expected

@@ -41,10 +41,8 @@ def attach_sboms(
 
 
 def attach_sbom(reference: Reference, digest: str, sbom: bytes, say: Callable[[str], None]) -> None:
-    """Attach an SBOM to an image unless it has that one.
-
-    A registry that refuses it is only reported, since the SBOM is inside the image too.
-    """
+    """Attach an SBOM to an image unless it has that one."""
+    # A registry that refuses it is only reported, since the SBOM is inside the image too.
     try:
         _attach(reference, digest, sbom)
     except RegistryError as error:

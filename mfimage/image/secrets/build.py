@@ -73,11 +73,9 @@ class Secret:
 
 
 def parse_secret(text: str, *, folder: Path | None = None) -> Secret:
-    """Parse ``id=ID[,src=PATH][,env=VARIABLE]``, as docker writes it.
-
-    An id alone that is a variable's name is read from that variable. Relative paths start in
-    ``folder``, by default the working directory.
-    """
+    """Parse ``id=ID[,src=PATH][,env=VARIABLE]``, as docker writes it."""
+    # An id alone that is a variable's name is read from that variable. Relative paths start in
+    # ``folder``, by default the working directory.
     given: dict[str, str] = {}
     for part in text.split(","):
         key, equals, value = part.partition("=")

@@ -50,11 +50,9 @@ _WRITTEN_HERE = re.compile(
 def scan_image(
     builder: Builder, image: BuiltImage, blob_path: BlobPath, secrets: Mapping[str, bytes]
 ) -> None:
-    """Fail if an image that was just built shows a credential.
-
-    Files that mfimage puts into layers are searched as they went in; other layers are read back
-    if there are secrets, unless they come from a shared cache.
-    """
+    """Fail if an image that was just built shows a credential."""
+    # Files that mfimage puts into layers are searched as they went in; other layers are read back
+    # if there are secrets, unless they come from a shared cache.
     scan, plan = CredentialScan(secrets), image.plan
     scan.config(builder.info(image))
     scan.files("code", code_files(plan, blob_path))

@@ -12,15 +12,13 @@ from mfimage.image.targets.target import RUNTIME_REQUIREMENTS, Target
 from mfimage.runtime.layout import TARGET_VARIABLE
 
 RAY_VERSION = "io.mfimage.ray-version"
-# Ray's extras, as "default,serve".
-RAY_PARTS = "io.mfimage.ray-parts"
+RAY_PARTS = "io.mfimage.ray-parts"  # Ray's extras, as "default,serve"
 # To the patch version: all nodes of a cluster must have the same.
 PYTHON_VERSION = "io.mfimage.python-version"
 
 # Batch jobs read and write buckets with it.
 BATCH_REQUIREMENTS = ("obstore>=0.8",)
-# The oldest version whose parts all run in an image.
-OLDEST_RAY = "2.53"
+OLDEST_RAY = "2.53"  # the oldest version whose parts all run in an image
 # Bare `ray` has no health endpoint: no probe would pass.
 _ALWAYS = "default"
 PARTS = ("data", "serve")
@@ -36,8 +34,7 @@ class RayTarget(Target):
     env: ClassVar = {TARGET_VARIABLE: "ray", "RAY_USAGE_STATS_ENABLED": "0"}
     # The cluster's store, its dashboard and Jobs API, Ray Client, Ray Serve.
     ports = (6379, 8265, 10001, 8000)
-    # KubeRay's probes call it.
-    programs: ClassVar = {"wget": "mfimage.runtime.ray.wget"}
+    programs: ClassVar = {"wget": "mfimage.runtime.ray.wget"}  # KubeRay's probes call it
     label_names = (PYTHON_VERSION, RAY_VERSION, RAY_PARTS)
 
     ray_version: str | None = None

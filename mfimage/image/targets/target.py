@@ -12,31 +12,16 @@ RUNTIME_REQUIREMENTS = ("orjson>=3.10", "pydantic>=2.10")
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """An interface that an image can have.
-
-    The fields of a subclass are the build options that only its images take.
-
-    Attributes
-    ----------
-    name, template
-        As ``--target`` takes it; the Dockerfile template in ``mfimage.templates``.
-    check
-        Function that `mfimage test` runs on such an image, as ``module:name``.
-    env, ports
-        Additional environment variables, and exposed ports.
-    programs
-        Commands that mfimage adds at the end of ``PATH``: name to module with a ``main``.
-    label_names
-        Names of what `labels` returns.
-    """
+    """An interface that an image can have; fields are build options that only its images take."""
 
     name: ClassVar[str]
-    template: ClassVar[str]
-    check: ClassVar[str]
+    template: ClassVar[str]  # the Dockerfile's, in ``mfimage.templates``
+    check: ClassVar[str]  # function that `mfimage test` runs on such an image, as ``module:name``
     env: ClassVar[Mapping[str, str]] = {}
     ports: ClassVar[tuple[int, ...]] = ()
+    # Commands that mfimage adds at the end of ``PATH``: name to module with a ``main``.
     programs: ClassVar[Mapping[str, str]] = {}
-    label_names: ClassVar[tuple[str, ...]] = ()
+    label_names: ClassVar[tuple[str, ...]] = ()  # names of what `labels` returns
 
     @property
     def requirements(self) -> tuple[str, ...]:

@@ -26,16 +26,12 @@ _RAY_VERSION = re.compile(r"(\d+)\.(\d+)(?:\.\d+)?[A-Za-z0-9.+-]*")
 class RayImage:
     """An image for Ray."""
 
-    # What nodes pull; with the digest if it is known.
-    reference: str
-    # As 2.60.0; both versions to the patch.
-    ray_version: str
+    reference: str  # what nodes pull; with the digest if it is known
+    ray_version: str  # as 2.60.0; both versions to the patch
     function: str
     python_version: str | None = None
-    # The function's, which names the placement resource.
-    digest: str | None = None
-    # Ray's extras in the image, such as default and serve.
-    parts: tuple[str, ...] | None = None
+    digest: str | None = None  # the function's, which names the placement resource
+    parts: tuple[str, ...] | None = None  # Ray's extras in the image, such as default and serve
 
     def __post_init__(self) -> None:
         found = _RAY_VERSION.fullmatch(self.ray_version)

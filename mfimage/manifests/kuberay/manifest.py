@@ -247,11 +247,9 @@ def _toleration(taint: Toleration) -> dict[str, str | None]:
 
 
 def _placement(image: RayImage) -> str | None:
-    """Return ``--resources`` of ``ray start`` in the shell's quotes: which function a node has.
-
-    Three programs read it: bash; KubeRay, which gives GPUs to Ray only if there is JSON between
-    the quotes; and Ray's autoscaler, which removes one character at both ends.
-    """
+    """Return ``--resources`` of ``ray start`` in the shell's quotes: which function a node has."""
+    # Three programs read it: bash; KubeRay, which gives GPUs to Ray only if there is JSON between
+    # the quotes; and Ray's autoscaler, which removes one character at both ends.
     if image.digest is None:
         return None
     return f"'{{\"{placement_resource(image.digest)}\": {_PLACES}}}'"
