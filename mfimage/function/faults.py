@@ -25,17 +25,7 @@ _UNEXPECTED = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 def explain(failure: ValidationError, payload: bytes, root: str) -> list[Fault]:
-    """Return one fault per place where JSON bytes do not fit, at most ``MAX_FAULTS``.
-
-    Parameters
-    ----------
-    failure : ValidationError
-        Raised by the validator.
-    payload : bytes
-        The JSON.
-    root : str
-        Start of the paths.
-    """
+    """Return one fault per place where JSON bytes do not fit, at most ``MAX_FAULTS``."""
     first = failure.errors(include_url=False)[0]
     if first["type"] == "json_invalid":
         return [Fault(path=root, message=_not_json(first))]

@@ -96,13 +96,7 @@ def name_of(hint: Any) -> str:
 
 
 def resolve(fn: Any) -> dict[str, Any]:
-    """Return a function's hints by parameter name.
-
-    Raises
-    ------
-    NameError
-        When a hint names something that does not exist (yet).
-    """
+    """Return a function's hints by parameter name; ``NameError`` for a name not defined (yet)."""
     return typing.get_type_hints(fn, include_extras=True)
 
 

@@ -39,25 +39,11 @@ class _NoJsonForm(Exception):
 
 
 def dumps(value: Any, *, root: str, error: type[ValueFault] = OutputError) -> bytes:
-    """Encode ``value`` as JSON.
+    """Encode ``value`` as JSON; ``error`` names the first place without a JSON form.
 
     NumPy scalars and arrays become the equal number or list, models and dataclasses an object,
-    times and UUIDs their ISO form.
-
-    Parameters
-    ----------
-    value : Any
-        What to encode.
-    root : str
-        Start of the paths in errors, as ``result``.
-    error : type
-        Class of the error.
-
-    Raises
-    ------
-    ValueFault
-        ``error``, naming the path of the first value that has no JSON form: NaN, infinities,
-        sets, bytes, keys that are not strings, objects.
+    times and UUIDs their ISO form. NaN, infinities, sets, bytes, other keys than strings, and
+    objects have none.
     """
     try:
         data = orjson.dumps(value, plain, _OPTIONS)
@@ -111,13 +97,7 @@ def may_be_infinite(payload: bytes) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return a plainer form of a value that is not JSON's.
-
-    Raises
-    ------
-    TypeError
-        When there is none that is equal.
-    """
+    """Return a plainer form of a value that is not JSON's; ``TypeError`` if none is equal."""
     if hasattr(value, "tolist"):
         return _plain_array(value)
     if isinstance(value, _TIMES) and value == value:  # noqa: PLR0124  (pandas' NaT is not)

@@ -150,22 +150,7 @@ class FunctionParameters:
 def lazy_parameters(
     cls: type[Parameters], loaders: Mapping[str, Callable[[], Any]], values: Mapping[str, Any]
 ) -> Parameters:
-    """Make parameters whose values are loaded when first read.
-
-    Parameters
-    ----------
-    cls : type
-        ``FunctionParameters`` or a typed subclass.
-    loaders : mapping of name to callable
-        Called at most once each.
-    values : mapping of name to value
-        Values that override ``loaders``.
-
-    Raises
-    ------
-    ParameterError
-        As for ``FunctionParameters``.
-    """
+    """Make parameters whose values are loaded when first read, once; ``values`` override."""
     parameters = cls.__new__(cls)
     parameters._fill(values, loaders)
     return parameters

@@ -36,17 +36,9 @@ _OPEN: tuple[dict[str, Any], ...] = ({}, {"type": "object"})
 class Schema:
     """Validators of one record and of its result, both JSON bytes.
 
-    Attributes
-    ----------
-    data : str
-        Name of the function's first parameter: start of the paths in input errors.
-    input, output : TypeAdapter
-        Of the hints.
-    plain_output : bool
-        Whether a validated result is the JSON value itself.
-    avro_input, avro_output : Codec or None
-        Of the Avro schemas that were given. JSON is validated against them as well, so that a
-        function gets the same value in either form.
+    ``data`` is the start of the paths in input errors. JSON is validated against given Avro schemas
+    as well, so that a function gets the same value in either form. With ``plain_output``, a
+    validated result is the JSON value itself.
     """
 
     data: str
@@ -60,22 +52,7 @@ class Schema:
     def of(
         cls, record: Any, result: Any, *, function: str, data: str, avro: Mapping[str, Any]
     ) -> Schema:
-        """Make the validators.
-
-        Parameters
-        ----------
-        record, result : type hint
-            Of one record and of its result.
-        function, data : str
-            Names of the function and its first parameter.
-        avro : mapping of str to schema
-            The Avro schemas that were given: ``input``, ``output``.
-
-        Raises
-        ------
-        SignatureError
-            When pydantic has no schema for a hint.
-        """
+        """Make the validators; ``SignatureError`` if pydantic has no schema for a hint."""
         codecs = {label: Codec(schema) for label, schema in avro.items()}
         return cls(
             data=data,
@@ -97,13 +74,7 @@ class Schema:
         return _narrowed(made, self.avro_output)
 
     def parse(self, payload: bytes) -> Any:
-        """Return the record in ``payload``, which comes from anywhere, as the hints have it.
-
-        Raises
-        ------
-        InputError
-            With a path and a message for every place that does not fit.
-        """
+        """Return the record in ``payload``, which comes from anywhere, as the hints have it."""
         value = self.accept_json(payload)
         if may_be_infinite(payload):
             json_values.dumps(value, root=self.data, error=InputError)
@@ -123,13 +94,7 @@ class Schema:
         return _validate(self.input, payload, self.data, InputError)
 
     def dump(self, value: Any) -> bytes:
-        """Return a function's result as JSON bytes.
-
-        Raises
-        ------
-        OutputError
-            When it does not fit the hints, or a part of it has no JSON form.
-        """
+        """Return a function's result as JSON bytes; ``OutputError`` where it does not fit."""
         payload = json_values.dumps(value, root=RESULT)
         if self.plain_output:
             _validate(self.output, payload, RESULT, OutputError)

@@ -150,13 +150,7 @@ def serializers() -> Mapping[str, Serializer]:
 
 
 def find_serializer(name: str) -> Serializer:
-    """Return the serializer of a name.
-
-    Raises
-    ------
-    SerializerError
-        If there is none here, with how to get it.
-    """
+    """Return the serializer of a name; ``SerializerError`` says how to get it."""
     found = serializers()
     if name in found:
         return found[name]

@@ -25,23 +25,9 @@ _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_
 class Signature:
     """The parts of a function's signature that mfimage needs.
 
-    Attributes
-    ----------
-    fn : callable
-        The plain function.
-    data : str
-        Name of its first parameter; paths in input errors start with it.
-    takes_params : bool
-        Whether it has a second parameter.
-    params_type : type
-        ``FunctionParameters`` or the subclass that its hint names.
-    batch : bool
-        Whether it takes a list of records.
-    is_async : bool
-        Whether it is an ``async def``.
-    schemas : mapping of str to schema
-        Avro schemas that were given outright, of one record (``input``) and of its result
-        (``output``).
+    ``data`` is the name of the first parameter: paths in input errors start with it.
+    ``schemas`` are Avro schemas that were given outright, of one record (``input``) and of its
+    result (``output``).
     """
 
     fn: Callable[..., Any]
@@ -60,15 +46,7 @@ class Signature:
         batch: bool = False,
         schemas: Mapping[str, Any] | None = None,
     ) -> Signature:
-        """Read and check a function's signature.
-
-        Raises
-        ------
-        SignatureError
-            Naming the parameter and what it should be.
-        SchemaError
-            When a schema that is given is none.
-        """
+        """Read and check a function's signature; ``SignatureError``, ``SchemaError``."""
         _check_kind(fn)
         parameters = _parameters(fn)
         found = _resolved(fn)
@@ -86,13 +64,7 @@ class Signature:
         return signature
 
     def record_hints(self, found: dict[str, Any] | None = None) -> tuple[Any, Any]:
-        """Return the hints of one record and of its result.
-
-        Raises
-        ------
-        SignatureError
-            When a hint has no JSON form or names something that does not exist.
-        """
+        """Return the hints of one record and of its result; ``SignatureError`` by name."""
         if found is None:
             try:
                 found = hints.resolve(self.fn)

@@ -256,21 +256,10 @@ Parser = Callable[[Any, str], Any]
 
 
 def parse_spec(data: bytes, *, where: str) -> FunctionSpec:
-    """Parse and check the bytes of a ``function.json``.
+    """Parse and check the bytes of a ``function.json``; ``PackageError`` names the field.
 
-    Unknown keys of the same major version are kept and ignored.
-
-    Parameters
-    ----------
-    data : bytes
-        As ``FunctionSpec.to_json`` returned them: any other byte is damage.
-    where : str
-        What to call it in errors.
-
-    Raises
-    ------
-    PackageError
-        Naming the field that is wrong.
+    Any byte that ``FunctionSpec.to_json`` did not write is damage. Unknown keys of the same major
+    version are kept and ignored. ``where`` stands for the file in errors.
     """
     try:
         spec = _checked(_spec(_object(data)))

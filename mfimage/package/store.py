@@ -46,13 +46,7 @@ class Package:
 
 
 class PackageStore:
-    """Function packages under one root.
-
-    Parameters
-    ----------
-    root : str or path
-        A folder or URL; see ``open_storage``.
-    """
+    """Function packages under one root: a folder or URL, see ``open_storage``."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.storage: Storage = open_storage(root)
@@ -94,13 +88,7 @@ class PackageStore:
         return found.digest == ref.digest
 
     def read_blob(self, ref: BlobRef) -> bytes:
-        """Return a blob's bytes.
-
-        Raises
-        ------
-        PackageError
-            When it is missing or damaged.
-        """
+        """Return a blob's bytes; ``PackageError`` when it is missing or damaged."""
         if self._local:
             with self._told(ref):
                 return self._local.read(ref)
@@ -114,13 +102,7 @@ class PackageStore:
         return data
 
     def stream_blob(self, ref: BlobRef) -> Iterator[bytes]:
-        """Yield a blob in chunks of at most 1 MiB, the last after the whole was verified.
-
-        Raises
-        ------
-        PackageError
-            Before the end, when it is missing or damaged.
-        """
+        """Yield a blob in chunks of at most 1 MiB, the last after the whole was verified."""
         name = blob_name(ref)
         hasher = hashlib.sha256()
         held = b""
@@ -135,13 +117,7 @@ class PackageStore:
         yield held
 
     def open_blob(self, ref: BlobRef) -> BinaryIO:
-        """Open a blob for reading; what is read is not verified.
-
-        Raises
-        ------
-        PackageError
-            When it is missing.
-        """
+        """Open a blob for reading; what is read is not verified."""
         if self._local:
             return self.blob_file(ref).open("rb")
         name = blob_name(ref)
@@ -155,11 +131,6 @@ class PackageStore:
 
         It is the root's own, or a copy that stays as long as this ``PackageStore``; many processes
         download it once.
-
-        Raises
-        ------
-        PackageError
-            When it is missing or damaged.
         """
         if self._local:
             with self._told(ref):
@@ -169,13 +140,7 @@ class PackageStore:
         return Path(self.storage.url(blob_name(ref)))
 
     def unverified_file(self, ref: BlobRef) -> Path:
-        """Return a file on this machine for a reader that verifies the digest itself.
-
-        Raises
-        ------
-        PackageError
-            When it is missing.
-        """
+        """Return a file on this machine for a reader that verifies the digest itself."""
         if self._local:
             return self.blob_file(ref)
         path = Path(self.storage.url(blob_name(ref)))
@@ -211,19 +176,9 @@ class PackageStore:
 
 
 def open_package(reference: str | os.PathLike[str]) -> Package:
-    """Read the package that a reference names.
+    """Read the package that a path or URL of a ``function.json``, or of its folder, names.
 
-    Parameters
-    ----------
-    reference : str or path
-        Path or URL of a ``function.json``, or of its folder.
-
-    Raises
-    ------
-    ReferenceNotFound
-        When nothing is there, or it is not inside a package root.
-    PackageError
-        When it is damaged, changed, or too new.
+    Raises ``ReferenceNotFound`` or ``PackageError``.
     """
     root, name = _split(os.fspath(reference))
     store = PackageStore(root)

@@ -93,18 +93,7 @@ class Held:
 
 
 class BlobCache:
-    """The blobs under the user's cache folder.
-
-    Parameters
-    ----------
-    folder : Path, optional
-        Another one below it, for other blobs.
-
-    Raises
-    ------
-    OptionError
-        When ``MFIMAGE_CACHE_SIZE`` is not a size.
-    """
+    """The blobs under the user's cache folder, or another ``folder`` below it."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._cache = cache_folder()
@@ -114,21 +103,8 @@ class BlobCache:
     def hold(self, ref: BlobRef, fetch: Fetch, *, verify: bool = True) -> Held:
         """Return a blob; download it when it is missing or damaged.
 
-        Parameters
-        ----------
-        ref : BlobRef
-            Which.
-        fetch : callable
-            Downloads it.
-        verify : bool
-            Whether to verify a cached blob; a download is always verified.
-
-        Raises
-        ------
-        DamagedBlob
-            When the download is damaged, twice.
-        StorageError
-            When the cache cannot be written.
+        Without ``verify``, a cached blob is not verified; a download always is. ``DamagedBlob``
+        when it is damaged twice, ``StorageError`` when the cache cannot be written.
         """
         try:
             while True:
@@ -297,13 +273,7 @@ def _remove(path: Path) -> None:
 
 
 class LocalCopies:
-    """A remote root's blobs as files in the user's cache; those in use stay there.
-
-    Parameters
-    ----------
-    fetch : callable
-        Writes a blob's content into a file, in place of what it holds.
-    """
+    """A remote root's blobs as files in the user's cache; those in use stay there."""
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch

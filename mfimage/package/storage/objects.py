@@ -64,20 +64,10 @@ _QUERY = re.compile(r"(?<=\?)[^\s'\"<>]+")
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
-    """What a store says about an object.
-
-    Attributes
-    ----------
-    url : str
-        Where it is.
-    size : int
-        In bytes.
-    version : str
-        Changes when the content does.
-    """
+    """What a store says about an object; ``version`` changes when the content does."""
 
     url: str
-    size: int
+    size: int  # in bytes
     version: str
 
 
@@ -88,12 +78,8 @@ class WrongRegion(StorageError):
 class Objects:
     """The objects of one bucket, or the files of this machine.
 
-    Parameters
-    ----------
-    root : str
-        What stands before every key, as ``s3://bucket/`` or ``/``.
-    store : optional
-        obstore's store; without it, one that the environment configures.
+    ``root`` stands before every key, as ``s3://bucket/`` or ``/``; without ``store``, obstore's is
+    configured by the environment.
     """
 
     def __init__(self, root: str, store: Any = None) -> None:
@@ -293,19 +279,9 @@ def _bucket(root: str) -> str:
 
 
 def describe(text: str, root: str) -> tuple[str, str | None]:
-    """Return the reason and the next step for an error text of obstore.
+    """Return the reason and the next step for an error text of obstore, with its sources' dump.
 
-    Parameters
-    ----------
-    text : str
-        A line and a dump of the error's sources.
-    root : str
-        As of ``Objects``.
-
-    Returns
-    -------
-    tuple of str and str or None
-        Reason and hint; an empty reason when nothing is there.
+    The reason is empty when nothing is there.
     """
     scheme = _SCHEMES.get(root[:2])
     if scheme is None:
@@ -342,12 +318,7 @@ def rejected(
 ) -> tuple[str, str | None]:
     """Return the reason and the next step for an HTTP status; an empty reason for a plain 404.
 
-    Parameters
-    ----------
-    status, code, phrase : int, str and str
-        HTTP's status, the service's own error code if it sent one, and its words.
-    scheme, bucket : str
-        Where.
+    ``code`` is the service's own error code, if it sent one.
     """
     said = f"{status} {code or phrase}".strip()
     if code in _NO_BUCKET:
