@@ -131,7 +131,7 @@ def _plain_array(value: Any) -> Any:
     return simple
 
 
-def _walk(value: Any, path: str, depth: int) -> Any:  # noqa: PLR0911  (one line per kind)
+def _walk(value: Any, path: str, depth: int) -> Any:  # noqa: PLR0911  (one per kind)
     if depth > MAX_DEPTH:
         raise _NoJsonForm(path, "nested too deeply, or refers to itself")
     if value is None or value is True or value is False:
@@ -141,9 +141,13 @@ def _walk(value: Any, path: str, depth: int) -> Any:  # noqa: PLR0911  (one line
     if isinstance(value, str):
         return _text(value, path)
     if isinstance(value, int):
-        return _integer(value, path)
+        if value.bit_length() > MAX_BITS:
+            raise _NoJsonForm(path, "an integer of more than 4000 digits has no JSON form")
+        return int(value)
     if isinstance(value, float):
-        return _number(value, path)
+        if not math.isfinite(value):
+            raise _NoJsonForm(path, f"{value} has no JSON form; use None or leave it out")
+        return float(value)
     if isinstance(value, dict):
         return {
             _key(key, path): _walk(item, join_path(path, key), depth + 1)
@@ -164,18 +168,6 @@ def _plain_or_refused(value: Any, path: str) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise _NoJsonForm(path, f"{name} has no JSON form: {reason}") from error
-
-
-def _integer(value: int, path: str) -> int:
-    if value.bit_length() > MAX_BITS:
-        raise _NoJsonForm(path, "an integer of more than 4000 digits has no JSON form")
-    return int(value)
-
-
-def _number(value: float, path: str) -> float:
-    if not math.isfinite(value):
-        raise _NoJsonForm(path, f"{value} has no JSON form; use None or leave it out")
-    return float(value)
 
 
 def _text(value: str, path: str) -> str:

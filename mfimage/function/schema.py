@@ -137,10 +137,8 @@ def _adapter(hint: Any, where: str) -> TypeAdapter[Any]:
         adapter = TypeAdapter(hints.adaptable(hint))
         adapter.rebuild(raise_errors=True)  # else an unknown name fails at a call
         return adapter
-    except PydanticUserError as error:
-        raise SignatureError(f"{where}: {error.message}") from None
-    except NameError as error:
-        raise SignatureError(f"{where}: {error}") from None
+    except (PydanticUserError, NameError) as error:
+        raise SignatureError(f"{where}: {getattr(error, 'message', error)}") from None
 
 
 def _json_schema(label: str, schema: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -182,8 +180,9 @@ class Many:
         """Return the records that ``json.dumps`` has encoded, one per line."""
         if self._input is None:
             return None
+        joined = b"[%b]" % lines.replace(b"\n", b",")
         try:
-            found: list[Any] = self._input.validate_json(_joined(lines), strict=True)
+            found: list[Any] = self._input.validate_json(joined, strict=True)
         except ValidationError:
             return None
         return found
@@ -205,7 +204,3 @@ def _list_of(adapter: TypeAdapter[Any]) -> SchemaValidator | None:
         return SchemaValidator(core_schema.list_schema(adapter.core_schema, strict=True))
     except SchemaError:
         return None
-
-
-def _joined(lines: bytes) -> bytes:
-    return b"[%b]" % lines.replace(b"\n", b",")

@@ -89,21 +89,16 @@ class PackageStore:
 
     def read_blob(self, ref: BlobRef) -> bytes:
         """Return a blob's bytes; ``PackageError`` when it is missing or damaged."""
-        if self._local:
-            with self._told(ref):
+        with self._explained(ref):
+            if self._local:
                 return self._local.read(ref)
-        name = blob_name(ref)
-        try:
-            data = self.storage.read(name)
-        except FileNotFoundError:
-            raise _missing(self.storage.url(name)) from None
-        if hashlib.sha256(data).hexdigest() != ref.hex:
-            raise damaged(self.storage.url(name))
-        return data
+            data = self.storage.read(blob_name(ref))
+            if hashlib.sha256(data).hexdigest() != ref.hex:
+                raise DamagedBlob
+            return data
 
     def stream_blob(self, ref: BlobRef) -> Iterator[bytes]:
         """Yield a blob in chunks of at most 1 MiB, the last after the whole was verified."""
-        name = blob_name(ref)
         hasher = hashlib.sha256()
         held = b""
         with self.open_blob(ref) as file:
@@ -113,18 +108,15 @@ class PackageStore:
                 hasher.update(chunk)
                 held = chunk
         if hasher.hexdigest() != ref.hex:
-            raise damaged(self.storage.url(name))
+            raise damaged(self._url(ref))
         yield held
 
     def open_blob(self, ref: BlobRef) -> BinaryIO:
         """Open a blob for reading; what is read is not verified."""
         if self._local:
             return self.blob_file(ref).open("rb")
-        name = blob_name(ref)
-        try:
-            return self.storage.open(name)
-        except FileNotFoundError:
-            raise _missing(self.storage.url(name)) from None
+        with self._explained(ref):
+            return self.storage.open(blob_name(ref))
 
     def blob_file(self, ref: BlobRef) -> Path:
         """Return a file on this machine that holds a blob, verified.
@@ -133,29 +125,34 @@ class PackageStore:
         download it once.
         """
         if self._local:
-            with self._told(ref):
+            with self._explained(ref):
                 return self._local.file(ref)
         for _ in self.stream_blob(ref):
             pass
-        return Path(self.storage.url(blob_name(ref)))
+        return Path(self._url(ref))
 
     def unverified_file(self, ref: BlobRef) -> Path:
         """Return a file on this machine for a reader that verifies the digest itself."""
         if self._local:
             return self.blob_file(ref)
-        path = Path(self.storage.url(blob_name(ref)))
-        if not path.is_file():
-            raise _missing(str(path))
+        path = Path(self._url(ref))
+        with self._explained(ref):
+            if not path.is_file():
+                raise _NoBlob
         return path
 
+    def _url(self, ref: BlobRef) -> str:
+        return self.storage.url(blob_name(ref))
+
     @contextlib.contextmanager
-    def _told(self, ref: BlobRef) -> Iterator[None]:
+    def _explained(self, ref: BlobRef) -> Iterator[None]:
         try:
             yield
-        except _NoBlob:
-            raise _missing(self.storage.url(blob_name(ref))) from None
+        except (_NoBlob, FileNotFoundError):
+            hint = "bind the function again"
+            raise PackageError(f"{self._url(ref)}: missing", hint=hint) from None
         except DamagedBlob:
-            raise damaged(self.storage.url(blob_name(ref))) from None
+            raise damaged(self._url(ref)) from None
 
     def write(self, spec: FunctionSpec) -> str:
         """Write ``function.json`` and return its reference; the blobs must be there.
@@ -226,10 +223,6 @@ def damaged(where: str) -> PackageError:
         f"{where}: its content does not have the digest that its name says",
         hint="it was damaged or changed; bind the function again",
     )
-
-
-def _missing(where: str) -> PackageError:
-    return PackageError(f"{where}: missing", hint="bind the function again")
 
 
 class _NoBlob(Exception):

@@ -108,7 +108,9 @@ class BlobCache:
         """
         try:
             while True:
-                self._make()
+                if not self.folder.is_dir():
+                    self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    tag(self._cache)
                 held = self._open(ref)
                 if held is not None:
                     if not verify or held.matches(ref):
@@ -149,14 +151,11 @@ class BlobCache:
         for _, size, path in blobs:
             if excess <= 0:
                 break
-            if _remove_unused(path):
-                excess -= size
+            with _only_user(path) as alone:
+                if alone:
+                    _remove(path)
+                    excess -= size
         self._sweep(name for name in names if name.endswith(".lock"))
-
-    def _make(self) -> None:
-        if not self.folder.is_dir():
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            tag(self._cache)
 
     def _path(self, ref: BlobRef) -> Path:
         return self.folder / ref.hex
@@ -258,13 +257,6 @@ def _only_user(path: Path) -> Iterator[bool]:
             yield is_at(path, descriptor)
     finally:
         os.close(descriptor)
-
-
-def _remove_unused(path: Path) -> bool:
-    with _only_user(path) as alone:
-        if alone:
-            _remove(path)
-        return alone
 
 
 def _remove(path: Path) -> None:

@@ -452,7 +452,7 @@ def open_storage(root: str | os.PathLike[str]) -> Storage:
     """Return the storage for a root.
 
     It is a local folder, ``file://`` and its path, or ``s3://``, ``gs://`` or ``azure://``, a
-    bucket (for Azure: a container) and a prefix. ``StorageError`` for another scheme, or credentials.
+    bucket (for Azure: a container) and a prefix. ``StorageError`` for others, and for credentials.
     """
     text = os.fspath(root)
     refuse_credentials(text)

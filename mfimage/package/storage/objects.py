@@ -155,13 +155,13 @@ class Objects:
             return
         chunks = _Chunks(first, source)
         with self._translated(key, "write", chunks):
-            obstore.put(
-                self._store,
-                key,
-                iter(chunks),
-                chunk_size=max(_PART, _size(source) // _PARTS),
-                max_concurrency=_PARTS_AT_ONCE,
-            )
+            known = isinstance(source, io.BufferedReader)
+            whole = os.fstat(source.fileno()).st_size if known else 0
+            limits: Any = {
+                "chunk_size": max(_PART, whole // _PARTS),
+                "max_concurrency": _PARTS_AT_ONCE,
+            }
+            obstore.put(self._store, key, iter(chunks), **limits)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Yield every object below a folder, sorted by name."""
@@ -222,10 +222,6 @@ class _Chunks:
         except Exception as error:
             self.error = error
             raise
-
-
-def _size(source: BinaryIO) -> int:
-    return os.fstat(source.fileno()).st_size if isinstance(source, io.BufferedReader) else 0
 
 
 class _Raw(io.RawIOBase):
@@ -292,13 +288,8 @@ def describe(text: str, root: str) -> tuple[str, str | None]:
     status = _STATUS.search(text)
     if status:
         code = _CODE.search(text)
-        return rejected(
-            int(status[1]),
-            code[1] if code else "",
-            status[2],
-            scheme=scheme,
-            bucket=_bucket(root),
-        )
+        known = code[1] if code else ""
+        return rejected(int(status[1]), known, status[2], scheme=scheme, bucket=_bucket(root))
     certificate = _CERTIFICATE.search(text)
     if certificate:
         reason = f"the server's certificate is not trusted ({certificate[1]})"
