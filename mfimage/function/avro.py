@@ -48,13 +48,18 @@ def _fastavro() -> Any:
         hint = "pip install 'mfimage[avro]'"
         raise errors.SerializerError("avro: fastavro is not installed here", hint=hint) from None
     for kind in ("int", "long", "bytes", "fixed", "record"):
-        readers, writers = fastavro.read.LOGICAL_READERS, fastavro.write.LOGICAL_WRITERS
-        readers[f"{kind}-{_MARK}"] = lambda raw, native, _=None: native["read"](raw)
+        fastavro.read.LOGICAL_READERS[f"{kind}-{_MARK}"] = _read_native
         if kind != "record":
-            writers[f"{kind}-{_MARK}"] = lambda value, native: (
-                native["write"](value) if isinstance(value, str) else value
-            )
+            fastavro.write.LOGICAL_WRITERS[f"{kind}-{_MARK}"] = _write_text
     return fastavro
+
+
+def _read_native(raw: Any, native: Any, _: Any = None) -> Any:
+    return native["read"](raw)
+
+
+def _write_text(value: Any, native: Any) -> Any:
+    return native["write"](value) if isinstance(value, str) else value
 
 
 # JSON Schema, as pydantic makes it -> Avro schema

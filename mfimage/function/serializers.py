@@ -161,10 +161,9 @@ def find_serializer(name: str) -> Serializer:
     if name == "avro":
         hint = "pip install 'mfimage[avro]'"
         raise SerializerError("avro: fastavro is not installed here", hint=hint)
-    raise SerializerError(
-        f"there is no serializer {name!r}; there are {', '.join(sorted(found))}",
-        hint="register_serializer(...) in the function's module, or install what brings it",
-    )
+    hint = "register_serializer(...) in the function's module, or install what brings it"
+    known = ", ".join(sorted(found))
+    raise SerializerError(f"there is no serializer {name!r}; there are {known}", hint=hint)
 
 
 def find_format(suffix: str) -> FileFormat | None:
@@ -215,10 +214,9 @@ def _loaded(point: EntryPoint) -> Serializer:
     except SerializerError:
         raise
     except Exception as error:
-        raise SerializerError(
-            f"{where}: {point.value} cannot be loaded: {type(error).__name__}: {error}",
-            hint="correct that distribution, or uninstall it",
-        ) from error
+        reason = f"{point.value} cannot be loaded: {type(error).__name__}: {error}"
+        hint = "correct that distribution, or uninstall it"
+        raise SerializerError(f"{where}: {reason}", hint=hint) from error
     if made.name != point.name:
         raise SerializerError(f"{where}: the serializer calls itself {made.name!r}")
     return made
@@ -228,10 +226,8 @@ def _made(value: Any, where: str) -> Serializer:
     """Return the serializer that ``value`` is or makes, checked."""
     made = value() if isinstance(value, type) else value
     if not isinstance(made, Serializer):
-        raise SerializerError(
-            f"{where}: {value!r} is not a serializer",
-            hint="it has name, media_type, schema, dumps and loads",
-        )
+        hint = "it has name, media_type, schema, dumps and loads"
+        raise SerializerError(f"{where}: {value!r} is not a serializer", hint=hint)
     for label, text, form in (
         ("name", made.name, _NAME),
         ("media_type", made.media_type, _MEDIA_TYPE),

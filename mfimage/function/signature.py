@@ -116,10 +116,8 @@ def _checked_schemas(fn: Callable[..., Any], schemas: Mapping[str, Any]) -> dict
 
 def _check_kind(fn: Any) -> None:
     if not inspect.isfunction(fn):
-        raise SignatureError(
-            f"expected a function, got {fn!r}",
-            hint="decorate a def: @json_function above def predict(data: dict, params: ...)",
-        )
+        hint = "decorate a def: @json_function above def predict(data: dict, params: ...)"
+        raise SignatureError(f"expected a function, got {fn!r}", hint=hint)
     if fn.__name__ == "<lambda>":
         raise SignatureError("a lambda has no name to be served by", hint="use def")
     if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):

@@ -179,20 +179,17 @@ def open_package(reference: str | os.PathLike[str]) -> Package:
     """
     root, name = _split(os.fspath(reference))
     store = PackageStore(root)
+    url = store.storage.url(name)
     try:
         data = store.storage.read(name)
     except FileNotFoundError:
-        raise ReferenceNotFound(
-            f"no function package at {store.storage.url(name)}",
-            hint="check the path, or bind the function again with `mfimage bind`",
-        ) from None
-    spec = parse_spec(data, where=store.storage.url(name))
+        hint = "check the path, or bind the function again with `mfimage bind`"
+        raise ReferenceNotFound(f"no function package at {url}", hint=hint) from None
+    spec = parse_spec(data, where=url)
     if package_name(spec) != name:
-        raise PackageError(
-            f"{store.storage.url(name)}: its content is not what its name says",
-            hint="it was changed after it was written; bind the function again",
-        )
-    return Package(spec=spec, reference=store.storage.url(name), store=store)
+        hint = "it was changed after it was written; bind the function again"
+        raise PackageError(f"{url}: its content is not what its name says", hint=hint)
+    return Package(spec=spec, reference=url, store=store)
 
 
 def _split(reference: str) -> tuple[str, str]:
@@ -202,11 +199,9 @@ def _split(reference: str) -> tuple[str, str]:
     text = whole.rstrip("/").removesuffix(f"/{FILE_NAME}")
     root, *rest = f"{text}/{FILE_NAME}".rsplit("/", 4)
     if len(rest) < 4 or rest[0] != "functions" or root.endswith(":/"):
-        raise ReferenceNotFound(
-            f"{reference!r} is not a reference",
-            hint="a reference ends in functions/<name>/<digest>/function.json; "
-            "`mfimage bind` prints it",
-        )
+        ending = "functions/<name>/<digest>/function.json"
+        hint = f"a reference ends in {ending}; `mfimage bind` prints it"
+        raise ReferenceNotFound(f"{reference!r} is not a reference", hint=hint)
     return root or "/", "/".join(rest)
 
 

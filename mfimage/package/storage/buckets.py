@@ -294,16 +294,13 @@ def _connect_s3(bucket: str, sending: bool, region: str | None) -> _Connection:
     verify = from_conf("S3_VERIFY_CERTIFICATE") or params.get("verify")
     if verify is None and hasattr(session, "_session"):
         verify = session._session.get_config_variable("ca_bundle")
-    timeouts = {
-        "connect": given.get("connect_timeout", _CONNECT),
-        "read": given.get("read_timeout", _READ),
-    }
+    times = given.get("connect_timeout", _CONNECT), given.get("read_timeout", _READ)
     return _Connection(
         S3Store,
         bucket,
         _Credentials(lambda: Boto3CredentialProvider(session)),
         config=config,
-        client_options=_client(endpoint, sending, verify, **timeouts),
+        client_options=_client(endpoint, sending, verify, *times),
     )
 
 
@@ -381,10 +378,9 @@ def _connect_azure(container: str, sending: bool, _: str | None) -> _Connection:
 
     endpoint = from_conf("AZURE_STORAGE_BLOB_SERVICE_ENDPOINT")
     if not endpoint:
-        raise StorageError(
-            "azure:// needs METAFLOW_AZURE_STORAGE_BLOB_SERVICE_ENDPOINT, which is not set",
-            hint="set it to https://<account>.blob.core.windows.net",
-        )
+        hint = "set it to https://<account>.blob.core.windows.net"
+        variable = "METAFLOW_AZURE_STORAGE_BLOB_SERVICE_ENDPOINT"
+        raise StorageError(f"azure:// needs {variable}, which is not set", hint=hint)
     parts = urlsplit(endpoint)
     # An emulator has the account in the path.
     account = parts.path.strip("/") or str(parts.hostname).partition(".")[0]
@@ -442,10 +438,9 @@ def require_libraries(scheme: str, needed: Mapping[str, str]) -> None:
         try:
             importlib.import_module(module)
         except ImportError:
-            raise StorageError(
-                f"{scheme}:// needs {needed[module]}, which is not installed here",
-                hint=f"pip install {' '.join(needed.values())}",
-            ) from None
+            message = f"{scheme}:// needs {needed[module]}, which is not installed here"
+            hint = f"pip install {' '.join(needed.values())}"
+            raise StorageError(message, hint=hint) from None
 
 
 def open_storage(root: str | os.PathLike[str]) -> Storage:
@@ -463,20 +458,16 @@ def open_storage(root: str | os.PathLike[str]) -> Storage:
         return LocalStorage(Path(text))
     if scheme in SCHEMES:
         return RemoteStorage(scheme, rest)
-    raise StorageError(
-        f"no storage for {scheme}:// (root {text!r})",
-        hint="use a local folder, s3://, gs:// or azure://",
-    )
+    hint = "use a local folder, s3://, gs:// or azure://"
+    raise StorageError(f"no storage for {scheme}:// (root {text!r})", hint=hint)
 
 
 def refuse_credentials(url: str) -> None:
     """Raise ``StorageError`` for a URL with a user or password in it, without repeating them."""
     scheme, separator, rest = url.partition("://")
     if separator and "@" in rest.partition("/")[0]:
-        raise StorageError(
-            f"the {scheme}:// URL holds credentials",
-            hint="leave them out of it; they come from the environment and configuration files",
-        )
+        hint = "leave them out of it; they come from the environment and configuration files"
+        raise StorageError(f"the {scheme}:// URL holds credentials", hint=hint)
 
 
 def _checked(scheme: str, root: str) -> str:
@@ -485,10 +476,8 @@ def _checked(scheme: str, root: str) -> str:
         kind = "container" if scheme == "azure" else "bucket"
         raise StorageError(f"{scheme}:// names no {kind}", hint=f"write {scheme}://{kind.upper()}")
     if any(part in ("", ".", "..") for part in prefix) or set(root) & set("?#\\\0\n\r"):
-        raise StorageError(
-            f"{f'{scheme}://{root}'!r} is not a usable root",
-            hint="use letters, digits, -, _, . and single slashes",
-        )
+        hint = "use letters, digits, -, _, . and single slashes"
+        raise StorageError(f"{f'{scheme}://{root}'!r} is not a usable root", hint=hint)
     return root
 
 
