@@ -157,11 +157,10 @@ class Objects:
         with self._translated(key, "write", chunks):
             known = isinstance(source, io.BufferedReader)
             whole = os.fstat(source.fileno()).st_size if known else 0
-            limits: Any = {
-                "chunk_size": max(_PART, whole // _PARTS),
-                "max_concurrency": _PARTS_AT_ONCE,
-            }
-            obstore.put(self._store, key, iter(chunks), **limits)
+            size = max(_PART, whole // _PARTS)
+            obstore.put(
+                self._store, key, iter(chunks), chunk_size=size, max_concurrency=_PARTS_AT_ONCE
+            )
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Yield every object below a folder, sorted by name."""
