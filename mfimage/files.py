@@ -21,12 +21,7 @@ UNFINISHED = ".tmp-"
 def whole_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     """Open what replaces the file at ``path`` when the block ends without an exception.
 
-    Parameters
-    ----------
-    path : Path
-        In a folder that exists.
-    durable : bool
-        Whether the file outlives a loss of power from then on.
+    A ``durable`` file outlives a loss of power from then on.
     """
     fresh = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
     try:

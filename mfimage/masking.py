@@ -38,11 +38,8 @@ def mask_urls(text: str) -> str:
 class Masker:
     """Replaces secret values in text by ``***``, and the user and password of any URL.
 
-    Parameters
-    ----------
-    secrets : iterable of bytes
-        Each is masked as a whole, line by line, and by the word that follows ``password``,
-        ``token`` or ``secret`` in it. Certificates are public and left as they are.
+    A secret is masked as a whole, line by line, and by the word that follows ``password``,
+    ``token`` or ``secret`` in it. Certificates are public and left as they are.
     """
 
     def __init__(self, secrets: Iterable[bytes]) -> None:

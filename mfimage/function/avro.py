@@ -167,9 +167,8 @@ class _Deriver:
         for key, member in plain["properties"].items():
             where = join_path(path, key) if path else key
             kind = self.derive(member, where, f"{name}_{key}")
-            field = {"name": _named(key, taken)}
-            if field["name"] != key:
-                field["jsonName"] = key
+            mapped = _named(key, taken)
+            field = {"name": mapped} if mapped == key else {"name": mapped, "jsonName": key}
             required = key in plain.get("required", ())
             fields.append(field | ({"type": kind} if required else _optional(kind, member, where)))
         return {"type": "record", "name": name, **doc, "fields": fields}
@@ -352,19 +351,17 @@ class _Compiler:
             made = self._union(schema, path)
         elif kind in ("record", "error"):
             made = self._record(schema, path)
-        elif kind == "array":
-            inner = self._compile(schema["items"], f"{path}.items")
-            if inner.is_empty:  # a few bytes could claim any number of them
-                raise _wrong(path, "the array's items are always empty")
-            core = {"type": "list", "items_schema": inner.core}
-            described = {"type": kind, "items": inner.described}
-            native = {"type": kind, "items": inner.native}
-            made = _Type(kind, native, core, described, parts=1 + inner.parts)
-        elif kind == "map":
-            inner = self._compile(schema["values"], f"{path}.values")
+        elif kind in ("array", "map"):
+            member = "items" if kind == "array" else "values"
+            inner = self._compile(schema[member], f"{path}.{member}")
             core = {"type": "dict", "keys_schema": _STRING, "values_schema": inner.core}
             described = {"type": "object", "additionalProperties": inner.described}
-            native = {"type": kind, "values": inner.native}
+            if kind == "array":
+                if inner.is_empty:  # a few bytes could claim any number of them
+                    raise _wrong(path, "the array's items are always empty")
+                core = {"type": "list", "items_schema": inner.core}
+                described = {"type": kind, "items": inner.described}
+            native = {"type": kind, member: inner.native}
             made = _Type(kind, native, core, described, parts=1 + inner.parts)
         else:
             made = _leaf(kind, plain, path)
@@ -517,7 +514,8 @@ def _leaf(kind: str, schema: dict[str, Any], path: str) -> _Type:
     if kind == "fixed" and (type(size) is not int or size < 0):
         raise _wrong(path, f"size: expected a number of bytes, got {size!r}")
     form, expected = "base64", f"base64 text{'' if size is None else f' of {size} bytes'}"
-    pair: _Pair = (_from_base64, lambda raw: base64.b64encode(raw).decode())
+    decode = functools.partial(base64.b64decode, validate=True)
+    pair: _Pair = (decode, lambda raw: base64.b64encode(raw).decode())
     if logical == "string-uuid" or (logical == "fixed-uuid" and size == 16):
         form, expected = "uuid", "a UUID"
         pair = (lambda text: uuid.UUID(text).bytes, lambda raw: str(uuid.UUID(bytes=raw)))
@@ -553,10 +551,6 @@ def _leaf(kind: str, schema: dict[str, Any], path: str) -> _Type:
 
 
 _Pair = tuple[Callable[[str], Any], Callable[[Any], str]]
-
-
-def _from_base64(text: str) -> bytes:
-    return base64.b64decode(text, validate=True)
 
 
 def _by_fastavro(name: str, schema: dict[str, Any], core: dict[str, Any], path: str) -> _Pair:

@@ -17,12 +17,7 @@ from mfimage.function.signature import Signature
 class DecoratedFunction:
     """A function that can be bound to a task; calling it runs the plain function.
 
-    Attributes
-    ----------
-    signature : Signature
-        Its parameters and hints.
-    kind : str
-        Which decorator made it: ``json`` or ``avro``.
+    ``kind`` is the decorator that made it: ``json`` or ``avro``.
     """
 
     kind: str
@@ -62,10 +57,7 @@ class DecoratedFunction:
     ) -> dict[str, dict[str, Any]]:
         """Return the schemas that the function was given, by serializer.
 
-        Raises
-        ------
-        SchemaError
-            If the hints of an Avro function have no schema, and none was given.
+        ``SchemaError`` if the hints of an Avro function have no schema, and none was given.
         """
         if self.kind != "avro":
             return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
@@ -25,17 +24,7 @@ _UNEXPECTED = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 def explain(failure: ValidationError, payload: bytes, root: str) -> list[Fault]:
-    """Return one fault per place where JSON bytes do not fit, at most ``MAX_FAULTS``.
-
-    Parameters
-    ----------
-    failure : ValidationError
-        Raised by the validator.
-    payload : bytes
-        The JSON.
-    root : str
-        Start of the paths.
-    """
+    """Return one fault per place where JSON bytes do not fit, at most ``MAX_FAULTS``."""
     first = failure.errors(include_url=False)[0]
     if first["type"] == "json_invalid":
         return [Fault(path=root, message=_not_json(first))]
@@ -82,10 +71,9 @@ def _is_place(detail: ErrorDetails, document: Any, last: int | str) -> bool:
     if detail["type"] in _ABSENT:
         return isinstance(document, dict)
     # A member may be called "int": compare the refused value.
-    return _is_member(document, last) and _same(document[last], detail["input"])
-
-
-def _same(member: Any, refused: Any) -> bool:
+    if not _is_member(document, last):
+        return False
+    member, refused = document[last], detail["input"]
     return type(member) is type(refused) and bool(member == refused)
 
 
@@ -97,8 +85,9 @@ def _message(group: list[ErrorDetails]) -> str:
         return "not expected here"
     wanted = [_wanted(detail) for detail in group]
     if all(wanted):
-        names = list(dict.fromkeys(str(name) for name in wanted))
-        return f"expected {_either(names)}, got {_shown(first['input'])}"
+        *others, last = dict.fromkeys(map(str, wanted))
+        either = f"{', '.join(others)} or {last}" if others else last
+        return f"expected {either}, got {_shown(first['input'])}"
     reasons = dict.fromkeys(f"{item['msg'][:1].lower()}{item['msg'][1:]}" for item in group)
     return f"{'; '.join(reasons)}, got {_shown(first['input'])}"
 
@@ -111,11 +100,6 @@ def _wanted(detail: ErrorDetails) -> str | None:
     if kind in ("model_type", "dataclass_type"):
         return str(context["class_name"])
     return _EXPECTED.get(kind)
-
-
-def _either(names: Iterable[str]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _shown(value: Any) -> str:

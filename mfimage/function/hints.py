@@ -71,20 +71,14 @@ def _refuse_class(hint: Any, seen: frozenset[Any]) -> str | None:
         return refusal(inner, seen | {hint}) if inner is not None else None
     if hasattr(hint, "__get_pydantic_core_schema__") or issubclass(hint, enum.Enum):
         return None
-    if typing.is_typeddict(hint) or _is_extension_typeddict(hint) or dataclasses.is_dataclass(hint):
-        return _first_refusal(_members(hint), seen | {hint})
+    is_dict = hasattr(hint, "__required_keys__") and hasattr(hint, "__total__")
+    if typing.is_typeddict(hint) or is_dict or dataclasses.is_dataclass(hint):
+        try:
+            members = typing.get_type_hints(hint, include_extras=True).values()
+        except (NameError, TypeError):
+            return None  # forward references: the schema will say
+        return _first_refusal(members, seen | {hint})
     return name_of(hint)
-
-
-def _is_extension_typeddict(hint: type) -> bool:
-    return hasattr(hint, "__required_keys__") and hasattr(hint, "__total__")
-
-
-def _members(hint: Any) -> list[Any]:
-    try:
-        return list(typing.get_type_hints(hint, include_extras=True).values())
-    except (NameError, TypeError):
-        return []  # forward references: the schema will say
 
 
 def name_of(hint: Any) -> str:
@@ -96,13 +90,7 @@ def name_of(hint: Any) -> str:
 
 
 def resolve(fn: Any) -> dict[str, Any]:
-    """Return a function's hints by parameter name.
-
-    Raises
-    ------
-    NameError
-        When a hint names something that does not exist (yet).
-    """
+    """Return a function's hints by parameter name; ``NameError`` for a name not defined (yet)."""
     return typing.get_type_hints(fn, include_extras=True)
 
 

@@ -39,25 +39,11 @@ class _NoJsonForm(Exception):
 
 
 def dumps(value: Any, *, root: str, error: type[ValueFault] = OutputError) -> bytes:
-    """Encode ``value`` as JSON.
+    """Encode ``value`` as JSON; ``error`` names the first place without a JSON form.
 
     NumPy scalars and arrays become the equal number or list, models and dataclasses an object,
-    times and UUIDs their ISO form.
-
-    Parameters
-    ----------
-    value : Any
-        What to encode.
-    root : str
-        Start of the paths in errors, as ``result``.
-    error : type
-        Class of the error.
-
-    Raises
-    ------
-    ValueFault
-        ``error``, naming the path of the first value that has no JSON form: NaN, infinities,
-        sets, bytes, keys that are not strings, objects.
+    times and UUIDs their ISO form. NaN, infinities, sets, bytes, other keys than strings, and
+    objects have none.
     """
     try:
         data = orjson.dumps(value, plain, _OPTIONS)
@@ -111,13 +97,7 @@ def may_be_infinite(payload: bytes) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return a plainer form of a value that is not JSON's.
-
-    Raises
-    ------
-    TypeError
-        When there is none that is equal.
-    """
+    """Return a plainer form of a value that is not JSON's; ``TypeError`` if none is equal."""
     if hasattr(value, "tolist"):
         return _plain_array(value)
     if isinstance(value, _TIMES) and value == value:  # noqa: PLR0124  (pandas' NaT is not)
@@ -151,7 +131,7 @@ def _plain_array(value: Any) -> Any:
     return simple
 
 
-def _walk(value: Any, path: str, depth: int) -> Any:  # noqa: PLR0911  (one line per kind)
+def _walk(value: Any, path: str, depth: int) -> Any:  # noqa: PLR0911  (one per kind)
     if depth > MAX_DEPTH:
         raise _NoJsonForm(path, "nested too deeply, or refers to itself")
     if value is None or value is True or value is False:
@@ -161,9 +141,13 @@ def _walk(value: Any, path: str, depth: int) -> Any:  # noqa: PLR0911  (one line
     if isinstance(value, str):
         return _text(value, path)
     if isinstance(value, int):
-        return _integer(value, path)
+        if value.bit_length() > MAX_BITS:
+            raise _NoJsonForm(path, "an integer of more than 4000 digits has no JSON form")
+        return int(value)
     if isinstance(value, float):
-        return _number(value, path)
+        if not math.isfinite(value):
+            raise _NoJsonForm(path, f"{value} has no JSON form; use None or leave it out")
+        return float(value)
     if isinstance(value, dict):
         return {
             _key(key, path): _walk(item, join_path(path, key), depth + 1)
@@ -184,18 +168,6 @@ def _plain_or_refused(value: Any, path: str) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise _NoJsonForm(path, f"{name} has no JSON form: {reason}") from error
-
-
-def _integer(value: int, path: str) -> int:
-    if value.bit_length() > MAX_BITS:
-        raise _NoJsonForm(path, "an integer of more than 4000 digits has no JSON form")
-    return int(value)
-
-
-def _number(value: float, path: str) -> float:
-    if not math.isfinite(value):
-        raise _NoJsonForm(path, f"{value} has no JSON form; use None or leave it out")
-    return float(value)
 
 
 def _text(value: str, path: str) -> str:

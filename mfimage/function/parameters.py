@@ -91,16 +91,13 @@ class FunctionParameters:
     def _check(self, values: Mapping[str, Any], loaders: Mapping[str, Any]) -> None:
         unknown = sorted(set(values) - set(self._declared))
         if unknown:
-            raise ParameterError(
-                f"{type(self).__name__} declares no parameter {unknown[0]!r}",
-                hint=f"it declares {', '.join(self._declared)}",
-            )
+            message = f"{type(self).__name__} declares no parameter {unknown[0]!r}"
+            raise ParameterError(message, hint=f"it declares {', '.join(self._declared)}")
         missing = missing_parameters(type(self), {*values, *loaders})
         if missing:
-            raise ParameterError(
-                f"{type(self).__name__}: missing {', '.join(map(repr, missing))}",
-                hint="pass it by keyword, or give it a default in the class",
-            )
+            message = f"{type(self).__name__}: missing {', '.join(map(repr, missing))}"
+            hint = "pass it by keyword, or give it a default in the class"
+            raise ParameterError(message, hint=hint)
 
     def __getattr__(self, name: str) -> Any:
         """Load a value when it is first read."""
@@ -132,10 +129,8 @@ class FunctionParameters:
         return sorted({*super().__dir__(), *self._names})
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise ReadOnlyError(
-            f"parameters are read-only: cannot set {name!r}",
-            hint="make new ones: FunctionParameters(...)",
-        )
+        hint = "make new ones: FunctionParameters(...)"
+        raise ReadOnlyError(f"parameters are read-only: cannot set {name!r}", hint=hint)
 
     def __delattr__(self, name: str) -> None:
         raise ReadOnlyError(f"parameters are read-only: cannot delete {name!r}")
@@ -150,22 +145,7 @@ class FunctionParameters:
 def lazy_parameters(
     cls: type[Parameters], loaders: Mapping[str, Callable[[], Any]], values: Mapping[str, Any]
 ) -> Parameters:
-    """Make parameters whose values are loaded when first read.
-
-    Parameters
-    ----------
-    cls : type
-        ``FunctionParameters`` or a typed subclass.
-    loaders : mapping of name to callable
-        Called at most once each.
-    values : mapping of name to value
-        Values that override ``loaders``.
-
-    Raises
-    ------
-    ParameterError
-        As for ``FunctionParameters``.
-    """
+    """Make parameters whose values are loaded when first read, once; ``values`` override."""
     parameters = cls.__new__(cls)
     parameters._fill(values, loaders)
     return parameters

@@ -36,17 +36,9 @@ _OPEN: tuple[dict[str, Any], ...] = ({}, {"type": "object"})
 class Schema:
     """Validators of one record and of its result, both JSON bytes.
 
-    Attributes
-    ----------
-    data : str
-        Name of the function's first parameter: start of the paths in input errors.
-    input, output : TypeAdapter
-        Of the hints.
-    plain_output : bool
-        Whether a validated result is the JSON value itself.
-    avro_input, avro_output : Codec or None
-        Of the Avro schemas that were given. JSON is validated against them as well, so that a
-        function gets the same value in either form.
+    ``data`` is the start of the paths in input errors. JSON is validated against given Avro schemas
+    as well, so that a function gets the same value in either form. With ``plain_output``, a
+    validated result is the JSON value itself.
     """
 
     data: str
@@ -60,22 +52,7 @@ class Schema:
     def of(
         cls, record: Any, result: Any, *, function: str, data: str, avro: Mapping[str, Any]
     ) -> Schema:
-        """Make the validators.
-
-        Parameters
-        ----------
-        record, result : type hint
-            Of one record and of its result.
-        function, data : str
-            Names of the function and its first parameter.
-        avro : mapping of str to schema
-            The Avro schemas that were given: ``input``, ``output``.
-
-        Raises
-        ------
-        SignatureError
-            When pydantic has no schema for a hint.
-        """
+        """Make the validators; ``SignatureError`` if pydantic has no schema for a hint."""
         codecs = {label: Codec(schema) for label, schema in avro.items()}
         return cls(
             data=data,
@@ -97,13 +74,7 @@ class Schema:
         return _narrowed(made, self.avro_output)
 
     def parse(self, payload: bytes) -> Any:
-        """Return the record in ``payload``, which comes from anywhere, as the hints have it.
-
-        Raises
-        ------
-        InputError
-            With a path and a message for every place that does not fit.
-        """
+        """Return the record in ``payload``, which comes from anywhere, as the hints have it."""
         value = self.accept_json(payload)
         if may_be_infinite(payload):
             json_values.dumps(value, root=self.data, error=InputError)
@@ -123,13 +94,7 @@ class Schema:
         return _validate(self.input, payload, self.data, InputError)
 
     def dump(self, value: Any) -> bytes:
-        """Return a function's result as JSON bytes.
-
-        Raises
-        ------
-        OutputError
-            When it does not fit the hints, or a part of it has no JSON form.
-        """
+        """Return a function's result as JSON bytes; ``OutputError`` where it does not fit."""
         payload = json_values.dumps(value, root=RESULT)
         if self.plain_output:
             _validate(self.output, payload, RESULT, OutputError)
@@ -172,10 +137,8 @@ def _adapter(hint: Any, where: str) -> TypeAdapter[Any]:
         adapter = TypeAdapter(hints.adaptable(hint))
         adapter.rebuild(raise_errors=True)  # else an unknown name fails at a call
         return adapter
-    except PydanticUserError as error:
-        raise SignatureError(f"{where}: {error.message}") from None
-    except NameError as error:
-        raise SignatureError(f"{where}: {error}") from None
+    except (PydanticUserError, NameError) as error:
+        raise SignatureError(f"{where}: {getattr(error, 'message', error)}") from None
 
 
 def _json_schema(label: str, schema: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -217,8 +180,9 @@ class Many:
         """Return the records that ``json.dumps`` has encoded, one per line."""
         if self._input is None:
             return None
+        joined = b"[%b]" % lines.replace(b"\n", b",")
         try:
-            found: list[Any] = self._input.validate_json(_joined(lines), strict=True)
+            found: list[Any] = self._input.validate_json(joined, strict=True)
         except ValidationError:
             return None
         return found
@@ -240,7 +204,3 @@ def _list_of(adapter: TypeAdapter[Any]) -> SchemaValidator | None:
         return SchemaValidator(core_schema.list_schema(adapter.core_schema, strict=True))
     except SchemaError:
         return None
-
-
-def _joined(lines: bytes) -> bytes:
-    return b"[%b]" % lines.replace(b"\n", b",")

@@ -7,6 +7,7 @@ reading a pickle runs its writer's code.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import re
 import threading
@@ -150,13 +151,7 @@ def serializers() -> Mapping[str, Serializer]:
 
 
 def find_serializer(name: str) -> Serializer:
-    """Return the serializer of a name.
-
-    Raises
-    ------
-    SerializerError
-        If there is none here, with how to get it.
-    """
+    """Return the serializer of a name; ``SerializerError`` says how to get it."""
     found = serializers()
     if name in found:
         return found[name]
@@ -164,41 +159,30 @@ def find_serializer(name: str) -> Serializer:
     if name in broken:
         raise broken[name]
     if name == "avro":
-        raise SerializerError(
-            "avro: fastavro is not installed here", hint="pip install 'mfimage[avro]'"
-        )
-    raise SerializerError(
-        f"there is no serializer {name!r}; there are {', '.join(sorted(found))}",
-        hint="register_serializer(...) in the function's module, or install what brings it",
-    )
+        hint = "pip install 'mfimage[avro]'"
+        raise SerializerError("avro: fastavro is not installed here", hint=hint)
+    hint = "register_serializer(...) in the function's module, or install what brings it"
+    known = ", ".join(sorted(found))
+    raise SerializerError(f"there is no serializer {name!r}; there are {known}", hint=hint)
 
 
 def find_format(suffix: str) -> FileFormat | None:
     """Return the serializer for files with a suffix, as ``.avro``; None if there is none."""
-    for each in serializers().values():
-        if isinstance(each, FileFormat) and suffix.lower() in each.suffixes:
-            return each
-    return None
+    formats = (each for each in serializers().values() if isinstance(each, FileFormat))
+    return next((each for each in formats if suffix.lower() in each.suffixes), None)
 
 
 def _built_in() -> dict[str, Serializer]:
-    from importlib.util import find_spec
-
-    return {"json": _json(), **({"avro": _avro()} if find_spec("fastavro") else {})}
+    return _with_avro(importlib.util.find_spec("fastavro") is not None)
 
 
 @functools.cache
-def _json() -> Serializer:
+def _with_avro(installed: bool) -> dict[str, Serializer]:
+    from mfimage.function.avro import AvroSerializer
     from mfimage.function.json import JsonSerializer
 
-    return JsonSerializer()
-
-
-@functools.cache
-def _avro() -> Serializer:
-    from mfimage.function.avro import AvroSerializer
-
-    return AvroSerializer()
+    json = JsonSerializer()
+    return {"json": json, "avro": AvroSerializer()} if installed else {"json": json}
 
 
 @functools.cache  # reads the metadata of all installed distributions
@@ -230,10 +214,9 @@ def _loaded(point: EntryPoint) -> Serializer:
     except SerializerError:
         raise
     except Exception as error:
-        raise SerializerError(
-            f"{where}: {point.value} cannot be loaded: {type(error).__name__}: {error}",
-            hint="correct that distribution, or uninstall it",
-        ) from error
+        reason = f"{point.value} cannot be loaded: {type(error).__name__}: {error}"
+        hint = "correct that distribution, or uninstall it"
+        raise SerializerError(f"{where}: {reason}", hint=hint) from error
     if made.name != point.name:
         raise SerializerError(f"{where}: the serializer calls itself {made.name!r}")
     return made
@@ -243,10 +226,8 @@ def _made(value: Any, where: str) -> Serializer:
     """Return the serializer that ``value`` is or makes, checked."""
     made = value() if isinstance(value, type) else value
     if not isinstance(made, Serializer):
-        raise SerializerError(
-            f"{where}: {value!r} is not a serializer",
-            hint="it has name, media_type, schema, dumps and loads",
-        )
+        hint = "it has name, media_type, schema, dumps and loads"
+        raise SerializerError(f"{where}: {value!r} is not a serializer", hint=hint)
     for label, text, form in (
         ("name", made.name, _NAME),
         ("media_type", made.media_type, _MEDIA_TYPE),
@@ -264,17 +245,13 @@ def _refuse_clash(new: Serializer, others: Mapping[str, Serializer]) -> None:
         for label, mine, taken in (
             ("name", {new.name}, {other.name}),
             ("media type", {new.media_type}, {other.media_type}),
-            ("suffix", _suffixes(new), _suffixes(other)),
+            ("suffix", {*getattr(new, "suffixes", ())}, {*getattr(other, "suffixes", ())}),
         ):
             if mine & taken:
                 raise SerializerError(
                     f"{_label(new)}: the {label} {min(mine & taken)!r} is taken by {_label(other)}",
                     hint="choose another",
                 )
-
-
-def _suffixes(serializer: Serializer) -> set[str]:
-    return set(getattr(serializer, "suffixes", ()))
 
 
 def _is_same(one: Serializer, other: Serializer) -> bool:

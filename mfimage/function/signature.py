@@ -25,23 +25,9 @@ _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_
 class Signature:
     """The parts of a function's signature that mfimage needs.
 
-    Attributes
-    ----------
-    fn : callable
-        The plain function.
-    data : str
-        Name of its first parameter; paths in input errors start with it.
-    takes_params : bool
-        Whether it has a second parameter.
-    params_type : type
-        ``FunctionParameters`` or the subclass that its hint names.
-    batch : bool
-        Whether it takes a list of records.
-    is_async : bool
-        Whether it is an ``async def``.
-    schemas : mapping of str to schema
-        Avro schemas that were given outright, of one record (``input``) and of its result
-        (``output``).
+    ``data`` is the name of the first parameter: paths in input errors start with it.
+    ``schemas`` are Avro schemas that were given outright, of one record (``input``) and of its
+    result (``output``).
     """
 
     fn: Callable[..., Any]
@@ -60,15 +46,7 @@ class Signature:
         batch: bool = False,
         schemas: Mapping[str, Any] | None = None,
     ) -> Signature:
-        """Read and check a function's signature.
-
-        Raises
-        ------
-        SignatureError
-            Naming the parameter and what it should be.
-        SchemaError
-            When a schema that is given is none.
-        """
+        """Read and check a function's signature; ``SignatureError``, ``SchemaError``."""
         _check_kind(fn)
         parameters = _parameters(fn)
         found = _resolved(fn)
@@ -86,13 +64,7 @@ class Signature:
         return signature
 
     def record_hints(self, found: dict[str, Any] | None = None) -> tuple[Any, Any]:
-        """Return the hints of one record and of its result.
-
-        Raises
-        ------
-        SignatureError
-            When a hint has no JSON form or names something that does not exist.
-        """
+        """Return the hints of one record and of its result; ``SignatureError`` by name."""
         if found is None:
             try:
                 found = hints.resolve(self.fn)
@@ -128,9 +100,8 @@ class Signature:
         from mfimage.function.schema import Schema
 
         record, result = self.record_hints()
-        return Schema.of(
-            record, result, function=self.fn.__name__, data=self.data, avro=self.schemas
-        )
+        name = self.fn.__name__
+        return Schema.of(record, result, function=name, data=self.data, avro=self.schemas)
 
 
 def _checked_schemas(fn: Callable[..., Any], schemas: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,10 +116,8 @@ def _checked_schemas(fn: Callable[..., Any], schemas: Mapping[str, Any]) -> dict
 
 def _check_kind(fn: Any) -> None:
     if not inspect.isfunction(fn):
-        raise SignatureError(
-            f"expected a function, got {fn!r}",
-            hint="decorate a def: @json_function above def predict(data: dict, params: ...)",
-        )
+        hint = "decorate a def: @json_function above def predict(data: dict, params: ...)"
+        raise SignatureError(f"expected a function, got {fn!r}", hint=hint)
     if fn.__name__ == "<lambda>":
         raise SignatureError("a lambda has no name to be served by", hint="use def")
     if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
@@ -157,20 +126,17 @@ def _check_kind(fn: Any) -> None:
 
 def _parameters(fn: Callable[..., Any]) -> list[inspect.Parameter]:
     parameters = list(inspect.signature(fn).parameters.values())
-    shape = "data first, then FunctionParameters if it needs them"
+    hint = "a function takes data first, then FunctionParameters if it needs them"
     for parameter in parameters:
         if parameter.kind not in _BY_POSITION:
-            raise SignatureError(
-                f"{fn.__name__}: parameter {parameter.name!r} cannot be given by position",
-                hint=f"a function takes {shape}",
-            )
+            reason = f"parameter {parameter.name!r} cannot be given by position"
+            raise SignatureError(f"{fn.__name__}: {reason}", hint=hint)
     if not parameters:
-        raise SignatureError(f"{fn.__name__} takes no data", hint=f"a function takes {shape}")
+        raise SignatureError(f"{fn.__name__} takes no data", hint=hint)
     if len(parameters) > 2:
-        raise SignatureError(
-            f"{fn.__name__}: {parameters[2].name!r} is one parameter too many",
-            hint=f"a function takes {shape}; read everything else from the parameters",
-        )
+        reason = f"{parameters[2].name!r} is one parameter too many"
+        hint += "; read everything else from the parameters"
+        raise SignatureError(f"{fn.__name__}: {reason}", hint=hint)
     return parameters
 
 
@@ -187,8 +153,10 @@ def _params_type(
     fn: Callable[..., Any], parameters: list[inspect.Parameter], found: dict[str, Any] | None
 ) -> type[FunctionParameters]:
     first, *rest = parameters
-    if found is None:
-        return _params_type_by_name(fn, rest)
+    if found is None:  # another hint cannot be resolved yet
+        hint = rest[0].annotation if rest else None
+        hint = fn.__globals__.get(hint) if isinstance(hint, str) else hint
+        return hint if _is_params(hint) else FunctionParameters
     if _is_params(found.get(first.name)):
         raise SignatureError(
             f"{fn.__name__}: data comes first, FunctionParameters second",
@@ -196,31 +164,16 @@ def _params_type(
         )
     if not rest:
         return FunctionParameters
-    hint = _without_none(found.get(rest[0].name, FunctionParameters))
+    hint = found.get(rest[0].name, FunctionParameters)
+    kinds = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+    if len(kinds) == 1 and type(None) in typing.get_args(hint):
+        hint = kinds[0]  # X | None, as one writes it for a default of None
     if not _is_params(hint):
         raise SignatureError(
             f"{fn.__name__}: {rest[0].name}: expected FunctionParameters, got {hints.name_of(hint)}"
         )
-    return typing.cast("type[FunctionParameters]", hint)
+    return hint
 
 
-def _params_type_by_name(
-    fn: Callable[..., Any], rest: list[inspect.Parameter]
-) -> type[FunctionParameters]:
-    """Find the parameters' class when another hint cannot be resolved yet."""
-    if not rest:
-        return FunctionParameters
-    hint = rest[0].annotation
-    if isinstance(hint, str):
-        hint = fn.__globals__.get(hint)
-    return hint if _is_params(hint) else FunctionParameters
-
-
-def _without_none(hint: Any) -> Any:
-    """Return ``X`` of ``X | None``, as one writes it for a default of None."""
-    kinds = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-    return kinds[0] if len(kinds) == 1 and type(None) in typing.get_args(hint) else hint
-
-
-def _is_params(hint: Any) -> bool:
+def _is_params(hint: Any) -> typing.TypeGuard[type[FunctionParameters]]:
     return isinstance(hint, type) and issubclass(hint, FunctionParameters)

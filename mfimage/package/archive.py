@@ -15,20 +15,10 @@ from mfimage.package.store import PackageStore
 
 
 def members(data: bytes, *, where: str) -> Iterator[tuple[str, bytes, int]]:
-    """Yield name, content and mode of every file in a code archive.
+    """Yield name, content and mode of every file in a ``tar.gz`` of code.
 
-    Parameters
-    ----------
-    data : bytes
-        A ``tar.gz``.
-    where : str
-        What to call it in errors.
-
-    Raises
-    ------
-    PackageError
-        When it is not an archive, or a member is not a file inside the folder: absolute paths,
-        ``..``, links, devices.
+    ``PackageError`` for a member that is not a file inside the folder: absolute paths, ``..``,
+    links, devices.
     """
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as tar:
@@ -54,21 +44,7 @@ def _refuse_escape(member: tarfile.TarInfo, where: str) -> None:
 def extract(data: bytes, folder: Path, *, where: str, without: tuple[str, ...] = ()) -> None:
     """Unpack a code archive into ``folder``, new or empty; all of it or nothing.
 
-    Parameters
-    ----------
-    data, where
-        As of ``members``.
-    folder : Path
-        Where to.
-    without : tuple of str
-        Prefixes of the names of files to leave out.
-
-    Raises
-    ------
-    PackageError
-        As ``members``; nothing is left behind.
-    StorageError
-        When it cannot be written.
+    Files whose names start with one of ``without`` are left out.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -94,11 +70,6 @@ def unpack(spec: FunctionSpec, store: PackageStore, folder: Path) -> None:
     """Lay a package out as in an image: ``function.json``, ``code/`` and ``blobs/sha256/``.
 
     Every blob is verified.
-
-    Raises
-    ------
-    PackageError
-        When a blob is missing or damaged.
     """
     (folder / "function.json").write_bytes(spec.to_json())
     extract(store.read_blob(spec.code), folder / "code", where=f"the code of {spec.name}")

@@ -38,11 +38,8 @@ def sha256_of(plain: Mapping[str, Any]) -> str:
 class Part:
     """A part of ``function.json``.
 
-    Attributes
-    ----------
-    unknown : mapping
-        Keys that a newer mfimage of the same major version wrote. They are ignored here, but are
-        part of the digest and are written back.
+    ``unknown`` has keys that a newer mfimage of the same major version wrote. They are ignored
+    here, but are part of the digest and are written back.
     """
 
     unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -85,52 +82,32 @@ class BlobRef(Part):
 class ArtifactRef(BlobRef):
     """An artifact's stored bytes.
 
-    Attributes
-    ----------
-    encoding : str
-        Metaflow's name for the serialized form, with ``gzip+`` before it when the stored
-        bytes are compressed, as ``gzip+pickle-v4``.
-    type : str
-        The Python type as Metaflow recorded it, as ``sklearn.linear_model...LogisticRegression``.
-    info : mapping
-        What its serializer needs to read it; JSON.
+    ``encoding`` is Metaflow's name for the serialized form, with ``gzip+`` before it when the
+    stored bytes are compressed, as ``gzip+pickle-v4``; ``type`` the Python type as Metaflow
+    recorded it, as ``sklearn.linear_model...LogisticRegression``.
     """
 
     encoding: str
     type: str
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)  # what its serializer needs; JSON
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentSpec(Part):
     """What the function needs to run.
 
-    Attributes
-    ----------
-    python : str
-        Full version, as ``3.11.7``; images and interpreters are chosen by the minor version.
-    platform : str
-        ``linux/amd64`` or ``linux/arm64``: what the lock was solved for.
-    source : str
-        The source of truth: ``requirements``, ``pylock``, ``pypi``, ``conda``,
-        ``uv.lock``, ``imports``.
-    lock : BlobRef
-        A ``pylock.toml`` (PEP 751) with hashes; it names included wheels as
-        ``wheels/<file name>``.
-    wheels : mapping of file name to BlobRef
-        Wheels of distributions that are on no index.
-    system_packages : tuple of str
-        Debian packages that the function needs.
-    reasons : mapping of str to str
-        Distribution -> why it is there, as ``imported by predict.py:3``; empty in older packages.
+    ``source`` is the source of truth: ``requirements``, ``pylock``, ``pypi``, ``conda``,
+    ``uv.lock``, ``imports``. The lock is a ``pylock.toml`` (PEP 751) with hashes; it names included
+    wheels, of distributions that are on no index, as ``wheels/<file name>``.
     """
 
-    python: str
-    platform: str
+    python: str  # in full, as 3.11.7; images and interpreters are chosen by the minor version
+    platform: str  # linux/amd64 or linux/arm64: what the lock was solved for
     source: str
     lock: BlobRef
     wheels: Mapping[str, BlobRef] = field(default_factory=dict)
-    system_packages: tuple[str, ...] = ()
+    system_packages: tuple[str, ...] = ()  # of Debian
+    # Distribution -> why it is there, as "imported by predict.py:3"; empty in older packages.
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,54 +147,30 @@ class Lineage(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionSpec(Part):
-    """The whole of ``function.json``.
+    """The whole of ``function.json``."""
 
-    Attributes
-    ----------
-    name : str
-        The function's name; it is a folder in the store and a path in the serving image.
-    kind : str
-        ``json`` or ``avro``: which decorator made it.
-    batch : bool
-        Whether the function takes a list of records.
-    entrypoint : str
-        ``module:function`` inside the code archive.
-    description : str
-        The docstring.
-    task : str
-        Pathspec, ``Flow/run/step/task``.
-    input_schema, output_schema : mapping
-        JSON Schema of one record and of its result (of an item, for a batch function).
-    parameter_schema : mapping
-        Like a JSON Schema: the parameters that the function reads (``properties``) and requires
-        (``required``).
-    script : str or None
-        The module that ``__main__`` was when the task ran, for pickles that name it.
-    code : BlobRef
-        ``code.tar.gz``.
-    parameters : mapping
-        Values given at bind time instead of artifacts; JSON.
-    schemas : mapping of str to mapping
-        Name of a serializer -> its schemas that were given explicitly: of one record
-        (``input``), of its result (``output``). Others are derived from the JSON Schemas.
-    """
-
-    name: str
-    entrypoint: str
-    task: str
-    code: BlobRef
+    name: str  # a folder in the store and a path in the serving image
+    entrypoint: str  # module:function inside the code archive
+    task: str  # Flow/run/step/task
+    code: BlobRef  # code.tar.gz
     environment: EnvironmentSpec
     lineage: Lineage
-    kind: str = "json"
-    batch: bool = False
-    description: str = ""
+    kind: str = "json"  # json or avro: which decorator made it
+    batch: bool = False  # whether the function takes a list of records
+    description: str = ""  # the docstring
+    # JSON Schemas of one record and of its result (of an item, for a batch function).
     input_schema: Mapping[str, Any] = field(default_factory=dict)
     output_schema: Mapping[str, Any] = field(default_factory=dict)
+    # Like a JSON Schema: the parameters that the function reads ("properties") and "required".
     parameter_schema: Mapping[str, Any] = field(default_factory=dict)
+    # Values given at bind time instead of artifacts; JSON.
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    # The module that __main__ was when the task ran, for pickles that name it.
     script: str | None = None
     examples: tuple[Example, ...] = ()
     artifacts: Mapping[str, ArtifactRef] = field(default_factory=dict)
+    # Name of a serializer -> its schemas that were given explicitly: of one record ("input"), of
+    # its result ("output"). Others are derived from the JSON Schemas.
     schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     schema_version: str = SCHEMA_VERSION
 
@@ -256,24 +209,13 @@ Parser = Callable[[Any, str], Any]
 
 
 def parse_spec(data: bytes, *, where: str) -> FunctionSpec:
-    """Parse and check the bytes of a ``function.json``.
+    """Parse and check the bytes of a ``function.json``; ``PackageError`` names the field.
 
-    Unknown keys of the same major version are kept and ignored.
-
-    Parameters
-    ----------
-    data : bytes
-        As ``FunctionSpec.to_json`` returned them: any other byte is damage.
-    where : str
-        What to call it in errors.
-
-    Raises
-    ------
-    PackageError
-        Naming the field that is wrong.
+    Any byte that ``FunctionSpec.to_json`` did not write is damage. Unknown keys of the same major
+    version are kept and ignored. ``where`` stands for the file in errors.
     """
     try:
-        spec = _checked(_spec(_object(data)))
+        spec = _checked(_build(FunctionSpec, _object(data), ""))
     except PackageError as error:
         raise PackageError(f"{where}: {error.message}", hint=error.hint) from None
     if spec.to_json() != data:
@@ -327,30 +269,8 @@ def _checked(spec: FunctionSpec) -> FunctionSpec:
     return spec
 
 
-def _spec(plain: dict[str, Any]) -> FunctionSpec:
-    parts: dict[str, Parser] = {
-        "code": _of(BlobRef),
-        "environment": _environment,
-        "lineage": _of(Lineage),
-        "examples": _list_of(_of(Example)),
-        "artifacts": _mapping_of(_of(ArtifactRef)),
-        "schemas": _mapping_of(_scalar("Mapping[str, Any]")),
-    }
-    return _build(FunctionSpec, plain, "", parts)
-
-
-def _environment(value: Any, path: str) -> EnvironmentSpec:
-    parts: dict[str, Parser] = {
-        "lock": _of(BlobRef),
-        "wheels": _mapping_of(_of(BlobRef)),
-        "system_packages": _list_of(_scalar("str")),
-        "reasons": _mapping_of(_scalar("str")),
-    }
-    return _build(EnvironmentSpec, value, path, parts)
-
-
-def _of(cls: type[P]) -> Parser:
-    return lambda value, path: _build(cls, value, path, {})
+def _of(cls: type[Part]) -> Parser:
+    return functools.partial(_build, cls)
 
 
 def _list_of(parse: Parser) -> Parser:
@@ -392,7 +312,7 @@ def _scalar(name: str) -> Parser:
     return parse
 
 
-def _build(cls: type[P], value: Any, path: str, parts: Mapping[str, Parser]) -> P:
+def _build(cls: type[P], value: Any, path: str) -> P:
     if not isinstance(value, dict):
         raise PackageError(f"{path}: expected an object, got {value!r}")
     fields = {item.name: item for item in dataclasses.fields(cls) if item.name != "unknown"}
@@ -400,7 +320,8 @@ def _build(cls: type[P], value: Any, path: str, parts: Mapping[str, Parser]) -> 
     for name, item in fields.items():
         where = f"{path}.{name}".lstrip(".")
         if name in value:
-            members[name] = parts.get(name, _scalar(str(item.type)))(value[name], where)
+            parse = _PARSERS.get((cls, name)) or _scalar(str(item.type))
+            members[name] = parse(value[name], where)
         elif item.default is item.default_factory is dataclasses.MISSING:
             raise PackageError(f"{where}: missing")
     unknown = {key: item for key, item in value.items() if key not in fields}
@@ -408,3 +329,18 @@ def _build(cls: type[P], value: Any, path: str, parts: Mapping[str, Parser]) -> 
         return cls(**members, unknown=unknown)
     except PackageError as error:
         raise PackageError(f"{path}: {error.message}") from None
+
+
+# Of the fields that are more than a scalar.
+_PARSERS: dict[tuple[type[Part], str], Parser] = {
+    (FunctionSpec, "code"): _of(BlobRef),
+    (FunctionSpec, "environment"): _of(EnvironmentSpec),
+    (FunctionSpec, "lineage"): _of(Lineage),
+    (FunctionSpec, "examples"): _list_of(_of(Example)),
+    (FunctionSpec, "artifacts"): _mapping_of(_of(ArtifactRef)),
+    (FunctionSpec, "schemas"): _mapping_of(_scalar("Mapping[str, Any]")),
+    (EnvironmentSpec, "lock"): _of(BlobRef),
+    (EnvironmentSpec, "wheels"): _mapping_of(_of(BlobRef)),
+    (EnvironmentSpec, "system_packages"): _list_of(_scalar("str")),
+    (EnvironmentSpec, "reasons"): _mapping_of(_scalar("str")),
+}

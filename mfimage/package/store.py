@@ -46,13 +46,7 @@ class Package:
 
 
 class PackageStore:
-    """Function packages under one root.
-
-    Parameters
-    ----------
-    root : str or path
-        A folder or URL; see ``open_storage``.
-    """
+    """Function packages under one root: a folder or URL, see ``open_storage``."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.storage: Storage = open_storage(root)
@@ -94,34 +88,17 @@ class PackageStore:
         return found.digest == ref.digest
 
     def read_blob(self, ref: BlobRef) -> bytes:
-        """Return a blob's bytes.
-
-        Raises
-        ------
-        PackageError
-            When it is missing or damaged.
-        """
-        if self._local:
-            with self._told(ref):
+        """Return a blob's bytes; ``PackageError`` when it is missing or damaged."""
+        with self._explained(ref):
+            if self._local:
                 return self._local.read(ref)
-        name = blob_name(ref)
-        try:
-            data = self.storage.read(name)
-        except FileNotFoundError:
-            raise _missing(self.storage.url(name)) from None
-        if hashlib.sha256(data).hexdigest() != ref.hex:
-            raise damaged(self.storage.url(name))
-        return data
+            data = self.storage.read(blob_name(ref))
+            if hashlib.sha256(data).hexdigest() != ref.hex:
+                raise DamagedBlob
+            return data
 
     def stream_blob(self, ref: BlobRef) -> Iterator[bytes]:
-        """Yield a blob in chunks of at most 1 MiB, the last after the whole was verified.
-
-        Raises
-        ------
-        PackageError
-            Before the end, when it is missing or damaged.
-        """
-        name = blob_name(ref)
+        """Yield a blob in chunks of at most 1 MiB, the last after the whole was verified."""
         hasher = hashlib.sha256()
         held = b""
         with self.open_blob(ref) as file:
@@ -131,66 +108,51 @@ class PackageStore:
                 hasher.update(chunk)
                 held = chunk
         if hasher.hexdigest() != ref.hex:
-            raise damaged(self.storage.url(name))
+            raise damaged(self._url(ref))
         yield held
 
     def open_blob(self, ref: BlobRef) -> BinaryIO:
-        """Open a blob for reading; what is read is not verified.
-
-        Raises
-        ------
-        PackageError
-            When it is missing.
-        """
+        """Open a blob for reading; what is read is not verified."""
         if self._local:
             return self.blob_file(ref).open("rb")
-        name = blob_name(ref)
-        try:
-            return self.storage.open(name)
-        except FileNotFoundError:
-            raise _missing(self.storage.url(name)) from None
+        with self._explained(ref):
+            return self.storage.open(blob_name(ref))
 
     def blob_file(self, ref: BlobRef) -> Path:
         """Return a file on this machine that holds a blob, verified.
 
         It is the root's own, or a copy that stays as long as this ``PackageStore``; many processes
         download it once.
-
-        Raises
-        ------
-        PackageError
-            When it is missing or damaged.
         """
         if self._local:
-            with self._told(ref):
+            with self._explained(ref):
                 return self._local.file(ref)
         for _ in self.stream_blob(ref):
             pass
-        return Path(self.storage.url(blob_name(ref)))
+        return Path(self._url(ref))
 
     def unverified_file(self, ref: BlobRef) -> Path:
-        """Return a file on this machine for a reader that verifies the digest itself.
-
-        Raises
-        ------
-        PackageError
-            When it is missing.
-        """
+        """Return a file on this machine for a reader that verifies the digest itself."""
         if self._local:
             return self.blob_file(ref)
-        path = Path(self.storage.url(blob_name(ref)))
-        if not path.is_file():
-            raise _missing(str(path))
+        path = Path(self._url(ref))
+        with self._explained(ref):
+            if not path.is_file():
+                raise _NoBlob
         return path
 
+    def _url(self, ref: BlobRef) -> str:
+        return self.storage.url(blob_name(ref))
+
     @contextlib.contextmanager
-    def _told(self, ref: BlobRef) -> Iterator[None]:
+    def _explained(self, ref: BlobRef) -> Iterator[None]:
         try:
             yield
-        except _NoBlob:
-            raise _missing(self.storage.url(blob_name(ref))) from None
+        except (_NoBlob, FileNotFoundError):
+            hint = "bind the function again"
+            raise PackageError(f"{self._url(ref)}: missing", hint=hint) from None
         except DamagedBlob:
-            raise damaged(self.storage.url(blob_name(ref))) from None
+            raise damaged(self._url(ref)) from None
 
     def write(self, spec: FunctionSpec) -> str:
         """Write ``function.json`` and return its reference; the blobs must be there.
@@ -211,36 +173,23 @@ class PackageStore:
 
 
 def open_package(reference: str | os.PathLike[str]) -> Package:
-    """Read the package that a reference names.
+    """Read the package that a path or URL of a ``function.json``, or of its folder, names.
 
-    Parameters
-    ----------
-    reference : str or path
-        Path or URL of a ``function.json``, or of its folder.
-
-    Raises
-    ------
-    ReferenceNotFound
-        When nothing is there, or it is not inside a package root.
-    PackageError
-        When it is damaged, changed, or too new.
+    Raises ``ReferenceNotFound`` or ``PackageError``.
     """
     root, name = _split(os.fspath(reference))
     store = PackageStore(root)
+    url = store.storage.url(name)
     try:
         data = store.storage.read(name)
     except FileNotFoundError:
-        raise ReferenceNotFound(
-            f"no function package at {store.storage.url(name)}",
-            hint="check the path, or bind the function again with `mfimage bind`",
-        ) from None
-    spec = parse_spec(data, where=store.storage.url(name))
+        hint = "check the path, or bind the function again with `mfimage bind`"
+        raise ReferenceNotFound(f"no function package at {url}", hint=hint) from None
+    spec = parse_spec(data, where=url)
     if package_name(spec) != name:
-        raise PackageError(
-            f"{store.storage.url(name)}: its content is not what its name says",
-            hint="it was changed after it was written; bind the function again",
-        )
-    return Package(spec=spec, reference=store.storage.url(name), store=store)
+        hint = "it was changed after it was written; bind the function again"
+        raise PackageError(f"{url}: its content is not what its name says", hint=hint)
+    return Package(spec=spec, reference=url, store=store)
 
 
 def _split(reference: str) -> tuple[str, str]:
@@ -250,11 +199,9 @@ def _split(reference: str) -> tuple[str, str]:
     text = whole.rstrip("/").removesuffix(f"/{FILE_NAME}")
     root, *rest = f"{text}/{FILE_NAME}".rsplit("/", 4)
     if len(rest) < 4 or rest[0] != "functions" or root.endswith(":/"):
-        raise ReferenceNotFound(
-            f"{reference!r} is not a reference",
-            hint="a reference ends in functions/<name>/<digest>/function.json; "
-            "`mfimage bind` prints it",
-        )
+        ending = "functions/<name>/<digest>/function.json"
+        hint = f"a reference ends in {ending}; `mfimage bind` prints it"
+        raise ReferenceNotFound(f"{reference!r} is not a reference", hint=hint)
     return root or "/", "/".join(rest)
 
 
@@ -271,10 +218,6 @@ def damaged(where: str) -> PackageError:
         f"{where}: its content does not have the digest that its name says",
         hint="it was damaged or changed; bind the function again",
     )
-
-
-def _missing(where: str) -> PackageError:
-    return PackageError(f"{where}: missing", hint="bind the function again")
 
 
 class _NoBlob(Exception):

@@ -93,18 +93,7 @@ class Held:
 
 
 class BlobCache:
-    """The blobs under the user's cache folder.
-
-    Parameters
-    ----------
-    folder : Path, optional
-        Another one below it, for other blobs.
-
-    Raises
-    ------
-    OptionError
-        When ``MFIMAGE_CACHE_SIZE`` is not a size.
-    """
+    """The blobs under the user's cache folder, or another ``folder`` below it."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._cache = cache_folder()
@@ -114,25 +103,14 @@ class BlobCache:
     def hold(self, ref: BlobRef, fetch: Fetch, *, verify: bool = True) -> Held:
         """Return a blob; download it when it is missing or damaged.
 
-        Parameters
-        ----------
-        ref : BlobRef
-            Which.
-        fetch : callable
-            Downloads it.
-        verify : bool
-            Whether to verify a cached blob; a download is always verified.
-
-        Raises
-        ------
-        DamagedBlob
-            When the download is damaged, twice.
-        StorageError
-            When the cache cannot be written.
+        Without ``verify``, a cached blob is not verified; a download always is. ``DamagedBlob``
+        when it is damaged twice, ``StorageError`` when the cache cannot be written.
         """
         try:
             while True:
-                self._make()
+                if not self.folder.is_dir():
+                    self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    tag(self._cache)
                 held = self._open(ref)
                 if held is not None:
                     if not verify or held.matches(ref):
@@ -173,14 +151,11 @@ class BlobCache:
         for _, size, path in blobs:
             if excess <= 0:
                 break
-            if _remove_unused(path):
-                excess -= size
+            with _only_user(path) as alone:
+                if alone:
+                    _remove(path)
+                    excess -= size
         self._sweep(name for name in names if name.endswith(".lock"))
-
-    def _make(self) -> None:
-        if not self.folder.is_dir():
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            tag(self._cache)
 
     def _path(self, ref: BlobRef) -> Path:
         return self.folder / ref.hex
@@ -284,26 +259,13 @@ def _only_user(path: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _remove_unused(path: Path) -> bool:
-    with _only_user(path) as alone:
-        if alone:
-            _remove(path)
-        return alone
-
-
 def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
         path.unlink()
 
 
 class LocalCopies:
-    """A remote root's blobs as files in the user's cache; those in use stay there.
-
-    Parameters
-    ----------
-    fetch : callable
-        Writes a blob's content into a file, in place of what it holds.
-    """
+    """A remote root's blobs as files in the user's cache; those in use stay there."""
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch

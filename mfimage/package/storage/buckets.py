@@ -47,20 +47,7 @@ _GOOGLE_SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 
 
 class RemoteStorage:
-    """Objects below a prefix of a bucket, found as Metaflow's configuration says.
-
-    Parameters
-    ----------
-    scheme : {"s3", "gs", "azure"}
-        The kind of store.
-    root : str
-        Bucket (for Azure: container) and prefix, as ``bucket/some/folder``.
-
-    Raises
-    ------
-    StorageError
-        When the root is not usable.
-    """
+    """Objects below ``root``, a bucket and prefix, found as Metaflow's configuration says."""
 
     is_local = False
 
@@ -69,6 +56,7 @@ class RemoteStorage:
         self._root = _checked(scheme, root.rstrip("/"))
         self._bucket, _, prefix = self._root.partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
+        self.place = scheme, self._root
         self._region: str | None = None
         self._lock = threading.Lock()
         self._connected: dict[bool, _Connection] = {}
@@ -95,15 +83,7 @@ class RemoteStorage:
         return file
 
     def fetch(self, path: str, sink: BinaryIO) -> None:
-        """Write an object's content to a file on this machine, in place of what it holds.
-
-        Raises
-        ------
-        FileNotFoundError
-            When there is no such object.
-        StorageError
-            When it cannot be read.
-        """
+        """Write an object's content to a file, in place of what it holds; ``FileNotFoundError``."""
         sink.seek(0)
         sink.truncate()
         self.perform("fetch", path, sink)
@@ -116,11 +96,6 @@ class RemoteStorage:
     def write(self, path: str, source: BinaryIO) -> None:
         """Make an object of what ``source`` holds from here on."""
         self.perform("write", path, source)
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """Scheme and root."""
-        return self._scheme, self._root
 
     def perform(self, verb: str, path: str, file: BinaryIO | None = None) -> Any:
         """Fetch, write or measure an object, by obstore in this process or in a helper."""
@@ -161,20 +136,16 @@ class RemoteStorage:
         with self._lock:
             if sending not in self._connected:
                 require_libraries(self._scheme, _NEEDED[self._scheme])
+                connect = {"s3": _connect_s3, "gs": _connect_google, "azure": _connect_azure}
                 try:
-                    self._connected[sending] = self._connect(sending)
+                    found = connect[self._scheme](self._bucket, sending, self._region)
+                    self._connected[sending] = found
                 except StorageError:
                     raise
                 except Exception as error:  # as a profile or a setting that is wrong
                     message = f"cannot connect to {self._scheme}://{self._bucket}: {_text(error)}"
                     raise StorageError(message, hint=CREDENTIALS[self._scheme]) from error
             return self._connected[sending]
-
-    def _connect(self, sending: bool) -> _Connection:
-        if self._scheme == "s3":
-            return _connect_s3(self._bucket, sending, self._region)
-        connect = _connect_google if self._scheme == "gs" else _connect_azure
-        return connect(self._bucket, sending)
 
     def _find_region(self, connection: _Connection) -> bool:
         """Ask S3 for the bucket's region, which is public; if it is known, connect again."""
@@ -295,7 +266,8 @@ class _Connection:
     def __init__(self, make: Any, bucket: str, credentials: _Credentials, **options: Any) -> None:
         self.credentials = credentials
         self.endpoint: str | None = options["config"].get("endpoint")
-        store = make(bucket, credential_provider=credentials, **options)
+        options |= {"credential_provider": credentials, "retry_config": _retries()}
+        store = make(bucket, **options)
         scheme = {"S3Store": "s3", "GCSStore": "gs", "AzureStore": "azure"}[make.__name__]
         self.objects = Objects(f"{scheme}://{bucket}/", store)
 
@@ -322,19 +294,13 @@ def _connect_s3(bucket: str, sending: bool, region: str | None) -> _Connection:
     verify = from_conf("S3_VERIFY_CERTIFICATE") or params.get("verify")
     if verify is None and hasattr(session, "_session"):
         verify = session._session.get_config_variable("ca_bundle")
+    times = given.get("connect_timeout", _CONNECT), given.get("read_timeout", _READ)
     return _Connection(
         S3Store,
         bucket,
         _Credentials(lambda: Boto3CredentialProvider(session)),
         config=config,
-        client_options=_client(
-            endpoint,
-            sending,
-            verify=verify,
-            connect=given.get("connect_timeout", _CONNECT),
-            read=given.get("read_timeout", _READ),
-        ),
-        retry_config=_retries(),
+        client_options=_client(endpoint, sending, verify, *times),
     )
 
 
@@ -377,15 +343,14 @@ def _aws_endpoint(session: Any) -> str | None:
     return found
 
 
-def _connect_google(bucket: str, sending: bool) -> _Connection:
+def _connect_google(bucket: str, sending: bool, _: str | None) -> _Connection:
     from obstore.store import GCSStore
 
     def provider() -> Callable[[], Any]:
         from metaflow.plugins.gcp.gs_storage_client_factory import get_credentials
         from obstore.auth.google import GoogleCredentialProvider
 
-        credentials, _ = get_credentials([_GOOGLE_SCOPE])
-        return GoogleCredentialProvider(credentials)
+        return GoogleCredentialProvider(get_credentials([_GOOGLE_SCOPE])[0])
 
     emulator = os.environ.get("STORAGE_EMULATOR_HOST")
     if emulator:
@@ -397,12 +362,11 @@ def _connect_google(bucket: str, sending: bool) -> _Connection:
         bucket,
         credentials,
         config={"base_url": emulator} if emulator else {},
-        client_options=_client(emulator, sending, verify=_authority()),
-        retry_config=_retries(),
+        client_options=_client(emulator, sending, _authority()),
     )
 
 
-def _connect_azure(container: str, sending: bool) -> _Connection:
+def _connect_azure(container: str, sending: bool, _: str | None) -> _Connection:
     from metaflow.metaflow_config_funcs import from_conf
     from obstore.store import AzureStore
 
@@ -414,10 +378,9 @@ def _connect_azure(container: str, sending: bool) -> _Connection:
 
     endpoint = from_conf("AZURE_STORAGE_BLOB_SERVICE_ENDPOINT")
     if not endpoint:
-        raise StorageError(
-            "azure:// needs METAFLOW_AZURE_STORAGE_BLOB_SERVICE_ENDPOINT, which is not set",
-            hint="set it to https://<account>.blob.core.windows.net",
-        )
+        hint = "set it to https://<account>.blob.core.windows.net"
+        variable = "METAFLOW_AZURE_STORAGE_BLOB_SERVICE_ENDPOINT"
+        raise StorageError(f"azure:// needs {variable}, which is not set", hint=hint)
     parts = urlsplit(endpoint)
     # An emulator has the account in the path.
     account = parts.path.strip("/") or str(parts.hostname).partition(".")[0]
@@ -426,18 +389,12 @@ def _connect_azure(container: str, sending: bool) -> _Connection:
         container,
         _Credentials(provider),
         config={"endpoint": endpoint.rstrip("/"), "account_name": account},
-        client_options=_client(endpoint, sending, verify=_authority()),
-        retry_config=_retries(),
+        client_options=_client(endpoint, sending, _authority()),
     )
 
 
 def _client(
-    endpoint: str | None,
-    sending: bool,
-    *,
-    verify: bool | str | None,
-    connect: float = _CONNECT,
-    read: float = _READ,
+    endpoint: str | None, sending: bool, verify: Any, connect: float = _CONNECT, read: float = _READ
 ) -> dict[str, Any]:
     options: dict[str, Any] = {
         # An http:// endpoint is meant when it is set.
@@ -476,38 +433,21 @@ def _retries() -> dict[str, Any]:
 
 
 def require_libraries(scheme: str, needed: Mapping[str, str]) -> None:
-    """Raise ``StorageError`` when a library is not installed.
-
-    Parameters
-    ----------
-    scheme : {"s3", "gs", "azure"}
-        What needs it.
-    needed : mapping
-        Module -> distribution.
-    """
+    """Raise ``StorageError`` when one of ``needed`` (module -> distribution) is not installed."""
     for module in needed:
         try:
             importlib.import_module(module)
         except ImportError:
-            raise StorageError(
-                f"{scheme}:// needs {needed[module]}, which is not installed here",
-                hint=f"pip install {' '.join(needed.values())}",
-            ) from None
+            message = f"{scheme}:// needs {needed[module]}, which is not installed here"
+            hint = f"pip install {' '.join(needed.values())}"
+            raise StorageError(message, hint=hint) from None
 
 
 def open_storage(root: str | os.PathLike[str]) -> Storage:
     """Return the storage for a root.
 
-    Parameters
-    ----------
-    root : str or path
-        A local folder, ``file://`` and its path, or ``s3://``, ``gs://`` or ``azure://``, a bucket
-        (for Azure: a container) and a prefix.
-
-    Raises
-    ------
-    StorageError
-        When the URL's scheme is not known, or it holds credentials.
+    It is a local folder, ``file://`` and its path, or ``s3://``, ``gs://`` or ``azure://``, a
+    bucket (for Azure: a container) and a prefix. ``StorageError`` for others, and for credentials.
     """
     text = os.fspath(root)
     refuse_credentials(text)
@@ -518,20 +458,16 @@ def open_storage(root: str | os.PathLike[str]) -> Storage:
         return LocalStorage(Path(text))
     if scheme in SCHEMES:
         return RemoteStorage(scheme, rest)
-    raise StorageError(
-        f"no storage for {scheme}:// (root {text!r})",
-        hint="use a local folder, s3://, gs:// or azure://",
-    )
+    hint = "use a local folder, s3://, gs:// or azure://"
+    raise StorageError(f"no storage for {scheme}:// (root {text!r})", hint=hint)
 
 
 def refuse_credentials(url: str) -> None:
     """Raise ``StorageError`` for a URL with a user or password in it, without repeating them."""
     scheme, separator, rest = url.partition("://")
     if separator and "@" in rest.partition("/")[0]:
-        raise StorageError(
-            f"the {scheme}:// URL holds credentials",
-            hint="leave them out of it; they come from the environment and configuration files",
-        )
+        hint = "leave them out of it; they come from the environment and configuration files"
+        raise StorageError(f"the {scheme}:// URL holds credentials", hint=hint)
 
 
 def _checked(scheme: str, root: str) -> str:
@@ -540,10 +476,8 @@ def _checked(scheme: str, root: str) -> str:
         kind = "container" if scheme == "azure" else "bucket"
         raise StorageError(f"{scheme}:// names no {kind}", hint=f"write {scheme}://{kind.upper()}")
     if any(part in ("", ".", "..") for part in prefix) or set(root) & set("?#\\\0\n\r"):
-        raise StorageError(
-            f"{f'{scheme}://{root}'!r} is not a usable root",
-            hint="use letters, digits, -, _, . and single slashes",
-        )
+        hint = "use letters, digits, -, _, . and single slashes"
+        raise StorageError(f"{f'{scheme}://{root}'!r} is not a usable root", hint=hint)
     return root
 
 

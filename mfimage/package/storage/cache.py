@@ -64,24 +64,10 @@ def remember(path: Path, data: bytes) -> None:
 def make_once(
     folder: Path, fill: Callable[[Path], None], is_whole: Callable[[Path], bool] = Path.is_dir
 ) -> Path:
-    """Return a folder; when it is not there, one process fills it and all others wait.
+    """Return a folder; when it is not whole, one process fills it and all others wait.
 
     It is filled beside its place and moved there last, so a kill leaves nothing that looks whole.
     The next process that fills the folder removes what a kill left.
-
-    Parameters
-    ----------
-    folder : Path
-        Where it is to be.
-    fill : callable
-        Gets an empty folder.
-    is_whole : callable
-        Whether what is there can be used; if not, it is made again.
-
-    Raises
-    ------
-    StorageError
-        When the cache cannot be written.
     """
     if is_whole(folder):
         return folder

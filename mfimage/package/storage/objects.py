@@ -64,20 +64,10 @@ _QUERY = re.compile(r"(?<=\?)[^\s'\"<>]+")
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
-    """What a store says about an object.
-
-    Attributes
-    ----------
-    url : str
-        Where it is.
-    size : int
-        In bytes.
-    version : str
-        Changes when the content does.
-    """
+    """What a store says about an object; ``version`` changes when the content does."""
 
     url: str
-    size: int
+    size: int  # in bytes
     version: str
 
 
@@ -88,12 +78,8 @@ class WrongRegion(StorageError):
 class Objects:
     """The objects of one bucket, or the files of this machine.
 
-    Parameters
-    ----------
-    root : str
-        What stands before every key, as ``s3://bucket/`` or ``/``.
-    store : optional
-        obstore's store; without it, one that the environment configures.
+    ``root`` stands before every key, as ``s3://bucket/`` or ``/``; without ``store``, obstore's is
+    configured by the environment.
     """
 
     def __init__(self, root: str, store: Any = None) -> None:
@@ -169,12 +155,11 @@ class Objects:
             return
         chunks = _Chunks(first, source)
         with self._translated(key, "write", chunks):
+            known = isinstance(source, io.BufferedReader)
+            whole = os.fstat(source.fileno()).st_size if known else 0
+            size = max(_PART, whole // _PARTS)
             obstore.put(
-                self._store,
-                key,
-                iter(chunks),
-                chunk_size=max(_PART, _size(source) // _PARTS),
-                max_concurrency=_PARTS_AT_ONCE,
+                self._store, key, iter(chunks), chunk_size=size, max_concurrency=_PARTS_AT_ONCE
             )
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -238,10 +223,6 @@ class _Chunks:
             raise
 
 
-def _size(source: BinaryIO) -> int:
-    return os.fstat(source.fileno()).st_size if isinstance(source, io.BufferedReader) else 0
-
-
 class _Raw(io.RawIOBase):
     """obstore's file as Python's."""
 
@@ -293,19 +274,9 @@ def _bucket(root: str) -> str:
 
 
 def describe(text: str, root: str) -> tuple[str, str | None]:
-    """Return the reason and the next step for an error text of obstore.
+    """Return the reason and the next step for an error text of obstore, with its sources' dump.
 
-    Parameters
-    ----------
-    text : str
-        A line and a dump of the error's sources.
-    root : str
-        As of ``Objects``.
-
-    Returns
-    -------
-    tuple of str and str or None
-        Reason and hint; an empty reason when nothing is there.
+    The reason is empty when nothing is there.
     """
     scheme = _SCHEMES.get(root[:2])
     if scheme is None:
@@ -316,13 +287,8 @@ def describe(text: str, root: str) -> tuple[str, str | None]:
     status = _STATUS.search(text)
     if status:
         code = _CODE.search(text)
-        return rejected(
-            int(status[1]),
-            code[1] if code else "",
-            status[2],
-            scheme=scheme,
-            bucket=_bucket(root),
-        )
+        known = code[1] if code else ""
+        return rejected(int(status[1]), known, status[2], scheme=scheme, bucket=_bucket(root))
     certificate = _CERTIFICATE.search(text)
     if certificate:
         reason = f"the server's certificate is not trusted ({certificate[1]})"
@@ -342,12 +308,7 @@ def rejected(
 ) -> tuple[str, str | None]:
     """Return the reason and the next step for an HTTP status; an empty reason for a plain 404.
 
-    Parameters
-    ----------
-    status, code, phrase : int, str and str
-        HTTP's status, the service's own error code if it sent one, and its words.
-    scheme, bucket : str
-        Where.
+    ``code`` is the service's own error code, if it sent one.
     """
     said = f"{status} {code or phrase}".strip()
     if code in _NO_BUCKET:
