@@ -87,8 +87,7 @@ def check_names(given: Mapping[str, Any]) -> None:
     for name in given:
         if name not in names:
             raise OptionError(
-                f"{name}: there is no such option",
-                hint=f"backend='ray' has {', '.join(names)}",
+                f"{name}: there is no such option", hint=f"backend='ray' has {', '.join(names)}"
             )
 
 

@@ -133,10 +133,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         self.spaces: dict[str, dict[str, Any]] = {}
 
     def find_spec(
-        self,
-        fullname: str,
-        path: Sequence[str] | None,
-        target: types.ModuleType | None = None,
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         private = self.spaces.get(fullname.partition(".")[0])
         if private is None or path is None:
