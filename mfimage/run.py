@@ -73,30 +73,12 @@ def map_files(
     on_failure: Callable[[str], None] = lambda text: None,
     **options: Any,
 ) -> FileProgress:
-    """Run a function on every record of a file, by its ``map``.
+    """Run a function on every record of a file, by its ``map``, which gets ``options``.
 
-    Parameters
-    ----------
-    load : callable
-        Returns the function; what it prints meanwhile goes to stderr.
-    files : RecordFiles
-        The input and the output.
-    on_error : str, optional
-        Whether to ``stop`` at the first record that fails, or ``skip`` it; by default skip only
-        if there is a file for errors.
-    errors : str, optional
-        File for the numbers and errors of records that fail, as JSON lines.
-    on_progress : callable
-        Called from time to time with the progress.
-    on_failure : callable
-        Called with the error of each skipped record, unless ``errors`` is given.
-    **options
-        For ``map``: ``batch_size``, ``max_in_flight``.
-
-    Raises
-    ------
-    RecordError
-        At the first record that fails, unless they are skipped; when the input is damaged.
+    ``load`` returns the function; what it prints meanwhile goes to stderr. ``on_error`` is ``stop``
+    (at the first record that fails: ``RecordError``) or ``skip``, the default if there is a file
+    for errors. ``errors`` gets the numbers and errors of records that fail, as JSON lines; else
+    ``on_failure`` gets each error. ``on_progress`` is called from time to time.
     """
     if on_error == "stop" and errors is not None:
         raise OptionError(
@@ -157,21 +139,9 @@ def _failures(
 
 
 def call_files(load: Callable[[], JsonFunction], files: RecordFiles, *, ahead: int = 1) -> None:
-    """Call a function with each record of a file; write each result at once.
+    """Call a function, at most ``ahead`` times at once, on each record; write each result at once.
 
-    Parameters
-    ----------
-    load : callable
-        Returns the function.
-    files : RecordFiles
-        The input and the output.
-    ahead : int
-        Maximum number of concurrent calls.
-
-    Raises
-    ------
-    RecordError
-        At the first record that fails; on stdout, the results before it are written.
+    ``RecordError`` at the first record that fails; on stdout, the results before it are written.
     """
     refuse_same(input=files.input, output=files.output)
     with _opened(files, load) as (fn, source, sink):

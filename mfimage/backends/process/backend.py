@@ -24,21 +24,11 @@ _BATCHES_PER_WORKER = 3
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessOptions:
-    """Options of the process backend.
-
-    Attributes
-    ----------
-    workers : int
-        Number of processes.
-    timeout : float or None
-        Seconds that one record may take; then its worker is stopped and replaced.
-    start_timeout : float
-        Seconds until the function must be imported.
-    """
+    """Options of the process backend."""
 
     workers: int = 1
-    timeout: float | None = None
-    start_timeout: float = 300.0
+    timeout: float | None = None  # seconds that one record may take; then its worker is replaced
+    start_timeout: float = 300.0  # seconds until the function must be imported
 
     def __post_init__(self) -> None:
         if self.workers < 1:

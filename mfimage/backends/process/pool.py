@@ -79,10 +79,7 @@ class WorkerPool:
     def post(
         self, kind: int, payload: bytes, records: int, *, wait: bool = True
     ) -> WorkerRequest | None:
-        """Send a request to the least busy worker, without waiting for the reply.
-
-        Return None when other threads use all workers and ``wait`` is false.
-        """
+        """Send a request to the least busy worker; None when all are in use and not ``wait``."""
         return self._send(kind, payload, records, wait=wait, collect=False)
 
     def _send(

@@ -120,10 +120,7 @@ def _reason(error: Exception, form: str) -> str:
 def open_source(
     place: Place, name: str | None = None, function: HasSpec | None = None
 ) -> Iterator[RecordSource]:
-    """Open a file of records, or stdin for ``-``; its suffix is the default for the format.
-
-    Records are read by the schema that the function was given for the format, if any.
-    """
+    """Open a file of records, or stdin for ``-``, with the schema given to the function."""
     form = choose_format(place, name)
     schema = given_schema(function.spec, form, "input") if function else None
     with input_file(place) as file:

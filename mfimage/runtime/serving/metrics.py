@@ -85,10 +85,7 @@ class Metrics:
         self.meters = {name: Meter(name, in_flight, requests, seconds) for name in ENDPOINTS}
 
     def render(self, info: Mapping[str, str], accept: str = "") -> tuple[bytes, str]:
-        """Return the exposition in the format that ``accept`` asks for, and its media type.
-
-        ``info`` describes the function.
-        """
+        """Return the exposition in the format that ``accept`` asks for, and its media type."""
         from prometheus_client import exposition
 
         encoder, media_type = exposition.choose_encoder(accept)
