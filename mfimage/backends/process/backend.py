@@ -40,11 +40,7 @@ class ProcessOptions:
 
 
 class ProcessBackend(RemoteBackend):
-    """Runs a package's function in isolated interpreters; thread-safe.
-
-    The environment is made if it does not exist. Workers start at once and import the function
-    while the caller goes on; if that fails, the first call raises.
-    """
+    """Runs a package's function in isolated interpreters; thread-safe."""
 
     def __init__(self, package: Package, options: ProcessOptions = ProcessOptions()) -> None:
         self._package = package  # keeps its blobs in the cache

@@ -123,10 +123,7 @@ class WorkerPool:
                 self.give_back(worker)
 
     def take(self, wanted: Worker | None = None, *, wait: bool = True) -> Worker | None:
-        """Return a worker that is ready, for the calling thread alone.
-
-        Return None when ``wanted`` is gone, or when other threads use all and ``wait`` is false.
-        """
+        """Return a ready worker for this thread alone; None: it is gone, or all are in use."""
         worker = self._take_starting(wanted, wait=wait)
         if worker is not None and worker.data is None:
             try:

@@ -33,18 +33,15 @@ Payload = bytes | InputError
 
 
 class RecordSource:
-    """The records of an open file, numbered from 1.
-
-    ``unit`` is what the numbers count: ``line``, blank ones included, or ``record``. ``size`` is
-    the file's, in bytes; 0 if unknown.
-    """
+    """The records of an open file, numbered from 1."""
 
     def __init__(self, file: BinaryIO, name: str, form: RecordFormat, schema: Any = None) -> None:
-        self.size = 0
+        self.size = 0  # in bytes; 0 if unknown
         self._file = file
         self._name = name
         self._form = form
         self._schema = schema
+        # What the numbers count; blank lines are included.
         self.unit = "line" if is_lines(form) else "record"
         with contextlib.suppress(AttributeError, OSError, ValueError):
             self.size = os.fstat(file.fileno()).st_size

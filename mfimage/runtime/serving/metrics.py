@@ -111,10 +111,7 @@ class Metrics:
 
 
 def count_as_worker(index: int) -> None:
-    """Let this process continue the counts of its predecessor with the same index.
-
-    So there are as many files as workers, however often one is replaced.
-    """
+    """Continue the counts of the worker before: there are as many files as workers."""
     from prometheus_client import values
 
     worker = os.getpid()

@@ -68,10 +68,8 @@ def _start(sock: socket.socket) -> LiveFunction | None:
 
 
 def show_logs(level: int) -> None:
-    """Write logs without a handler to stderr, from the caller's level up.
-
-    No handler is added, since the function may call ``logging.basicConfig`` itself.
-    """
+    """Write logs without a handler to stderr, from the caller's level up."""
+    # No handler is added, since the function may call ``logging.basicConfig`` itself.
     logging.getLogger().setLevel(level)
     last = logging.StreamHandler()
     last.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
