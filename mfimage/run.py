@@ -14,16 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 
 from mfimage.errors import OptionError, RecordError
+from mfimage.runtime.records import streams
 from mfimage.runtime.records.files import RecordSink, RecordSource, open_sink, open_source
 from mfimage.runtime.records.formats import choose_format
 from mfimage.runtime.records.run import failed, stop_at_failure, write_results
-from mfimage.runtime.records.streams import (
-    STREAM,
-    ended_by_sigterm,
-    output_file,
-    refuse_same,
-    results,
-)
 
 if TYPE_CHECKING:
     from mfimage.load import JsonFunction
@@ -35,8 +29,8 @@ _TICK_SECONDS = 0.1
 class RecordFiles:
     """The files of a run: ``-`` is stdin or stdout; formats are chosen by suffix when None."""
 
-    input: str = STREAM
-    output: str = STREAM
+    input: str = streams.STREAM
+    output: str = streams.STREAM
     format: str | None = None
     output_format: str | None = None
 
@@ -56,7 +50,7 @@ class FileProgress:
 def _opened(
     files: RecordFiles, load: Callable[[], JsonFunction]
 ) -> Iterator[tuple[JsonFunction, RecordSource, RecordSink]]:
-    with ended_by_sigterm(), results(files.output) as out, load() as fn:
+    with streams.ended_by_sigterm(), streams.results(files.output) as out, load() as fn:
         # After loading: the function's module may register formats.
         form = choose_format(files.output, files.output_format, option="output_format")
         with open_source(files.input, files.format, fn) as source, open_sink(out, form, fn) as sink:
@@ -73,37 +67,19 @@ def map_files(
     on_failure: Callable[[str], None] = lambda text: None,
     **options: Any,
 ) -> FileProgress:
-    """Run a function on every record of a file, by its ``map``.
+    """Run a function on every record of a file, by its ``map``, which gets ``options``.
 
-    Parameters
-    ----------
-    load : callable
-        Returns the function; what it prints meanwhile goes to stderr.
-    files : RecordFiles
-        The input and the output.
-    on_error : str, optional
-        Whether to ``stop`` at the first record that fails, or ``skip`` it; by default skip only
-        if there is a file for errors.
-    errors : str, optional
-        File for the numbers and errors of records that fail, as JSON lines.
-    on_progress : callable
-        Called from time to time with the progress.
-    on_failure : callable
-        Called with the error of each skipped record, unless ``errors`` is given.
-    **options
-        For ``map``: ``batch_size``, ``max_in_flight``.
-
-    Raises
-    ------
-    RecordError
-        At the first record that fails, unless they are skipped; when the input is damaged.
+    ``load`` returns the function; what it prints meanwhile goes to stderr. ``on_error`` is ``stop``
+    (at the first record that fails: ``RecordError``) or ``skip``, the default if there is a file
+    for errors. ``errors`` gets the numbers and errors of records that fail, as JSON lines; else
+    ``on_failure`` gets each error. ``on_progress`` is called from time to time.
     """
     if on_error == "stop" and errors is not None:
         raise OptionError(
             "errors: nothing to write if the run stops at the first one",
             hint="omit --on-error stop, or --errors",
         )
-    refuse_same(input=files.input, output=files.output, errors=errors)
+    streams.refuse_same(input=files.input, output=files.output, errors=errors)
     with _opened(files, load) as (fn, source, sink), _failures(errors, on_failure) as report:
         progress = FileProgress(size=source.size)
         start = due = time.monotonic()
@@ -152,28 +128,16 @@ def _failures(
     if errors is None:
         yield lambda error, _: on_failure(str(error))
         return
-    with output_file(errors) as file:
+    with streams.output_file(errors) as file:
         yield lambda _, failure: file.write(orjson.dumps(failure) + b"\n")
 
 
 def call_files(load: Callable[[], JsonFunction], files: RecordFiles, *, ahead: int = 1) -> None:
-    """Call a function with each record of a file; write each result at once.
+    """Call a function, at most ``ahead`` times at once, on each record; write each result at once.
 
-    Parameters
-    ----------
-    load : callable
-        Returns the function.
-    files : RecordFiles
-        The input and the output.
-    ahead : int
-        Maximum number of concurrent calls.
-
-    Raises
-    ------
-    RecordError
-        At the first record that fails; on stdout, the results before it are written.
+    ``RecordError`` at the first record that fails; on stdout, the results before it are written.
     """
-    refuse_same(input=files.input, output=files.output)
+    streams.refuse_same(input=files.input, output=files.output)
     with _opened(files, load) as (fn, source, sink):
         outcomes = _called(fn, source) if ahead == 1 else _called_ahead(fn, source, ahead)
         stop_at_failure(outcomes, sink.append, sink.flush, name=fn.name, unit=source.unit)

@@ -16,10 +16,7 @@ from mfimage.runtime.loading.loader import load_function
 
 
 class LocalBackend:
-    """Runs a package's function in this process; thread-safe.
-
-    Artifacts are loaded when the function first reads them.
-    """
+    """Runs a package's function in this process; thread-safe. Artifacts are loaded when read."""
 
     def __init__(self, package: Package) -> None:
         self._live = load_function(

@@ -12,10 +12,7 @@ from mfimage.package.store import Package
 
 
 def difference(package: Package) -> str | None:
-    """Return how this interpreter differs from a function's lock; None if it satisfies it.
-
-    Distributions that are not locked do not matter.
-    """
+    """Return why this interpreter, which may have more, does not satisfy a lock; or None."""
     spec = package.spec.environment
     here = "{}.{}".format(*sys.version_info)
     if spec.python_minor != here:

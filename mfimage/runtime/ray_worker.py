@@ -14,15 +14,7 @@ from mfimage.runtime.worker.process import reply
 class FunctionActor:
     """A loaded function, as an actor: ``ray.remote(FunctionActor).remote()``.
 
-    Parameters
-    ----------
-    folder : str, optional
-        Folder of the function's unpacked package; by default this image's.
-
-    Raises
-    ------
-    PackageError
-        When the package is missing or damaged.
+    ``folder`` holds the function's unpacked package; by default this image's.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -41,12 +33,8 @@ class FunctionActor:
     def predict(self, records: list[Any]) -> list[Any]:
         """Return the results of records, all in one call of a batch function.
 
-        Raises
-        ------
-        InputError, OutputError
-            When a record or a result does not fit the hints.
-        Exception
-            The function's own; the first if there are several.
+        Raises the first exception if there are several: ``InputError``, ``OutputError`` or the
+        function's own.
         """
         results = self._live.results(records)
         for result in results:
@@ -64,22 +52,9 @@ class FunctionActor:
 
 
 def build(args: Mapping[str, Any]) -> Any:
-    """Return a Ray Serve application of this image's function.
+    """Return a Ray Serve application of this image's function; see ``ServeArgs`` for ``args``.
 
     The ``import_path`` of a Serve configuration is ``mfimage.runtime.ray_worker:build``.
-
-    Parameters
-    ----------
-    args : mapping
-        ``num_replicas`` or ``autoscaling_config``; ``ray_actor_options``,
-        ``max_ongoing_requests``, ``user_config``.
-
-    Raises
-    ------
-    OptionError
-        When one is unknown or invalid.
-    BackendError
-        When the image was built without Ray Serve.
     """
     from mfimage.runtime.ray.preflight import import_serve
 

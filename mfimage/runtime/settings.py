@@ -146,13 +146,7 @@ class Settings:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Read the variables; an empty one counts as not set.
-
-        Raises
-        ------
-        OptionError
-            Naming the variable, what was expected and its value.
-        """
+        """Read the variables; an empty one counts as not set."""
         environ = os.environ if environ is None else environ
         given = {
             variable.field: variable.read(environ[variable.name])

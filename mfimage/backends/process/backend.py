@@ -24,21 +24,11 @@ _BATCHES_PER_WORKER = 3
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessOptions:
-    """Options of the process backend.
-
-    Attributes
-    ----------
-    workers : int
-        Number of processes.
-    timeout : float or None
-        Seconds that one record may take; then its worker is stopped and replaced.
-    start_timeout : float
-        Seconds until the function must be imported.
-    """
+    """Options of the process backend."""
 
     workers: int = 1
-    timeout: float | None = None
-    start_timeout: float = 300.0
+    timeout: float | None = None  # seconds that one record may take; then its worker is replaced
+    start_timeout: float = 300.0  # seconds until the function must be imported
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -50,11 +40,7 @@ class ProcessOptions:
 
 
 class ProcessBackend(RemoteBackend):
-    """Runs a package's function in isolated interpreters; thread-safe.
-
-    The environment is made if it does not exist. Workers start at once and import the function
-    while the caller goes on; if that fails, the first call raises.
-    """
+    """Runs a package's function in isolated interpreters; thread-safe."""
 
     def __init__(self, package: Package, options: ProcessOptions = ProcessOptions()) -> None:
         self._package = package  # keeps its blobs in the cache

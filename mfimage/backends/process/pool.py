@@ -79,10 +79,7 @@ class WorkerPool:
     def post(
         self, kind: int, payload: bytes, records: int, *, wait: bool = True
     ) -> WorkerRequest | None:
-        """Send a request to the least busy worker, without waiting for the reply.
-
-        Return None when other threads use all workers and ``wait`` is false.
-        """
+        """Send a request to the least busy worker; None when all are in use and not ``wait``."""
         return self._send(kind, payload, records, wait=wait, collect=False)
 
     def _send(
@@ -126,10 +123,7 @@ class WorkerPool:
                 self.give_back(worker)
 
     def take(self, wanted: Worker | None = None, *, wait: bool = True) -> Worker | None:
-        """Return a worker that is ready, for the calling thread alone.
-
-        Return None when ``wanted`` is gone, or when other threads use all and ``wait`` is false.
-        """
+        """Return a ready worker for this thread alone; None: it is gone, or all are in use."""
         worker = self._take_starting(wanted, wait=wait)
         if worker is not None and worker.data is None:
             try:

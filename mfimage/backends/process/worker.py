@@ -23,16 +23,7 @@ from pathlib import Path
 
 from mfimage.backends.calls import Resend, invalid_reply, remote_error
 from mfimage.errors import BackendError
-from mfimage.runtime.worker import BOOT
-from mfimage.runtime.worker.frames import (
-    FAILURE,
-    READY,
-    START,
-    Frame,
-    ProtocolError,
-    receive_frame,
-    send_frame,
-)
+from mfimage.runtime.worker import BOOT, frames
 
 # These configure the caller's interpreter, not the worker's.
 _NOT_INHERITED = ("PYTHONHOME", "PYTHONSTARTUP", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__")
@@ -53,7 +44,7 @@ class WorkerLaunch:
     name: str  # the function's
     python: Path  # interpreter of its environment
     runtime: Path  # folder with mfimage's runtime
-    start: bytes  # what the worker loads: the payload of START
+    start: bytes  # what the worker loads: the payload of frames.START
     timeout: float | None  # seconds that one record may take
     start_timeout: float  # seconds until the function must be imported
 
@@ -107,7 +98,7 @@ class WorkerRequest:
 
     worker: Worker
     records: int
-    reply: Frame | Exception | None = None
+    reply: frames.Frame | Exception | None = None
 
 
 class Worker:
@@ -134,7 +125,7 @@ class Worker:
             self._sock.setsockopt(socket.SOL_SOCKET, buffer, _BUFFER)
         self._set_timeout(launch.start_timeout)
         with contextlib.suppress(OSError):  # wait_ready raises it
-            self._send(START, launch.start)
+            self._send(frames.START, launch.start)
 
     def __del__(self) -> None:
         # For one whose start failed or was interrupted; all others were finished.
@@ -158,13 +149,13 @@ class Worker:
         if self.data is not None:
             return
         try:
-            frame = receive_frame(self._sock)
+            frame = frames.receive_frame(self._sock)
         except (EOFError, OSError) as error:
             raise self._lost(error) from None
-        if frame.kind == FAILURE:
+        if frame.kind == frames.FAILURE:
             raise remote_error(self._launch.name, frame.payload)
-        if frame.kind != READY:
-            raise self._lost(ProtocolError())
+        if frame.kind != frames.READY:
+            raise self._lost(frames.ProtocolError())
         self._set_timeout(self._launch.timeout or 0.0)
         self.data = str(json.loads(frame.payload)["data"])
 
@@ -233,7 +224,7 @@ class Worker:
             flags = socket.MSG_NOSIGNAL | (socket.MSG_DONTWAIT if busy else 0)
             try:
                 if rest is None:
-                    rest = send_frame(self._sock, kind, payload, flags=flags)
+                    rest = frames.send_frame(self._sock, kind, payload, flags=flags)
                 else:
                     rest = rest[self._sock.send(rest, flags) :]
             except BlockingIOError:
@@ -245,7 +236,7 @@ class Worker:
         request = self.pending[0]
         if self._launch.timeout:
             self._set_timeout(self._launch.timeout * request.records)
-        request.reply = receive_frame(self._sock)
+        request.reply = frames.receive_frame(self._sock)
         self.pending.popleft()
 
     def _set_timeout(self, seconds: float) -> None:
@@ -267,7 +258,7 @@ class Worker:
         """Return why the reply is missing, and end what is left of the worker."""
         name, stopped = self._launch.name, self._stopped
         doing = "ran" if self.data is not None else "was imported"
-        invalid, slow = isinstance(error, ProtocolError), isinstance(error, BlockingIOError)
+        invalid, slow = isinstance(error, frames.ProtocolError), isinstance(error, BlockingIOError)
         ended = self._finish(0 if stopped or invalid or slow else _DYING_SECONDS)
         if stopped:
             return BackendError(f"{name} was closed while it {doing}")
@@ -282,10 +273,7 @@ class Worker:
         return BackendError(f"{name}: its worker {how} while it {doing}", hint=hint)
 
     def _finish(self, seconds: float) -> int | None:
-        """Give it some seconds to end by itself, then kill it.
-
-        Return its exit code if it ended by itself, negative for a signal.
-        """
+        """Let it end by itself, then kill it; return its own exit code (-N: signal N)."""
         limit = time.monotonic() + seconds
         ended = self._poll()
         while ended is None and time.monotonic() < limit:

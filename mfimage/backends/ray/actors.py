@@ -98,10 +98,7 @@ def decode_reply(data: bytes) -> Frame:
 
 
 class ActorSet:
-    """The actors of one function.
-
-    They start at once and load the function while the caller goes on. Ray restarts one that dies.
-    """
+    """The actors of one function; they start at once, and Ray restarts one that dies."""
 
     def __init__(self, package: Package, options: RayOptions) -> None:
         self._package = package

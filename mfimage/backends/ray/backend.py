@@ -71,10 +71,7 @@ class RayBackend(RemoteBackend):
         return actors.data or actors.when_ready(lambda: actors.data)
 
     def remote(self, record: Any) -> Any:
-        """Start a call and return Ray's ``ObjectRef`` to its result.
-
-        ``record`` is a JSON value, or an ``ObjectRef`` to one.
-        """
+        """Start a call on a JSON value or an ``ObjectRef`` to one; return an ``ObjectRef``."""
         root = self._root()
         if isinstance(record, import_ray().ObjectRef):
             return self._pool.remote(record, is_json=False)
@@ -126,10 +123,7 @@ def _close(pool: ActorPool, pid: int) -> None:
 
 
 def with_progress(name: str, results: Iterator[Any], total: int | None) -> Iterator[Any]:
-    """Yield results, and show their number on stderr if that is a terminal.
-
-    ``total`` is how many there will be, if known.
-    """
+    """Yield results, and show their number, of ``total``, on stderr if that is a terminal."""
     if not is_terminal() or not _BAR_LOCK.acquire(blocking=False):
         yield from results
         return
@@ -180,10 +174,7 @@ class ActorPool:
     def post(
         self, kind: int, payload: bytes, records: int, *, size: int, wait: bool, ahead: int
     ) -> ActorRequest | None:
-        """Send a batch of which the function gets ``size`` records at a time; 0: all.
-
-        Return None when all actors have ``ahead`` requests and ``wait`` is false.
-        """
+        """Send a batch; None when all actors have ``ahead`` requests and ``wait`` is false."""
         request = ActorRequest(kind, payload, records, size)
         return request if self._send(request, wait=wait, ahead=ahead) else None
 

@@ -22,10 +22,7 @@ HEAD_SIZE = struct.calcsize(HEAD)
 
 
 class FunctionHost:
-    """One function in one process of a node.
-
-    ``config`` is for ``node``, ``digest`` that of mfimage's source.
-    """
+    """One function in one process of a node; ``digest`` is that of mfimage's source."""
 
     def __init__(self, name: str, config: bytes, digest: str) -> None:
         # The function's output is a log, not a result.

@@ -59,10 +59,7 @@ def join(address: str | None) -> None:
 
 
 def leave() -> None:
-    """Leave the cluster if ``join`` joined it and no other backend uses it.
-
-    A cluster that was started by joining ends.
-    """
+    """Leave, once no other backend uses it, a cluster that ``join`` joined; one it started ends."""
     global _users, _ours  # noqa: PLW0603  (as in join)
     ray = import_ray()
     with _LOCK:
@@ -84,10 +81,7 @@ def _resolved(address: str) -> tuple[str, str]:
 def check_room(
     name: str, each: Mapping[str, float], actors: int, patience: float, hint: str | None = None
 ) -> float:
-    """Return how many actors that take ``each`` would fit on the cluster if it were empty.
-
-    Raise ``BackendError`` when fewer than ``actors`` do, after a few seconds or ``patience``.
-    """
+    """Return how many actors that take ``each`` fit on an empty cluster, at least ``actors``."""
     ray = import_ray()
     limit = time.monotonic() + max(patience, _SETTLE_SECONDS)
     while True:

@@ -71,10 +71,7 @@ class RayNode:
         return self._function is not None
 
     def load(self, blobs: Mapping[str, Any] | None) -> bytes:
-        """Load the function if it is not loaded; return the outcome as JSON.
-
-        ``blobs`` are references to the package's blobs, if they are known to be needed.
-        """
+        """Load the function if it is not loaded, from ``blobs`` if given; return JSON."""
         try:
             if self._function is None:
                 show_logs(self._config["log_level"])
@@ -87,10 +84,7 @@ class RayNode:
         return json.dumps({"status": READY, "data": self._function.data}).encode()
 
     def answer(self, kind: int, payload: bytes, size: int = 0) -> tuple[int, int, bytes]:
-        """Return the reply to a frame: its kind, the microseconds it took, its payload.
-
-        ``size`` is how many records the function gets at a time; 0: all.
-        """
+        """Return a reply's kind, microseconds and payload; ``size``: records at a time, 0: all."""
         if self._function is None:
             return DIED, 0, self._failure or describe(BackendError(f"{self.name} is not loaded"))
         began = perf_counter_ns()

@@ -13,47 +13,23 @@ from mfimage.sizes import parse_size
 
 @dataclass(frozen=True, kw_only=True)
 class RayOptions:
-    """Options of the Ray backend.
+    """Options of the Ray backend."""
 
-    Attributes
-    ----------
-    address : str or None
-        ``auto``, or ``host:port`` of a cluster's head. By default the cluster that this process has
-        joined, the one that ``RAY_ADDRESS`` names, one on this machine, or a new one here.
-    num_cpus, num_gpus : float
-        What each actor takes of its node.
-    memory : int, str or None
-        Bytes that each actor takes, or a size such as ``"2GiB"``. Ray does not enforce it.
-    resources : mapping
-        Custom resources that each actor takes.
-    min_actors : int
-        Number of actors at all times.
-    max_actors : int or None
-        Number of actors under load; by default as many as fit.
-    max_retries : int
-        How often to retry a record after the actor that had it died.
-    placement : {"image"} or None
-        ``image``: only on nodes that run the function's image; the function is loaded from there.
-    patience : float
-        Seconds that an autoscaling cluster may take to add nodes.
-    start_timeout : float
-        Seconds until an actor must have loaded the function.
-    progress : bool
-        Whether ``map`` shows a progress bar when stderr is a terminal.
-    """
-
+    # ``auto``, or ``host:port`` of a cluster's head. By default the cluster that this process has
+    # joined, the one that ``RAY_ADDRESS`` names, one on this machine, or a new one here.
     address: str | None = None
-    num_cpus: float = 1
+    num_cpus: float = 1  # what each actor takes of its node, as all until ``resources``
     num_gpus: float = 0
-    memory: int | str | None = None
-    resources: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    min_actors: int = 1
-    max_actors: int | None = None
-    max_retries: int = 2
+    memory: int | str | None = None  # bytes, or a size such as "2GiB"; Ray does not enforce it
+    resources: Mapping[str, float] = dataclasses.field(default_factory=dict)  # custom ones
+    min_actors: int = 1  # at all times
+    max_actors: int | None = None  # under load; by default as many as fit
+    max_retries: int = 2  # how often to retry a record after the actor that had it died
+    # ``image``: only on nodes that run the function's image; the function is loaded from there.
     placement: str | None = None
-    patience: float = 0
-    start_timeout: float = 300
-    progress: bool = True
+    patience: float = 0  # seconds that an autoscaling cluster may take to add nodes
+    start_timeout: float = 300  # seconds until an actor must have loaded the function
+    progress: bool = True  # whether ``map`` shows a progress bar when stderr is a terminal
 
     def __post_init__(self) -> None:
         minima = {"num_cpus": 0, "num_gpus": 0, "min_actors": 1, "max_retries": 0, "patience": 0}
@@ -87,8 +63,7 @@ def check_names(given: Mapping[str, Any]) -> None:
     for name in given:
         if name not in names:
             raise OptionError(
-                f"{name}: there is no such option",
-                hint=f"backend='ray' has {', '.join(names)}",
+                f"{name}: there is no such option", hint=f"backend='ray' has {', '.join(names)}"
             )
 
 

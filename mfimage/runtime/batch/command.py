@@ -42,7 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(folder: Path, arguments: argparse.Namespace) -> int:
     """Run a job; print its summary as JSON; return the exit code."""
-    _require_ray()
+    missing = [name for name in ("ray", "obstore") if find_spec(name) is None]
+    if missing:
+        raise BackendError(
+            f"batch: {missing[0]} is not installed here",
+            hint="build the image with --target ray, or pip install 'mfimage[ray]'",
+        )
     import ray
 
     from mfimage.runtime.batch.job import BatchJob
@@ -70,12 +75,3 @@ def run(folder: Path, arguments: argparse.Namespace) -> int:
 
 def _options(kind: Any, arguments: argparse.Namespace) -> Any:
     return kind(**{each.name: getattr(arguments, each.name) for each in fields(kind)})
-
-
-def _require_ray() -> None:
-    missing = [name for name in ("ray", "obstore") if find_spec(name) is None]
-    if missing:
-        raise BackendError(
-            f"batch: {missing[0]} is not installed here",
-            hint="build the image with --target ray, or pip install 'mfimage[ray]'",
-        )

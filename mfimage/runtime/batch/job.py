@@ -59,14 +59,8 @@ class Summary:
 class BatchJob:
     """A job that has found its input and claimed its output folder.
 
-    Its ``options`` are those given, with both formats filled in.
-
-    Raises
-    ------
-    OptionError
-        When no input is found, or its files have several formats.
-    JobError
-        When the folder holds the output of another job.
+    Its ``options`` are those given, with both formats filled in. ``OptionError`` when no input is
+    found, or its files have several formats; ``JobError`` when the folder belongs to another job.
     """
 
     def __init__(self, spec: FunctionSpec, options: BatchOptions) -> None:

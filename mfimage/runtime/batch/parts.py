@@ -36,19 +36,8 @@ from mfimage.runtime.records.files import Payload, RecordSource, open_sink
 from mfimage.runtime.records.formats import choose_format, given_schema, is_lines
 from mfimage.runtime.records.run import write_results
 from mfimage.runtime.serving.body import split_list
-from mfimage.runtime.worker import BOOT
+from mfimage.runtime.worker import BOOT, frames
 from mfimage.runtime.worker.exceptions import rebuild
-from mfimage.runtime.worker.frames import (
-    ARRAY,
-    BATCH,
-    FAILURE,
-    MIXED,
-    READY,
-    START,
-    Frame,
-    receive_frame,
-    send_frame,
-)
 
 PRIVATE = "_mfimage"
 Call = Callable[[Sequence[bytes]], Sequence[Outcome]]
@@ -102,10 +91,7 @@ class PartRunner:
         self._schema = given_schema(fn.spec, self._input, "input")
 
     def run(self, part: BatchPart, guard: Path | None = None) -> PartResult:
-        """Run a part and commit its results.
-
-        With ``guard``, the folder of the function's package, in a process that a record may end.
-        """
+        """Run a part and commit its results; ``guard``, its package's folder, isolates records."""
         output, folder = locate(self._options.output.rstrip("/"))
         name = f"{part.index:05}"
         suffix = self._output.suffixes[0]
@@ -234,8 +220,8 @@ class Guard:
             return []
         sock = self._sock or self._start()
         try:
-            send_frame(sock, BATCH, b"\n".join(payloads))
-            return _read_outcomes(receive_frame(sock))
+            frames.send_frame(sock, frames.BATCH, b"\n".join(payloads))
+            return _read_outcomes(frames.receive_frame(sock))
         except (EOFError, OSError):
             self.close()
         if len(payloads) == 1:
@@ -267,9 +253,9 @@ class Guard:
             "code": str(self._folder / CODE),
             "log_level": logging.getLogger().level,
         }
-        send_frame(mine, START, json.dumps(config).encode())
-        frame = receive_frame(mine)
-        if frame.kind != READY:
+        frames.send_frame(mine, frames.START, json.dumps(config).encode())
+        frame = frames.receive_frame(mine)
+        if frame.kind != frames.READY:
             raise rebuild(frame.payload)
         return mine
 
@@ -285,13 +271,13 @@ class Guard:
             self._process = None
 
 
-def _read_outcomes(frame: Frame) -> list[Outcome]:
-    if frame.kind == ARRAY:
+def _read_outcomes(frame: frames.Frame) -> list[Outcome]:
+    if frame.kind == frames.ARRAY:
         return [*split_list(frame.payload)]
-    if frame.kind == FAILURE:
+    if frame.kind == frames.FAILURE:
         return [_rebuild(frame.payload)]
     lines = frame.payload.split(b"\n")
-    if frame.kind == MIXED:
+    if frame.kind == frames.MIXED:
         return [_rebuild(line[1:]) if line[:1] == b"-" else line[1:] for line in lines]
     return [*lines]
 

@@ -1,5 +1,1 @@
-"""Calling a function from an event loop.
-
-``queue`` has the calls, what carries them, and ``Dispatcher``, which ``threads`` and
-``coroutines`` implement.
-"""
+"""Calling a function from an event loop: ``threads`` and ``coroutines`` are its dispatchers."""

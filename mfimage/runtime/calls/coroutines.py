@@ -58,10 +58,7 @@ def new_loop() -> asyncio.AbstractEventLoop:
 
 
 class CoroutineDispatcher:
-    """Runs calls of an ``async def`` function as tasks on a loop in a thread of its own.
-
-    At most ``limit`` run at once; without a limit, all.
-    """
+    """Runs calls of an ``async def`` function as tasks on a loop in a thread, ``limit`` at once."""
 
     def __init__(
         self, fn: Runnable, *, loop: asyncio.AbstractEventLoop, limit: int | None = None

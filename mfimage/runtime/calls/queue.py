@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 # The bytes of a result, or what went wrong.
@@ -61,6 +62,7 @@ class Runnable(Converter, Protocol):
         """Run an ``async def`` function on one record."""
 
 
+@dataclass(eq=False, slots=True)
 class Call:
     """A call of the function on one record, for a request that came at ``started``.
 
@@ -68,19 +70,13 @@ class Call:
     converter the function's own reads the record and writes the result.
     """
 
-    __slots__ = ("converter", "future", "payload", "receive", "started", "task", "watcher")
-
-    def __init__(
-        self, payload: bytes, future: asyncio.Future[Outcome], started: float,
-        converter: Converter | None = None,
-    ) -> None:  # fmt: skip
-        self.payload = payload
-        self.future = future
-        self.started = started  # of time.monotonic()
-        self.converter = converter
-        self.receive: Callable[[], Awaitable[Any]] | None = None
-        self.watcher: asyncio.Task[None] | None = None
-        self.task: asyncio.Task[None] | None = None
+    payload: bytes
+    future: asyncio.Future[Outcome]
+    started: float  # of time.monotonic()
+    converter: Converter | None = None
+    receive: Callable[[], Awaitable[Any]] | None = None
+    watcher: asyncio.Task[None] | None = None
+    task: asyncio.Task[None] | None = None
 
 
 class Dispatcher(Protocol):

@@ -31,15 +31,7 @@ class LiveFunction:
 
     All backends and servers run it through this class, so that all give the same value or the
     same error: JSON bytes in (``parse``), a call (``invoke``), JSON bytes out (``dump``).
-
-    Attributes
-    ----------
-    spec : FunctionSpec
-        The package's ``function.json``.
-    params : FunctionParameters
-        Artifacts are verified and loaded when the function first reads them.
-    data : str
-        Name of the function's first parameter, which paths in input errors start with.
+    ``data`` is the name of the function's first parameter, which paths in input errors start with.
     """
 
     def __init__(
@@ -70,13 +62,7 @@ class LiveFunction:
         return Many(self._schema)
 
     def __call__(self, record: Any) -> Any:
-        """Return the JSON value of the result for one record.
-
-        Raises
-        ------
-        InputError, OutputError
-            When the record or the result does not fit the hints.
-        """
+        """Return the JSON value of the result for one record."""
         schema = self._schema
         return schema.result(self.invoke(schema.accept(record)))
 
@@ -175,14 +161,8 @@ def load_function(
 ) -> LiveFunction:
     """Import a package's function and give it its parameters.
 
-    Parameters
-    ----------
-    code : Path
-        Folder of the extracted, verified code archive.
-    read_blob : callable
-        Returns a blob's verified bytes.
-    dedicated : bool
-        Whether this process runs only this function; see ``CodeSpace``.
+    ``code`` is the folder of the verified code archive, ``read_blob`` returns a blob's verified
+    bytes. ``dedicated``: this process runs only this function; see ``CodeSpace``.
     """
     space = CodeSpace(code, key=spec.code.hex[:16], dedicated=dedicated, main=spec.script)
     function = _find(spec, space)
@@ -229,11 +209,6 @@ def load_folder(folder: Path) -> LiveFunction:
 
     The folder holds ``function.json``, ``code/`` and ``blobs/sha256/``. The code goes on
     ``sys.path``: this process runs only this function.
-
-    Raises
-    ------
-    PackageError
-        When a file is missing or damaged.
     """
     path = folder / "function.json"
     data = _read(path)

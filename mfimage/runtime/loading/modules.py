@@ -25,16 +25,8 @@ _LOCK = threading.RLock()
 class CodeSpace:
     """The modules of one code folder.
 
-    Parameters
-    ----------
-    folder : Path
-        The code.
-    key : str
-        Identifies the code, as a digest; equal keys share modules.
-    dedicated : bool
-        Whether this process runs only this code.
-    main : str or None
-        The module that pickles call ``__main__``.
+    Equal keys, as digests of the code, share modules. ``dedicated``: this process runs only this
+    code. ``main`` is the module that pickles call ``__main__``.
     """
 
     def __init__(self, folder: Path, *, key: str, dedicated: bool, main: str | None) -> None:
@@ -133,10 +125,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         self.spaces: dict[str, dict[str, Any]] = {}
 
     def find_spec(
-        self,
-        fullname: str,
-        path: Sequence[str] | None,
-        target: types.ModuleType | None = None,
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         private = self.spaces.get(fullname.partition(".")[0])
         if private is None or path is None:

@@ -58,6 +58,9 @@ class RayParts:
     def __init__(
         self, name: str, digest: str, folder: Path, options: BatchOptions, cluster: ActorOptions
     ) -> None:
+        import ray
+
+        self._ray: Any = ray
         self._name = name
         self._resource = placement_resource(digest)
         self._actor_arguments = (name, folder, options)
@@ -71,15 +74,13 @@ class RayParts:
 
     def run(self, parts: list[BatchPart]) -> Iterator[tuple[BatchPart, PartResult]]:
         """Run parts, and yield each when it is done."""
-        import ray
-
         self._waiting.extend(parts)
         self._last_busy = self._last_report = time.monotonic()
         try:
             while self._waiting or self._busy:
                 self._start_or_stop()
                 refs = [*self._starting, *self._busy]
-                done, _ = ray.wait(refs, num_returns=1, timeout=_POLL_SECONDS)
+                done, _ = self._ray.wait(refs, num_returns=1, timeout=_POLL_SECONDS)
                 for ref in done:
                     if ref in self._starting:
                         self._started(ref)
@@ -88,15 +89,13 @@ class RayParts:
                 self._report_waiting()
         finally:
             for actor in [*self._starting.values(), *(actor for actor, _ in self._busy.values())]:
-                ray.kill(actor)
+                self._ray.kill(actor)
 
     def _start_or_stop(self) -> None:
         """Keep as many actors as there is room and work for."""
-        import ray
-
         wanted = self._cluster.num_actors or max(1, self._room())
         for _ in range(min(wanted - len(self._busy), len(self._waiting)) - len(self._starting)):
-            made = ray.remote(PartActor).options(
+            made = self._ray.remote(PartActor).options(
                 num_cpus=self._cluster.num_cpus,
                 num_gpus=self._cluster.num_gpus,
                 resources=dict.fromkeys(self._placement(), _A_LITTLE),
@@ -106,21 +105,17 @@ class RayParts:
             self._starting[actor.load.remote()] = actor
         if not self._waiting:
             for actor in self._starting.values():
-                ray.kill(actor)
+                self._ray.kill(actor)
             self._starting.clear()
 
     def _placement(self) -> list[str]:
         """Return the resource that marks nodes with this image, if any node has it."""
-        import ray
-
-        return [self._resource] if self._resource in ray.cluster_resources() else []
+        return [self._resource] if self._resource in self._ray.cluster_resources() else []
 
     def _room(self) -> int:
         """Return how many processes fit on the nodes when they are otherwise empty."""
-        import ray
-
         place, wanted = self._placement(), self._cluster.resources
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         return sum(
             min(math.floor(node.get(name, 0) / n + 1e-9) for name, n in wanted.items())
             for node in nodes
@@ -128,15 +123,13 @@ class RayParts:
         )
 
     def _started(self, ref: Any) -> None:
-        import ray
-
         actor = self._starting.pop(ref)
         try:
-            ray.get(ref)
-        except ray.exceptions.RayTaskError as error:
+            self._ray.get(ref)
+        except self._ray.exceptions.RayTaskError as error:
             raise _failed(f"{self._name} cannot be loaded", error) from error
-        except ray.exceptions.RayError as error:
-            ray.kill(actor)
+        except self._ray.exceptions.RayError as error:
+            self._ray.kill(actor)
             self._failed_starts += 1
             if self._failed_starts >= _MAX_FAILED_STARTS:
                 raise JobError(
@@ -162,15 +155,13 @@ class RayParts:
         return self._deaths[part.index] >= self._cluster.max_retries
 
     def _finished(self, ref: Any) -> Iterator[tuple[BatchPart, PartResult]]:
-        import ray
-
         actor, part = self._busy.pop(ref)
         try:
-            result: PartResult = ray.get(ref)
-        except ray.exceptions.RayTaskError as error:
+            result: PartResult = self._ray.get(ref)
+        except self._ray.exceptions.RayTaskError as error:
             raise _failed(str(part), error) from error
-        except ray.exceptions.RayError as error:
-            ray.kill(actor)
+        except self._ray.exceptions.RayError as error:
+            self._ray.kill(actor)
             self._retry(part, error)
             return
         self._assign(actor, fresh=False)

@@ -18,18 +18,10 @@ _SETTINGS = 4
 
 
 def connect(ray: Any, address: str | None) -> None:
-    """Join a cluster.
+    """Join a cluster; ``BackendError`` when there is none, or its Ray or Python is another version.
 
-    Parameters
-    ----------
-    address : str or None
-        ``host:port``; ``auto``: the cluster on this machine; ``local``: a new one here. By
-        default the one that ``RAY_ADDRESS`` names, the one on this machine, or a new one.
-
-    Raises
-    ------
-    BackendError
-        When there is none, or it has other versions of Ray or Python.
+    ``address`` is ``host:port``; ``auto``: the cluster on this machine; ``local``: a new one here.
+    By default the one that ``RAY_ADDRESS`` names, the one on this machine, or a new one.
     """
     known = os.environ.get("RAY_ADDRESS")
     wanted = address or known

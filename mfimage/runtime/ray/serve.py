@@ -37,27 +37,15 @@ log = logging.getLogger("mfimage.serving")
 
 @dataclass(frozen=True, kw_only=True)
 class ServeArgs:
-    """The ``args`` of a Serve application.
+    """The ``args`` of a Serve application."""
 
-    Attributes
-    ----------
-    num_replicas : int, str or None
-        Number of copies of the function; ``auto`` lets Serve choose.
-    autoscaling_config : mapping or None
-        Instead of a number: Serve's own, as ``{"min_replicas": 1, "max_replicas": 4}``.
-    ray_actor_options : mapping
-        Resources of each copy, as ``{"num_cpus": 1, "num_gpus": 0}``.
-    max_ongoing_requests : int
-        Maximum number of concurrent requests in a copy; more wait at the proxy.
-    user_config : mapping or None
-        Settings that can be changed without new copies; see ``CHANGEABLE``.
-    """
-
-    num_replicas: int | str | None = None
+    num_replicas: int | str | None = None  # copies of the function; ``auto`` lets Serve choose
+    # Instead of a number: Serve's own, as {"min_replicas": 1, "max_replicas": 4}.
     autoscaling_config: Mapping[str, Any] | None = None
+    # Resources of each copy.
     ray_actor_options: Mapping[str, Any] = field(default_factory=lambda: {"num_cpus": 1})
-    max_ongoing_requests: int = _ONGOING
-    user_config: Mapping[str, Any] | None = None
+    max_ongoing_requests: int = _ONGOING  # in a copy; more wait at the proxy
+    user_config: Mapping[str, Any] | None = None  # changes without new copies; see ``CHANGEABLE``
 
     @classmethod
     def of(cls, args: Mapping[str, Any]) -> ServeArgs:

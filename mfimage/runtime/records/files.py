@@ -33,18 +33,15 @@ Payload = bytes | InputError
 
 
 class RecordSource:
-    """The records of an open file, numbered from 1.
-
-    ``unit`` is what the numbers count: ``line``, blank ones included, or ``record``. ``size`` is
-    the file's, in bytes; 0 if unknown.
-    """
+    """The records of an open file, numbered from 1."""
 
     def __init__(self, file: BinaryIO, name: str, form: RecordFormat, schema: Any = None) -> None:
-        self.size = 0
+        self.size = 0  # in bytes; 0 if unknown
         self._file = file
         self._name = name
         self._form = form
         self._schema = schema
+        # What the numbers count; blank lines are included.
         self.unit = "line" if is_lines(form) else "record"
         with contextlib.suppress(AttributeError, OSError, ValueError):
             self.size = os.fstat(file.fileno()).st_size
@@ -120,10 +117,7 @@ def _reason(error: Exception, form: str) -> str:
 def open_source(
     place: Place, name: str | None = None, function: HasSpec | None = None
 ) -> Iterator[RecordSource]:
-    """Open a file of records, or stdin for ``-``; its suffix is the default for the format.
-
-    Records are read by the schema that the function was given for the format, if any.
-    """
+    """Open a file of records, or stdin for ``-``, with the schema given to the function."""
     form = choose_format(place, name)
     schema = given_schema(function.spec, form, "input") if function else None
     with input_file(place) as file:

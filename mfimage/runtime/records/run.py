@@ -116,11 +116,7 @@ def replay(fn: LiveFunction, tolerance: Tolerance = DEFAULT_TOLERANCE) -> Iterat
 
 
 def differences(
-    expected: Any,
-    found: Any,
-    tolerance: Tolerance = DEFAULT_TOLERANCE,
-    *,
-    path: str = "result",
+    expected: Any, found: Any, tolerance: Tolerance = DEFAULT_TOLERANCE, *, path: str = "result"
 ) -> Iterator[tuple[str, str]]:
     """Yield the path and a message of each difference between two JSON values."""
     if isinstance(expected, dict) and isinstance(found, dict):

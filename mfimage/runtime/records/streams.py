@@ -69,12 +69,9 @@ def _stdin() -> BinaryIO:
 
 @contextlib.contextmanager
 def output_file(place: Place) -> Iterator[BinaryIO]:
-    """Open a temporary file that replaces the one at ``place`` if the block succeeds.
-
-    Special files, as ``/dev/null`` or a pipe, are written directly.
-    """
+    """Open a temporary file that replaces the one at ``place`` if the block succeeds."""
     path = Path(os.path.realpath(place))  # keeps a symbolic link
-    special = path.exists() and not path.is_file()
+    special = path.exists() and not path.is_file()  # as /dev/null or a pipe: written directly
     try:
         if special:
             descriptor = os.open(path, os.O_WRONLY)

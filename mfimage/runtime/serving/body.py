@@ -100,10 +100,7 @@ def join_outcomes(outcomes: Sequence[Outcome]) -> bytes:
 def encode_outcomes(
     codec: MediaCodec, outcomes: Sequence[Outcome]
 ) -> tuple[Sequence[Outcome], bytes]:
-    """Return the outcome of each item, and their list in another media type.
-
-    A result that cannot be encoded fails alone.
-    """
+    """Return the outcomes, and their list in a media type; an unfit result fails alone."""
     assert codec.many is not None
     try:
         return outcomes, codec.many.dumps(join_outcomes(outcomes))

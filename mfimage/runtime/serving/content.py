@@ -301,10 +301,7 @@ class MediaTypes:
 
 
 def media_ranges(accept: str) -> Iterator[tuple[str, float]]:
-    """Return an ``Accept`` header's media ranges with their weights.
-
-    Invalid elements are ignored, and so are all parameters but ``q``.
-    """
+    """Yield the valid media ranges of an ``Accept`` header, with their weights."""
     for element in _ELEMENT.findall(accept):
         media, *parameters = (part.strip() for part in _PART.findall(element) or [""])
         weight = next((match[1] for match in map(_WEIGHT.fullmatch, parameters) if match), "1")

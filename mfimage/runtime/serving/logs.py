@@ -107,10 +107,7 @@ def configure(level: str) -> Out:
 
 
 class AccessLog:
-    """One line for each request, buffered for a moment so that many are one write.
-
-    ``later`` is the loop's ``call_later``.
-    """
+    """One line for each request, buffered for a moment so that many are one write."""
 
     def __init__(self, out: Out, later: Callable[[float, Callable[[], None]], object]) -> None:
         self._out = out

@@ -85,10 +85,7 @@ class Metrics:
         self.meters = {name: Meter(name, in_flight, requests, seconds) for name in ENDPOINTS}
 
     def render(self, info: Mapping[str, str], accept: str = "") -> tuple[bytes, str]:
-        """Return the exposition in the format that ``accept`` asks for, and its media type.
-
-        ``info`` describes the function.
-        """
+        """Return the exposition in the format that ``accept`` asks for, and its media type."""
         from prometheus_client import exposition
 
         encoder, media_type = exposition.choose_encoder(accept)
@@ -114,10 +111,7 @@ class Metrics:
 
 
 def count_as_worker(index: int) -> None:
-    """Let this process continue the counts of its predecessor with the same index.
-
-    So there are as many files as workers, however often one is replaced.
-    """
+    """Continue the counts of the worker before: there are as many files as workers."""
     from prometheus_client import values
 
     worker = os.getpid()

@@ -73,10 +73,7 @@ def _operation(operation: Operation, described: Described) -> dict[str, Any]:
 
 
 class Schemas:
-    """JSON Schemas as components of an OpenAPI document: definitions apart, by unique names.
-
-    Definitions take no ``reserved`` name, nor one of the document's own.
-    """
+    """JSON Schemas as components of a document; definitions get unique, unreserved names."""
 
     def __init__(self, reserved: Collection[str] = ()) -> None:
         self.components: dict[str, Any] = {}

@@ -73,10 +73,7 @@ class Process:
         self._server = Server(app, settings, self._loaded if patient else None)
 
     def run(self, sock: socket.socket, *, lifeline: int | None = None) -> int:
-        """Serve on a bound socket until a signal; return the exit code.
-
-        ``lifeline`` is a file descriptor that becomes readable when the parent has died.
-        """
+        """Serve until a signal, or until ``lifeline`` is readable; return the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         sys.setswitchinterval(_SWITCH)

@@ -18,26 +18,16 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 JSON_HEADERS: Sequence[Header] = ((b"content-type", JSON.encode()),)
 
 
+@dataclass(eq=False, slots=True)  # by position: keywords take longer
 class HttpRequest:
     """A request whose body has not been read; ``routes`` are those of the app that handles it."""
 
-    __slots__ = ("headers", "id", "receive", "routes", "scope", "started")
-
-    def __init__(  # noqa: PLR0917  (keywords take longer)
-        self,
-        scope: Scope,
-        receive: Receive,
-        headers: Mapping[bytes, bytes],
-        id: str,
-        started: float,
-        routes: Sequence[Route],
-    ) -> None:
-        self.scope = scope
-        self.receive = receive
-        self.headers = headers  # names in lower case
-        self.id = id
-        self.started = started  # of time.monotonic()
-        self.routes = routes
+    scope: Scope
+    receive: Receive
+    headers: Mapping[bytes, bytes]  # names in lower case
+    id: str
+    started: float  # of time.monotonic()
+    routes: Sequence[Route]
 
     @property
     def root(self) -> str:
@@ -46,17 +36,13 @@ class HttpRequest:
         return root.rstrip("/")
 
 
+@dataclass(eq=False, slots=True)
 class Response:
     """The response to a request; the app adds the headers that every response has."""
 
-    __slots__ = ("body", "headers", "status")
-
-    def __init__(
-        self, body: bytes, headers: Sequence[Header] = JSON_HEADERS, status: int = 200
-    ) -> None:
-        self.body = body
-        self.headers = headers
-        self.status = status
+    body: bytes
+    headers: Sequence[Header] = JSON_HEADERS
+    status: int = 200
 
 
 # An exception, returned or raised, becomes a problem document.
@@ -110,34 +96,20 @@ class Expectation:
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """One route.
+    """One route."""
 
-    Attributes
-    ----------
-    name : str
-        Unique in the contract.
-    method : str
-        ``GET``, which includes ``HEAD``, or ``POST``.
-    endpoint : str or None
-        The label by which its requests are counted, one of ``metrics.ENDPOINTS``; None: they are
-        neither counted nor logged.
-    while_loading : bool
-        Whether it answers before the function is loaded.
-    below : str or None
-        Its path below a route prefix of Ray Serve; None: it is served at the root only.
-    local : bool
-        Whether the response concerns one process only; Ray Serve, which may choose any, does not
-        serve it.
-    """
-
-    name: str
+    name: str  # unique in the contract
     path: str
     handler: Handler
-    method: str = "GET"
+    method: str = "GET"  # which includes HEAD, or POST
+    # One of ``metrics.ENDPOINTS``, by which its requests are counted; None: neither counted nor
+    # logged.
     endpoint: str | None = "other"
-    while_loading: bool = False
+    while_loading: bool = False  # whether it answers before the function is loaded
     operation: Operation | None = None
     documented: bool = True
-    below: str | None = None
-    local: bool = False
+    below: str | None = None  # a route prefix of Ray Serve; None: it is served at the root only
+    local: bool = (
+        False  # its response concerns one process: Ray Serve, which may choose any, has none
+    )
     expectations: tuple[Expectation, ...] = ()

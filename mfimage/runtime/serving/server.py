@@ -33,10 +33,7 @@ log = logging.getLogger("mfimage.serving")
 
 
 class Server(uvicorn.Server):
-    """A server that loses no request when it shuts down; it opens its socket at the gate's event.
-
-    ``cut`` is the number of requests that the end of the grace period cut off.
-    """
+    """A server that loses no request when it shuts down; its socket opens with the gate."""
 
     def __init__(self, app: App, settings: Settings, gate: asyncio.Event | None) -> None:
         config = uvicorn.Config(
@@ -50,7 +47,7 @@ class Server(uvicorn.Server):
         self._gate = gate
         self._stopping = asyncio.Event()
         self._linger = 0.0
-        self.cut = 0
+        self.cut = 0  # requests that the end of the grace period cut off
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

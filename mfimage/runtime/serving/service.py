@@ -71,10 +71,7 @@ class InFlight:
     async def run_many(
         self, payloads: Sequence[bytes], receive: Receive, started: float, *, at_once: int
     ) -> list[Outcome]:
-        """Return the outcomes of the records of one request, in order.
-
-        At most ``at_once`` of them are queued at a time, so that other requests get a turn.
-        """
+        """Return the outcomes of a request's records, in order, queued ``at_once`` at a time."""
         gone = self._loop.create_task(_disconnect(receive))
         outcomes: list[Outcome] = []
         calls: list[Call] = []

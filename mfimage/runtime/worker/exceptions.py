@@ -130,11 +130,7 @@ def rebuild(data: bytes) -> Exception:
 
     It has the same class if that is built in or its module is imported here already, and if it
     can be made from JSON data with the same message; otherwise it is a ``FunctionError``.
-
-    Raises
-    ------
-    ValueError
-        When ``data`` is not from ``describe``.
+    ``ValueError`` when ``data`` is not from ``describe``.
     """
     try:
         described = json.loads(data)

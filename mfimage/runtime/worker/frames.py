@@ -61,11 +61,7 @@ def send_frame(
 
 
 def receive_frame(sock: socket.socket) -> Frame:
-    """Wait for a message.
-
-    ``EOFError`` or ``OSError`` when the other side is gone; ``OSError`` when what it sent is not a
-    message, or the socket's timeout has passed.
-    """
+    """Wait for a message; ``OSError`` when it is not one or late, ``EOFError`` when none comes."""
     kind, micros, length = _HEADER.unpack(_receive(sock, _HEADER.size))
     if kind not in _KINDS:
         raise ProtocolError

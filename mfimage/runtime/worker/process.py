@@ -23,18 +23,8 @@ from typing import Any
 from mfimage.package.spec import parse_spec
 from mfimage.runtime.calls.queue import call_many
 from mfimage.runtime.loading.loader import LiveFunction, load_function, read_verified
+from mfimage.runtime.worker import frames
 from mfimage.runtime.worker.exceptions import describe
-from mfimage.runtime.worker.frames import (
-    ARRAY,
-    BATCH,
-    FAILURE,
-    MIXED,
-    READY,
-    RESULT,
-    RESULTS,
-    receive_frame,
-    send_frame,
-)
 
 
 def main(control: int) -> None:
@@ -64,24 +54,22 @@ def _open(control: int) -> socket.socket:
 
 def _start(sock: socket.socket) -> LiveFunction | None:
     """Load the function that the first message describes; send ``READY`` or the exception."""
-    config = json.loads(receive_frame(sock).payload)
+    config = json.loads(frames.receive_frame(sock).payload)
     show_logs(config["log_level"])
     try:
         spec = parse_spec(config["spec"].encode(), where=config["reference"])
         read_blob = functools.partial(read_verified, Path(config["blobs"]))
         live = load_function(spec, code=Path(config["code"]), read_blob=read_blob, dedicated=True)
     except BaseException as error:  # noqa: BLE001  (the caller raises it)
-        send_frame(sock, FAILURE, describe(error))
+        frames.send_frame(sock, frames.FAILURE, describe(error))
         return None
-    send_frame(sock, READY, json.dumps({"data": live.data}).encode())
+    frames.send_frame(sock, frames.READY, json.dumps({"data": live.data}).encode())
     return live
 
 
 def show_logs(level: int) -> None:
-    """Write logs without a handler to stderr, from the caller's level up.
-
-    No handler is added, since the function may call ``logging.basicConfig`` itself.
-    """
+    """Write logs without a handler to stderr, from the caller's level up."""
+    # No handler is added, since the function may call ``logging.basicConfig`` itself.
     logging.getLogger().setLevel(level)
     last = logging.StreamHandler()
     last.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
@@ -90,11 +78,11 @@ def show_logs(level: int) -> None:
 
 def _serve(sock: socket.socket, live: LiveFunction) -> None:
     while True:
-        frame = receive_frame(sock)
+        frame = frames.receive_frame(sock)
         began = perf_counter_ns()
         kind, payload = reply(live, frame.kind, frame.payload)
         _flush()
-        rest = send_frame(sock, kind, payload, (perf_counter_ns() - began) // 1000)
+        rest = frames.send_frame(sock, kind, payload, (perf_counter_ns() - began) // 1000)
         if rest:
             sock.sendall(rest)
         del frame, payload, rest  # frees large ones before the next
@@ -108,25 +96,25 @@ def _flush() -> None:
 
 def reply(live: LiveFunction, kind: int, payload: bytes) -> tuple[int, bytes]:
     """Return the reply to a ``CALL`` or a ``BATCH``: a kind of frame, and its payload."""
-    if kind == BATCH:
+    if kind == frames.BATCH:
         return _batch(live, payload)
     try:
-        return RESULT, live.dump(live.invoke(live.accept_json(payload)))
+        return frames.RESULT, live.dump(live.invoke(live.accept_json(payload)))
     except BaseException as error:  # noqa: BLE001  (the caller raises it)
-        return FAILURE, describe(error)
+        return frames.FAILURE, describe(error)
 
 
 def _batch(live: LiveFunction, payload: bytes) -> tuple[int, bytes]:
     results = _together(live, payload) if live.batch else _one_by_one(live, payload)
     if isinstance(results, bytes):
-        return ARRAY, results
+        return frames.ARRAY, results
     if not any(isinstance(result, BaseException) for result in results):
-        return RESULTS, b"\n".join(results)
+        return frames.RESULTS, b"\n".join(results)
     lines = (
         b"-" + describe(result) if isinstance(result, BaseException) else b"+" + result
         for result in results
     )
-    return MIXED, b"\n".join(lines)
+    return frames.MIXED, b"\n".join(lines)
 
 
 def _one_by_one(live: LiveFunction, payload: bytes) -> list[Any]:

@@ -207,7 +207,7 @@ def test_artifact_that_is_damaged(run_process: Run, process_packages: Packages) 
     (path,) = [p for p in Path(root).iterdir() if b"damaged later" in p.read_bytes()]
     path.write_bytes(path.read_bytes().replace(b"later", b"later."))
     try:
-        with pytest.raises(PackageError, match="does not have the digest"):
+        with pytest.raises(PackageError, match="does not match the digest"):
             predict({})
     finally:
         path.unlink()

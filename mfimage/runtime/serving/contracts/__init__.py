@@ -1,4 +1,1 @@
-"""Contracts: modules whose function ``routes`` returns the routes of a function's server.
-
-Only the table in ``contract.py`` imports them. They do not import each other.
-"""
+"""Modules whose ``routes`` returns routes of a function; only ``contract.py`` imports them."""
