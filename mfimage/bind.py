@@ -82,10 +82,7 @@ class BindOptions:
 def bind(
     function: DecoratedFunction, task: Task | Current | str, options: BindOptions | None = None
 ) -> str:
-    """Write a function package and return its reference.
-
-    ``function.json`` is written last, so an interrupted bind leaves no package that looks
-    complete; binding the same thing twice gives the same reference.
+    """Write a function package and return its reference; the same inputs give the same one.
 
     Parameters
     ----------
@@ -119,7 +116,8 @@ def bind(
     script = info.metadata.get("script-name", "")
     code = capture_code(function, locate(function), script=script)
     archived = archive(code)
-    # Nothing was written up to here.
+    # Nothing was written up to here. ``function.json`` is written last: an interrupted bind leaves
+    # no package that looks complete.
     store = PackageStore(options.root or default_root(info.store.kind, info.store.root))
     artifacts = copy_artifacts(info, chosen, store)
     schemas = cache(partial(_schemas, function))

@@ -175,19 +175,12 @@ def _stable_class(cls: type, reduced: Any) -> Any:
         resolved = _resolved(cls, members["__annotations__"])
         members = {**members, "__annotations__": resolved}
     if "__dataclass_fields__" in members:
-        fields = members["__dataclass_fields__"]
+        fields = {name: copy.copy(each) for name, each in members["__dataclass_fields__"].items()}
         types_of = _resolved(cls, {name: field.type for name, field in fields.items()})
-        members = {**members, "__dataclass_fields__": _retyped(fields, types_of)}
+        for name, field in fields.items():
+            field.type = types_of[name]
+        members = {**members, "__dataclass_fields__": fields}
     return maker, (*args[:-2], None, args[-1]), (members, slots), *rest
-
-
-def _retyped(
-    fields: Mapping[str, dataclasses.Field[Any]], types_of: Mapping[str, Any]
-) -> dict[str, dataclasses.Field[Any]]:
-    copies = {name: copy.copy(field) for name, field in fields.items()}
-    for name, field in copies.items():
-        field.type = types_of[name]
-    return copies
 
 
 def _resolved(annotated: Any, own: Mapping[str, Any]) -> dict[str, Any]:

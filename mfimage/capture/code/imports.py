@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 from mfimage.capture.code._reading import find_local, prefixes
 from mfimage.capture.code.interpreter import Interpreter, open_interpreter
-from mfimage.capture.environment.installed import SITES, Installed, parse_distributions
+from mfimage.capture.environment.installed import Installed, is_inside, parse_distributions
 from mfimage.capture.task.pickles import StoredBytes, named_modules
 from mfimage.errors import CaptureError, LockError
 
@@ -31,17 +31,13 @@ _DECLARE = "or name the whole environment with environment="
 
 
 class Asked(NamedTuple):
-    """A module that code or an artifact asks for, and why.
-
-    ``origins`` are the places where it is; ``optional`` says that it may belong to no
-    distribution, ``certain`` that calling the function imports it.
-    """
+    """A module that code or an artifact asks for, and why."""
 
     module: str
     reason: str
-    origins: tuple[str, ...]
-    optional: bool
-    certain: bool = True
+    origins: tuple[str, ...]  # the places where it is
+    optional: bool  # it may belong to no distribution
+    certain: bool = True  # calling the function imports it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +55,7 @@ class Imports:
             owners = self.installed.owners(asked.module, asked.origins)
             for owner in owners:
                 reasons.setdefault(owner.name, asked.reason)
-            is_lost = not owners and not asked.optional
-            if is_lost and not self.installed.is_namespace(asked.module):
+            if not (owners or asked.optional or self.installed.is_namespace(asked.module)):
                 raise _lost(asked)
         return reasons
 
@@ -216,11 +211,7 @@ def _is_local(module: str, root: Path) -> bool:
 
 def _is_below(origins: Iterable[str], root: Path) -> bool:
     """Return whether it is the project's file after all: some projects change ``sys.path``."""
-    paths = [Path(origin).resolve() for origin in origins]
-    return any(
-        path.is_relative_to(root) and SITES.isdisjoint(path.relative_to(root).parts)
-        for path in paths
-    )
+    return any(is_inside(Path(origin), root) for origin in origins)
 
 
 def _check_captured(reached: Iterable[str], files: Sequence[Path], root: Path) -> None:

@@ -31,10 +31,7 @@ class Definition:
 
 
 def load_decorated(text: str, folder: Path | None = None) -> DecoratedFunction:
-    """Import the function that ``file.py:function`` or ``package.module:function`` names.
-
-    With ``folder``, a module must be there; otherwise it may be any that can be imported here.
-    """
+    """Import the function that ``file.py:function`` or ``module:function`` names, in ``folder``."""
     place, _, name = text.rpartition(":")
     if not place or not name.isidentifier():
         raise CaptureError(
@@ -45,12 +42,9 @@ def load_decorated(text: str, folder: Path | None = None) -> DecoratedFunction:
     if found is None:
         members = vars(module).items()
         names = [key for key, value in members if isinstance(value, DecoratedFunction)]
-        raise CaptureError(
-            f"{place} has no function {name!r}",
-            hint=f"its decorated functions: {', '.join(names)}"
-            if names
-            else "it has no decorated function; write @json_function above one",
-        )
+        hint = "it has no decorated function; write @json_function above one"
+        hint = f"its decorated functions: {', '.join(names)}" if names else hint
+        raise CaptureError(f"{place} has no function {name!r}", hint=hint)
     return require_decorated(found, label=text)
 
 
@@ -87,12 +81,11 @@ def _import(place: str, folder: Path | None) -> ModuleType:
     except MfimageError:
         raise
     except (Exception, SystemExit) as error:
-        raise CaptureError(
-            f"importing {place} failed: {type(error).__name__}: {error}",
-            hint=f"install {error.name!r}, or run from the project's folder"
-            if isinstance(error, ModuleNotFoundError)
-            else "it must be importable: guard what should only run as a script with __name__",
-        ) from error
+        hint = "it must be importable: guard what should only run as a script with __name__"
+        if isinstance(error, ModuleNotFoundError):
+            hint = f"install {error.name!r}, or run from the project's folder"
+        message = f"importing {place} failed: {type(error).__name__}: {error}"
+        raise CaptureError(message, hint=hint) from error
     finally:
         if previous is None:
             del os.environ[IMPORTING]

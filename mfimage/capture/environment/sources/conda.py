@@ -94,9 +94,8 @@ def read_manifest(
 ) -> Resolution | None:
     """Return an environment of a manifest, by its id; None when it is not in there.
 
-    ``ran_on`` is conda's name of the task's platform. Without an environment for ``platform``
-    (``linux/amd64``), another platform's is used. ``requested`` are conda packages that the step
-    names, and which therefore count.
+    Without one for ``platform`` (``linux/amd64``), that of ``ran_on`` (conda's name) is used, or
+    any. ``requested`` are conda packages that the step names, and which therefore count.
     """
     try:
         platforms = json.loads(data).get(environment)
@@ -120,10 +119,8 @@ def _resolution(kinds: Mapping[str, Any], platform: str, requested: Collection[s
     if "pypi" in kinds:
         urls = tuple(each["url"] for each in kinds["pypi"])
         return Resolution(kind="pypi", platform=platform, python=python, urls=urls)
-    others = tuple(
-        each for each in packages.values() if not each.is_bundled or each.name in requested
-    )
-    return Resolution(kind="conda", platform=platform, python=python, packages=others)
+    others = [each for each in packages.values() if not each.is_bundled or each.name in requested]
+    return Resolution(kind="conda", platform=platform, python=python, packages=tuple(others))
 
 
 def _conda_package(entry: Mapping[str, str]) -> CondaPackage:

@@ -43,10 +43,8 @@ def describe_uv_lock(request: Request, file: Path) -> Environment:
 
 
 def _imports_project(maker: Maker, project: Path) -> bool:
-    """Return whether the code imports the project's own distribution.
-
-    What is in the code's folder is included as code, so that an edit stays small.
-    """
+    """Return whether the code imports the project's own distribution."""
+    # What is in the code's folder is included as code, so that an edit stays small.
     code_root = maker.request.code.root.resolve()
     folders = [folder for folder in (project, project / "src") if folder != code_root]
     names = {asked.module.partition(".")[0] for asked in maker.imports.asked}

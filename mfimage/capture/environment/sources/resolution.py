@@ -46,9 +46,8 @@ def _lock(maker: Maker, resolution: Resolution, *, where: str) -> Lock:
     index, project = maker.request.index, maker.request.project
     if resolution.kind == "conda":
         packages = resolution.packages
-        return maker.lock_pins(
-            require_wheels(packages, maker.platform, index=index, directory=project)
-        )
+        pins = require_wheels(packages, maker.platform, index=index, directory=project)
+        return maker.lock_pins(pins)
     if resolution.platform == PLATFORMS[maker.platform.name]:
         parsed = lock_urls(resolution.urls, maker.platform, index=index, directory=project)
         return maker.noted(maker.settle(parsed, base=project, where=where))
@@ -66,15 +65,10 @@ def find_resolution(task: TaskInfo, *, platform: str) -> Resolution | None:
         return None
     graph = task.store.constant("_graph_info") or {}
     ran_on, environment = (prefix.rstrip("/").split("/"))[-2:]
+    requested = _requested(graph, task.step)
+    read = partial(read_manifest, environment=environment, ran_on=ran_on, platform=platform)
     for data in _manifests(task):
-        found = read_manifest(
-            data,
-            environment=environment,
-            ran_on=ran_on,
-            platform=platform,
-            requested=_requested(graph, task.step),
-        )
-        if found:
+        if found := read(data, requested=requested):
             return found
     raise LockError(
         f"task {task.pathspec} ran in the environment {environment} of @pypi or @conda, and no "
