@@ -38,11 +38,9 @@ _PAGE = re.compile(r"(?:No cache entry|Found \w+ response) for: (?P<index>\S+)/(
 
 
 def read_log(log: str, packages: Sequence[LockedPackage]) -> dict[str, Note] | None:
-    """Return a note on each package, from uv's log; None when it does not say enough.
-
-    It does not when uv read pages of several indexes for a package, or words its log otherwise
-    than the versions that we know.
-    """
+    """Return a note on each package, from uv's log; None when it does not say enough."""
+    # It does not when uv read pages of several indexes for a package, or words its log otherwise
+    # than the versions that we know.
     versions = {package.name: package.version for package in packages}
     requirers: dict[str, set[str]] = defaultdict(set)
     pages: dict[str, set[str]] = defaultdict(set)
@@ -87,10 +85,9 @@ def solve_notes(
     """Return a note on each package, from a solve of its own; none when that fails."""
     with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
         pins = [pin(package, wheels, stubs=Path(folder)) for package in packages]
+        lines = "\n".join(pins)
         try:
-            text = uv.compile_notes(
-                "\n".join(pins), platform=platform, directory=directory, index=index
-            )
+            text = uv.compile_notes(lines, platform=platform, directory=directory, index=index)
         except LockError:
             return {}
     return parse_comments(text)
@@ -124,13 +121,11 @@ def parse_comments(text: str) -> dict[str, Note]:
 
 
 def pin(package: LockedPackage, wheels: Mapping[str, Path] = {}, *, stubs: Path) -> str:
-    """Return the requirement for exactly this package.
-
-    A wheel that travels in a function package is on no index. Where it is not on this machine
-    either, an empty one stands for it: what it requires is in the function's lock, pinned.
-    """
+    """Return the requirement for exactly this package."""
     if not package.is_local:
         return f"{package.name}=={package.version}"
+    # A wheel that travels in a function package is on no index. Where it is not on this machine
+    # either, an empty one stands for it: what it requires is in the function's lock, pinned.
     here = [wheels[file.name] for file in package.files if file.name in wheels]
     wheel = here[0] if here else _stub(package, stubs)
     return f"{package.name} @ {wheel.resolve().as_uri()}"

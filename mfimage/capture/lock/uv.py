@@ -39,7 +39,7 @@ class UvFailure(LockError):
     """Uv failed; the message is uv's own, with secrets masked."""
 
     def __init__(self, command: str, text: str) -> None:
-        hint = next((hint for pattern, hint in _HINTS if re.search(pattern, text)), None)
+        hint = next((hint for pattern, hint in _HINTS.items() if re.search(pattern, text)), None)
         words = text.strip().removeprefix("error: ")
         if len(words) > _LONGEST:  # what failed stands first, and why a build failed last
             words = f"{words[:500]}\n[...]\n{words[500 - _LONGEST :]}"
@@ -70,21 +70,14 @@ class UvFailure(LockError):
 _NO_WHEELS = (
     r"no (usable )?wheels|building from source is disabled|[Bb]uilding source distributions .*is d"
 )
-_HINTS = (
-    (
-        "valid authentication|Forbidden|Unauthorized",
-        "give credentials by UV_INDEX_<NAME>_USERNAME and _PASSWORD, or by ~/.netrc",
-    ),
-    (
-        "No solution found",
-        "change the requirement, add an index with --extra-index-url, or name the whole "
-        "environment with environment=",
-    ),
-    (
-        r"Failed to (download and )?build",
-        "build the wheel yourself, and name its file in a requirements file",
-    ),
-)
+_HINTS = {
+    "valid authentication|Forbidden|Unauthorized": "give credentials by "
+    "UV_INDEX_<NAME>_USERNAME and _PASSWORD, or by ~/.netrc",
+    "No solution found": "change the requirement, add an index with --extra-index-url, or name "
+    "the whole environment with environment=",
+    "Failed to (download and )?build": "build the wheel yourself, and name its file in a "
+    "requirements file",
+}
 _LONGEST = 4000
 
 
@@ -137,8 +130,7 @@ def compile_notes(
     requirements: str, *, platform: Platform, directory: Path, index: IndexOptions
 ) -> str:
     """Solve requirements; return them with comments that name their requirers and indexes."""
-    more = ["--format", "requirements.txt", "--emit-index-annotation"]
-    arguments = [*_compile_for(platform), *more]
+    arguments = [*_compile_for(platform), "--format", "requirements.txt", "--emit-index-annotation"]
     return _solve(arguments, directory, index, requirements, builds=False).pylock
 
 
@@ -204,11 +196,9 @@ def build_directory(source: Path, out: Path, *, platform: Platform, index: Index
 def build_requirement(
     name: str, requirement: str, out: Path, *, platform: Platform, index: IndexOptions
 ) -> Path:
-    """Build the wheel of a requirement that names a URL; return it, below ``out``.
-
-    Uv can fetch it (git, credentials, hashes) but has no command that keeps the wheel, so it is
-    taken from a cache made for this one call.
-    """
+    """Build the wheel of a requirement that names a URL; return it, below ``out``."""
+    # Uv can fetch it (git, credentials, hashes) but has no command that keeps the wheel, so it is
+    # taken from a cache made for this one call.
     cache_folder = out / "cache"
     arguments = [
         *("pip", "install", "--no-deps", "--python", _python_for(platform)),

@@ -173,12 +173,10 @@ def parameter_schema(
     artifacts: Mapping[str, ArtifactRef],
     values: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Describe a package's parameters as a JSON Schema.
-
-    ``required`` are those that it certainly reads: a server that cannot load one does not start.
-    """
+    """Describe a package's parameters as a JSON Schema; what it certainly reads is required."""
     declared = declared_parameters(function.signature.params_type)
     properties: dict[str, Any] = {name: {} for name in declared}
     properties |= {name: {"x-python-type": ref.type} for name, ref in artifacts.items()}
     properties |= {name: {"default": value} for name, value in values.items()}
+    # A server that cannot load one that is required does not start.
     return {"type": "object", "properties": properties, "required": sorted(needs.required)}

@@ -65,10 +65,7 @@ class TaskStore:
         return bool(self.constant("_success"))
 
     def constant(self, name: str) -> Any:
-        """Return an artifact of built-in values; None when there is none.
-
-        One whose pickle names a class or function is refused, not unpickled.
-        """
+        """Return an artifact of built-in values; None when there is none, any other is refused."""
         key = self._task._objects.get(name)
         if key is None:
             return None
@@ -148,9 +145,8 @@ def describe_artifact(key: str, info: Mapping[str, Any]) -> StoredArtifact:
     # Old artifacts have no encoding; the store itself records whether it compressed them.
     encoding = str(info.get("encoding", "pickle-v2")).removeprefix("gzip+")
     kind = str(info.get("type", "object")).removeprefix("<class '").removesuffix("'>")
-    return StoredArtifact(
-        key=key, encoding=encoding, type=kind, info=info.get("serializer_info", {})
-    )
+    more = info.get("serializer_info", {})
+    return StoredArtifact(key=key, encoding=encoding, type=kind, info=more)
 
 
 # What goes wrong in a bucket. The client libraries are optional and differ, so their exceptions are
@@ -264,10 +260,7 @@ def _boto3_client() -> Any:
 
 
 def _explain(error: Exception, scheme: str, bucket: str) -> tuple[str, str | None] | None:
-    """Return why a client failed, ``""`` when an object is missing, and the next step.
-
-    None for what no client library raises.
-    """
+    """Return why a client failed (``""``: no such object) and the next step; None if none did."""
     error = _innermost(error)
     module, name = type(error).__module__.partition(".")[0], type(error).__name__
     if module not in _LIBRARIES:

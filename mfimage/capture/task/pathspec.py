@@ -13,18 +13,15 @@ _EVERYWHERE = "search all namespaces with --namespace ''"
 
 
 def find_task(text: str, *, namespace: str | None = None, wanted: Iterable[str] = ()) -> Any:
-    """Return the Metaflow task that ``Flow[/run[/step[/task]]]`` names.
+    """Return the Metaflow task that ``Flow[/run[/step[/task]]]`` names; namespace ``""`` is global.
 
     Without a run, it is of the latest successful one; without a step, of ``end``; without a task,
-    the only one. The namespace ``""`` is the global one. When the default step lacks an artifact
-    that is ``wanted``, the error names the steps that have it.
+    the only one. When the default step lacks what is ``wanted``, the error says which have it.
     """
     parts = text.strip("/").split("/")
     if not 1 <= len(parts) <= 4 or not all(parts):
-        raise TaskError(
-            f"task {text!r} is not a pathspec",
-            hint="write Flow, Flow/run, Flow/run/step or all four",
-        )
+        hint = "write Flow, Flow/run, Flow/run/step or all four"
+        raise TaskError(f"task {text!r} is not a pathspec", hint=hint)
     with _looking_in(namespace):
         step = _find_step(_find_run(parts), parts, list(wanted))
         return _find_task(step, parts)
@@ -123,16 +120,11 @@ def _find_task(step: Any, parts: list[str]) -> Any:
     shown = ", ".join(list(tasks)[:10])
     if len(parts) == 4:
         if parts[3] not in tasks:
-            raise TaskError(
-                f"step {step.pathspec} has no task {parts[3]!r}",
-                hint=f"it has: {shown or 'none yet'}",
-            )
+            message = f"step {step.pathspec} has no task {parts[3]!r}"
+            raise TaskError(message, hint=f"it has: {shown or 'none yet'}")
         return tasks[parts[3]]
     if len(tasks) != 1:
-        raise TaskError(
-            f"step {step.pathspec} has {len(tasks)} tasks",
-            hint=f"name one of them, as {step.pathspec}/{next(iter(tasks))} (there are: {shown})"
-            if tasks
-            else "run it first",
-        )
+        example = f"{step.pathspec}/{next(iter(tasks), '')}"
+        hint = f"name one of them, as {example} (there are: {shown})" if tasks else "run it first"
+        raise TaskError(f"step {step.pathspec} has {len(tasks)} tasks", hint=hint)
     return next(iter(tasks.values()))

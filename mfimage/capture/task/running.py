@@ -20,10 +20,7 @@ from mfimage.errors import TaskError
 
 @dataclass(frozen=True, kw_only=True)
 class RunningTask:
-    """The running task, as ``metaflow.Task`` would describe it.
-
-    Without a metadata service, Metaflow's client does not know a remote step where it runs.
-    """
+    """The running task as a ``metaflow.Task``, which needs a metadata service in a remote step."""
 
     pathspec: str
     metadata_dict: Mapping[str, str]
