@@ -146,9 +146,9 @@ def archive(code: CapturedCode) -> bytes:
         tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
         for name in code.names:
-            data, mode = _content(code, name)
             member = tarfile.TarInfo(name)
-            member.size, member.mode = len(data), mode
+            data, member.mode = _content(code, name)
+            member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
 

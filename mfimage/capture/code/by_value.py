@@ -37,6 +37,9 @@ def _imports():
     Path(__file__).with_name("{module}.pkl"), python="{python}", builtins=__builtins__
 )
 '''
+_IMPORT = "    import {}\n"
+# Function bodies decide what to do when their imports fail.
+_TRY = "    try:\n        import {}\n    except ImportError:\n        pass\n"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,10 +58,9 @@ def capture_value(function: DecoratedFunction) -> Value:
     try:
         pickler.dump(function)
     except Exception as error:
-        raise CaptureError(
-            f"{function.__name__} cannot be captured by value: {error}",
-            hint="define it in a .py file and import it from there",
-        ) from error
+        message = f"{function.__name__} cannot be captured by value: {error}"
+        hint = "define it in a .py file and import it from there"
+        raise CaptureError(message, hint=hint) from error
     if buffer.tell() > MAX_SIZE:
         raise CaptureError(
             f"{function.__name__} refers to {buffer.tell() >> 20} MiB of data "
@@ -71,7 +73,7 @@ def capture_value(function: DecoratedFunction) -> Value:
         name=function.__name__,
         module=MODULE,
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
-        imports=_statements(needed, optional),
+        imports="".join([*map(_IMPORT.format, needed), *map(_TRY.format, optional)]),
     )
     return Value(
         entrypoint=f"{MODULE}:{function.__name__}",
@@ -89,14 +91,6 @@ def _is_real(name: object) -> bool:
 def _tidy(modules: Iterable[str]) -> list[str]:
     ours = {"", "__main__", "mfimage", *sys.stdlib_module_names}
     return sorted(name for name in modules if name.partition(".")[0] not in ours)
-
-
-def _statements(needed: Iterable[str], optional: Iterable[str]) -> str:
-    lines = [f"    import {name}\n" for name in needed]
-    # Function bodies decide what to do when their imports fail.
-    for name in optional:
-        lines.append(f"    try:\n        import {name}\n    except ImportError:\n        pass\n")
-    return "".join(lines)
 
 
 # Dataclasses compare these by identity, so a copy would not be recognized.

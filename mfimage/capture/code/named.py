@@ -68,10 +68,9 @@ def _load_from(folder: Path, text: str, package: str) -> DecoratedFunction:
         paths = [folder.joinpath(*parts[i:]) for i in range(len(parts))]
         found = next((path for path in paths if path.is_file()), None)
         if found is None:
-            raise CaptureError(
-                f"no file {place!r} here, and none in the code package of {package}",
-                hint=f"it has: {', '.join(_files(folder)) or 'none of the flow'}",
-            )
+            message = f"no file {place!r} here, and none in the code package of {package}"
+            hint = f"it has: {', '.join(_files(folder)) or 'none of the flow'}"
+            raise CaptureError(message, hint=hint)
         return load_decorated(f"{found}:{name}")
     return load_decorated(text, folder=folder)
 

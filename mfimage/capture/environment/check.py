@@ -25,10 +25,8 @@ def check_imports(
         return
     asks = ", ".join(f"{each.module} ({each.reason})" for each in missing)
     names = dict.fromkeys(_provider(each, imports.installed) for each in missing)
-    raise LockError(
-        f"{where} lacks what the function imports: {asks}",
-        hint=f"add {', '.join(names)} to {remedy}",
-    )
+    message = f"{where} lacks what the function imports: {asks}"
+    raise LockError(message, hint=f"add {', '.join(names)} to {remedy}")
 
 
 def _missing(imports: Imports, lock: Lock, environment: Mapping[str, str]) -> list[Asked]:

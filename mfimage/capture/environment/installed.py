@@ -56,10 +56,8 @@ class Distribution:
         if path is not None and path.exists():
             return f"{self.name} @ {path.resolve().as_uri()}"
         if path is not None and self.installer != "conda":
-            raise LockError(
-                f"{self.name} {self.version} was installed from {path}, which is gone",
-                hint=f"install {self.name} again, from a folder or an index",
-            )
+            message = f"{self.name} {self.version} was installed from {path}, which is gone"
+            raise LockError(message, hint=f"install {self.name} again, from a folder or an index")
         # Conda records the folder on the machine that built the package; its versions are PyPI's.
         if path is not None or not self.direct_url:
             return f"{self.name}=={self.version}"

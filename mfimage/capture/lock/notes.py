@@ -93,11 +93,6 @@ def solve_notes(
     return parse_comments(text)
 
 
-def project_notes(project: Path, *, index: IndexOptions) -> dict[str, Note]:
-    """Return a note on each package of a project's ``uv.lock``."""
-    return parse_comments(uv.export_notes(project, index=index))
-
-
 def parse_comments(text: str) -> dict[str, Note]:
     """Read requirements with comments below each, as uv writes them."""
     found: dict[str, Note] = {}

@@ -101,10 +101,8 @@ def select_packages(
     _check_python(parsed.get("requires-python", ""), platform, where)
     environments = parsed.get("environments", [])
     if environments and not any(platform.holds(marker) for marker in environments):
-        raise LockError(
-            f"{where} is not for {platform}: {' or '.join(environments)}",
-            hint="lock it for this platform, or ask for the platform that it is for",
-        )
+        hint = "lock it for this platform, or ask for the platform that it is for"
+        raise LockError(f"{where} is not for {platform}: {' or '.join(environments)}", hint=hint)
     groups = tuple(parsed.get("default-groups", ()))
     selected: dict[str, Mapping[str, Any]] = {}
     for package in parsed.get("packages", []):
@@ -126,10 +124,8 @@ def _check_python(specifier: str, platform: Platform, where: str) -> None:
         raise LockError(message) from None
     # The patch version that an image has is not known yet: any will do.
     if not any(f"{platform.minor}.{patch}" in versions for patch in (0, 99)):
-        raise LockError(
-            f"{where} requires Python {specifier}, and the function runs on {platform.minor}",
-            hint="bind with a Python that the lock is for",
-        )
+        message = f"{where} requires Python {specifier}, and the function runs on {platform.minor}"
+        raise LockError(message, hint="bind with a Python that the lock is for")
 
 
 def file_name(table: Mapping[str, Any]) -> str:

@@ -120,10 +120,8 @@ class _Settler:
     def _build(self, package: Mapping[str, Any]) -> tuple[LockedPackage, dict[str, Path]]:
         name, version = package["name"], package.get("version", "")
         if not any(package.get(kind) for kind in _SOURCES):
-            raise LockError(
-                f"{name} {version} has no wheel for {self.platform}",
-                hint="choose a version that has one, or another platform or Python",
-            )
+            hint = "choose a version that has one, or another platform or Python"
+            raise LockError(f"{name} {version} has no wheel for {self.platform}", hint=hint)
         if sdist := package.get("sdist"):
             source = WheelFile(name=file_name(sdist), sha256=_sha256(sdist) or "")
             self._allowed(name, version, [source])
@@ -149,10 +147,8 @@ class _Settler:
             built = build_requirement(name, requirement, work, platform=platform, index=self.index)
         if not platform.fits(built.name):
             misfit = f"{built.name}, which does not fit {platform}"
-            raise LockError(
-                f"{name} is on no index and was built as {misfit}",
-                hint=f"build it on {platform}, and name the wheel in a requirements file",
-            )
+            hint = f"build it on {platform}, and name the wheel in a requirements file"
+            raise LockError(f"{name} is on no index and was built as {misfit}", hint=hint)
         return built
 
     def _allowed(self, name: str, version: str, files: list[WheelFile]) -> list[WheelFile]:
@@ -176,10 +172,8 @@ def _sha256(table: Mapping[str, Any]) -> str | None:
 def _remote_file(name: str, table: Mapping[str, Any]) -> WheelFile:
     file, digest = file_name(table), _sha256(table)
     if not digest:
-        raise LockError(
-            f"{name}: the lock has no sha256 of {file}",
-            hint="lock it with a tool that writes hashes, as uv does",
-        )
+        message = f"{name}: the lock has no sha256 of {file}"
+        raise LockError(message, hint="lock it with a tool that writes hashes, as uv does")
     return WheelFile(name=file, sha256=digest, url=without_credentials(table["url"]))
 
 
@@ -223,10 +217,8 @@ def _source_url(package: Mapping[str, Any], base: Path) -> str:
 def _copy_source(name: str, source: Path, copy: Path) -> Path:
     """Copy a source tree: a build in place leaves folders behind, which the next one takes in."""
     if not source.is_dir():
-        raise LockError(
-            f"{name} was installed from {source}, which is gone",
-            hint=f"install {name} again, from a folder or an index",
-        )
+        message = f"{name} was installed from {source}, which is gone"
+        raise LockError(message, hint=f"install {name} again, from a folder or an index")
     size = 0
 
     def ignored(folder: str, names: list[str]) -> set[str]:

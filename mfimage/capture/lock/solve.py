@@ -50,9 +50,8 @@ def lock_requirements(
     packages = lock.packages
     notes = read_log(solution.log, packages)
     if notes is None:
-        notes = solve_notes(
-            packages, platform, wheels=lock.wheels, index=index, directory=directory
-        )
+        local = lock.wheels
+        notes = solve_notes(packages, platform, wheels=local, index=index, directory=directory)
     return lock.with_notes(notes, platform)
 
 
@@ -136,12 +135,8 @@ def relock(data: bytes, platform: Platform, *, index: IndexOptions, directory: P
     if original is None or original.name == platform.name:
         return data
     pylock.select_packages(parsed, original, where=_FUNCTION_LOCK)
-    job = _Relock(
-        packages={package.name: package for package in pylock.read_lock(data)},
-        original=original,
-        platform=platform,
-        directory=directory,
-    )
+    packages = {package.name: package for package in pylock.read_lock(data)}
+    job = _Relock(packages=packages, original=original, platform=platform, directory=directory)
     return pylock.write_pylock(job.solve(index), platform)
 
 
@@ -156,10 +151,9 @@ class _Relock:
         for package in self.packages.values():
             names = [file.name for file in package.files]
             if package.is_local and not any(map(self.platform.fits, names)):
-                raise LockError(
-                    f"{names[0]} is in the function package, and does not fit {self.platform}",
-                    hint=f"build for {self.original.name}, or bind for {self.platform.name}",
-                )
+                message = f"{names[0]} is in the function package, and does not fit {self.platform}"
+                hint = f"build for {self.original.name}, or bind for {self.platform.name}"
+                raise LockError(message, hint=hint)
         failure: UvFailure | None = None
         for options in self._indexes(index):
             try:

@@ -118,7 +118,7 @@ def needs_of(
     declared = declared_parameters(kind)
     must = missing_parameters(kind, set(given))
     if artifacts is not None:
-        _check_named(function, artifacts, must)
+        _check_named(kind, artifacts, must)
         return Needs(names=frozenset(artifacts), required=frozenset(artifacts))
     if declared:
         return Needs(names=frozenset(declared) - given.keys(), required=frozenset(must))
@@ -129,19 +129,14 @@ def needs_of(
     return Needs(names=names, required=names)
 
 
-def _check_named(function: DecoratedFunction, artifacts: Sequence[str], must: list[str]) -> None:
-    kind = function.signature.params_type
+def _check_named(kind: type, artifacts: Sequence[str], must: list[str]) -> None:
     if isinstance(artifacts, str):
-        raise OptionError(
-            f"artifacts: expected a list of names, got {artifacts!r}",
-            hint=f"write artifacts=[{artifacts!r}]",
-        )
+        message = f"artifacts: expected a list of names, got {artifacts!r}"
+        raise OptionError(message, hint=f"write artifacts=[{artifacts!r}]")
     for name in must:
         if name not in artifacts:
-            raise OptionError(
-                f"artifacts: {kind.__name__} needs {name!r} too",
-                hint="add it, or give it in parameters=",
-            )
+            message = f"artifacts: {kind.__name__} needs {name!r} too"
+            raise OptionError(message, hint="add it, or give it in parameters=")
     _check_declared(kind, artifacts, "artifacts")
 
 
@@ -149,10 +144,8 @@ def _check_declared(kind: type, names: Iterable[str], option: str) -> None:
     declared = declared_parameters(kind)
     for name in names:
         if declared and name not in declared:
-            raise OptionError(
-                f"{option}: {kind.__name__} declares no {name!r}",
-                hint=f"it declares {', '.join(declared)}",
-            )
+            message = f"{option}: {kind.__name__} declares no {name!r}"
+            raise OptionError(message, hint=f"it declares {', '.join(declared)}")
 
 
 def checked_values(function: DecoratedFunction, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,10 +82,8 @@ class TaskStore:
         with self._open(key, what) as (path, _):
             data = path.read_bytes()
         if hashlib.sha1(data, usedforsecurity=False).hexdigest() != key:
-            raise PackageError(
-                f"{what} of {self.pathspec} does not have the digest in its key",
-                hint="it was damaged or changed; run the flow again",
-            )
+            message = f"{what} of {self.pathspec} does not have the digest in its key"
+            raise PackageError(message, hint="it was damaged or changed; run the flow again")
         return data
 
     @contextmanager
@@ -99,10 +97,8 @@ class TaskStore:
                 if file is not None:
                     yield Path(file), not (meta or {}).get("cas_raw", False)
                     return
-        raise TaskError(
-            f"{what} of {self.pathspec} is gone from the {self.kind} datastore",
-            hint="run the flow again",
-        )
+        message = f"{what} of {self.pathspec} is gone from the {self.kind} datastore"
+        raise TaskError(message, hint="run the flow again")
 
 
 def local_roots() -> list[str]:
@@ -199,9 +195,7 @@ class _S3Client:
     """Takes the place of Metaflow's ``S3Client``, with bounded time and retries."""
 
     def __init__(self, bucket: str) -> None:
-        self._bucket = bucket
-        self._client = _boto3_client()
-        self._broken = 0
+        self._bucket, self._client, self._broken = bucket, _boto3_client(), 0
 
     @property
     def client(self) -> Any:

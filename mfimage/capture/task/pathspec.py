@@ -37,10 +37,8 @@ def _looking_in(namespace: str | None) -> Iterator[None]:
     except MetaflowUnknownUser:
         # Metaflow does not accept root, as in a container or on a build machine, as a user.
         if namespace is None:
-            raise TaskError(
-                "Metaflow does not know which user you are, so it has no namespace to search",
-                hint=f"set METAFLOW_USER, or {_EVERYWHERE}",
-            ) from None
+            message = "Metaflow does not know which user you are, so it has no namespace to search"
+            raise TaskError(message, hint=f"set METAFLOW_USER, or {_EVERYWHERE}") from None
         before = None
     try:
         if namespace is not None:
@@ -59,29 +57,22 @@ def _find_run(parts: list[str]) -> Any:
     try:
         if len(parts) > 1:
             return metaflow.Run(pathspec)
-        found = next(filter(_run_succeeded, metaflow.Flow(parts[0])), None)
+        # Run.successful would unpickle.
+        runs: Any = metaflow.Flow(parts[0])
+        ended = ((run, run.end_task) for run in runs)
+        found = next((run for run, end in ended if end is not None and succeeded(end)), None)
     except MetaflowNamespaceMismatch:
-        raise TaskError(
-            f"{pathspec} is not in the namespace {namespace!r}",
-            hint=f"name the one it is in with --namespace, or {_EVERYWHERE}",
-        ) from None
+        hint = f"name the one it is in with --namespace, or {_EVERYWHERE}"
+        raise TaskError(f"{pathspec} is not in the namespace {namespace!r}", hint=hint) from None
     except MetaflowNotFound:
         raise TaskError(
             f"no {'run' if len(parts) > 1 else 'flow'} {pathspec!r} in {metaflow.get_metadata()}",
             hint="run the flow first, or check METAFLOW_PROFILE and the folder you are in",
         ) from None
     if found is None:
-        raise TaskError(
-            f"flow {parts[0]!r} has no successful run in the namespace {namespace!r}",
-            hint=f"finish a run, or {_EVERYWHERE}",
-        )
+        message = f"flow {parts[0]!r} has no successful run in the namespace {namespace!r}"
+        raise TaskError(message, hint=f"finish a run, or {_EVERYWHERE}")
     return found
-
-
-def _run_succeeded(run: Any) -> bool:
-    # Run.successful would unpickle.
-    end = run.end_task
-    return end is not None and succeeded(end)
 
 
 def _find_step(run: Any, parts: list[str], wanted: list[str]) -> Any:
@@ -89,10 +80,8 @@ def _find_step(run: Any, parts: list[str], wanted: list[str]) -> Any:
     end = None if len(parts) > 2 else run.end_task
     name = parts[2] if len(parts) > 2 else end.parent.id if end else "end"
     if name not in steps:
-        raise TaskError(
-            f"run {run.pathspec} has no step {name!r}",
-            hint=f"it has: {', '.join(sorted(steps)) or 'none yet'}",
-        )
+        hint = f"it has: {', '.join(sorted(steps)) or 'none yet'}"
+        raise TaskError(f"run {run.pathspec} has no step {name!r}", hint=hint)
     if len(parts) < 3:
         _check_artifacts(steps, name, wanted)
     return steps[name]

@@ -50,10 +50,9 @@ def named_globals(name: str, artifact: StoredBytes) -> set[tuple[str, str]]:
                 raise Unreadable("a name is not a string of the pickle")
             wanted = (wanted or set()) | reader.missing
     except (Unreadable, OSError, EOFError, zlib.error, ValueError) as error:
-        raise CaptureError(
-            f"artifact {name!r} is not a readable pickle: {error}",
-            hint="run the flow again, or leave the artifact out with artifacts=[...]",
-        ) from None
+        message = f"artifact {name!r} is not a readable pickle: {error}"
+        hint = "run the flow again, or leave the artifact out with artifacts=[...]"
+        raise CaptureError(message, hint=hint) from None
 
 
 _CHUNK = 1 << 20

@@ -83,16 +83,11 @@ class Maker:
     python: str  # full version
     platform: Platform
 
-    def lock(
-        self, lines: Sequence[str], *, hashes: Mapping[str, frozenset[str]] | None = None
-    ) -> Lock:
+    def lock(self, lines: Sequence[str], *, hashes: Mapping[str, frozenset[str]] = {}) -> Lock:
         """Solve requirements."""
+        index, project = self.request.index, self.request.project
         return lock_requirements(
-            lines,
-            platform=self.platform,
-            index=self.request.index,
-            directory=self.request.project,
-            hashes=hashes or {},
+            lines, platform=self.platform, index=index, directory=project, hashes=hashes
         )
 
     def lock_pins(self, pins: Sequence[str]) -> Lock:

@@ -107,10 +107,9 @@ def read_manifest(
         chosen = next((each for each in wanted if each in solved), solved[0])
         return _resolution(platforms[chosen], chosen, requested)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LockError(
-            f"conda.manifest is not as Metaflow writes it: {error!r}",
-            hint="run the flow again, or name the environment with environment=",
-        ) from None
+        message = f"conda.manifest is not as Metaflow writes it: {error!r}"
+        hint = "run the flow again, or name the environment with environment="
+        raise LockError(message, hint=hint) from None
 
 
 def _resolution(kinds: Mapping[str, Any], platform: str, requested: Collection[str]) -> Resolution:

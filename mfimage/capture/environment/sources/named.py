@@ -32,10 +32,8 @@ def find(request: Request) -> Callable[[], Environment] | None:
         return partial(_describe_pylock, request, file)
     if file.suffix in (".txt", ".in"):
         return partial(_describe_requirements, request, file)
-    raise LockError(
-        f"environment: {file.name!r} does not describe an environment",
-        hint="name a requirements file (.txt, .in), pylock.toml, pylock.<name>.toml or uv.lock",
-    )
+    hint = "name a requirements file (.txt, .in), pylock.toml, pylock.<name>.toml or uv.lock"
+    raise LockError(f"environment: {file.name!r} does not describe an environment", hint=hint)
 
 
 def _describe_pylock(request: Request, file: Path) -> Environment:
