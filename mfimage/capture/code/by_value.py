@@ -62,11 +62,9 @@ def capture_value(function: DecoratedFunction) -> Value:
         hint = "define it in a .py file and import it from there"
         raise CaptureError(message, hint=hint) from error
     if buffer.tell() > MAX_SIZE:
-        raise CaptureError(
-            f"{function.__name__} refers to {buffer.tell() >> 20} MiB of data "
-            f"(at most {MAX_SIZE >> 20})",
-            hint="keep data in an artifact, and read it from the parameters",
-        )
+        size = f"{buffer.tell() >> 20} MiB of data (at most {MAX_SIZE >> 20})"
+        hint = "keep data in an artifact, and read it from the parameters"
+        raise CaptureError(f"{function.__name__} refers to {size}", hint=hint)
     needed = _tidy(name for name in pickler.needed if _is_real(name))
     optional = _tidy(pickler.optional - pickler.needed)
     stub = _TEMPLATE.format(
@@ -94,14 +92,9 @@ def _tidy(modules: Iterable[str]) -> list[str]:
 
 
 # Dataclasses compare these by identity, so a copy would not be recognized.
-_SENTINELS = {
-    id(getattr(dataclasses, name)): name
-    for name in (
-        "MISSING", "KW_ONLY", "_FIELD", "_FIELD_CLASSVAR", "_FIELD_INITVAR",
-        "_HAS_DEFAULT_FACTORY",
-    )
-    if hasattr(dataclasses, name)
-}  # fmt: skip
+_NAMES = ("_FIELD", "_FIELD_CLASSVAR", "_FIELD_INITVAR", "_HAS_DEFAULT_FACTORY")
+_PRESENT = [name for name in ("MISSING", "KW_ONLY", *_NAMES) if hasattr(dataclasses, name)]
+_SENTINELS = {id(getattr(dataclasses, name)): name for name in _PRESENT}
 
 
 class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has no hints

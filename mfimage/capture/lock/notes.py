@@ -59,12 +59,10 @@ def read_log(log: str, packages: Sequence[LockedPackage]) -> dict[str, Note] | N
     remote = [package.name for package in packages if not package.is_local]
     if not explained.issuperset(versions) or any(len(pages[name]) != 1 for name in remote):
         return None
+    found = {name: pylock.index_of(next(iter(pages[name]), None)) for name in versions}
     return {
-        name: Note(
-            requirers=tuple(sorted(requirers[name])),
-            index=pylock.index_of(next(iter(pages[name]), None)),
-        )
-        for name in versions
+        name: Note(requirers=tuple(sorted(requirers[name])), index=index)
+        for name, index in found.items()
     }
 
 

@@ -157,7 +157,7 @@ class _Relock:
         failure: UvFailure | None = None
         for options in self._indexes(index):
             try:
-                return self._attempt(self._roots(options), options)
+                return self._attempt(options)
             except UvFailure as error:
                 if not error.is_unsolved:
                     raise
@@ -168,13 +168,6 @@ class _Relock:
             f"for {self.platform}: {failure.message}",
             hint=f"build for {self.original.name}, or bind with versions that both have",
         )
-
-    def _roots(self, index: IndexOptions) -> list[LockedPackage]:
-        """Return the packages that no other requires: the others may be for one platform only."""
-        packages = list(self.packages.values())
-        notes = solve_notes(packages, self.original, index=index, directory=self.directory)
-        required = {name for name, note in notes.items() if note.requirers}
-        return [package for package in packages if package.name not in required]
 
     def _indexes(self, index: IndexOptions) -> Iterator[IndexOptions]:
         """Yield which indexes to ask: as configured, with those that the lock names."""
@@ -188,12 +181,15 @@ class _Relock:
         if common and common[0] not in known:
             yield index.with_extra([*extra, common[0]])
 
-    def _attempt(self, roots: Sequence[LockedPackage], index: IndexOptions) -> list[LockedPackage]:
+    def _attempt(self, index: IndexOptions) -> list[LockedPackage]:
+        packages = list(self.packages.values())
+        notes = solve_notes(packages, self.original, index=index, directory=self.directory)
+        # Those that others require are left to the solver: they may be for one platform only.
+        required = {name for name, note in notes.items() if note.requirers}
         with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
-            packages = self.packages.values()
             pins = {each.name: pin(each, stubs=Path(folder)) for each in packages}
             solution = compile_pylock(
-                "\n".join(pins[package.name] for package in roots),
+                "\n".join(text for name, text in pins.items() if name not in required),
                 constraints="\n".join(pins.values()),
                 platform=self.platform,
                 directory=self.directory,

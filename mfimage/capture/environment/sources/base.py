@@ -107,11 +107,9 @@ class Maker:
             if version is None:
                 extra.append(text)
             elif not requirement.specifier.contains(version, prereleases=True):
-                raise LockError(
-                    f"{where} locks {requirement.name} {version}, and mfimage's loader needs "
-                    f"{text}",
-                    hint=f"lock {text}",
-                )
+                locked = f"{requirement.name} {version}"
+                message = f"{where} locks {locked}, and mfimage's loader needs {text}"
+                raise LockError(message, hint=f"lock {text}")
         if not extra:
             return lock
         label, index = "what mfimage's loader needs", request.index

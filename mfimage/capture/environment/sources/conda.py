@@ -159,9 +159,8 @@ def require_wheels(
             found = list(pool.map(lambda pin: has_wheels([pin]), pins))
         lost += [each for each, has in zip(pins.values(), found, strict=True) if not has]
     if lost:
-        raise LockError(
-            "the step's @conda has packages that have no wheel: "
-            f"{', '.join(sorted(str(each) for each in lost))}",
-            hint="use @pypi for the step, or name the environment with environment=",
-        )
+        names = ", ".join(sorted(map(str, lost)))
+        message = f"the step's @conda has packages that have no wheel: {names}"
+        hint = "use @pypi for the step, or name the environment with environment="
+        raise LockError(message, hint=hint)
     return list(pins)
