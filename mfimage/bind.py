@@ -82,10 +82,7 @@ class BindOptions:
 def bind(
     function: DecoratedFunction, task: Task | Current | str, options: BindOptions | None = None
 ) -> str:
-    """Write a function package and return its reference.
-
-    ``function.json`` is written last, so an interrupted bind leaves no package that looks
-    complete; binding the same thing twice gives the same reference.
+    """Write a function package and return its reference; the same inputs give the same one.
 
     Parameters
     ----------
@@ -101,17 +98,13 @@ def bind(
     """
     options = options or BindOptions()
     if os.environ.get(IMPORTING):
-        raise CaptureError(
-            "a function is bound while its own module is imported",
-            hint="put the binding under: if __name__ == '__main__':",
-        )
+        message = "a function is bound while its own module is imported"
+        raise CaptureError(message, hint="put the binding under: if __name__ == '__main__':")
     function = require_decorated(function)
     name = options.name or function.__name__
     if not NAME.fullmatch(name):
-        raise OptionError(
-            f"name: {name!r} is not a function name",
-            hint="use letters, digits, _ and -, at most 63, starting with a letter",
-        )
+        hint = "use letters, digits, _ and -, at most 63, starting with a letter"
+        raise OptionError(f"name: {name!r} is not a function name", hint=hint)
     values = checked_values(function, options.parameters or {})
     needs = needs_of(function, options.artifacts, values)
     info = describe_task(_task(task, options, needs))
@@ -119,7 +112,8 @@ def bind(
     script = info.metadata.get("script-name", "")
     code = capture_code(function, locate(function), script=script)
     archived = archive(code)
-    # Nothing was written up to here.
+    # Nothing was written up to here. ``function.json`` is written last: an interrupted bind leaves
+    # no package that looks complete.
     store = PackageStore(options.root or default_root(info.store.kind, info.store.root))
     artifacts = copy_artifacts(info, chosen, store)
     schemas = cache(partial(_schemas, function))
@@ -189,10 +183,8 @@ def _task(task: Task | Current | str, options: BindOptions, needs: Needs) -> Any
     if isinstance(task, str):
         return find_task(task, namespace=options.namespace, wanted=sorted(needs.required))
     if not hasattr(task, "metadata_dict"):
-        raise TaskError(
-            f"task: expected a metaflow.Task or a pathspec, got {task!r}",
-            hint="write Task('Flow/run/step/task')",
-        )
+        message = f"task: expected a metaflow.Task or a pathspec, got {task!r}"
+        raise TaskError(message, hint="write Task('Flow/run/step/task')")
     return task
 
 

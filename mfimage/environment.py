@@ -23,26 +23,14 @@ _NOT_RECORDED = "not recorded"
 
 @dataclass(frozen=True, kw_only=True)
 class DistributionReport:
-    """One distribution of an environment.
-
-    Attributes
-    ----------
-    origin : str
-        ``wheel in the package``, or ``index`` and the path of the index's URL.
-    files : tuple of str
-        File names of the wheels that fit.
-    why : str
-        Why it is included, as ``imported by predict.py:3``.
-    here : str or None
-        The version in the running interpreter, if that was compared and has it.
-    """
+    """One distribution of an environment."""
 
     name: str
     version: str
-    origin: str
-    files: tuple[str, ...]
-    why: str
-    here: str | None = None
+    origin: str  # ``wheel in the package``, or ``index`` and the path of the index's URL
+    files: tuple[str, ...]  # names of the wheels that fit
+    why: str  # it is included, as ``imported by predict.py:3``
+    here: str | None = None  # version in the running interpreter, if that was compared and has it
 
     @property
     def is_here(self) -> bool:
@@ -55,25 +43,16 @@ class DistributionReport:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentReport:
-    """The environment of a function package.
-
-    Attributes
-    ----------
-    python, platform, source : str
-        As in ``EnvironmentSpec``.
-    lock : str
-        The lock's digest.
-    differences : tuple of str or None
-        How the running interpreter differs; None when it was not compared.
-    """
+    """The environment of a function package; the fields are as in ``EnvironmentSpec``."""
 
     function: str
     python: str
     platform: str
     source: str
-    lock: str
+    lock: str  # its digest
     system_packages: tuple[str, ...]
     distributions: tuple[DistributionReport, ...]
+    # How the running interpreter differs; None when it was not compared.
     differences: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,9 +62,8 @@ class EnvironmentReport:
     def to_text(self) -> str:
         """Return the report as text."""
         if self.differences is not None:
-            return "\n".join(
-                self.differences or ("the running interpreter has exactly this environment",)
-            )
+            same = ("the running interpreter has exactly this environment",)
+            return "\n".join(self.differences or same)
         head = {
             "function": self.function,
             "python": self.python,
@@ -105,26 +83,12 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def report_environment(reference: str, *, diff: bool = False) -> EnvironmentReport:
-    """Report the environment of a function package.
-
-    Parameters
-    ----------
-    reference : str
-        Reference of the function package.
-    diff : bool
-        Compare it with the running interpreter.
-
-    Raises
-    ------
-    MfimageError
-        When the package is missing or damaged.
-    """
+    """Report the environment of a function package; ``diff`` compares this interpreter with it."""
     package = open_package(reference)
     spec = package.spec.environment
     installed = _installed() if diff else {}
-    distributions = tuple(
-        _distribution(each, spec, installed) for each in read_lock(package.read(spec.lock))
-    )
+    locked = read_lock(package.read(spec.lock))
+    distributions = tuple(_distribution(each, spec, installed) for each in locked)
     return EnvironmentReport(
         function=package.spec.name,
         python=spec.python,
@@ -154,8 +118,7 @@ def _distribution(
 def _installed() -> dict[str, str]:
     found: dict[str, str] = {}
     for each in importlib.metadata.distributions():
-        name = each.metadata["Name"]
-        if name:
+        if name := each.metadata["Name"]:
             found.setdefault(canonicalize_name(name), each.version)
     return found
 
@@ -163,10 +126,8 @@ def _installed() -> dict[str, str]:
 def _differences(
     spec: EnvironmentSpec, distributions: tuple[DistributionReport, ...]
 ) -> tuple[str, ...]:
-    python = platform.python_version()
-    system = platform.system().lower()
-    machine = platform.machine().lower()
-    running = f"{system}/{_MACHINES.get(machine, machine)}"
+    python, machine = platform.python_version(), platform.machine().lower()
+    running = f"{platform.system().lower()}/{_MACHINES.get(machine, machine)}"
     found = []
     if ".".join(python.split(".")[:2]) != spec.python_minor:
         found.append(f"Python {spec.python_minor} is locked; this is {python}")

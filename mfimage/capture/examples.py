@@ -56,7 +56,6 @@ def _run(folder: Path, lines: list[bytes], name: str) -> list[Any]:
     failed = lines[min(len(outputs), len(lines) - 1)].decode()
     story = done.stderr.decode(errors="replace").strip().splitlines() or ["no output"]
     errors = [line.removeprefix("error: ") for line in story if line.startswith("error: ")]
-    raise CaptureError(
-        f"{name} failed on the example {failed[:200]}: {[story[-1], *errors][-1]}",
-        hint="correct the example or the function; its output:\n" + "\n".join(story[-20:]),
-    )
+    message = f"{name} failed on the example {failed[:200]}: {[story[-1], *errors][-1]}"
+    hint = "correct the example or the function; its output:\n" + "\n".join(story[-20:])
+    raise CaptureError(message, hint=hint)

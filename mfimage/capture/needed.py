@@ -24,7 +24,6 @@ def require_needed(module: str | None = None) -> None:
     # pydantic_core is missing with pydantic.
     if missing and (module is None or module.partition(".")[0].removesuffix("_core") in missing):
         packages = ", ".join(f'"{name}": "{_NEEDED[name]}"' for name in missing)
-        raise BackendError(
-            "functions cannot be bound or loaded here: not installed: " + ", ".join(missing),
-            hint=f"install them; a step gets them by @pypi(packages={{{packages}}})",
-        )
+        message = "functions cannot be bound or loaded here: not installed: " + ", ".join(missing)
+        hint = f"install them; a step gets them by @pypi(packages={{{packages}}})"
+        raise BackendError(message, hint=hint)

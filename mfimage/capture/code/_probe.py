@@ -21,7 +21,8 @@ import importlib.util
 import json
 import os
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,10 +33,7 @@ _SUFFIXES = (".py", ".so", ".pyd")
 
 
 class Tracer:
-    """Notes which modules a project's files import while they run.
-
-    What libraries import themselves is left to their requirements.
-    """
+    """Notes which modules a project's files, not the libraries, import while they run."""
 
     def __init__(self, root: Path) -> None:
         self.seen: dict[tuple[str, str, int], None] = {}
@@ -65,12 +63,7 @@ class Tracer:
         return self._local[file]
 
     def _traced_import(
-        self,
-        name: str,
-        globals: Mapping[str, Any] | None = None,
-        locals: Mapping[str, Any] | None = None,
-        fromlist: Sequence[str] | None = (),
-        level: int = 0,
+        self, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0
     ) -> ModuleType:
         module = self._import(name, globals, locals, fromlist or (), level)
         caller = sys._getframe(1)
@@ -102,24 +95,20 @@ def import_function(tracer: Tracer, module: str) -> dict[str, Any] | None:
         with tracer:
             importlib.import_module(module)
     except BaseException as error:  # noqa: BLE001  (a script may exit, or raise anything)
-        return _describe(tracer, error)
+        frames = traceback.extract_tb(error.__traceback__)
+        places = [(frame.filename, frame.lineno) for frame in frames]
+        if isinstance(error, SyntaxError):
+            places.append((error.filename or "", error.lineno))
+        local = [place for place in places if tracer.is_local(place[0])]
+        return {
+            "type": type(error).__name__,
+            "text": str(error),
+            "missing": error.name if isinstance(error, ModuleNotFoundError) else None,
+            "import": isinstance(error, ImportError),
+            "exit": isinstance(error, SystemExit),
+            "place": local[-1] if local else None,
+        }
     return None
-
-
-def _describe(tracer: Tracer, error: BaseException) -> dict[str, Any]:
-    frames = traceback.extract_tb(error.__traceback__)
-    places = [(frame.filename, frame.lineno) for frame in frames]
-    if isinstance(error, SyntaxError):
-        places.append((error.filename or "", error.lineno))
-    local = [place for place in places if tracer.is_local(place[0])]
-    return {
-        "type": type(error).__name__,
-        "text": str(error),
-        "missing": error.name if isinstance(error, ModuleNotFoundError) else None,
-        "import": isinstance(error, ImportError),
-        "exit": isinstance(error, SystemExit),
-        "place": local[-1] if local else None,
-    }
 
 
 def loaded_modules(tracer: Tracer) -> dict[str, Path]:
@@ -127,11 +116,6 @@ def loaded_modules(tracer: Tracer) -> dict[str, Path]:
     modules = list(sys.modules.items())
     files = {name: getattr(module, "__file__", None) for name, module in modules}
     return {name: Path(file) for name, file in files.items() if file and tracer.is_local(file)}
-
-
-def find_origins(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return where modules are; one that is not loaded is looked up by its first name."""
-    return {name: _origin(name) for name in names if _top(name) not in _STANDARD}
 
 
 _STANDARD = sys.stdlib_module_names | {"__main__"}
@@ -142,6 +126,7 @@ def _top(name: str) -> str:
 
 
 def _origin(name: str) -> list[str]:
+    """Return where a module is; one that is not loaded is looked up by its first name."""
     for each in (name, _top(name)):
         module = sys.modules.get(each)
         if module is not None:
@@ -167,12 +152,11 @@ def describe_distributions(places: list[str] | None = None) -> list[dict[str, An
 def _describe_distribution(distribution: importlib.metadata.Distribution) -> dict[str, Any]:
     modern = distribution.read_text("METADATA")
     header = _header(modern or distribution.read_text("PKG-INFO") or "")
+    listed = header.get("requires-dist", [])
     return {
         "name": (header.get("name") or [""])[0],
         "version": (header.get("version") or [""])[0],
-        "requires": header.get("requires-dist", [])
-        if modern
-        else list(distribution.requires or ()),
+        "requires": listed if modern else list(distribution.requires or ()),
         "location": str(distribution.locate_file("")),
         "direct_url": distribution.read_text("direct_url.json"),
         "installer": (distribution.read_text("INSTALLER") or "").strip(),
@@ -182,11 +166,17 @@ def _describe_distribution(distribution: importlib.metadata.Distribution) -> dic
 
 
 def join_distributions(*groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return distributions in the order of their path: of those with one name, the first."""
+    """Return distributions in the order of their path: of those with one name, the first.
+
+    Files of modules that only one distribution has are dropped: they are never compared.
+    """
     found: dict[str, dict[str, Any]] = {}
     for each in (*_packaged_metaflow(), *(each for group in groups for each in group)):
         found.setdefault(each["name"].lower(), each)
-    _keep_shared(list(found.values()))
+    owners = Counter(module for each in found.values() for module in each["modules"])
+    for each in found.values():
+        modules = each["modules"]
+        each["modules"] = {name: modules[name] if owners[name] > 1 else [] for name in modules}
     return list(found.values())
 
 
@@ -226,26 +216,13 @@ def _header(text: str) -> dict[str, list[str]]:
 
 def _modules(read_text: Callable[[str], str | None]) -> dict[str, list[str]]:
     """Return top-level module -> the files below it."""
-    found: dict[str, list[str]] = {}
-    for name in (read_text("top_level.txt") or "").split():
-        found[name] = []
+    names = (read_text("top_level.txt") or "").split()
+    found: dict[str, list[str]] = {name: [] for name in names}
     for line in (read_text("RECORD") or "").splitlines():
         path = line.split(",", 1)[0].strip('"')
         if path.endswith(_SUFFIXES) and not path.startswith(("..", "/")):
             found.setdefault(_top(path.partition("/")[0]), []).append(path)
     return found
-
-
-def _keep_shared(distributions: list[dict[str, Any]]) -> None:
-    """Drop the files of modules that only one distribution has: they are never compared."""
-    owners: dict[str, int] = {}
-    for distribution in distributions:
-        for name in distribution["modules"]:
-            owners[name] = owners.get(name, 0) + 1
-    for distribution in distributions:
-        modules = distribution["modules"]
-        for name in modules:
-            modules[name] = modules[name] if owners[name] > 1 else []
 
 
 def main() -> None:
@@ -281,12 +258,10 @@ def main() -> None:
         stdout.write(json.dumps(found))
     if request["run"]:
         tracer = Tracer(root)
-        failure = import_function(tracer, request["module"])
-        ran = (
-            {"error": failure}
-            if failure
-            else _read(reading, request, tracer, loaded_modules(tracer))
-        )
+        if failure := import_function(tracer, request["module"]):
+            ran: dict[str, Any] = {"error": failure}
+        else:
+            ran = _read(reading, request, tracer, loaded_modules(tracer))
         Path(request["answer"]).write_text(json.dumps(ran))
 
 
@@ -318,6 +293,7 @@ def _read(
     own = [file for file in (reading.find_local(tracer.root, name) for name in parts) if file]
     called = set(reading.reached_imports(project, own, request["functions"]))
     names = {each.module for each in foreign} | {name for name, _, _ in tracer.seen}
+    wanted = sorted(names | {*request["names"], *start})
     return {
         "read": [
             [each.module, str(each.file), each.line, each.optional, each in called]
@@ -325,7 +301,7 @@ def _read(
         ],
         "traced": list(tracer.seen),
         "files": [str(file) for file in project.files],
-        "origins": find_origins(sorted(names | {*request["names"], *start})),
+        "origins": {name: _origin(name) for name in wanted if _top(name) not in _STANDARD},
     }
 
 

@@ -13,16 +13,12 @@ from typing import NamedTuple
 
 
 class Statement(NamedTuple):
-    """One import: the name (``a.b`` of ``from a import b``), the line, and whether it may fail.
+    """One import statement's import."""
 
-    ``within`` is the module's top-level function or class that holds it, ``""`` when it runs on
-    import.
-    """
-
-    module: str
+    module: str  # ``a.b`` of ``from a import b``
     line: int
-    optional: bool
-    within: str = ""
+    optional: bool  # it may fail
+    within: str = ""  # the top-level function or class that holds it; "" when it runs on import
 
 
 class SourceFile(NamedTuple):
@@ -69,11 +65,9 @@ def prefixes(module: str) -> list[str]:
 
 
 def walk_project(root: Path, start: Iterable[str], loaded: Mapping[str, Path]) -> Project:
-    """Read every project file that ``start`` reaches, following imports between them.
-
-    ``loaded`` are the modules, and their files, that importing the function's module loads: what
-    these import is not optional because of how they were reached.
-    """
+    """Read every project file that ``start`` reaches, following imports between them."""
+    # `loaded` are those that importing the function's module loads: what they import is not
+    # optional because of how they were reached.
     imports: list[FileImport] = []
     seen: dict[Path, SourceFile] = {}
     # Required imports first: a file that is reached both ways is required.
@@ -100,11 +94,9 @@ def walk_project(root: Path, start: Iterable[str], loaded: Mapping[str, Path]) -
 def reached_imports(
     project: Project, start: Iterable[Path], functions: Sequence[str]
 ) -> list[FileImport]:
-    """Return the imports that run when files are imported, or when functions are called.
-
-    A definition counts as called when code that runs mentions its bare name: that finds too many
-    rather than too few, but not a helper that only a flow's steps or a script's main part call.
-    """
+    """Return the imports that run when files are imported, or when functions are called."""
+    # A definition counts as called when code that runs mentions its bare name: that finds too many
+    # rather than too few, but not a helper that only a flow's steps or a script's main part call.
     files, names = set(start), set(functions)
     while True:
         found = [
@@ -123,11 +115,9 @@ def reached_imports(
 
 
 def read_source(source: bytes, *, package: str = "", label: str = "<source>") -> SourceFile:
-    """Return the imports of a module, at its top and inside its functions.
-
-    Left out are imports for type checkers, those below ``if __name__ == "__main__":``, and those
-    of a flow's steps: none of them runs when the function does.
-    """
+    """Return the imports of a module, at its top and inside its functions."""
+    # Not those for type checkers, below `if __name__ == "__main__":`, and of a flow's steps: none
+    # of them runs when the function does.
     reader = _Reader(package)
     reader.visit(ast.parse(source, label))
     return SourceFile(reader.found, reader.mentions)
@@ -155,14 +145,10 @@ class _Reader(ast.NodeVisitor):
         name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
         name = node.func.id if isinstance(node.func, ast.Name) else name
         literal = node.args[0] if node.args else None
-        if (
-            name in ("import_module", "__import__")
-            and isinstance(literal, ast.Constant)
-            and isinstance(literal.value, str)
-        ):
-            bare = literal.value.lstrip(".")
-            module = self._absolute(bare, len(literal.value) - len(bare))
-            if module:
+        text = literal.value if isinstance(literal, ast.Constant) else None
+        if name in ("import_module", "__import__") and isinstance(text, str):
+            bare = text.lstrip(".")
+            if module := self._absolute(bare, len(text) - len(bare)):
                 self._add(module, node)
         self.generic_visit(node)
 

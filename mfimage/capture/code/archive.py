@@ -61,8 +61,7 @@ def capture_code(
 
     From the project's folder, the files that Metaflow packages (by suffix, nothing hidden), and
     the data files of the function's own package. Never virtual environments, ``.env`` files,
-    keys, or the datastore. With a function captured by value, the folder is included only when
-    the function refers to something in it.
+    keys, or the datastore.
     """
     generated: Mapping[str, bytes] = {}
     entrypoint, root = f"{definition.module}:{definition.name}", definition.root
@@ -71,14 +70,14 @@ def capture_code(
 
         value = capture_value(function)
         generated, entrypoint = value.files, value.entrypoint
+        # The folder is included only when the function refers to something in it.
         if root and not (script and (root / script).is_file()):
             tops = {name.partition(".")[0] for name in value.modules}
             if not any((root / f"{top}.py").is_file() or (root / top).is_dir() for top in tops):
                 root = None
     files = _project_files(root, definition.module.partition(".")[0]) if root else {}
-    return CapturedCode(
-        entrypoint=entrypoint, root=definition.root, files=files, generated=generated
-    )
+    root = definition.root
+    return CapturedCode(entrypoint=entrypoint, root=root, files=files, generated=generated)
 
 
 def _project_files(root: Path, package: str) -> dict[str, Path]:
@@ -90,8 +89,7 @@ def _project_files(root: Path, package: str) -> dict[str, Path]:
     files: dict[str, Path] = {}
     size = 0
     for path in _walk(root, frozenset()):
-        in_package = own is not None and own in path.parents
-        if not _is_taken(path.name, suffixes, in_package):
+        if not _is_taken(path.name, suffixes, own in path.parents):
             continue
         files[path.relative_to(root).as_posix()] = path
         size += path.stat().st_size
@@ -148,9 +146,9 @@ def archive(code: CapturedCode) -> bytes:
         tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
         for name in code.names:
-            data, mode = _content(code, name)
             member = tarfile.TarInfo(name)
-            member.size, member.mode = len(data), mode
+            data, member.mode = _content(code, name)
+            member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
 

@@ -37,6 +37,9 @@ def _imports():
     Path(__file__).with_name("{module}.pkl"), python="{python}", builtins=__builtins__
 )
 '''
+_IMPORT = "    import {}\n"
+# Function bodies decide what to do when their imports fail.
+_TRY = "    try:\n        import {}\n    except ImportError:\n        pass\n"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,23 +58,20 @@ def capture_value(function: DecoratedFunction) -> Value:
     try:
         pickler.dump(function)
     except Exception as error:
-        raise CaptureError(
-            f"{function.__name__} cannot be captured by value: {error}",
-            hint="define it in a .py file and import it from there",
-        ) from error
+        message = f"{function.__name__} cannot be captured by value: {error}"
+        hint = "define it in a .py file and import it from there"
+        raise CaptureError(message, hint=hint) from error
     if buffer.tell() > MAX_SIZE:
-        raise CaptureError(
-            f"{function.__name__} refers to {buffer.tell() >> 20} MiB of data "
-            f"(at most {MAX_SIZE >> 20})",
-            hint="keep data in an artifact, and read it from the parameters",
-        )
+        size = f"{buffer.tell() >> 20} MiB of data (at most {MAX_SIZE >> 20})"
+        hint = "keep data in an artifact, and read it from the parameters"
+        raise CaptureError(f"{function.__name__} refers to {size}", hint=hint)
     needed = _tidy(name for name in pickler.needed if _is_real(name))
     optional = _tidy(pickler.optional - pickler.needed)
     stub = _TEMPLATE.format(
         name=function.__name__,
         module=MODULE,
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
-        imports=_statements(needed, optional),
+        imports="".join([*map(_IMPORT.format, needed), *map(_TRY.format, optional)]),
     )
     return Value(
         entrypoint=f"{MODULE}:{function.__name__}",
@@ -91,23 +91,10 @@ def _tidy(modules: Iterable[str]) -> list[str]:
     return sorted(name for name in modules if name.partition(".")[0] not in ours)
 
 
-def _statements(needed: Iterable[str], optional: Iterable[str]) -> str:
-    lines = [f"    import {name}\n" for name in needed]
-    # Function bodies decide what to do when their imports fail.
-    for name in optional:
-        lines.append(f"    try:\n        import {name}\n    except ImportError:\n        pass\n")
-    return "".join(lines)
-
-
 # Dataclasses compare these by identity, so a copy would not be recognized.
-_SENTINELS = {
-    id(getattr(dataclasses, name)): name
-    for name in (
-        "MISSING", "KW_ONLY", "_FIELD", "_FIELD_CLASSVAR", "_FIELD_INITVAR",
-        "_HAS_DEFAULT_FACTORY",
-    )
-    if hasattr(dataclasses, name)
-}  # fmt: skip
+_NAMES = ("_FIELD", "_FIELD_CLASSVAR", "_FIELD_INITVAR", "_HAS_DEFAULT_FACTORY")
+_PRESENT = [name for name in ("MISSING", "KW_ONLY", *_NAMES) if hasattr(dataclasses, name)]
+_SENTINELS = {id(getattr(dataclasses, name)): name for name in _PRESENT}
 
 
 class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has no hints
@@ -175,19 +162,12 @@ def _stable_class(cls: type, reduced: Any) -> Any:
         resolved = _resolved(cls, members["__annotations__"])
         members = {**members, "__annotations__": resolved}
     if "__dataclass_fields__" in members:
-        fields = members["__dataclass_fields__"]
+        fields = {name: copy.copy(each) for name, each in members["__dataclass_fields__"].items()}
         types_of = _resolved(cls, {name: field.type for name, field in fields.items()})
-        members = {**members, "__dataclass_fields__": _retyped(fields, types_of)}
+        for name, field in fields.items():
+            field.type = types_of[name]
+        members = {**members, "__dataclass_fields__": fields}
     return maker, (*args[:-2], None, args[-1]), (members, slots), *rest
-
-
-def _retyped(
-    fields: Mapping[str, dataclasses.Field[Any]], types_of: Mapping[str, Any]
-) -> dict[str, dataclasses.Field[Any]]:
-    copies = {name: copy.copy(field) for name, field in fields.items()}
-    for name, field in copies.items():
-        field.type = types_of[name]
-    return copies
 
 
 def _resolved(annotated: Any, own: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,9 +46,9 @@ def unpacked_code(task: TaskInfo) -> Iterator[Path]:
     data = read_code_package(task)
     if data is None:
         raise TaskError(f"task {task.pathspec} has no code package")
+    where = f"the code package of {task.pathspec}"
     with tempfile.TemporaryDirectory(prefix="mfimage-") as text:
         folder = Path(text).resolve() / "code"
-        where = f"the code package of {task.pathspec}"
         extract(data, folder, where=where, without=_NOT_THE_USERS)
         yield folder
 

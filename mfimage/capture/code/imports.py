@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 from mfimage.capture.code._reading import find_local, prefixes
 from mfimage.capture.code.interpreter import Interpreter, open_interpreter
-from mfimage.capture.environment.installed import SITES, Installed, parse_distributions
+from mfimage.capture.environment.installed import Installed, is_inside, parse_distributions
 from mfimage.capture.task.pickles import StoredBytes, named_modules
 from mfimage.errors import CaptureError, LockError
 
@@ -31,17 +31,13 @@ _DECLARE = "or name the whole environment with environment="
 
 
 class Asked(NamedTuple):
-    """A module that code or an artifact asks for, and why.
-
-    ``origins`` are the places where it is; ``optional`` says that it may belong to no
-    distribution, ``certain`` that calling the function imports it.
-    """
+    """A module that code or an artifact asks for, and why."""
 
     module: str
     reason: str
-    origins: tuple[str, ...]
-    optional: bool
-    certain: bool = True
+    origins: tuple[str, ...]  # the places where it is
+    optional: bool  # it may belong to no distribution
+    certain: bool = True  # calling the function imports it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +55,7 @@ class Imports:
             owners = self.installed.owners(asked.module, asked.origins)
             for owner in owners:
                 reasons.setdefault(owner.name, asked.reason)
-            is_lost = not owners and not asked.optional
-            if is_lost and not self.installed.is_namespace(asked.module):
+            if not (owners or asked.optional or self.installed.is_namespace(asked.module)):
                 raise _lost(asked)
         return reasons
 
@@ -77,10 +72,8 @@ def _lost(asked: Asked) -> LockError:
             f"({asked.reason}; it is at {asked.origins[0]})",
             hint=f"install it as a distribution, or move it into the project's folder, {_DECLARE}",
         )
-    return LockError(
-        f"{asked.module} is not installed here ({asked.reason})",
-        hint=f"install it, import it inside try/except ImportError, {_DECLARE}",
-    )
+    hint = f"install it, import it inside try/except ImportError, {_DECLARE}"
+    return LockError(f"{asked.module} is not installed here ({asked.reason})", hint=hint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +91,9 @@ class Code:
 
 @contextmanager
 def search_imports(code: Code, *, run: bool = True) -> Iterator[Search]:
-    """Start to find out what code imports; everything is stopped when the block is left.
-
-    Without ``run`` the module is not imported: only source is read, and a pickle that cannot be
-    read is ignored.
-    """
+    """Start to find out what code imports; everything is stopped when the block is left."""
+    # Without `run` the module is not imported: only source is read, and a pickle that cannot be
+    # read is ignored.
     root = code.root.resolve()
     request = {"module": code.module, "functions": [*code.functions, _NEEDS], "run": run}
     with open_interpreter(code.python) as interpreter:
@@ -155,7 +146,10 @@ class Search:
 
     @cached_property
     def _by_pickles(self) -> list[Asked]:
-        named = list(_named_by_pickles(self._code.artifacts, strict=self._run))
+        named: list[tuple[str, str]] = []
+        for name, artifact in sorted(self._code.artifacts.items()):
+            with suppress(*([] if self._run else [CaptureError])):
+                named += [(module, name) for module in sorted(named_modules(name, artifact))]
         standard = set(self._read["standard"])
         wanted = {
             module: f"named by the pickle of artifact {name!r}"
@@ -175,20 +169,6 @@ class Search:
             if not _is_local(module, self._root)
             for found in [origins.get(module, [])]
         ]
-
-
-def _named_by_pickles(
-    artifacts: Mapping[str, StoredBytes], *, strict: bool
-) -> Iterator[tuple[str, str]]:
-    """Yield module and artifact."""
-    for name in sorted(artifacts):
-        try:
-            modules = named_modules(name, artifacts[name])
-        except CaptureError:
-            if strict:
-                raise
-            continue
-        yield from ((module, name) for module in sorted(modules))
 
 
 def _asked_by_code(found: Mapping[str, Any], root: Path, module: str) -> Iterator[Asked]:
@@ -216,11 +196,7 @@ def _is_local(module: str, root: Path) -> bool:
 
 def _is_below(origins: Iterable[str], root: Path) -> bool:
     """Return whether it is the project's file after all: some projects change ``sys.path``."""
-    paths = [Path(origin).resolve() for origin in origins]
-    return any(
-        path.is_relative_to(root) and SITES.isdisjoint(path.relative_to(root).parts)
-        for path in paths
-    )
+    return any(is_inside(Path(origin), root) for origin in origins)
 
 
 def _check_captured(reached: Iterable[str], files: Sequence[Path], root: Path) -> None:
@@ -229,10 +205,9 @@ def _check_captured(reached: Iterable[str], files: Sequence[Path], root: Path) -
         return  # they are elsewhere on this machine
     for file in map(Path, reached):
         if file.is_relative_to(root) and file.resolve() not in captured:
-            raise CaptureError(
-                f"{_relative(str(file), root)} is imported, and is not included with the code",
-                hint="files are included by suffix: set METAFLOW_DEFAULT_PACKAGE_SUFFIXES",
-            )
+            message = f"{_relative(str(file), root)} is imported, and is not included with the code"
+            hint = "files are included by suffix: set METAFLOW_DEFAULT_PACKAGE_SUFFIXES"
+            raise CaptureError(message, hint=hint)
 
 
 def _relative(file: str, root: Path) -> str:
@@ -245,15 +220,12 @@ def _import_error(error: Mapping[str, Any], module: str, root: Path) -> Exceptio
     where = f" at {_relative(place[0], root)}:{place[1]}" if place else ""
     if error["import"]:
         missing = error["missing"] or "what is missing"
-        return LockError(
-            f"importing {module} in a fresh interpreter failed{where}: {error['text']}",
-            hint=f"install {missing} here, or move it into the project's folder",
-        )
+        message = f"importing {module} in a fresh interpreter failed{where}: {error['text']}"
+        hint = f"install {missing} here, or move it into the project's folder"
+        return LockError(message, hint=hint)
     if error["exit"]:
-        return CaptureError(
-            f"importing {module} ends the program{where}",
-            hint='guard what should only run as a script: if __name__ == "__main__":',
-        )
+        hint = 'guard what should only run as a script: if __name__ == "__main__":'
+        return CaptureError(f"importing {module} ends the program{where}", hint=hint)
     return CaptureError(
         f"importing {module} in a fresh interpreter failed{where}: "
         f"{error['type']}: {error['text']}",

@@ -103,10 +103,8 @@ class Interpreter:
         try:
             self.process.wait(_TIMEOUT)
         except subprocess.TimeoutExpired:
-            raise CaptureError(
-                f"{label} took more than {_TIMEOUT} s",
-                hint="move slow work out of the module's top level",
-            ) from None
+            hint = "move slow work out of the module's top level"
+            raise CaptureError(f"{label} took more than {_TIMEOUT} s", hint=hint) from None
         if not self.ran_file.is_file():
             self._died(label)
         return dict(json.loads(self.ran_file.read_bytes()))
@@ -121,7 +119,5 @@ class Interpreter:
         self.output.seek(0)
         output = self.output.read()[-4000:].decode(errors="replace").strip()
         died = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        raise CaptureError(
-            f"{label} ended without a result ({died})",
-            hint=f"it wrote:\n{output}" if output else "it wrote nothing",
-        )
+        message = f"{label} ended without a result ({died})"
+        raise CaptureError(message, hint=f"it wrote:\n{output}" if output else "it wrote nothing")

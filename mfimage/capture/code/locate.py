@@ -31,10 +31,7 @@ class Definition:
 
 
 def load_decorated(text: str, folder: Path | None = None) -> DecoratedFunction:
-    """Import the function that ``file.py:function`` or ``package.module:function`` names.
-
-    With ``folder``, a module must be there; otherwise it may be any that can be imported here.
-    """
+    """Import the function that ``file.py:function`` or ``module:function`` names, in ``folder``."""
     place, _, name = text.rpartition(":")
     if not place or not name.isidentifier():
         raise CaptureError(
@@ -45,12 +42,9 @@ def load_decorated(text: str, folder: Path | None = None) -> DecoratedFunction:
     if found is None:
         members = vars(module).items()
         names = [key for key, value in members if isinstance(value, DecoratedFunction)]
-        raise CaptureError(
-            f"{place} has no function {name!r}",
-            hint=f"its decorated functions: {', '.join(names)}"
-            if names
-            else "it has no decorated function; write @json_function above one",
-        )
+        hint = "it has no decorated function; write @json_function above one"
+        hint = f"its decorated functions: {', '.join(names)}" if names else hint
+        raise CaptureError(f"{place} has no function {name!r}", hint=hint)
     return require_decorated(found, label=text)
 
 
@@ -59,10 +53,8 @@ def require_decorated(value: object, *, label: str = "") -> DecoratedFunction:
     if isinstance(value, DecoratedFunction):
         return value
     name = label or getattr(value, "__name__", repr(value))
-    raise CaptureError(
-        f"{name} is not a decorated function",
-        hint="write @json_function above it: from metaflow import json_function",
-    )
+    hint = "write @json_function above it: from metaflow import json_function"
+    raise CaptureError(f"{name} is not a decorated function", hint=hint)
 
 
 def is_file(place: str) -> bool:
@@ -79,20 +71,17 @@ def _import(place: str, folder: Path | None) -> ModuleType:
             return _import_file(Path(os.path.abspath(place)), place)  # noqa: PTH100
         module = _import_from(folder or Path.cwd(), place)
         if folder and folder not in Path(str(module.__file__)).parents:
-            raise CaptureError(
-                f"{place} is not in the code package, but at {module.__file__}",
-                hint="name one of the flow's own files",
-            )
+            message = f"{place} is not in the code package, but at {module.__file__}"
+            raise CaptureError(message, hint="name one of the flow's own files")
         return module
     except MfimageError:
         raise
     except (Exception, SystemExit) as error:
-        raise CaptureError(
-            f"importing {place} failed: {type(error).__name__}: {error}",
-            hint=f"install {error.name!r}, or run from the project's folder"
-            if isinstance(error, ModuleNotFoundError)
-            else "it must be importable: guard what should only run as a script with __name__",
-        ) from error
+        hint = "it must be importable: guard what should only run as a script with __name__"
+        if isinstance(error, ModuleNotFoundError):
+            hint = f"install {error.name!r}, or run from the project's folder"
+        message = f"importing {place} failed: {type(error).__name__}: {error}"
+        raise CaptureError(message, hint=hint) from error
     finally:
         if previous is None:
             del os.environ[IMPORTING]
@@ -113,10 +102,8 @@ def _import_file(path: Path, place: str) -> ModuleType:
         module = _import_from(path.parent, path.stem)
     other = getattr(module, "__file__", None)
     if not other or not path.samefile(other):
-        raise CaptureError(
-            f"{place} cannot be imported as {module.__name__}: that is {other or 'built in'}",
-            hint="give the file another name",
-        )
+        message = f"{place} cannot be imported as {module.__name__}: that is {other or 'built in'}"
+        raise CaptureError(message, hint="give the file another name")
     return module
 
 
@@ -146,15 +133,11 @@ def locate(function: DecoratedFunction) -> Definition:
     if name == "__main__" and path is None:
         return Definition(module=name, name=function.__name__, root=Path.cwd(), by_value=True)
     if "<locals>" in qualname:
-        raise CaptureError(
-            f"{qualname} is defined inside another function and cannot be imported",
-            hint="move it to the top level of its module",
-        )
+        message = f"{qualname} is defined inside another function and cannot be imported"
+        raise CaptureError(message, hint="move it to the top level of its module")
     if "." in qualname:
-        raise CaptureError(
-            f"{qualname} is not at the top level of {name}",
-            hint="a function is bound by its module and name; move it out of the class",
-        )
+        hint = "a function is bound by its module and name; move it out of the class"
+        raise CaptureError(f"{qualname} is not at the top level of {name}", hint=hint)
     if path is None:
         raise CaptureError(f"{name}.{qualname} has no source file", hint="define it in a module")
     if name == "__main__":
@@ -195,10 +178,9 @@ def _name_in_module(function: DecoratedFunction) -> str:
     for name, value in members.items():
         if value is function:
             return name
-    raise CaptureError(
-        f"{function.__module__} has no name for the decorated {function.__name__}",
-        hint="write @json_function above its def, or give the result a name in the module",
-    )
+    message = f"{function.__module__} has no name for the decorated {function.__name__}"
+    hint = "write @json_function above its def, or give the result a name in the module"
+    raise CaptureError(message, hint=hint)
 
 
 def _importing() -> Iterator[tuple[dict[str, object], int]]:

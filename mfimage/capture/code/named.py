@@ -29,10 +29,9 @@ class Named:
 def find_function(
     text: str, *, task: str, namespace: str | None = None, code: str | None = None
 ) -> Iterator[Named]:
-    """Yield the function that a text names; it can be bound until the block is left.
+    """Yield the function that a text names; it can be bound, to ``task``, until the block is left.
 
-    ``text`` is ``file.py:function`` or ``package.module:function``, ``task`` what it will be bound
-    to, and ``code`` says where its file is: ``here``, or in the code package of the ``task``'s run.
+    ``code`` says where its file is: ``here``, or in the code package of the ``task``'s run.
     By default it is here, unless there is no such file or module.
     """
     if code == "here" or (code is None and _is_here(text)):
@@ -46,9 +45,9 @@ def find_function(
             raise
         message = f"there is no {text.rpartition(':')[0]} here, and {error.message}"
         raise TaskError(message, hint=error.hint) from None
+    package = packaged.pathspec
     with unpacked_code(packaged) as folder, _forgotten(folder):
-        function = _load_from(folder, text, packaged.pathspec)
-        yield Named(function=function, package=packaged.pathspec)
+        yield Named(function=_load_from(folder, text, package), package=package)
 
 
 def _is_here(text: str) -> bool:
@@ -69,10 +68,9 @@ def _load_from(folder: Path, text: str, package: str) -> DecoratedFunction:
         paths = [folder.joinpath(*parts[i:]) for i in range(len(parts))]
         found = next((path for path in paths if path.is_file()), None)
         if found is None:
-            raise CaptureError(
-                f"no file {place!r} here, and none in the code package of {package}",
-                hint=f"it has: {', '.join(_files(folder)) or 'none of the flow'}",
-            )
+            message = f"no file {place!r} here, and none in the code package of {package}"
+            hint = f"it has: {', '.join(_files(folder)) or 'none of the flow'}"
+            raise CaptureError(message, hint=hint)
         return load_decorated(f"{found}:{name}")
     return load_decorated(text, folder=folder)
 

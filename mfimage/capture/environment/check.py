@@ -19,34 +19,28 @@ _READS_AT_ONCE = 8
 def check_imports(
     imports: Imports, lock: Lock, *, where: str, remedy: str, environment: Mapping[str, str]
 ) -> None:
-    """Refuse a lock without a distribution that the function imports.
-
-    Only when that is certain: an import that may fail, or may never run, needs nothing, and a
-    locked distribution whose files cannot be listed may have any module.
-    """
+    """Refuse a lock that certainly lacks a distribution that the function imports."""
     missing = _missing(imports, lock, environment)
     if not missing:
         return
     asks = ", ".join(f"{each.module} ({each.reason})" for each in missing)
     names = dict.fromkeys(_provider(each, imports.installed) for each in missing)
-    raise LockError(
-        f"{where} lacks what the function imports: {asks}",
-        hint=f"add {', '.join(names)} to {remedy}",
-    )
+    message = f"{where} lacks what the function imports: {asks}"
+    raise LockError(message, hint=f"add {', '.join(names)} to {remedy}")
 
 
 def _missing(imports: Imports, lock: Lock, environment: Mapping[str, str]) -> list[Asked]:
+    # An import that may fail, or may never run, needs nothing, and a locked distribution whose
+    # files cannot be listed may have any module.
     packages = {package.name: package for package in lock.packages}
     first: dict[str, Asked] = {}
     for asked in imports.asked:
         if asked.certain and not asked.optional:
             first.setdefault(asked.module, asked)
-    suspects = [
-        asked for asked in first.values() if not _is_locked(asked, packages, imports.installed)
-    ]
+    here = imports.installed
+    suspects = [asked for asked in first.values() if not _is_locked(asked, packages, here)]
     if not suspects:
         return []
-    here = imports.installed
     # The interpreter knows the modules of what it has in the same version.
     unknown = [
         each

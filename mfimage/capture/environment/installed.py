@@ -56,10 +56,8 @@ class Distribution:
         if path is not None and path.exists():
             return f"{self.name} @ {path.resolve().as_uri()}"
         if path is not None and self.installer != "conda":
-            raise LockError(
-                f"{self.name} {self.version} was installed from {path}, which is gone",
-                hint=f"install {self.name} again, from a folder or an index",
-            )
+            message = f"{self.name} {self.version} was installed from {path}, which is gone"
+            raise LockError(message, hint=f"install {self.name} again, from a folder or an index")
         # Conda records the folder on the machine that built the package; its versions are PyPI's.
         if path is not None or not self.direct_url:
             return f"{self.name}=={self.version}"
@@ -94,18 +92,16 @@ class Installed:
         return name in self._by_name
 
     def owners(self, module: str, origins: Sequence[str]) -> list[Distribution]:
-        """Return the distributions that a module belongs to.
+        """Return the distributions that a module belongs to; several hold the same (``cv2``).
 
-        Several only when they hold the same file (``cv2``). None when it is unknown, or a
-        namespace that others fill.
+        None when it is unknown, or a namespace that others fill.
         """
         editable = self._by_source(origins) if len(origins) == 1 else []
         candidates = self._by_module.get(module.partition(".")[0], [])
         if editable or len(candidates) == 1:
             return editable or candidates
         for name in reversed(prefixes(module)):
-            found = [each for each in candidates if _holds(each, name)]
-            if found:
+            if found := [each for each in candidates if _holds(each, name)]:
                 return found
         return self._by_place(origins)
 
@@ -119,7 +115,7 @@ class Installed:
         """Find the distribution that was installed from the folder of a module."""
         for each in self._by_name.values():
             source = each.source
-            if source and any(_is_inside(Path(origin), source) for origin in origins):
+            if source and any(is_inside(Path(origin), source) for origin in origins):
                 return [each]
         return []
 
@@ -136,11 +132,7 @@ class Installed:
         return self._by_source(origins)
 
     def close(self, start: Mapping[str, str], platform: Platform) -> dict[str, str]:
-        """Follow requirements.
-
-        What is required but not installed is not in the result: the solver chooses its version.
-
-        """
+        """Follow requirements; what is not installed is left out: the solver chooses it."""
         reasons = dict(start)
         done: set[tuple[str, str]] = set()
         queue = deque((name, "") for name in start)
@@ -158,7 +150,7 @@ class Installed:
         return reasons
 
 
-def _is_inside(path: Path, folder: Path) -> bool:
+def is_inside(path: Path, folder: Path) -> bool:
     """Return whether a path is inside a source folder, but not in an environment there."""
     path, folder = path.resolve(), folder.resolve()
     return path.is_relative_to(folder) and SITES.isdisjoint(path.relative_to(folder).parts)

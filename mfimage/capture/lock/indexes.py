@@ -27,25 +27,16 @@ _NAMED = re.compile(r"(?:(?P<name>[\w.-]+)=)?(?P<url>\S+)")
 
 @dataclass(frozen=True, kw_only=True)
 class IndexOptions:
-    """Package indexes to ask, beside those of uv's or pip's own configuration.
+    """Package indexes to ask, beside those of uv's or pip's own configuration."""
 
-    Attributes
-    ----------
-    index_url : str or None
-        Replaces the default index. A user and password in it are used but never written.
-    extra_index_urls : tuple of str
-        Asked first, in order.
-    """
-
+    # Replaces the default index. A user and password in it are used but never written.
     index_url: str | None = None
-    extra_index_urls: tuple[str, ...] = ()
+    extra_index_urls: tuple[str, ...] = ()  # asked first, in order
 
     def environment(self, inherited: Mapping[str, str], directory: Path) -> dict[str, str]:
-        """Return ``inherited`` with these indexes: other users can read arguments, not variables.
-
-        Pip's indexes are used where uv's configuration names none: uv does not read pip's.
-        """
+        """Return ``inherited`` with these indexes: arguments could be read by other users."""
         result = dict(inherited)
+        # Pip's indexes are used where uv's configuration names none: uv does not read pip's.
         named = any(inherited.get(name) for name in (*DEFAULT_VARIABLES, *EXTRA_VARIABLES))
         if not named and not any(map(_names_index, _uv_files(inherited, directory))):
             result.update(_pip_indexes(inherited))
@@ -60,13 +51,11 @@ class IndexOptions:
     def environments(
         self, inherited: Mapping[str, str], directory: Path
     ) -> Iterator[dict[str, str]]:
-        """Yield ``environment()``, and one in which uv asks further indexes for a package.
-
-        By default the first index that has a package decides, which keeps a public index from
-        replacing a private package. But some indexes, such as PyTorch's, have old versions, or
-        few platforms, of packages that the next one has in full. Then the next index is searched
-        for a version that fits; among pip's indexes all of them are, as pip does.
-        """
+        """Yield ``environment()``, and one in which uv asks further indexes for a package."""
+        # By default the first index that has a package decides, which keeps a public index from
+        # replacing a private package. But some indexes, such as PyTorch's, have old versions, or
+        # few platforms, of packages that the next one has in full. Then the next index is searched
+        # for a version that fits; among pip's indexes all of them are, as pip does.
         first = self.environment(inherited, directory)
         yield first
         added = first.get("UV_INDEX", "") != inherited.get("UV_INDEX", "")
@@ -112,7 +101,7 @@ def _pip_indexes(environment: Mapping[str, str]) -> dict[str, str]:
     """Return uv's variables for the indexes in pip's configuration."""
     settings: dict[str, str] = {}
     for file in _pip_files(environment):
-        settings.update(_pip_settings(file))
+        settings |= _pip_settings(file)
     default = environment.get("PIP_INDEX_URL") or settings.get("index-url", "")
     extra = environment.get("PIP_EXTRA_INDEX_URL") or settings.get("extra-index-url", "")
     found = {"UV_DEFAULT_INDEX": _remote(default), "UV_INDEX": _remote(extra)}

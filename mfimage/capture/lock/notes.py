@@ -38,11 +38,9 @@ _PAGE = re.compile(r"(?:No cache entry|Found \w+ response) for: (?P<index>\S+)/(
 
 
 def read_log(log: str, packages: Sequence[LockedPackage]) -> dict[str, Note] | None:
-    """Return a note on each package, from uv's log; None when it does not say enough.
-
-    It does not when uv read pages of several indexes for a package, or words its log otherwise
-    than the versions that we know.
-    """
+    """Return a note on each package, from uv's log; None when it does not say enough."""
+    # It does not when uv read pages of several indexes for a package, or words its log otherwise
+    # than the versions that we know.
     versions = {package.name: package.version for package in packages}
     requirers: dict[str, set[str]] = defaultdict(set)
     pages: dict[str, set[str]] = defaultdict(set)
@@ -61,12 +59,10 @@ def read_log(log: str, packages: Sequence[LockedPackage]) -> dict[str, Note] | N
     remote = [package.name for package in packages if not package.is_local]
     if not explained.issuperset(versions) or any(len(pages[name]) != 1 for name in remote):
         return None
+    found = {name: pylock.index_of(next(iter(pages[name]), None)) for name in versions}
     return {
-        name: Note(
-            requirers=tuple(sorted(requirers[name])),
-            index=pylock.index_of(next(iter(pages[name]), None)),
-        )
-        for name in versions
+        name: Note(requirers=tuple(sorted(requirers[name])), index=index)
+        for name, index in found.items()
     }
 
 
@@ -87,18 +83,12 @@ def solve_notes(
     """Return a note on each package, from a solve of its own; none when that fails."""
     with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
         pins = [pin(package, wheels, stubs=Path(folder)) for package in packages]
+        lines = "\n".join(pins)
         try:
-            text = uv.compile_notes(
-                "\n".join(pins), platform=platform, directory=directory, index=index
-            )
+            text = uv.compile_notes(lines, platform=platform, directory=directory, index=index)
         except LockError:
             return {}
     return parse_comments(text)
-
-
-def project_notes(project: Path, *, index: IndexOptions) -> dict[str, Note]:
-    """Return a note on each package of a project's ``uv.lock``."""
-    return parse_comments(uv.export_notes(project, index=index))
 
 
 def parse_comments(text: str) -> dict[str, Note]:
@@ -124,13 +114,11 @@ def parse_comments(text: str) -> dict[str, Note]:
 
 
 def pin(package: LockedPackage, wheels: Mapping[str, Path] = {}, *, stubs: Path) -> str:
-    """Return the requirement for exactly this package.
-
-    A wheel that travels in a function package is on no index. Where it is not on this machine
-    either, an empty one stands for it: what it requires is in the function's lock, pinned.
-    """
+    """Return the requirement for exactly this package."""
     if not package.is_local:
         return f"{package.name}=={package.version}"
+    # A wheel that travels in a function package is on no index. Where it is not on this machine
+    # either, an empty one stands for it: what it requires is in the function's lock, pinned.
     here = [wheels[file.name] for file in package.files if file.name in wheels]
     wheel = here[0] if here else _stub(package, stubs)
     return f"{package.name} @ {wheel.resolve().as_uri()}"

@@ -31,10 +31,8 @@ class Platform:
 
     def __post_init__(self) -> None:
         if self.name not in _MACHINES:
-            raise LockError(
-                f"platform: {self.name!r} cannot be locked for",
-                hint=f"use one of {', '.join(_MACHINES)}",
-            )
+            message = f"platform: {self.name!r} cannot be locked for"
+            raise LockError(message, hint=f"use one of {', '.join(_MACHINES)}")
         if not re.match(r"3\.\d+", self.python):
             raise LockError(f"python: expected a version such as 3.11, got {self.python!r}")
 
@@ -88,11 +86,8 @@ class Platform:
 
     def holds(self, marker: str, *, groups: tuple[str, ...] = ()) -> bool:
         """Return whether a lock's marker holds, with these dependency groups and no extras."""
-        values: dict[str, str | Set[str]] = {
-            **self.markers,
-            "extras": frozenset(),
-            "dependency_groups": frozenset(groups),
-        }
+        more = {"extras": frozenset[str](), "dependency_groups": frozenset(groups)}
+        values: dict[str, str | Set[str]] = {**self.markers, **more}
         try:
             return Marker(marker).evaluate(values, context="lock_file")
         except (InvalidMarker, UndefinedComparison, UndefinedEnvironmentName) as error:

@@ -67,10 +67,8 @@ def write_pylock(packages: Iterable[LockedPackage], platform: Platform) -> bytes
         lines += ["", "[[packages]]", f"name = {_quote(package.name)}"]
         lines += [f"version = {_quote(package.version)}"]
         lines += [f"index = {_quote(package.index)}"] if package.index else []
-        lines += ["wheels = ["]
         files = sorted(package.files, key=lambda each: each.name)
-        lines += [f"    {file.to_toml()}," for file in files]
-        lines += ["]"]
+        lines += ["wheels = [", *(f"    {file.to_toml()}," for file in files), "]"]
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -103,10 +101,8 @@ def select_packages(
     _check_python(parsed.get("requires-python", ""), platform, where)
     environments = parsed.get("environments", [])
     if environments and not any(platform.holds(marker) for marker in environments):
-        raise LockError(
-            f"{where} is not for {platform}: {' or '.join(environments)}",
-            hint="lock it for this platform, or ask for the platform that it is for",
-        )
+        hint = "lock it for this platform, or ask for the platform that it is for"
+        raise LockError(f"{where} is not for {platform}: {' or '.join(environments)}", hint=hint)
     groups = tuple(parsed.get("default-groups", ()))
     selected: dict[str, Mapping[str, Any]] = {}
     for package in parsed.get("packages", []):
@@ -124,15 +120,12 @@ def _check_python(specifier: str, platform: Platform, where: str) -> None:
     try:
         versions = SpecifierSet(specifier)
     except InvalidSpecifier:
-        raise LockError(
-            f"{where}: requires-python: {specifier!r} is not a version specifier"
-        ) from None
+        message = f"{where}: requires-python: {specifier!r} is not a version specifier"
+        raise LockError(message) from None
     # The patch version that an image has is not known yet: any will do.
     if not any(f"{platform.minor}.{patch}" in versions for patch in (0, 99)):
-        raise LockError(
-            f"{where} requires Python {specifier}, and the function runs on {platform.minor}",
-            hint="bind with a Python that the lock is for",
-        )
+        message = f"{where} requires Python {specifier}, and the function runs on {platform.minor}"
+        raise LockError(message, hint="bind with a Python that the lock is for")
 
 
 def file_name(table: Mapping[str, Any]) -> str:
@@ -145,7 +138,7 @@ def file_name(table: Mapping[str, Any]) -> str:
 
 def index_of(url: str | None) -> str | None:
     """Return the URL of a package index as a lock has it; None for a local folder."""
-    is_remote = url is not None and urlsplit(url).scheme in ("http", "https")
+    is_remote = url and urlsplit(url).scheme in ("http", "https")
     return without_credentials(url).rstrip("/") if url and is_remote else None
 
 
@@ -158,17 +151,15 @@ def read_lock(data: bytes) -> list[LockedPackage]:
             LockedPackage(
                 name=canonicalize_name(package["name"]),
                 version=package["version"],
-                files=tuple(
-                    WheelFile(
-                        name=file_name(table),
-                        sha256=table["hashes"]["sha256"],
-                        url=table.get("url"),
-                    )
-                    for table in package["wheels"]
-                ),
+                files=tuple(map(_wheel_file, package["wheels"])),
                 index=package.get("index"),
             )
             for package in parsed.get("packages", [])
         ]
     except (KeyError, TypeError) as error:
         raise LockError(f"{where} is not one that mfimage wrote: {error}") from None
+
+
+def _wheel_file(table: Mapping[str, Any]) -> WheelFile:
+    sha256 = table["hashes"]["sha256"]
+    return WheelFile(name=file_name(table), sha256=sha256, url=table.get("url"))

@@ -51,12 +51,10 @@ class Lock:
 
     def with_notes(self, notes: Mapping[str, Note], platform: Platform) -> Lock:
         """Return the same lock with notes; it names the index of each package that has one."""
-        packages = (
-            package
-            if package.is_local or package.index or package.name not in notes
-            else replace(package, index=notes[package.name].index)
-            for package in self.packages
-        )
+        packages = self.packages
+        for i, each in enumerate(packages):
+            if each.name in notes and not (each.is_local or each.index):
+                packages[i] = replace(each, index=notes[each.name].index)
         return replace(self, data=pylock.write_pylock(packages, platform), notes=notes)
 
 
@@ -73,10 +71,9 @@ def settle(
     index: IndexOptions = OWN_CONFIGURATION,
     hashes: Mapping[str, frozenset[str]] = {},
 ) -> Lock:
-    """Turn any tool's lock into one for a platform.
+    """Turn any tool's lock, whose relative paths start at ``base``, into one for a platform.
 
-    Relative paths in it start at ``base``; messages call it ``where``. For a package in ``hashes``,
-    only files with one of these sha256 may be used.
+    For a package in ``hashes``, only files with one of these sha256 may be used.
     """
     selected = pylock.select_packages(parsed, platform, where=where)
     built = Path(tempfile.mkdtemp(prefix="mfimage-wheels-"))
@@ -123,10 +120,8 @@ class _Settler:
     def _build(self, package: Mapping[str, Any]) -> tuple[LockedPackage, dict[str, Path]]:
         name, version = package["name"], package.get("version", "")
         if not any(package.get(kind) for kind in _SOURCES):
-            raise LockError(
-                f"{name} {version} has no wheel for {self.platform}",
-                hint="choose a version that has one, or another platform or Python",
-            )
+            hint = "choose a version that has one, or another platform or Python"
+            raise LockError(f"{name} {version} has no wheel for {self.platform}", hint=hint)
         if sdist := package.get("sdist"):
             source = WheelFile(name=file_name(sdist), sha256=_sha256(sdist) or "")
             self._allowed(name, version, [source])
@@ -151,11 +146,9 @@ class _Settler:
             requirement = f"{name} @ {_source_url(package, self.base)}"
             built = build_requirement(name, requirement, work, platform=platform, index=self.index)
         if not platform.fits(built.name):
-            raise LockError(
-                f"{name} is on no index and was built as {built.name}, which does not fit "
-                f"{platform}",
-                hint=f"build it on {platform}, and name the wheel in a requirements file",
-            )
+            misfit = f"{built.name}, which does not fit {platform}"
+            hint = f"build it on {platform}, and name the wheel in a requirements file"
+            raise LockError(f"{name} is on no index and was built as {misfit}", hint=hint)
         return built
 
     def _allowed(self, name: str, version: str, files: list[WheelFile]) -> list[WheelFile]:
@@ -179,10 +172,8 @@ def _sha256(table: Mapping[str, Any]) -> str | None:
 def _remote_file(name: str, table: Mapping[str, Any]) -> WheelFile:
     file, digest = file_name(table), _sha256(table)
     if not digest:
-        raise LockError(
-            f"{name}: the lock has no sha256 of {file}",
-            hint="lock it with a tool that writes hashes, as uv does",
-        )
+        message = f"{name}: the lock has no sha256 of {file}"
+        raise LockError(message, hint="lock it with a tool that writes hashes, as uv does")
     return WheelFile(name=file, sha256=digest, url=without_credentials(table["url"]))
 
 
@@ -204,22 +195,19 @@ def _local_file(table: Mapping[str, Any], base: Path) -> Path | None:
 
 def _source_url(package: Mapping[str, Any], base: Path) -> str:
     """Return the URL of a source, with its hash, as a requirement names it."""
-    vcs = package.get("vcs")
-    if vcs:
+    name = package["name"]
+    if vcs := package.get("vcs"):
         if vcs.get("type") != "git":
-            raise LockError(
-                f"{package['name']} comes from {vcs.get('type')!r}; only git is supported"
-            )
+            raise LockError(f"{name} comes from {vcs.get('type')!r}; only git is supported")
         place = vcs.get("url") or (base / vcs["path"]).resolve().as_uri()
         part = f"#subdirectory={vcs['subdirectory']}" if vcs.get("subdirectory") else ""
         return f"git+{place}@{vcs['commit-id']}{part}"
     table = package.get("archive") or package["sdist"]
-    file = _local_file(table, base)
-    digest = _sha256(table)
+    file, digest = _local_file(table, base), _sha256(table)
     if not digest:
         raise LockError(
-            f"{package['name']} has no sha256 of {file_name(table)} in the lock, and would be "
-            "built unverified",
+            f"{name} has no sha256 of {file_name(table)} in the lock, and would be built "
+            "unverified",
             hint="lock it with a tool that writes hashes, as uv does",
         )
     part = f"#subdirectory={table['subdirectory']}" if table.get("subdirectory") else ""
@@ -227,15 +215,10 @@ def _source_url(package: Mapping[str, Any], base: Path) -> str:
 
 
 def _copy_source(name: str, source: Path, copy: Path) -> Path:
-    """Copy a source tree.
-
-    Building in place leaves folders behind, and the wheel may take in leftovers of earlier builds.
-    """
+    """Copy a source tree: a build in place leaves folders behind, which the next one takes in."""
     if not source.is_dir():
-        raise LockError(
-            f"{name} was installed from {source}, which is gone",
-            hint=f"install {name} again, from a folder or an index",
-        )
+        message = f"{name} was installed from {source}, which is gone"
+        raise LockError(message, hint=f"install {name} again, from a folder or an index")
     size = 0
 
     def ignored(folder: str, names: list[str]) -> set[str]:
@@ -251,7 +234,13 @@ def _copy_source(name: str, source: Path, copy: Path) -> Path:
         return left_out
 
     shutil.copytree(source, copy, ignore=ignored, ignore_dangling_symlinks=True)
-    _link_git(source, copy)
+    # The copy has its history: some build backends take the version from it.
+    git, link = source / ".git", copy / ".git"
+    if git.is_dir():
+        link.write_text(f"gitdir: {git.resolve()}\n")
+    elif git.is_file():
+        place = git.read_text().partition("gitdir:")[2].strip()
+        link.write_text(f"gitdir: {(source / place).resolve()}\n")
     return copy
 
 
@@ -261,16 +250,6 @@ def _is_left_out(path: Path, *, top: Path) -> bool:
     if path.name == "build" and path.parent == top:
         return (path / "lib").is_dir() or any(path.glob("bdist.*")) or any(path.glob("lib.*"))
     return (path / "pyvenv.cfg").exists() or (path / "conda-meta").is_dir()
-
-
-def _link_git(source: Path, copy: Path) -> None:
-    """Give the copy its history: some build backends take the version from it."""
-    git = source / ".git"
-    if git.is_dir():
-        (copy / ".git").write_text(f"gitdir: {git.resolve()}\n")
-    elif git.is_file():
-        place = git.read_text().partition("gitdir:")[2].strip()
-        (copy / ".git").write_text(f"gitdir: {(source / place).resolve()}\n")
 
 
 def _repack(wheel: Path, out: Path) -> Path:

@@ -34,24 +34,11 @@ def lock_requirements(
     directory: Path | None = None,
     hashes: Mapping[str, frozenset[str]] = {},
 ) -> Lock:
-    """Solve requirements, once; the lock says who requires what.
+    """Solve lines of a requirements file, once; the lock says who requires what.
 
-    Parameters
-    ----------
-    requirements : sequence of str
-        Lines of a requirements file, including ``-r file`` and ``-c file``.
-    wheels : mapping of str to Path
-        File name -> a wheel to use for its distribution, and to include.
-    directory : Path, optional
-        Where relative paths start, and where uv looks for its configuration.
-    hashes : mapping of name to frozenset of str
-        The only files (sha256) that may be used for these packages.
-
-    Raises
-    ------
-    LockError
-        When they cannot be solved, an index cannot be reached, or a package has no wheel and
-        cannot be built into one.
+    ``wheels``, by file name, are used for their distributions, and included. ``directory`` is where
+    relative paths start, and where uv looks for its configuration. ``hashes`` has, by package name,
+    the only files (sha256) that may be used.
     """
     directory = directory or Path.cwd()
     lines = list(requirements)
@@ -63,9 +50,8 @@ def lock_requirements(
     packages = lock.packages
     notes = read_log(solution.log, packages)
     if notes is None:
-        notes = solve_notes(
-            packages, platform, wheels=lock.wheels, index=index, directory=directory
-        )
+        local = lock.wheels
+        notes = solve_notes(packages, platform, wheels=local, index=index, directory=directory)
     return lock.with_notes(notes, platform)
 
 
@@ -82,12 +68,6 @@ def lock_for_target(
     Every package of the function's lock stays as it is, to the byte, and so do wheels in the
     function package. For another platform than the function's, the same versions are locked
     again. The minor version of ``python`` must be that of the function's lock.
-
-    Raises
-    ------
-    LockError
-        When the target needs other versions than the function, an index has another file under
-        the name of a locked one, or a package has no wheel for the platform.
     """
     wanted = Platform(python=python, name=platform)
     function_lock = relock(function_lock, wanted, index=index, directory=Path.cwd())
@@ -110,8 +90,8 @@ def extend_lock(
     pinned = {package.name: package for package in pylock.read_lock(data)}
     with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
         pins = "\n".join(pin(package, stubs=Path(folder)) for package in pinned.values())
+        text = "\n".join(extra)
         try:
-            text = "\n".join(extra)
             solution = compile_pylock(
                 text, constraints=pins, platform=platform, directory=directory, index=index
             )
@@ -155,12 +135,8 @@ def relock(data: bytes, platform: Platform, *, index: IndexOptions, directory: P
     if original is None or original.name == platform.name:
         return data
     pylock.select_packages(parsed, original, where=_FUNCTION_LOCK)
-    job = _Relock(
-        packages={package.name: package for package in pylock.read_lock(data)},
-        original=original,
-        platform=platform,
-        directory=directory,
-    )
+    packages = {package.name: package for package in pylock.read_lock(data)}
+    job = _Relock(packages=packages, original=original, platform=platform, directory=directory)
     return pylock.write_pylock(job.solve(index), platform)
 
 
@@ -173,18 +149,15 @@ class _Relock:
 
     def solve(self, index: IndexOptions) -> list[LockedPackage]:
         for package in self.packages.values():
-            file = package.files[0].name
-            if package.is_local and not any(
-                self.platform.fits(each.name) for each in package.files
-            ):
-                raise LockError(
-                    f"{file} is in the function package, and does not fit {self.platform}",
-                    hint=f"build for {self.original.name}, or bind for {self.platform.name}",
-                )
+            names = [file.name for file in package.files]
+            if package.is_local and not any(map(self.platform.fits, names)):
+                message = f"{names[0]} is in the function package, and does not fit {self.platform}"
+                hint = f"build for {self.original.name}, or bind for {self.platform.name}"
+                raise LockError(message, hint=hint)
         failure: UvFailure | None = None
         for options in self._indexes(index):
             try:
-                return self._attempt(self._roots(options), options)
+                return self._attempt(options)
             except UvFailure as error:
                 if not error.is_unsolved:
                     raise
@@ -196,19 +169,10 @@ class _Relock:
             hint=f"build for {self.original.name}, or bind with versions that both have",
         )
 
-    def _roots(self, index: IndexOptions) -> list[LockedPackage]:
-        """Return the packages that no other requires: the others may be for one platform only."""
-        packages = list(self.packages.values())
-        notes = solve_notes(packages, self.original, index=index, directory=self.directory)
-        required = {name for name, note in notes.items() if note.requirers}
-        return [package for package in packages if package.name not in required]
-
     def _indexes(self, index: IndexOptions) -> Iterator[IndexOptions]:
-        """Yield which indexes to ask: as configured, with those that the lock names.
-
-        The one that most packages came from replaces the default index only in the second
-        attempt: it may be a mirror that cannot be reached from here.
-        """
+        """Yield which indexes to ask: as configured, with those that the lock names."""
+        # The one that most packages came from replaces the default index only in the second
+        # attempt: it may be a mirror that cannot be reached from here.
         known = index.urls(os.environ, self.directory)
         named = [each.index for each in self.packages.values() if each.index]
         common = [url for url, _ in Counter(named).most_common()]
@@ -217,12 +181,15 @@ class _Relock:
         if common and common[0] not in known:
             yield index.with_extra([*extra, common[0]])
 
-    def _attempt(self, roots: Sequence[LockedPackage], index: IndexOptions) -> list[LockedPackage]:
+    def _attempt(self, index: IndexOptions) -> list[LockedPackage]:
+        packages = list(self.packages.values())
+        notes = solve_notes(packages, self.original, index=index, directory=self.directory)
+        # Those that others require are left to the solver: they may be for one platform only.
+        required = {name for name, note in notes.items() if note.requirers}
         with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
-            packages = self.packages.values()
             pins = {each.name: pin(each, stubs=Path(folder)) for each in packages}
             solution = compile_pylock(
-                "\n".join(pins[package.name] for package in roots),
+                "\n".join(text for name, text in pins.items() if name not in required),
                 constraints="\n".join(pins.values()),
                 platform=self.platform,
                 directory=self.directory,

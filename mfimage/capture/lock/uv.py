@@ -39,7 +39,7 @@ class UvFailure(LockError):
     """Uv failed; the message is uv's own, with secrets masked."""
 
     def __init__(self, command: str, text: str) -> None:
-        hint = next((hint for pattern, hint in _HINTS if re.search(pattern, text)), None)
+        hint = next((hint for pattern, hint in _HINTS.items() if re.search(pattern, text)), None)
         words = text.strip().removeprefix("error: ")
         if len(words) > _LONGEST:  # what failed stands first, and why a build failed last
             words = f"{words[:500]}\n[...]\n{words[500 - _LONGEST :]}"
@@ -70,21 +70,14 @@ class UvFailure(LockError):
 _NO_WHEELS = (
     r"no (usable )?wheels|building from source is disabled|[Bb]uilding source distributions .*is d"
 )
-_HINTS = (
-    (
-        "valid authentication|Forbidden|Unauthorized",
-        "give credentials by UV_INDEX_<NAME>_USERNAME and _PASSWORD, or by ~/.netrc",
-    ),
-    (
-        "No solution found",
-        "change the requirement, add an index with --extra-index-url, or name the whole "
-        "environment with environment=",
-    ),
-    (
-        r"Failed to (download and )?build",
-        "build the wheel yourself, and name its file in a requirements file",
-    ),
-)
+_HINTS = {
+    "valid authentication|Forbidden|Unauthorized": "give credentials by "
+    "UV_INDEX_<NAME>_USERNAME and _PASSWORD, or by ~/.netrc",
+    "No solution found": "change the requirement, add an index with --extra-index-url, or name "
+    "the whole environment with environment=",
+    "Failed to (download and )?build": "build the wheel yourself, and name its file in a "
+    "requirements file",
+}
 _LONGEST = 4000
 
 
@@ -103,10 +96,9 @@ def find_uv() -> str:
 
         return os.fspath(uv.find_uv_bin())
     except (ImportError, FileNotFoundError):
-        found = which("uv")
-    if not found:
-        raise LockError("uv is not installed", hint="pip install uv")
-    return found
+        if found := which("uv"):
+            return found
+    raise LockError("uv is not installed", hint="pip install uv")
 
 
 def compile_pylock(
@@ -137,8 +129,7 @@ def compile_notes(
     requirements: str, *, platform: Platform, directory: Path, index: IndexOptions
 ) -> str:
     """Solve requirements; return them with comments that name their requirers and indexes."""
-    more = ["--format", "requirements.txt", "--emit-index-annotation"]
-    arguments = [*_compile_for(platform), *more]
+    arguments = [*_compile_for(platform), "--format", "requirements.txt", "--emit-index-annotation"]
     return _solve(arguments, directory, index, requirements, builds=False).pylock
 
 
@@ -163,8 +154,9 @@ def _solve(
     for more in (["--only-binary", ":all:"], []) if builds else (["--only-binary", ":all:"],):
         for environment in index.environments(os.environ, directory):
             try:
-                logged = {**environment, "RUST_LOG": _LOGGED}
-                return Solution(*_run([*arguments, *more], directory, logged, text))
+                logged, log = {**environment, "RUST_LOG": _LOGGED}, list[str]()
+                solved = run_uv([*arguments, *more], directory, logged, text, log=log)
+                return Solution(solved, log[0])
             except UvFailure as error:
                 failure = error
             if not failure.wants_next_index:
@@ -204,11 +196,9 @@ def build_directory(source: Path, out: Path, *, platform: Platform, index: Index
 def build_requirement(
     name: str, requirement: str, out: Path, *, platform: Platform, index: IndexOptions
 ) -> Path:
-    """Build the wheel of a requirement that names a URL; return it, below ``out``.
-
-    Uv can fetch it (git, credentials, hashes) but has no command that keeps the wheel, so it is
-    taken from a cache made for this one call.
-    """
+    """Build the wheel of a requirement that names a URL; return it, below ``out``."""
+    # Uv can fetch it (git, credentials, hashes) but has no command that keeps the wheel, so it is
+    # taken from a cache made for this one call.
     cache_folder = out / "cache"
     arguments = [
         *("pip", "install", "--no-deps", "--python", _python_for(platform)),
@@ -232,10 +222,8 @@ def _is_of(wheel: Path, name: str) -> bool:
 def _first_wheel(wheels: Iterable[Path], label: str) -> Path:
     for wheel in wheels:
         return wheel
-    raise LockError(
-        f"uv built {label}, but its wheel is not where mfimage expects it",
-        hint="build the wheel yourself, and name its file in a requirements file",
-    )
+    hint = "build the wheel yourself, and name its file in a requirements file"
+    raise LockError(f"uv built {label}, but its wheel is not where mfimage expects it", hint=hint)
 
 
 def _building(index: IndexOptions, directory: Path) -> dict[str, str]:
@@ -258,21 +246,9 @@ def run_uv(
     *,
     prefix: Sequence[str] = (),
     pass_fds: Sequence[int] = (),
+    log: list[str] | None = None,
 ) -> str:
-    """Run uv and return its stdout."""
-    return _run(arguments, directory, environment, text, prefix=prefix, pass_fds=pass_fds)[0]
-
-
-def _run(
-    arguments: Sequence[str],
-    directory: Path,
-    environment: Mapping[str, str],
-    text: str,
-    *,
-    prefix: Sequence[str] = (),
-    pass_fds: Sequence[int] = (),
-) -> tuple[str, str]:
-    """Return stdout and stderr."""
+    """Run uv and return its stdout; its stderr is appended to ``log``."""
     command = f"uv {' '.join(arguments[: 2 if arguments[0] == 'pip' else 1])}"
     try:
         done = subprocess.run(
@@ -289,12 +265,14 @@ def _run(
         raise LockError(f"cannot run uv in {directory}: {error.strerror or error}") from None
     except subprocess.TimeoutExpired:
         raise LockError(f"{command} took more than {_TIMEOUT // 60} minutes") from None
-    log = done.stderr.decode(errors="replace")
+    stderr = done.stderr.decode(errors="replace")
     if done.returncode:
         mask = Masker(secret.encode() for secret in _secrets(environment, text))
-        words = re.sub(r"^(?:DEBUG|INFO|WARN|TRACE) .*\n?", "", log, flags=re.MULTILINE)
+        words = re.sub(r"^(?:DEBUG|INFO|WARN|TRACE) .*\n?", "", stderr, flags=re.MULTILINE)
         raise UvFailure(command, mask(words))
-    return done.stdout.decode(), log
+    if log is not None:
+        log.append(stderr)
+    return done.stdout.decode()
 
 
 def _secrets(environment: Mapping[str, str], text: str) -> set[str]:

@@ -15,7 +15,7 @@ from mfimage.capture.lock.indexes import authorization
 from mfimage.capture.lock.pylock import LockedPackage
 
 # The first is enough for nearly all wheels.
-_TAILS = (1 << 18, 1 << 22)
+_TAIL, _LONG_TAIL = 1 << 18, 1 << 22
 _TIMEOUT = 20
 
 
@@ -34,14 +34,13 @@ def wheel_files(
     return [_installed(name) for name in names]
 
 
-def _remote_files(url: str, environment: Mapping[str, str]) -> list[str]:
-    for size in _TAILS:
-        try:
-            return zipfile.ZipFile(io.BytesIO(_tail(url, size, environment))).namelist()
-        except (ValueError, zipfile.BadZipFile):
-            if size == _TAILS[-1]:
-                raise
-    return []
+def _remote_files(url: str, environment: Mapping[str, str], size: int = _TAIL) -> list[str]:
+    try:
+        return zipfile.ZipFile(io.BytesIO(_tail(url, size, environment))).namelist()
+    except (ValueError, zipfile.BadZipFile):
+        if size == _LONG_TAIL:
+            raise
+        return _remote_files(url, environment, _LONG_TAIL)
 
 
 def _tail(url: str, size: int, environment: Mapping[str, str]) -> bytes:

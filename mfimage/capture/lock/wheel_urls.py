@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -50,18 +51,15 @@ def parse_wheels(urls: Iterable[str]) -> tuple[list[Wheel], list[str]]:
 def lock_urls(
     urls: Sequence[str], platform: Platform, *, index: IndexOptions, directory: Path
 ) -> dict[str, Any]:
-    """Return a parsed lock that has exactly these wheels.
-
-    The hash of a wheel is the one that its index lists for this URL; a wheel that no index lists
-    is downloaded once (uv caches it) and hashed.
-    """
+    """Return a parsed lock that has exactly these wheels."""
+    # The hash of a wheel is the one that its index lists for this URL; a wheel that no index lists
+    # is downloaded once (uv caches it) and hashed.
     wheels, others = parse_wheels(urls)
     for wheel in wheels:
         file = pylock.file_name({"url": wheel.url})
         if not platform.fits(file):
-            raise LockError(
-                f"{wheel.name} {wheel.version} is {file}, which does not fit {platform}"
-            )
+            about = f"{wheel.name} {wheel.version}"
+            raise LockError(f"{about} is {file}, which does not fit {platform}")
 
     def solve(lines: Iterable[str]) -> _Packages:
         solution = compile_pylock(
@@ -96,9 +94,7 @@ def _look_up(pins: Sequence[str], solve: Callable[[Iterable[str]], _Packages]) -
         if len(pins) < 2:
             return []
     with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
-        return [
-            each for found in pool.map(lambda pin: _look_up([pin], solve), pins) for each in found
-        ]
+        return list(chain(*pool.map(lambda pin: _look_up([pin], solve), pins)))
 
 
 def _bare(url: str) -> str:

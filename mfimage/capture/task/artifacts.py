@@ -118,7 +118,7 @@ def needs_of(
     declared = declared_parameters(kind)
     must = missing_parameters(kind, set(given))
     if artifacts is not None:
-        _check_named(function, artifacts, must)
+        _check_named(kind, artifacts, must)
         return Needs(names=frozenset(artifacts), required=frozenset(artifacts))
     if declared:
         return Needs(names=frozenset(declared) - given.keys(), required=frozenset(must))
@@ -129,19 +129,14 @@ def needs_of(
     return Needs(names=names, required=names)
 
 
-def _check_named(function: DecoratedFunction, artifacts: Sequence[str], must: list[str]) -> None:
-    kind = function.signature.params_type
+def _check_named(kind: type, artifacts: Sequence[str], must: list[str]) -> None:
     if isinstance(artifacts, str):
-        raise OptionError(
-            f"artifacts: expected a list of names, got {artifacts!r}",
-            hint=f"write artifacts=[{artifacts!r}]",
-        )
+        message = f"artifacts: expected a list of names, got {artifacts!r}"
+        raise OptionError(message, hint=f"write artifacts=[{artifacts!r}]")
     for name in must:
         if name not in artifacts:
-            raise OptionError(
-                f"artifacts: {kind.__name__} needs {name!r} too",
-                hint="add it, or give it in parameters=",
-            )
+            message = f"artifacts: {kind.__name__} needs {name!r} too"
+            raise OptionError(message, hint="add it, or give it in parameters=")
     _check_declared(kind, artifacts, "artifacts")
 
 
@@ -149,10 +144,8 @@ def _check_declared(kind: type, names: Iterable[str], option: str) -> None:
     declared = declared_parameters(kind)
     for name in names:
         if declared and name not in declared:
-            raise OptionError(
-                f"{option}: {kind.__name__} declares no {name!r}",
-                hint=f"it declares {', '.join(declared)}",
-            )
+            message = f"{option}: {kind.__name__} declares no {name!r}"
+            raise OptionError(message, hint=f"it declares {', '.join(declared)}")
 
 
 def checked_values(function: DecoratedFunction, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,12 +166,10 @@ def parameter_schema(
     artifacts: Mapping[str, ArtifactRef],
     values: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Describe a package's parameters as a JSON Schema.
-
-    ``required`` are those that it certainly reads: a server that cannot load one does not start.
-    """
+    """Describe a package's parameters as a JSON Schema; what it certainly reads is required."""
     declared = declared_parameters(function.signature.params_type)
     properties: dict[str, Any] = {name: {} for name in declared}
     properties |= {name: {"x-python-type": ref.type} for name, ref in artifacts.items()}
     properties |= {name: {"default": value} for name, value in values.items()}
+    # A server that cannot load one that is required does not start.
     return {"type": "object", "properties": properties, "required": sorted(needs.required)}

@@ -65,10 +65,7 @@ class TaskStore:
         return bool(self.constant("_success"))
 
     def constant(self, name: str) -> Any:
-        """Return an artifact of built-in values; None when there is none.
-
-        One whose pickle names a class or function is refused, not unpickled.
-        """
+        """Return an artifact of built-in values; None when there is none, any other is refused."""
         key = self._task._objects.get(name)
         if key is None:
             return None
@@ -85,10 +82,8 @@ class TaskStore:
         with self._open(key, what) as (path, _):
             data = path.read_bytes()
         if hashlib.sha1(data, usedforsecurity=False).hexdigest() != key:
-            raise PackageError(
-                f"{what} of {self.pathspec} does not have the digest in its key",
-                hint="it was damaged or changed; run the flow again",
-            )
+            message = f"{what} of {self.pathspec} does not have the digest in its key"
+            raise PackageError(message, hint="it was damaged or changed; run the flow again")
         return data
 
     @contextmanager
@@ -102,10 +97,8 @@ class TaskStore:
                 if file is not None:
                     yield Path(file), not (meta or {}).get("cas_raw", False)
                     return
-        raise TaskError(
-            f"{what} of {self.pathspec} is gone from the {self.kind} datastore",
-            hint="run the flow again",
-        )
+        message = f"{what} of {self.pathspec} is gone from the {self.kind} datastore"
+        raise TaskError(message, hint="run the flow again")
 
 
 def local_roots() -> list[str]:
@@ -148,9 +141,8 @@ def describe_artifact(key: str, info: Mapping[str, Any]) -> StoredArtifact:
     # Old artifacts have no encoding; the store itself records whether it compressed them.
     encoding = str(info.get("encoding", "pickle-v2")).removeprefix("gzip+")
     kind = str(info.get("type", "object")).removeprefix("<class '").removesuffix("'>")
-    return StoredArtifact(
-        key=key, encoding=encoding, type=kind, info=info.get("serializer_info", {})
-    )
+    more = info.get("serializer_info", {})
+    return StoredArtifact(key=key, encoding=encoding, type=kind, info=more)
 
 
 # What goes wrong in a bucket. The client libraries are optional and differ, so their exceptions are
@@ -203,9 +195,7 @@ class _S3Client:
     """Takes the place of Metaflow's ``S3Client``, with bounded time and retries."""
 
     def __init__(self, bucket: str) -> None:
-        self._bucket = bucket
-        self._client = _boto3_client()
-        self._broken = 0
+        self._bucket, self._client, self._broken = bucket, _boto3_client(), 0
 
     @property
     def client(self) -> Any:
@@ -264,10 +254,7 @@ def _boto3_client() -> Any:
 
 
 def _explain(error: Exception, scheme: str, bucket: str) -> tuple[str, str | None] | None:
-    """Return why a client failed, ``""`` when an object is missing, and the next step.
-
-    None for what no client library raises.
-    """
+    """Return why a client failed (``""``: no such object) and the next step; None if none did."""
     error = _innermost(error)
     module, name = type(error).__module__.partition(".")[0], type(error).__name__
     if module not in _LIBRARIES:

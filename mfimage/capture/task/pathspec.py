@@ -13,18 +13,15 @@ _EVERYWHERE = "search all namespaces with --namespace ''"
 
 
 def find_task(text: str, *, namespace: str | None = None, wanted: Iterable[str] = ()) -> Any:
-    """Return the Metaflow task that ``Flow[/run[/step[/task]]]`` names.
+    """Return the Metaflow task that ``Flow[/run[/step[/task]]]`` names; namespace ``""`` is global.
 
     Without a run, it is of the latest successful one; without a step, of ``end``; without a task,
-    the only one. The namespace ``""`` is the global one. When the default step lacks an artifact
-    that is ``wanted``, the error names the steps that have it.
+    the only one. When the default step lacks what is ``wanted``, the error says which have it.
     """
     parts = text.strip("/").split("/")
     if not 1 <= len(parts) <= 4 or not all(parts):
-        raise TaskError(
-            f"task {text!r} is not a pathspec",
-            hint="write Flow, Flow/run, Flow/run/step or all four",
-        )
+        hint = "write Flow, Flow/run, Flow/run/step or all four"
+        raise TaskError(f"task {text!r} is not a pathspec", hint=hint)
     with _looking_in(namespace):
         step = _find_step(_find_run(parts), parts, list(wanted))
         return _find_task(step, parts)
@@ -40,10 +37,8 @@ def _looking_in(namespace: str | None) -> Iterator[None]:
     except MetaflowUnknownUser:
         # Metaflow does not accept root, as in a container or on a build machine, as a user.
         if namespace is None:
-            raise TaskError(
-                "Metaflow does not know which user you are, so it has no namespace to search",
-                hint=f"set METAFLOW_USER, or {_EVERYWHERE}",
-            ) from None
+            message = "Metaflow does not know which user you are, so it has no namespace to search"
+            raise TaskError(message, hint=f"set METAFLOW_USER, or {_EVERYWHERE}") from None
         before = None
     try:
         if namespace is not None:
@@ -62,29 +57,22 @@ def _find_run(parts: list[str]) -> Any:
     try:
         if len(parts) > 1:
             return metaflow.Run(pathspec)
-        found = next(filter(_run_succeeded, metaflow.Flow(parts[0])), None)
+        # Run.successful would unpickle.
+        runs: Any = metaflow.Flow(parts[0])
+        ended = ((run, run.end_task) for run in runs)
+        found = next((run for run, end in ended if end is not None and succeeded(end)), None)
     except MetaflowNamespaceMismatch:
-        raise TaskError(
-            f"{pathspec} is not in the namespace {namespace!r}",
-            hint=f"name the one it is in with --namespace, or {_EVERYWHERE}",
-        ) from None
+        hint = f"name the one it is in with --namespace, or {_EVERYWHERE}"
+        raise TaskError(f"{pathspec} is not in the namespace {namespace!r}", hint=hint) from None
     except MetaflowNotFound:
         raise TaskError(
             f"no {'run' if len(parts) > 1 else 'flow'} {pathspec!r} in {metaflow.get_metadata()}",
             hint="run the flow first, or check METAFLOW_PROFILE and the folder you are in",
         ) from None
     if found is None:
-        raise TaskError(
-            f"flow {parts[0]!r} has no successful run in the namespace {namespace!r}",
-            hint=f"finish a run, or {_EVERYWHERE}",
-        )
+        message = f"flow {parts[0]!r} has no successful run in the namespace {namespace!r}"
+        raise TaskError(message, hint=f"finish a run, or {_EVERYWHERE}")
     return found
-
-
-def _run_succeeded(run: Any) -> bool:
-    # Run.successful would unpickle.
-    end = run.end_task
-    return end is not None and succeeded(end)
 
 
 def _find_step(run: Any, parts: list[str], wanted: list[str]) -> Any:
@@ -92,10 +80,8 @@ def _find_step(run: Any, parts: list[str], wanted: list[str]) -> Any:
     end = None if len(parts) > 2 else run.end_task
     name = parts[2] if len(parts) > 2 else end.parent.id if end else "end"
     if name not in steps:
-        raise TaskError(
-            f"run {run.pathspec} has no step {name!r}",
-            hint=f"it has: {', '.join(sorted(steps)) or 'none yet'}",
-        )
+        hint = f"it has: {', '.join(sorted(steps)) or 'none yet'}"
+        raise TaskError(f"run {run.pathspec} has no step {name!r}", hint=hint)
     if len(parts) < 3:
         _check_artifacts(steps, name, wanted)
     return steps[name]
@@ -123,16 +109,11 @@ def _find_task(step: Any, parts: list[str]) -> Any:
     shown = ", ".join(list(tasks)[:10])
     if len(parts) == 4:
         if parts[3] not in tasks:
-            raise TaskError(
-                f"step {step.pathspec} has no task {parts[3]!r}",
-                hint=f"it has: {shown or 'none yet'}",
-            )
+            message = f"step {step.pathspec} has no task {parts[3]!r}"
+            raise TaskError(message, hint=f"it has: {shown or 'none yet'}")
         return tasks[parts[3]]
     if len(tasks) != 1:
-        raise TaskError(
-            f"step {step.pathspec} has {len(tasks)} tasks",
-            hint=f"name one of them, as {step.pathspec}/{next(iter(tasks))} (there are: {shown})"
-            if tasks
-            else "run it first",
-        )
+        example = f"{step.pathspec}/{next(iter(tasks), '')}"
+        hint = f"name one of them, as {example} (there are: {shown})" if tasks else "run it first"
+        raise TaskError(f"step {step.pathspec} has {len(tasks)} tasks", hint=hint)
     return next(iter(tasks.values()))

@@ -50,10 +50,9 @@ def named_globals(name: str, artifact: StoredBytes) -> set[tuple[str, str]]:
                 raise Unreadable("a name is not a string of the pickle")
             wanted = (wanted or set()) | reader.missing
     except (Unreadable, OSError, EOFError, zlib.error, ValueError) as error:
-        raise CaptureError(
-            f"artifact {name!r} is not a readable pickle: {error}",
-            hint="run the flow again, or leave the artifact out with artifacts=[...]",
-        ) from None
+        message = f"artifact {name!r} is not a readable pickle: {error}"
+        hint = "run the flow again, or leave the artifact out with artifacts=[...]"
+        raise CaptureError(message, hint=hint) from None
 
 
 _CHUNK = 1 << 20
@@ -117,10 +116,7 @@ class PickleReader:
                 _METHODS[code](self)
 
     def _run(self) -> None:
-        """Read the opcodes that large pickles are full of, up to the end of the chunk.
-
-        ``read`` handles each of them, too; this is for lists of a million records.
-        """
+        """Read the opcodes that large pickles are full of, faster than ``read``, in the chunk."""
         data, position, memo = self._data, self._position, self._memo
         older, last, memoized = self._older, self._last, self._memoized
         end = len(data) - _LONGEST_STEP

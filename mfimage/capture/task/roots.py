@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 
 from mfimage.capture.task.datastore import local_roots
 from mfimage.errors import ReferenceNotFound
@@ -14,15 +13,12 @@ ROOT_VARIABLE = "MFIMAGE_FUNCTIONS_ROOT"
 
 
 def default_root(kind: str, datastore: str) -> str:
-    """Return ``MFIMAGE_FUNCTIONS_ROOT``, or the place beside a datastore.
-
-    Beside a local ``.metaflow`` that is ``.mfimage``; beside ``s3://bucket/metaflow``,
-    ``s3://bucket/mfimage``.
-    """
+    """Return ``MFIMAGE_FUNCTIONS_ROOT``, or the place beside a datastore."""
     return os.environ.get(ROOT_VARIABLE) or _beside(kind, datastore)
 
 
 def _beside(kind: str, datastore: str) -> str:
+    """Return ``.mfimage`` beside a local ``.metaflow``, ``s3://bucket/mfimage`` beside others."""
     whole = datastore.rstrip("/")
     if kind == "local":
         return f"{whole.rpartition('/')[0]}/.mfimage"
@@ -34,20 +30,12 @@ def _beside(kind: str, datastore: str) -> str:
 
 
 def find_moved(reference: str, error: ReferenceNotFound) -> str:
-    """Return where a package is whose root was moved: below a root that is known here.
-
-    The digest in its name identifies its content, wherever it is.
-    """
+    """Return where a package is whose root was moved: below a root that is known here."""
+    # The digest in its name identifies its content, wherever it is.
     path = "/".join(reference.split("/")[-4:])
-    for root in _known_roots():
+    chosen = os.environ.get(ROOT_VARIABLE)
+    for root in [*filter(None, [chosen]), *(_beside("local", each) for each in local_roots())]:
         with contextlib.suppress(ReferenceNotFound):
             return open_package(f"{root}/{path}").reference
     hint = f"set {ROOT_VARIABLE} if its root was moved; {error.hint}"
     raise ReferenceNotFound(error.message, hint=hint) from None
-
-
-def _known_roots() -> Iterator[str]:
-    if chosen := os.environ.get(ROOT_VARIABLE):
-        yield chosen
-    for found in local_roots():
-        yield _beside("local", found)

@@ -20,10 +20,7 @@ from mfimage.errors import TaskError
 
 @dataclass(frozen=True, kw_only=True)
 class RunningTask:
-    """The running task, as ``metaflow.Task`` would describe it.
-
-    Without a metadata service, Metaflow's client does not know a remote step where it runs.
-    """
+    """The running task as a ``metaflow.Task``, which needs a metadata service in a remote step."""
 
     pathspec: str
     metadata_dict: Mapping[str, str]
@@ -36,11 +33,8 @@ def running_task() -> RunningTask | None:
     pathspec = current.pathspec
     if not current.is_running_flow or pathspec is None:
         return None
-    known = {
-        "user": current.username,
-        "metaflow_version": metaflow_version.get_version(),
-        "script-name": Path(sys.argv[0]).name,
-    }
+    version, script = metaflow_version.get_version(), Path(sys.argv[0]).name
+    known = {"user": current.username, "metaflow_version": version, "script-name": script}
     datastore = _running_flow()._datastore
     # A step run by `spin` reads the artifacts of earlier steps, and stores none.
     datastore = getattr(datastore, "orig_datastore", datastore)
@@ -134,10 +128,8 @@ def _running_flow() -> Any:
     # Metaflow that we support has no `system_context`.
     found = (vars(type(current))["graph"].fget.__defaults__ or (None,))[0]
     if not isinstance(found, FlowSpec):
-        raise TaskError(
-            f"the running task {current.pathspec} cannot be inspected with this Metaflow",
-            hint="bind in a later step, to the task of this one",
-        )
+        message = f"the running task {current.pathspec} cannot be inspected with this Metaflow"
+        raise TaskError(message, hint="bind in a later step, to the task of this one")
     return found
 
 

@@ -41,7 +41,7 @@ def describe_task(task: Any) -> TaskInfo:
     flow, run, step, task_id = task.pathspec.split("/")
     metadata = {key: str(value) for key, value in task.metadata_dict.items()}
     kind = RunningStore if running else TaskStore
-    store = kind(task.pathspec, *_datastore_of(task, metadata))
+    store = kind(task.pathspec, *_datastore_of(task.pathspec, metadata))
     if not store.succeeded():
         raise TaskError(f"task {task.pathspec} failed", hint="bind a task that succeeded")
     return TaskInfo(flow=flow, run=run, step=step, task=task_id, store=store, metadata=metadata)
@@ -68,16 +68,14 @@ def missing_artifact(task: TaskInfo, name: str) -> TaskError:
     return TaskError(f"task {task.pathspec} has no artifact {name!r}", hint=f"it has: {names}")
 
 
-def _datastore_of(task: Any, metadata: Mapping[str, str]) -> tuple[str, str]:
+def _datastore_of(pathspec: str, metadata: Mapping[str, str]) -> tuple[str, str]:
     from metaflow.metaflow_config import DEFAULT_DATASTORE
 
     kind, root = metadata.get("ds-type", DEFAULT_DATASTORE), metadata.get("ds-root", "")
     if not root:
-        raise TaskError(
-            f"task {task.pathspec} has not finished: its metadata does not say where "
-            "its artifacts are",
-            hint="wait for it, or name another",
-        )
+        reason = "its metadata does not say where its artifacts are"
+        message = f"task {pathspec} has not finished: {reason}"
+        raise TaskError(message, hint="wait for it, or name another")
     if kind == "local" and not Path(root).is_dir():
         root = next(iter(local_roots()), root)  # the project's folder was moved since the run
     return kind, root

@@ -6,14 +6,9 @@ A source is a module with ``find(request)``: another one is a new module and its
 from __future__ import annotations
 
 from mfimage.capture.environment.sources import imports, named, project, resolution
-from mfimage.capture.environment.sources.base import (
-    RUNTIME_REQUIREMENTS,
-    Environment,
-    Request,
-    Source,
-)
+from mfimage.capture.environment.sources.base import Environment, Request, Source
 
-__all__ = ["RUNTIME_REQUIREMENTS", "SOURCES", "Environment", "Request", "describe_environment"]
+__all__ = ["SOURCES", "Environment", "Request", "describe_environment"]
 
 SOURCES: tuple[Source, ...] = (named, resolution, project, imports)
 

@@ -83,16 +83,11 @@ class Maker:
     python: str  # full version
     platform: Platform
 
-    def lock(
-        self, lines: Sequence[str], *, hashes: Mapping[str, frozenset[str]] | None = None
-    ) -> Lock:
+    def lock(self, lines: Sequence[str], *, hashes: Mapping[str, frozenset[str]] = {}) -> Lock:
         """Solve requirements."""
+        index, project = self.request.index, self.request.project
         return lock_requirements(
-            lines,
-            platform=self.platform,
-            index=self.request.index,
-            directory=self.request.project,
-            hashes=hashes or {},
+            lines, platform=self.platform, index=index, directory=project, hashes=hashes
         )
 
     def lock_pins(self, pins: Sequence[str]) -> Lock:
@@ -105,39 +100,29 @@ class Maker:
         request = self.request
         lock = settle(parsed, self.platform, base=base, where=where, index=request.index)
         versions = {package.name: package.version for package in lock.packages}
-        extra = [*self.metaflow(versions)]
+        extra = self.metaflow(versions)
         for text in RUNTIME_REQUIREMENTS:
             requirement = Requirement(text)
             version = versions.get(requirement.name)
             if version is None:
                 extra.append(text)
             elif not requirement.specifier.contains(version, prereleases=True):
-                raise LockError(
-                    f"{where} locks {requirement.name} {version}, and mfimage's loader needs "
-                    f"{text}",
-                    hint=f"lock {text}",
-                )
+                locked = f"{requirement.name} {version}"
+                message = f"{where} locks {locked}, and mfimage's loader needs {text}"
+                raise LockError(message, hint=f"lock {text}")
         if not extra:
             return lock
+        label, index = "what mfimage's loader needs", request.index
         data = extend_lock(
-            lock.data,
-            extra,
-            self.platform,
-            index=request.index,
-            label="what mfimage's loader needs",
-            directory=request.project,
+            lock.data, extra, self.platform, index=index, label=label, directory=request.project
         )
         return replace(lock, data=data)
 
     def noted(self, lock: Lock) -> Lock:
         """Return a lock with notes, which takes a solve of its own."""
-        request = self.request
+        index, project, wheels = self.request.index, self.request.project, lock.wheels
         notes = solve_notes(
-            lock.packages,
-            self.platform,
-            wheels=lock.wheels,
-            index=request.index,
-            directory=request.project,
+            lock.packages, self.platform, wheels=wheels, index=index, directory=project
         )
         return lock.with_notes(notes, self.platform)
 
@@ -181,11 +166,9 @@ class Maker:
         )
 
     def metaflow(self, known: Collection[str]) -> list[str]:
-        """Return a requirement of Metaflow when the code imports it and it is not in ``known``.
-
-        Every function starts with ``from metaflow import json_function``; who lists its
-        dependencies may not think of that.
-        """
+        """Return a requirement of Metaflow when the code imports it and it is not in ``known``."""
+        # Every function starts with `from metaflow import json_function`, which is easily forgotten
+        # in a list of dependencies.
         name = "metaflow"
         asks = any(asked.module.partition(".")[0] == name for asked in self.imports.asked)
         if not asks or name in known:

@@ -94,9 +94,8 @@ def read_manifest(
 ) -> Resolution | None:
     """Return an environment of a manifest, by its id; None when it is not in there.
 
-    ``ran_on`` is conda's name of the task's platform. Without an environment for ``platform``
-    (``linux/amd64``), another platform's is used. ``requested`` are conda packages that the step
-    names, and which therefore count.
+    Without one for ``platform`` (``linux/amd64``), that of ``ran_on`` (conda's name) is used, or
+    any. ``requested`` are conda packages that the step names, and which therefore count.
     """
     try:
         platforms = json.loads(data).get(environment)
@@ -108,10 +107,9 @@ def read_manifest(
         chosen = next((each for each in wanted if each in solved), solved[0])
         return _resolution(platforms[chosen], chosen, requested)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LockError(
-            f"conda.manifest is not as Metaflow writes it: {error!r}",
-            hint="run the flow again, or name the environment with environment=",
-        ) from None
+        message = f"conda.manifest is not as Metaflow writes it: {error!r}"
+        hint = "run the flow again, or name the environment with environment="
+        raise LockError(message, hint=hint) from None
 
 
 def _resolution(kinds: Mapping[str, Any], platform: str, requested: Collection[str]) -> Resolution:
@@ -120,10 +118,8 @@ def _resolution(kinds: Mapping[str, Any], platform: str, requested: Collection[s
     if "pypi" in kinds:
         urls = tuple(each["url"] for each in kinds["pypi"])
         return Resolution(kind="pypi", platform=platform, python=python, urls=urls)
-    others = tuple(
-        each for each in packages.values() if not each.is_bundled or each.name in requested
-    )
-    return Resolution(kind="conda", platform=platform, python=python, packages=others)
+    others = [each for each in packages.values() if not each.is_bundled or each.name in requested]
+    return Resolution(kind="conda", platform=platform, python=python, packages=tuple(others))
 
 
 def _conda_package(entry: Mapping[str, str]) -> CondaPackage:
@@ -163,9 +159,8 @@ def require_wheels(
             found = list(pool.map(lambda pin: has_wheels([pin]), pins))
         lost += [each for each, has in zip(pins.values(), found, strict=True) if not has]
     if lost:
-        raise LockError(
-            "the step's @conda has packages that have no wheel: "
-            f"{', '.join(sorted(str(each) for each in lost))}",
-            hint="use @pypi for the step, or name the environment with environment=",
-        )
+        names = ", ".join(sorted(map(str, lost)))
+        message = f"the step's @conda has packages that have no wheel: {names}"
+        hint = "use @pypi for the step, or name the environment with environment="
+        raise LockError(message, hint=hint)
     return list(pins)

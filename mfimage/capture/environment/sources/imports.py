@@ -10,13 +10,8 @@ from functools import partial
 from packaging.requirements import Requirement
 
 from mfimage.capture.code.imports import Search, search_imports
-from mfimage.capture.environment.sources.base import (
-    LOADER,
-    RUNTIME_REQUIREMENTS,
-    Environment,
-    Maker,
-    Request,
-)
+from mfimage.capture.environment.sources import base
+from mfimage.capture.environment.sources.base import Environment, Maker, Request
 from mfimage.capture.lock.uv import NEVER_LOCKED
 from mfimage.errors import LockError
 
@@ -56,10 +51,10 @@ def _requirements(maker: Maker) -> list[str]:
     installed = maker.imports.installed
     start = maker.imports.distributions()
     absent = []
-    for text in RUNTIME_REQUIREMENTS:
+    for text in base.RUNTIME_REQUIREMENTS:
         name = Requirement(text).name
         if name in installed:
-            start.setdefault(name, LOADER)
+            start.setdefault(name, base.LOADER)
         else:
             absent.append(text)
     names = installed.close(start, maker.platform).keys() - set(NEVER_LOCKED)

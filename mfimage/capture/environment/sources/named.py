@@ -12,11 +12,7 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from mfimage.capture.environment.sources.base import (
-    RUNTIME_REQUIREMENTS,
-    Environment,
-    Request,
-)
+from mfimage.capture.environment.sources.base import RUNTIME_REQUIREMENTS, Environment, Request
 from mfimage.capture.environment.sources.project import describe_uv_lock
 from mfimage.capture.lock import pylock
 from mfimage.errors import LockError
@@ -26,8 +22,7 @@ _PYLOCK = re.compile(r"pylock(\.[^.]+)?\.toml")
 
 def find(request: Request) -> Callable[[], Environment] | None:
     """Return what describes the named file."""
-    file = request.declared
-    if file is None:
+    if (file := request.declared) is None:
         return None
     if not file.is_file():
         raise LockError(f"environment: no file {str(file)!r}", hint="check the path")
@@ -37,10 +32,8 @@ def find(request: Request) -> Callable[[], Environment] | None:
         return partial(_describe_pylock, request, file)
     if file.suffix in (".txt", ".in"):
         return partial(_describe_requirements, request, file)
-    raise LockError(
-        f"environment: {file.name!r} does not describe an environment",
-        hint="name a requirements file (.txt, .in), pylock.toml, pylock.<name>.toml or uv.lock",
-    )
+    hint = "name a requirements file (.txt, .in), pylock.toml, pylock.<name>.toml or uv.lock"
+    raise LockError(f"environment: {file.name!r} does not describe an environment", hint=hint)
 
 
 def _describe_pylock(request: Request, file: Path) -> Environment:

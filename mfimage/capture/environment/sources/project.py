@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mfimage.capture.environment.sources.base import Environment, Maker, Request
 from mfimage.capture.lock import pylock
-from mfimage.capture.lock.notes import project_notes
-from mfimage.capture.lock.uv import export_pylock
+from mfimage.capture.lock.notes import parse_comments
+from mfimage.capture.lock.uv import export_notes, export_pylock
 
 
 def find(request: Request) -> Callable[[], Environment] | None:
@@ -38,15 +38,13 @@ def describe_uv_lock(request: Request, file: Path) -> Environment:
     parsed = pylock.parse_pylock(text, where=str(file))
     lock = maker.settle(parsed, base=folder, where=file.name)
     maker.check(lock, file.name, remedy="the dependencies in pyproject.toml")
-    notes = project_notes(folder, index=request.index)
+    notes = parse_comments(export_notes(folder, index=request.index))
     return maker.environment(lock, "uv.lock", notes=notes, otherwise="locked in uv.lock")
 
 
 def _imports_project(maker: Maker, project: Path) -> bool:
-    """Return whether the code imports the project's own distribution.
-
-    What is in the code's folder is included as code, so that an edit stays small.
-    """
+    """Return whether the code imports the project's own distribution."""
+    # What is in the code's folder is included as code, so that an edit stays small.
     code_root = maker.request.code.root.resolve()
     folders = [folder for folder in (project, project / "src") if folder != code_root]
     names = {asked.module.partition(".")[0] for asked in maker.imports.asked}

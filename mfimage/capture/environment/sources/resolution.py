@@ -9,13 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mfimage.capture.code.code_package import read_code_package
+from mfimage.capture.environment.sources import conda
 from mfimage.capture.environment.sources.base import Environment, Maker, Request
-from mfimage.capture.environment.sources.conda import (
-    PLATFORMS,
-    Resolution,
-    read_manifest,
-    require_wheels,
-)
+from mfimage.capture.environment.sources.conda import Resolution
 from mfimage.capture.lock.solve import Lock
 from mfimage.capture.lock.wheel_urls import lock_urls, parse_wheels
 from mfimage.capture.task.datastore import local_roots
@@ -46,10 +42,9 @@ def _lock(maker: Maker, resolution: Resolution, *, where: str) -> Lock:
     index, project = maker.request.index, maker.request.project
     if resolution.kind == "conda":
         packages = resolution.packages
-        return maker.lock_pins(
-            require_wheels(packages, maker.platform, index=index, directory=project)
-        )
-    if resolution.platform == PLATFORMS[maker.platform.name]:
+        pins = conda.require_wheels(packages, maker.platform, index=index, directory=project)
+        return maker.lock_pins(pins)
+    if resolution.platform == conda.PLATFORMS[maker.platform.name]:
         parsed = lock_urls(resolution.urls, maker.platform, index=index, directory=project)
         return maker.noted(maker.settle(parsed, base=project, where=where))
     wheels, others = parse_wheels(resolution.urls)
@@ -66,15 +61,10 @@ def find_resolution(task: TaskInfo, *, platform: str) -> Resolution | None:
         return None
     graph = task.store.constant("_graph_info") or {}
     ran_on, environment = (prefix.rstrip("/").split("/"))[-2:]
+    requested = _requested(graph, task.step)
+    read = partial(conda.read_manifest, environment=environment, ran_on=ran_on, platform=platform)
     for data in _manifests(task):
-        found = read_manifest(
-            data,
-            environment=environment,
-            ran_on=ran_on,
-            platform=platform,
-            requested=_requested(graph, task.step),
-        )
-        if found:
+        if found := read(data, requested=requested):
             return found
     raise LockError(
         f"task {task.pathspec} ran in the environment {environment} of @pypi or @conda, and no "
@@ -103,10 +93,8 @@ def _manifests(task: TaskInfo) -> Iterator[bytes]:
 
 def _requested(graph: Mapping[str, Any], step: str) -> Collection[str]:
     """Return the packages that the decorators of a step and of its flow name."""
-    decorators = [
-        *graph.get("steps", {}).get(step, {}).get("decorators", ()),
-        *graph.get("decorators", ()),
-    ]
+    own = graph.get("steps", {}).get(step, {}).get("decorators", ())
+    decorators = [*own, *graph.get("decorators", ())]
     return {
         name
         for each in decorators
