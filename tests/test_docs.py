@@ -14,6 +14,7 @@ import click
 import pytest
 
 from mfimage.cli import main
+from mfimage.runtime import settings
 from mfimage.runtime.__main__ import main as run
 from tests.test_architecture import FLOORS, OWNERS, ROOT
 
@@ -22,7 +23,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *DOCS, *ROOT.glob("examples/**/*.md")])
 CODE = "".join(path.read_text() for path in sorted((ROOT / "mfimage").rglob("*.py")))
 TESTS = "".join(path.read_text() for path in sorted((ROOT / "tests").rglob("*.py")))
 VARIABLE = r"\bMFIMAGE_[A-Z_]*[A-Z]"
-VARIABLES = set(re.findall(VARIABLE, CODE + TESTS))
+# The server's are made from the fields of its settings.
+VARIABLES = {*re.findall(VARIABLE, CODE + TESTS), *(each.name for each in settings.VARIABLES)}
 ARCHITECTURE, DEVELOPMENT = ROOT / "docs/architecture.md", ROOT / "docs/development.md"
 
 
