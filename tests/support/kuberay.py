@@ -55,7 +55,7 @@ def docker(*words: str, check: bool = True, timeout: float = 120) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def until(found: Callable[[], Any], seconds: float = 60, what: str = "it") -> Any:
+def until(found: Callable[[], Any], seconds: float = 120, what: str = "it") -> Any:
     """Wait for something to be true, and return it."""
     limit = time.monotonic() + seconds
     while not (value := found()):
