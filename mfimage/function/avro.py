@@ -332,7 +332,6 @@ class _Compiler:
     def __init__(self, schema: Any, *, extra: str = "forbid") -> None:
         self._extra = extra
         self._named: dict[str, _Type | None] = {}
-        self.is_plain = True  # whether fastavro chooses all branches, and there are no defaults
         self.type = self._compile(_parsed(schema), "schema")
 
     def _compile(self, schema: Any, path: str) -> _Type:
@@ -376,8 +375,6 @@ class _Compiler:
         labels = [branch.label for branch in branches]
         if not labels or "union" in labels or len({*labels}) < len(labels):
             raise _wrong(path, f"a union has types, each once and none a union, got {labels}")
-        kinds = {each.described["type"].replace("integer", "number") for each in branches}
-        self.is_plain &= len(kinds) == len(branches)
         native = _Choices({"type": "union"} | dict(enumerate(each.native for each in branches)))
         described = {"anyOf": [branch.described for branch in branches]}
         parts = 1 + sum(branch.parts for branch in branches)
@@ -401,8 +398,6 @@ class _Compiler:
             members[key] = {"type": "typed-dict-field", "schema": core, "required": required}
             if "jsonAbsent" in field:
                 absent.append(key)
-            elif field.get("jsonDefault", field.get("default")) is not None:
-                self.is_plain = False  # fastavro writes what is absent as null
 
         def read(record: dict[str, Any]) -> dict[str, Any]:
             for key in absent:
@@ -601,7 +596,7 @@ class Codec:
     def __init__(self, schema: Any, *, extra: str = "forbid") -> None:
         self.schema = schema
         compiler = _Compiler(schema, extra=extra)
-        self._type, self._is_plain = compiler.type, compiler.is_plain
+        self._type = compiler.type
         self._validate = _validator(self._type.core)
         # A record of one field has its bytes. fastavro leaves alone what it takes for parsed.
         self.native = {
@@ -628,13 +623,14 @@ class Codec:
             raise error(explain_value(failure, value, root)) from None
 
     def encode(self, value: Any, *, root: str) -> bytes:
-        """Return the bytes of a value that the function's hints or ``hold`` validated."""
-        if not self._is_plain:
-            return self._encoded(self.convert(value, root=root, error=OutputError))
+        """Return a value's bytes; ``OutputError`` by path where it does not fit the schema.
+
+        It is validated first: fastavro writes ``"3"`` or ``True`` as a double without a word.
+        """
+        datum = self.convert(value, root=root, error=OutputError)
         try:
-            return self._encoded(value)
+            return self._encoded(datum)
         except Exception as error:
-            self.convert(value, root=root, error=OutputError)  # names the place
             raise OutputError([Fault(path=root, message=f"no Avro form: {error}")]) from error
 
     def _encoded(self, datum: Any) -> bytes:
