@@ -27,6 +27,7 @@ hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)
 hypothesis.settings.load_profile("mfimage")
 # What starts us in the background may have made us, and so all we start, deaf to Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Metaflow refuses root.
 os.environ["METAFLOW_USER"] = "alice"
 # Metaflow reads it once, and tests have servers of their own.
