@@ -119,13 +119,13 @@ def _plain_array(value: Any) -> Any:
         # tolist() would turn NaT into None and nanoseconds into a number, and drop field names.
         if getattr(value, "ndim", 0):
             return list(value)
-        if kind == "M" and value == value:  # noqa: PLR0124
+        if kind == "M" and value == value:  # noqa: PLR0124  (NaT differs)
             return str(value)
         raise TypeError
     simple = value.tolist()
     if type(simple) is type(value):
         # np.longdouble returns itself; most equal a float.
-        if float(value) != value and value == value:  # noqa: PLR0124
+        if float(value) != value and value == value:  # noqa: PLR0124  (NaT differs)
             raise TypeError
         return float(value)
     return simple

@@ -195,7 +195,7 @@ def open_package(reference: str | os.PathLike[str]) -> Package:
 def _split(reference: str) -> tuple[str, str]:
     """Return a reference's root, and the path of its ``function.json`` below it."""
     refuse_credentials(reference)
-    whole = reference if "://" in reference else os.path.abspath(reference)  # noqa: PTH100
+    whole = reference if "://" in reference else os.path.abspath(reference)  # noqa: PTH100  (links stay)
     text = whole.rstrip("/").removesuffix(f"/{FILE_NAME}")
     root, *rest = f"{text}/{FILE_NAME}".rsplit("/", 4)
     if len(rest) < 4 or rest[0] != "functions" or root.endswith(":/"):

@@ -130,7 +130,7 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has no hin
     def _clone(self, function: types.FunctionType) -> types.FunctionType:
         """Return a copy with resolved hints: the names in strings would not be captured."""
         if id(function) in self._clones:
-            return self._clones[id(function)][1]  # type: ignore[no-any-return]
+            return self._clones[id(function)][1]  # type: ignore[no-any-return]  # clones are functions
         clone = types.FunctionType(
             _nameless(function.__code__),
             function.__globals__,

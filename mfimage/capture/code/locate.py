@@ -68,7 +68,7 @@ def _import(place: str, folder: Path | None) -> ModuleType:
     try:
         if is_file(place):
             # Not resolve(): the code is captured by the names that links give it.
-            return _import_file(Path(os.path.abspath(place)), place)  # noqa: PTH100
+            return _import_file(Path(os.path.abspath(place)), place)  # noqa: PTH100  (links stay)
         module = _import_from(folder or Path.cwd(), place)
         if folder and folder not in Path(str(module.__file__)).parents:
             message = f"{place} is not in the code package, but at {module.__file__}"
@@ -129,7 +129,7 @@ def locate(function: DecoratedFunction) -> Definition:
     module = sys.modules.get(name)
     file = getattr(module, "__file__", None) or inspect.getsourcefile(function.__wrapped__)
     # Not resolve(): a link is the project's name for its file.
-    path = Path(os.path.abspath(file)) if file and Path(file).is_file() else None  # noqa: PTH100
+    path = Path(os.path.abspath(file)) if file and Path(file).is_file() else None  # noqa: PTH100  (links stay)
     if name == "__main__" and path is None:
         return Definition(module=name, name=function.__name__, root=Path.cwd(), by_value=True)
     if "<locals>" in qualname:

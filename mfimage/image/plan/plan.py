@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from packaging.tags import Tag
 
 # It exists and is writable by anyone, with a read-only root (--tmpfs /tmp) too.
-HOME = "/tmp"  # noqa: S108
+HOME = "/tmp"  # noqa: S108  (in the image)
 USER = "1000:0"
 # An engine stacks at most 127 layers, and bases have some too.
 MOST_ARTIFACT_LAYERS = 64

@@ -21,6 +21,8 @@ from mfimage.image.registry.auth import LOOPBACK, Authenticator, Credentials
 if TYPE_CHECKING:
     import urllib3
 
+# Not the process's own generator, whose state belongs to the caller.
+_JITTER = random.Random()  # noqa: S311  (when to try again)
 _DOCKER = Path("/etc/docker/certs.d")
 TRIES = 6
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
@@ -117,7 +119,7 @@ class Http:
             ) from error.__cause__
         longest = min(_FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE)
         asked = getattr(error, "seconds", 0.0)
-        time.sleep(max(longest * random.uniform(0.5, 1), min(asked, 60.0)))  # noqa: S311
+        time.sleep(max(longest * _JITTER.uniform(0.5, 1), min(asked, 60.0)))
 
     def once(
         self, method: str, url: str, *, scopes: Scopes, headers: Headers = None, body: Body = None

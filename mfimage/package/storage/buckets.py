@@ -73,7 +73,7 @@ class RemoteStorage:
 
     def open(self, path: str) -> BinaryIO:
         """Return an object's content as a temporary file."""
-        file = tempfile.TemporaryFile(prefix="mfimage-")  # noqa: SIM115
+        file = tempfile.TemporaryFile(prefix="mfimage-")  # noqa: SIM115  (closed later)
         try:
             self.fetch(path, file)
             file.seek(0)

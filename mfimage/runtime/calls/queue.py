@@ -148,11 +148,11 @@ def call_many(
     for index, (converter, payload) in enumerate(zip(chosen, payloads, strict=True)):
         try:
             records.append(converter.parse(payload))
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001  (it takes the result's place)
             refused[index] = error
     try:
         results = iter(fn.invoke_many(records) if records else ())
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:  # noqa: BLE001  (it takes the result's place)
         return [refused.get(index, error) for index in range(len(payloads))]
     return [
         refused[index] if index in refused else _dump(converter, next(results))
@@ -163,5 +163,5 @@ def call_many(
 def _dump(converter: Converter, result: Any) -> Outcome:
     try:
         return result if isinstance(result, BaseException) else converter.dump(result)
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:  # noqa: BLE001  (it takes the result's place)
         return error
