@@ -59,9 +59,9 @@ class Images:
 
     def client(self, reference: Reference) -> RegistryClient:
         """Return the client of a reference's registry."""
-        if reference.registry not in self._clients:
-            self._clients[reference.registry] = open_registry(reference)
-        return self._clients[reference.registry]
+        if reference.host not in self._clients:
+            self._clients[reference.host] = open_registry(reference)
+        return self._clients[reference.host]
 
     def read(self, source: Reference | Location, platform: str) -> StoredImage:
         """Read the image for a platform from a registry, a folder or a file."""
@@ -167,7 +167,7 @@ class Images:
         def fetch(ref: BlobRef, file: BinaryIO) -> None:
             file.seek(0)
             file.truncate()
-            for chunk in client.blob(repository, ref.digest):
+            for chunk in client.blob(repository, ref.digest, ref.size):
                 file.write(chunk)
 
         held = self._blobs.hold(ref, fetch)

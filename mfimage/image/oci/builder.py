@@ -34,7 +34,7 @@ from mfimage.image.plan.labels import LOCK_DIGEST
 from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.client import RegistryClient
 from mfimage.image.registry.location import Location
-from mfimage.image.registry.reference import DEFAULT_REGISTRY, DEFAULT_TAG, Reference
+from mfimage.image.registry.reference import DEFAULT_TAG, Reference
 
 if TYPE_CHECKING:
     from mfimage.image.plan.layers import BlobPath
@@ -125,8 +125,9 @@ class OciBuilder:
         for (_, repository), group in by_repository(tags).items():
             counts = [len(base.layers) + len(layers) for base, layers in parts]
             found = find_pushed(
-                self._images.client(group[0]), repository, content_tag(keys), plans, counts
-            )
+                self._images.client(group[0]), repository, content_tag(keys), plans, counts,
+                say=self._say,
+            )  # fmt: skip
             if found is None:
                 return None
         if found is None:
@@ -258,7 +259,8 @@ class OciBuilder:
         made = [self._composed[image.id] for image in images]
         composed = self._whole(made)
         tag = content_tag([each.key for each in made])
-        return Push(client, repository, self._on_event).run(composed, [tag, *tags], also_in=also_in)
+        push = Push(client, repository, self._on_event, self._say)
+        return push.run(composed, tags, content_tag=tag, also_in=also_in)
 
     def export(self, images: Sequence[BuiltImage], tags: Sequence[Reference]) -> None:
         """Push layers to the cache in a registry, unless nothing was built."""
@@ -304,4 +306,4 @@ class _Made:
 def _place(source: Reference | Location) -> str:
     if isinstance(source, Location):
         return source.kind
-    return f"the registry {source.registry or DEFAULT_REGISTRY}"
+    return f"the registry {source.host}"

@@ -12,8 +12,10 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
+from mfimage.errors import RegistryError
 from mfimage.image.builder import BuildEvent, BuiltImage, BuiltLayer
 from mfimage.image.oci.config import Composed, compose_index
 from mfimage.image.oci.images import StoredImage, StoredLayer, encode, platform_of
@@ -29,6 +31,7 @@ _STEP = 1 << 20
 _PREFIX = "fn-"
 _DIGITS = 40
 OnEvent = Callable[[BuildEvent], None]
+Say = Callable[[str], None]
 
 
 class _Stopped(Exception):
@@ -41,18 +44,27 @@ class Push:
     ``on_event`` is called with the progress of each layer, by one thread at a time.
     """
 
-    def __init__(self, client: RegistryClient, repository: str, on_event: OnEvent) -> None:
+    def __init__(
+        self, client: RegistryClient, repository: str, on_event: OnEvent, say: Say = lambda _: None
+    ) -> None:
         self._client = client
         self._repository = repository
         self._on_event = on_event
+        self._say = say
         self._reporting = threading.Lock()
         self._stop = threading.Event()
 
     def run(
-        self, images: Sequence[Composed], tags: Iterable[str], *, also_in: Sequence[str] = ()
+        self,
+        images: Sequence[Composed],
+        tags: Sequence[str],
+        *,
+        content_tag: str | None = None,
+        also_in: Sequence[str] = (),
     ) -> str:
-        """Push images, and write the tags last, in this order; return their digest."""
+        """Push images, and write the tags last; return their digest."""
         # ``also_in`` are other repositories of this registry that have all blobs.
+        self._client.settle()
         blobs: dict[str, Callable[[], bool]] = {}
         for image in images:
             for layer in image.layers:
@@ -73,20 +85,26 @@ class Push:
                 self._stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return self._manifests(images, list(tags))
+        return self._manifests(images, tags, content_tag)
 
-    def _manifests(self, images: Sequence[Composed], tags: Sequence[str]) -> str:
-        put = self._client.push_manifest
+    def _manifests(
+        self, images: Sequence[Composed], tags: Sequence[str], content_tag: str | None
+    ) -> str:
+        put = partial(self._client.push_manifest, self._repository)
         if len(images) == 1:
             data, kind = images[0].manifest, images[0].descriptor.media_type
         else:
             for image in images:
-                put(self._repository, image.digest, image.descriptor.media_type, image.manifest)
+                put(image.digest, image.descriptor.media_type, image.manifest)
             data, kind = compose_index(images), INDEX
-        digest = sha256_digest(data)
         for tag in tags:
-            put(self._repository, tag, kind, data)
-        return digest
+            put(tag, kind, data)
+        if content_tag:
+            try:
+                put(content_tag, kind, data)
+            except RegistryError as error:
+                self._say(f"the next build cannot find this image: {error.message}")
+        return sha256_digest(data)
 
     def _layer(self, layer: StoredLayer, also_in: Sequence[str]) -> bool:
         sources = [*also_in]
@@ -131,10 +149,10 @@ class Push:
 
 
 def by_repository(tags: Iterable[Reference]) -> dict[tuple[str, str], list[Reference]]:
-    """Group tags by registry, as written, and by the repository's name there."""
+    """Group tags by registry, and by the repository's name there."""
     found: dict[tuple[str, str], list[Reference]] = {}
     for tag in tags:
-        found.setdefault((tag.registry, repository_of(tag)), []).append(tag)
+        found.setdefault((tag.host, repository_of(tag)), []).append(tag)
     return found
 
 
@@ -201,32 +219,41 @@ def find_pushed(
     tag: str,
     plans: Sequence[ImagePlan],
     counts: Sequence[int],
+    *,
+    say: Say,
 ) -> PushedImages | None:
     """Look up a content-addressed tag; images with other platforms or layer counts are not used."""
-    found = client.manifest(repository, tag)
-    if found is None:
+    client.settle()
+    try:
+        found = client.manifest(repository, tag)
+        images = _read_images(client, repository, *found) if found else {}
+    except (RegistryError, ValueError, LookupError, TypeError) as error:
+        say(f"images that were pushed before cannot be looked up: {error}")
         return None
-    images = {}
-    for descriptor in _manifests(found[0], json.loads(found[1])):
-        held = client.manifest(repository, descriptor.digest)
-        if held is None:
-            return None
-        manifest = json.loads(held[1])
-        if not _is_whole(client, repository, manifest):
-            return None
-        config = json.loads(b"".join(client.blob(repository, manifest["config"]["digest"])))
-        images[platform_of(config)] = held[0], manifest, config
     wanted = {plan.platform: count for plan, count in zip(plans, counts, strict=True)}
-    if {name: len(image[1]["layers"]) for name, image in images.items()} != wanted:
+    if found is None or {name: len(each[1]["layers"]) for name, each in images.items()} != wanted:
         return None
     return PushedImages(media_type=found[0].media_type, document=found[1], images=images)
 
 
+def _read_images(
+    client: RegistryClient, repository: str, found: Descriptor, document: bytes
+) -> dict[str, tuple[Descriptor, Mapping[str, Any], Mapping[str, Any]]]:
+    """Return images by platform; without those of which a registry has removed blobs."""
+    images = {}
+    for descriptor in _manifests(found, json.loads(document)):
+        held = client.manifest(repository, descriptor.digest)
+        manifest = json.loads(held[1]) if held else {}
+        if held and _is_whole(client, repository, manifest):
+            config = json.loads(b"".join(client.blob(repository, manifest["config"]["digest"])))
+            images[platform_of(config)] = held[0], manifest, config
+    return images
+
+
 def _is_whole(client: RegistryClient, repository: str, manifest: Mapping[str, Any]) -> bool:
-    """Return whether a registry has all blobs of a manifest: it may have removed some."""
-    digests = {entry["digest"] for entry in (manifest["config"], *manifest["layers"])}
+    sizes = {each["digest"]: each["size"] for each in (manifest["config"], *manifest["layers"])}
     with ThreadPoolExecutor(_PARALLEL) as pool:
-        return all(pool.map(lambda digest: client.has_blob(repository, digest), digests))
+        return all(pool.map(partial(client.has_blob, repository), sizes, sizes.values()))
 
 
 def _manifests(descriptor: Descriptor, document: Mapping[str, Any]) -> list[Descriptor]:
