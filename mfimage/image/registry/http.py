@@ -225,22 +225,20 @@ class Http:
                     attempts.pause(error)
 
     def _ping(self) -> str:
-        base = f"https://{self._address}/v2/"
-        response = None
+        found, base = None, f"https://{self._address}/v2/"
         if is_local(urlsplit(base).hostname or ""):
             plain = f"http://{self._address}/v2/"
             with contextlib.suppress(_NotHttp):
-                response = self._request("GET", plain, {})
-                if response.status not in (*_REDIRECT, 400):  # what servers with TLS answer
-                    base = plain
-        if response is None or base.startswith("https:"):
-            response = self._request("GET", base, {})
-        found = self.read(base, response)
+                found = self.read(plain, self._request("GET", plain, {}))
+                if found.status in (*_REDIRECT, 400):  # what servers with TLS answer
+                    found = None
+        if found is None:
+            found = self.read(base, self._request("GET", base, {}))
         if found.status in _TRANSIENT:
             raise Dropped(found.reason, status=found.status)
         if found.status == 401:
             self._auth.settle(found.headers.get("www-authenticate", ""))
-        return base
+        return found.url
 
     def follow(self, url: str, location: str) -> str:
         """Return where a response's ``Location`` leads; never from https to http."""
