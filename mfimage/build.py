@@ -120,7 +120,8 @@ def build(
             place = builder.write(images, location, options.tags) if wanted else None
         with phase("push"):
             digests = builder.push(found or images, options.tags) if push else ()
-            attach_sboms(images, digests, blob_path, note)
+            if found or builder.name == DOCKER:  # the oci builder pushes them with an image
+                attach_sboms(images, digests, blob_path, note)
         with phase("export"):
             builder.export(images, options.tags if push else ())
     made = Image(

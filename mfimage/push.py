@@ -63,15 +63,14 @@ def _push_from_files(
     with ExitStack() as stack:
         opened = [stack.enter_context(found.open(each)) for each in dict.fromkeys(found.platforms)]
         images = [recompose(stored) for stored in opened]
+        sboms = [sbom_of(stored) for stored in opened]
         digests: dict[Reference, str] = {}
         for (_, repository), group in by_repository(tags).items():
             names = [tag.tag or "latest" for tag in group]
             with closing(open_registry(group[0])) as client:
-                digest = Push(client, repository, on_event).run(images, names)
+                pushing = Push(client, repository, on_event, say)
+                digest = pushing.run(images, names, sboms=sboms)
             digests |= {tag: f"{tag.name}@{digest}" for tag in group}
-            for stored, image in zip(opened, images, strict=True):
-                if sbom := sbom_of(stored):
-                    attach_sbom(group[0], image.digest, sbom, say)
     return tuple(digests[tag] for tag in tags)
 
 

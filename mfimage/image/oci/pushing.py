@@ -10,7 +10,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
@@ -24,6 +24,7 @@ from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.client import RegistryClient, repository_of
 from mfimage.image.registry.descriptors import INDEX, Descriptor
 from mfimage.image.registry.reference import Reference
+from mfimage.image.sbom.attach import not_attached, push_artifact, push_sbom
 from mfimage.package.spec import sha256_digest
 
 _PARALLEL = 6
@@ -61,50 +62,63 @@ class Push:
         *,
         content_tag: str | None = None,
         also_in: Sequence[str] = (),
+        sboms: Sequence[bytes | None] = (),
     ) -> str:
-        """Push images, and write the tags last; return their digest."""
+        """Push images with their SBOMs, and write the tags last; return their digest."""
         # ``also_in`` are other repositories of this registry that have all blobs.
         self._client.settle()
         blobs: dict[str, Callable[[], bool]] = {}
+        # What changes most often comes first: it is sent while the rest is found to be there.
         for image in images:
-            for layer in image.layers:
-                blobs.setdefault(
-                    layer.digest,
-                    lambda layer=layer: self._layer(layer, also_in),  # type: ignore[misc]
-                )
-            blobs.setdefault(
-                image.id,
-                lambda image=image: self._bytes(image.id, image.config),  # type: ignore[misc]
-            )
+            blobs[image.id] = partial(self._bytes, image.id, image.config)
+            for layer in reversed(image.layers):
+                blobs.setdefault(layer.digest, partial(self._layer, layer, also_in))
+        subjects = [
+            (image.descriptor, sbom)
+            for image, sbom in zip(images, sboms or [None] * len(images), strict=True)
+            if sbom
+        ]
+        client, repository = self._client, self._repository
         with ThreadPoolExecutor(_PARALLEL, thread_name_prefix="mfimage-push") as pool:
-            waiting = [pool.submit(push) for push in blobs.values()]
+
+            def put(reference: str, kind: str, data: bytes) -> Future[str]:
+                return pool.submit(client.push_manifest, repository, reference, kind, data)
+
             try:
-                for done in as_completed(waiting):
-                    done.result()
+                sent = [pool.submit(push_sbom, client, repository, sbom) for _, sbom in subjects]
+                _wait([pool.submit(push) for push in blobs.values()])
+                data, kind = images[0].manifest, images[0].descriptor.media_type
+                if len(images) > 1:
+                    data, kind = compose_index(images), INDEX
+                    _wait(
+                        [
+                            put(each.digest, each.descriptor.media_type, each.manifest)
+                            for each in images
+                        ]
+                    )
+                written = [put(tag, kind, data) for tag in tags]
+                kept = put(content_tag, kind, data) if content_tag else None
+                if all(self._succeeds(each, not_attached) for each in sent):
+                    sent = [
+                        pool.submit(push_artifact, client, repository, *each) for each in subjects
+                    ]
+                    all(self._succeeds(each, not_attached) for each in sent)
+                if kept:
+                    self._succeeds(kept, _not_kept)
+                _wait(written)
             except BaseException:
                 self._stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return self._manifests(images, tags, content_tag)
-
-    def _manifests(
-        self, images: Sequence[Composed], tags: Sequence[str], content_tag: str | None
-    ) -> str:
-        put = partial(self._client.push_manifest, self._repository)
-        if len(images) == 1:
-            data, kind = images[0].manifest, images[0].descriptor.media_type
-        else:
-            for image in images:
-                put(image.digest, image.descriptor.media_type, image.manifest)
-            data, kind = compose_index(images), INDEX
-        for tag in tags:
-            put(tag, kind, data)
-        if content_tag:
-            try:
-                put(content_tag, kind, data)
-            except RegistryError as error:
-                self._say(f"the next build cannot find this image: {error.message}")
         return sha256_digest(data)
+
+    def _succeeds(self, done: Future[Any], describe: Callable[[RegistryError], str]) -> bool:
+        try:
+            done.result()
+        except RegistryError as error:
+            self._say(describe(error))
+            return False
+        return True
 
     def _layer(self, layer: StoredLayer, also_in: Sequence[str]) -> bool:
         sources = [*also_in]
@@ -146,6 +160,15 @@ class Push:
         )
         with self._reporting:
             self._on_event(event)
+
+
+def _wait(futures: Sequence[Future[Any]]) -> None:
+    for done in as_completed(futures):
+        done.result()
+
+
+def _not_kept(error: RegistryError) -> str:
+    return f"the next build cannot find this image: {error.message}"
 
 
 def by_repository(tags: Iterable[Reference]) -> dict[tuple[str, str], list[Reference]]:

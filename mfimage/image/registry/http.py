@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urljoin, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore
 
 from mfimage import __version__
 from mfimage.errors import RegistryError
@@ -375,8 +374,12 @@ def _origin(url: str) -> Origin:
 
 def _proxy(scheme: str, host: str, port: int) -> str | None:
     """Return the proxy for a host, by ``HTTPS_PROXY``, ``HTTP_PROXY`` and ``NO_PROXY``."""
+    if is_local(host):
+        return None
+    from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore
+
     found = getproxies_environment()
-    if scheme not in found or is_local(host):
+    if scheme not in found:
         return None
     if proxy_bypass_environment(f"{host}:{port}", found):
         return None

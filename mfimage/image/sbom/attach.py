@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from io import BytesIO
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mfimage.errors import RegistryError
 from mfimage.image.plan.layers import BlobPath, code_files, sbom_file
-from mfimage.image.registry.client import open_registry, repository_of
+from mfimage.image.registry.client import RegistryClient, open_registry, repository_of
 from mfimage.image.registry.descriptors import MANIFEST, Descriptor
 from mfimage.image.registry.reference import Reference, parse_reference
 from mfimage.image.sbom.document import MEDIA_TYPE
@@ -41,34 +40,35 @@ def attach_sboms(
 
 
 def attach_sbom(reference: Reference, digest: str, sbom: bytes, say: Callable[[str], None]) -> None:
-    """Attach an SBOM to an image unless it has that one."""
+    """Attach an SBOM to an image in a registry."""
     # A registry that refuses it is only reported, since the SBOM is inside the image too.
     try:
-        _attach(reference, digest, sbom)
+        repository = repository_of(reference)
+        with closing(open_registry(reference)) as client:
+            if found := client.manifest(repository, digest):
+                push_sbom(client, repository, sbom)
+                push_artifact(client, repository, found[0], sbom)
     except RegistryError as error:
-        say(f"the SBOM is in the image, but not attached to it: {error.message}")
+        say(not_attached(error))
 
 
-def _attach(reference: Reference, digest: str, sbom: bytes) -> None:
-    repository = repository_of(reference)
-    with closing(open_registry(reference)) as client, ThreadPoolExecutor(3) as pool:
-        # At the same time: a build after an edit takes little longer than these requests.
-        listed = pool.submit(client.referrers, repository, digest, MEDIA_TYPE)
-        pushed = [
-            pool.submit(
-                client.push_blob, repository, sha256_digest(data), len(data), partial(BytesIO, data)
-            )
-            for data in (_EMPTY, sbom)
-        ]
-        found = client.manifest(repository, digest)
-        if found is None:
-            return
-        manifest = _manifest(found[0], sbom)
-        if sha256_digest(manifest) in {each.digest for each in listed.result()}:
-            return
-        for each in pushed:
-            each.result()
-        client.push_manifest(repository, sha256_digest(manifest), MANIFEST, manifest)
+def not_attached(error: RegistryError) -> str:
+    """Return the line about a registry that refuses an SBOM."""
+    return f"the SBOM is in the image, but not attached to it: {error.message}"
+
+
+def push_sbom(client: RegistryClient, repository: str, sbom: bytes) -> None:
+    """Push an SBOM, which is not attached to anything yet."""
+    for data in (_EMPTY, sbom):
+        client.push_blob(repository, sha256_digest(data), len(data), partial(BytesIO, data))
+
+
+def push_artifact(
+    client: RegistryClient, repository: str, subject: Descriptor, sbom: bytes
+) -> None:
+    """Attach an SBOM that was pushed to an image; doing so again changes nothing."""
+    manifest = _manifest(subject, sbom)
+    client.push_manifest(repository, sha256_digest(manifest), MANIFEST, manifest)
 
 
 def attached_sbom(reference: Reference, digest: str) -> bytes | None:
