@@ -70,7 +70,7 @@ class Push:
         blobs: dict[str, Callable[[], bool]] = {}
         # What changes most often comes first: it is sent while the rest is found to be there.
         for image in images:
-            blobs[image.id] = partial(self._bytes, image.id, image.config)
+            blobs[image.id] = partial(self._bytes, image.id, image.config, also_in)
             for layer in reversed(image.layers):
                 blobs.setdefault(layer.digest, partial(self._layer, layer, also_in))
         subjects = [
@@ -85,7 +85,10 @@ class Push:
                 return pool.submit(client.push_manifest, repository, reference, kind, data)
 
             try:
-                sent = [pool.submit(push_sbom, client, repository, sbom) for _, sbom in subjects]
+                sent = [
+                    pool.submit(push_sbom, client, repository, sbom, sources=tuple(also_in))
+                    for _, sbom in subjects
+                ]
                 _wait([pool.submit(push) for push in blobs.values()])
                 data, kind = images[0].manifest, images[0].descriptor.media_type
                 if len(images) > 1:
@@ -127,8 +130,8 @@ class Push:
         others = tuple(source for source in sources if source != self._repository)
         return self._blob(layer.digest, layer.size, layer.open, others)
 
-    def _bytes(self, digest: str, data: bytes) -> bool:
-        return self._blob(digest, len(data), lambda: io.BytesIO(data), ())
+    def _bytes(self, digest: str, data: bytes, also_in: Sequence[str]) -> bool:
+        return self._blob(digest, len(data), lambda: io.BytesIO(data), tuple(also_in))
 
     def _blob(
         self, digest: str, size: int, open_it: Callable[[], BinaryIO], sources: tuple[str, ...]

@@ -57,10 +57,13 @@ def not_attached(error: RegistryError) -> str:
     return f"the SBOM is in the image, but not attached to it: {error.message}"
 
 
-def push_sbom(client: RegistryClient, repository: str, sbom: bytes) -> None:
-    """Push an SBOM, which is not attached to anything yet."""
+def push_sbom(
+    client: RegistryClient, repository: str, sbom: bytes, *, sources: tuple[str, ...] = ()
+) -> None:
+    """Push an SBOM, which is not attached to anything yet; ``sources`` may have it."""
     for data in (_EMPTY, sbom):
-        client.push_blob(repository, sha256_digest(data), len(data), partial(BytesIO, data))
+        digest, opened = sha256_digest(data), partial(BytesIO, data)
+        client.push_blob(repository, digest, len(data), opened, sources=sources)
 
 
 def push_artifact(
