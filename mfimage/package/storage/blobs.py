@@ -33,6 +33,7 @@ from mfimage.package.storage.cache import (
     is_at,
     locked,
     not_written,
+    scratch_folder,
     tag,
 )
 
@@ -106,6 +107,9 @@ class BlobCache:
         Without ``verify``, a cached blob is not verified; a download always is. ``DamagedBlob``
         when it is damaged twice, ``StorageError`` when the cache cannot be written.
         """
+        scratch = scratch_folder()
+        if scratch and self.folder != scratch and not self._path(ref).exists():
+            return BlobCache(scratch).hold(ref, fetch)
         try:
             while True:
                 if not self.folder.is_dir():

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TextIO
 
@@ -29,6 +30,7 @@ _TAG = "CACHEDIR.TAG"
 _SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55\n"
 SIZE_VARIABLE = "MFIMAGE_CACHE_SIZE"
 _DEFAULT_SIZE = "10GiB"
+_SCRATCH: ContextVar[Path | None] = ContextVar("mfimage_scratch", default=None)
 
 
 def cache_folder() -> Path:
@@ -53,8 +55,26 @@ def cache_size() -> int:
     return parse_size(text, field=SIZE_VARIABLE)
 
 
+@contextlib.contextmanager
+def read_only() -> Iterator[None]:
+    """Leave the cache as it is until the block ends; what is fetched meanwhile is forgotten."""
+    with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
+        outer = _SCRATCH.set(Path(folder))
+        try:
+            yield
+        finally:
+            _SCRATCH.reset(outer)
+
+
+def scratch_folder() -> Path | None:
+    """Return where to write instead of the cache; None if the cache may be written."""
+    return _SCRATCH.get()
+
+
 def remember(path: Path, data: bytes) -> None:
     """Write a file into the cache; where it cannot be written, it costs time the next time."""
+    if scratch_folder():
+        return
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with whole_file(path) as file:
