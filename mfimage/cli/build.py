@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -116,6 +115,8 @@ def build(
     wanted = build_options(given)
     limit = parse_size(max_size, field="max-size") if max_size else None
     if dry_run:
+        from tempfile import TemporaryDirectory
+
         with TemporaryDirectory(prefix="mfimage-") as folder:  # for the package
             given["root"] = folder
             reference = _bind(function, task, given) if task is not None else _bound(function)

@@ -240,7 +240,8 @@ class RegistryClient:
                 "GET", url, scopes=_pull(repository), headers={"accept": INDEX}
             )
             listed = _document(response.body) if response.ok else None
-            if listed is None or "manifests" not in listed:  # no such API, or a page in its place
+            if listed is None or listed.get("manifests") is None:
+                # No such API, or a page in its place.
                 found = self._tagged_referrers(repository, digest)
                 break
             found += _listed(listed)

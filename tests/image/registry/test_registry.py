@@ -267,5 +267,5 @@ def test_a_credential_helper(docker_config, tmp_path, monkeypatch):
     found = stored_credentials("registry.example.com")
     assert found == Credentials(username="registry.example.com", password="s")
     helper.write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
-    with pytest.raises(RegistryError, match=r'credHelpers\["registry.example.com"\] names .* which failed: broken'):
+    with pytest.raises(RegistryError, match=r"credHelpers.* failed: broken"):
         stored_credentials("registry.example.com")
