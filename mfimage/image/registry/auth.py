@@ -142,9 +142,10 @@ class _Stored:
 
     def _entry(self, section: str) -> tuple[str, Any]:
         """Return the path and value of the registry's entry; other entries are not looked at."""
-        entries = self.config.get(section) or {}
-        if not isinstance(entries, dict):
+        entries = self.config.get(section)
+        if not isinstance(entries, dict | None):
             raise self._wrong(section, "is not a JSON object")
+        entries = entries or {}
         # Docker writes host names, and once wrote URLs.
         for key in sorted(entries, key=lambda key: key != self.host):
             if registry_host(key.partition("://")[2] or key) == self.host:

@@ -37,6 +37,7 @@ _REDIRECTS = 5
 _CONNECT, _READ = 10.0, 60.0
 _MAX_BODY, _MAX_REFUSAL = 32 << 20, 64 << 10
 _HUB = "registry-1.docker.io"
+_CONNECTION = re.compile(r"^(?:<[^>]*>|HTTPS?Connection(?:Pool)?\([^)]*\)): ")
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
 Body = bytes | Callable[[], Iterator[bytes]] | None
@@ -290,29 +291,29 @@ class Http:
             cause = cause.__cause__ or cause.__context__
         host, reason = urlsplit(url).netloc, _reason(error)
         known = cause.reason or "" if isinstance(cause, ssl.SSLError) else ""
+        if isinstance(error, urllib3.exceptions.ProxyError):
+            return Dropped(f"its proxy, according to HTTPS_PROXY: {reason}")
         if isinstance(error, urllib3.exceptions.NameResolutionError) and not self._base:
-            return RegistryError(f"{host}: the name was not found", hint=f"check it: {reason}")
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return RegistryError(
-                f"{host} cannot be trusted: {reason}",
-                hint="name its CA's certificate in SSL_CERT_FILE, or put it into "
-                f"/etc/docker/certs.d/{host}/ca.crt",
+            what, hint = "the name was not found", f"check it: {reason}"
+        elif isinstance(cause, ssl.SSLCertVerificationError):
+            what = f"it cannot be trusted: {reason}"
+            hint = (
+                "name its CA's certificate in SSL_CERT_FILE, or put it into "
+                f"/etc/docker/certs.d/{host}/ca.crt"
             )
-        if "ALERT" in known:
-            return RegistryError(
-                f"{host} refuses the TLS connection: {reason}",
-                hint="if it requires a client certificate, put client.cert and client.key into "
-                f"/etc/docker/certs.d/{host}",
+        elif "ALERT" in known:
+            what = f"it refuses the TLS connection: {reason}"
+            hint = (
+                "if it requires a client certificate, put client.cert and client.key into "
+                f"/etc/docker/certs.d/{host}"
             )
-        if known in _NO_TLS:
-            if is_local(urlsplit(url).hostname or ""):
-                return Dropped("it answers neither HTTP nor TLS")
-            return RegistryError(
-                f"{host} answers without TLS: {reason}",
-                hint="only registries on this machine may; put a proxy with TLS before it",
-            )
-        kind = _NotHttp if isinstance(error, urllib3.exceptions.ProtocolError) else Dropped
-        return kind(reason)
+        elif known in _NO_TLS and not is_local(urlsplit(url).hostname or ""):
+            what = f"it answers without TLS: {reason}"
+            hint = "only registries on this machine may; put a proxy with TLS before it"
+        else:
+            closed = isinstance(error, urllib3.exceptions.ProtocolError)
+            return (_NotHttp if closed else Dropped)(reason)
+        return RegistryError(f"{host}: {what}", hint=hint)
 
     def _pool(self, origin: Origin) -> urllib3.PoolManager:
         # One for each origin, since client certificates are the registry's alone.
@@ -397,8 +398,8 @@ def _reason(error: BaseException) -> str:
     inner = getattr(error, "reason", None) or getattr(error, "original_error", None)
     if isinstance(inner, BaseException):
         return _reason(inner)
-    text = " ".join(str(error).split())
-    return text.partition(">: ")[2] or text or type(error).__name__
+    text = _CONNECTION.sub("", " ".join(str(error).split()))
+    return text or type(error).__name__
 
 
 def _words(kind: str, body: bytes) -> str:
@@ -406,13 +407,15 @@ def _words(kind: str, body: bytes) -> str:
     text = body.decode(errors="replace")
     try:
         document = json.loads(body)
-        errors = document.get("errors") or [document]
-        found = [each.get("message") or each.get("code") or each.get("error") for each in errors]
-        text = "; ".join(filter(None, map(str, filter(None, found))))
-    except (ValueError, TypeError, AttributeError):
-        if "<html" in text.lower() or "html" in kind:
+    except ValueError:
+        if "html" in kind or "<html" in text.lower():
             title = _TITLE.search(text)
             text = title[1] if title else ""
+    else:
+        errors = document.get("errors") or [document] if isinstance(document, dict) else ()
+        found = [each for each in errors if isinstance(each, dict)]
+        words = [each.get("message") or each.get("code") or each.get("error") for each in found]
+        text = "; ".join(str(each) for each in words if each)
     # Control characters would reach the terminal.
     text = "".join(char if char.isprintable() else " " for char in text)
     text = " ".join(text.split())[:400]
