@@ -16,8 +16,8 @@ from packaging.version import InvalidVersion, Version
 from mfimage.capture.lock.pylock import LockedPackage, read_lock
 from mfimage.package.spec import EnvironmentSpec
 from mfimage.package.store import open_package
+from mfimage.platforms import this_platform
 
-_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 _NOT_RECORDED = "not recorded"
 
 
@@ -126,8 +126,7 @@ def _installed() -> dict[str, str]:
 def _differences(
     spec: EnvironmentSpec, distributions: tuple[DistributionReport, ...]
 ) -> tuple[str, ...]:
-    python, machine = platform.python_version(), platform.machine().lower()
-    running = f"{platform.system().lower()}/{_MACHINES.get(machine, machine)}"
+    python, running = platform.python_version(), this_platform()
     found = []
     if ".".join(python.split(".")[:2]) != spec.python_minor:
         found.append(f"Python {spec.python_minor} is locked; this is {python}")

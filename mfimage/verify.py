@@ -15,7 +15,7 @@ from mfimage.image.builders import open_builder
 from mfimage.image.checks.built import placed
 from mfimage.image.checks.compare import FileChange, compare_layers
 from mfimage.image.checks.config import LOCK_FILE
-from mfimage.image.find.places import find_image, machine_platform, read_member
+from mfimage.image.find.places import find_image, read_member
 from mfimage.image.plan.labels import FUNCTION_DIGEST, TARGET
 from mfimage.image.plan.options import BuildOptions
 from mfimage.image.plan.plan import make_plan
@@ -24,6 +24,7 @@ from mfimage.image.secrets.build import read_secrets
 from mfimage.image.targets import find_target
 from mfimage.package.spec import sha256_digest
 from mfimage.package.store import Package, open_package
+from mfimage.platforms import machine_platform
 
 if TYPE_CHECKING:
     from mfimage.image.builder import Builder, BuiltImage

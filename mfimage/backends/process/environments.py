@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -24,11 +23,11 @@ from mfimage.package.storage.blobs import blob_cache_folder
 from mfimage.package.storage.cache import cache_folder, make_once
 from mfimage.package.storage.local import LocalStorage
 from mfimage.package.store import Package
+from mfimage.platforms import this_platform
 from mfimage.runtime.layout import RUNTIME_FILES
 from mfimage.runtime.worker import lifeline
 
 logger = logging.getLogger(__name__)
-_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 # Wheels of a lock are for CPython with the GIL, on 64 bits.
 _ASK = (
     "import sys; print(sys.implementation.name, '%d.%d' % sys.version_info[:2],"
@@ -143,12 +142,6 @@ def environment_python(package: Package) -> Path:
 
     folder = cache_folder() / "environments" / name
     return make_once(folder, lambda fresh: _install(package, fresh), is_whole) / python
-
-
-def this_platform() -> str:
-    """Return this machine's platform as locks name it: ``linux/amd64``."""
-    machine = platform.machine()
-    return f"{sys.platform}/{_MACHINES.get(machine, machine)}"
 
 
 def _install(package: Package, fresh: Path) -> None:

@@ -79,12 +79,7 @@ class RayBackend(RemoteBackend):
         return self._pool.remote(payload, is_json=True)
 
     def map(
-        self,
-        records: Iterable[Any],
-        *,
-        batch_size: int,
-        on_error: str,
-        max_in_flight: int | None = None,
+        self, records: Iterable[Any], *, batch_size: int, on_error: str, max_in_flight: int = 0
     ) -> Iterator[Any]:
         """Yield results in order; batches go to all actors, some ahead.
 

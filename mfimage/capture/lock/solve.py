@@ -14,11 +14,12 @@ from packaging.utils import parse_wheel_filename
 from mfimage.capture.lock import pylock
 from mfimage.capture.lock.indexes import OWN_CONFIGURATION, IndexOptions
 from mfimage.capture.lock.notes import pin, read_log, solve_notes
-from mfimage.capture.lock.platform import PLATFORMS, Platform
+from mfimage.capture.lock.platform import Platform
 from mfimage.capture.lock.pylock import LockedPackage
 from mfimage.capture.lock.settle import Lock, settle
 from mfimage.capture.lock.uv import UvFailure, compile_pylock
 from mfimage.errors import LockError
+from mfimage.platforms import MACHINES
 
 __all__ = ["IndexOptions", "Lock", "extend_lock", "lock_for_target", "lock_requirements"]
 
@@ -130,7 +131,7 @@ def relock(data: bytes, platform: Platform, *, index: IndexOptions, directory: P
     """Return a function's lock for a platform; unchanged when it is for that already."""
     parsed = pylock.parse_pylock(data.decode(errors="replace"), where=_FUNCTION_LOCK)
     environments = parsed.get("environments", ())
-    each = (replace(platform, name=name) for name in PLATFORMS)
+    each = (replace(platform, name=name) for name in MACHINES)
     original = next((found for found in each if found.environment in environments), None)
     if original is None or original.name == platform.name:
         return data

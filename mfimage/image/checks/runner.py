@@ -17,10 +17,11 @@ from mfimage.errors import EngineError, ReferenceNotFound
 from mfimage.image.checks.report import Failed
 from mfimage.image.docker.engine import Engine, engine_errors
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.find.places import ENGINE, FILES, FoundImage, find_image, machine_platform
+from mfimage.image.find.places import ENGINE, FILES, FoundImage, find_image
 from mfimage.image.oci.config import recompose
 from mfimage.image.oci.outputs import docker_archive
 from mfimage.masking import mask_urls
+from mfimage.platforms import machine_platform
 
 Address = tuple[str, int]
 # Marks the containers that a process which was killed could not remove.

@@ -26,6 +26,7 @@ from mfimage.image.targets import DEFAULT_TARGET, TARGETS, find_target
 from mfimage.image.targets.ray import PARTS
 from mfimage.image.targets.target import Target
 from mfimage.masking import URL_PASSWORD
+from mfimage.platforms import MACHINES
 
 LABEL_PREFIX = "io.mfimage."
 LONGEST_VALUE = 30_000  # A line of a Dockerfile holds 65535 bytes, and quoting can double a value
@@ -38,13 +39,8 @@ _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]*[A-Za-z0-9])?")
 # Debian Policy 5.6.1; a minus at the end would tell apt to remove the package.
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9+.](?::[a-z0-9]+)?(?:=[A-Za-z0-9.+:~-]+)?")
 _INDEX = re.compile(r"(?:(?P<name>[A-Za-z0-9][A-Za-z0-9_.-]*)=)?(?P<url>[A-Za-z]+://.*)")
-_PLATFORMS = {
-    "linux/amd64": "linux/amd64",
-    "linux/x86_64": "linux/amd64",
-    "linux/arm64": "linux/arm64",
-    "linux/arm64/v8": "linux/arm64",
-    "linux/aarch64": "linux/arm64",
-}
+_PLATFORMS = {f"linux/{machine}": name for name, machine in MACHINES.items()}
+_PLATFORMS |= {**{name: name for name in MACHINES}, "linux/arm64/v8": "linux/arm64"}
 
 
 @dataclass(frozen=True, kw_only=True)

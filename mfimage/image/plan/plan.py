@@ -26,6 +26,7 @@ from mfimage.image.plan.options import (
 )
 from mfimage.image.targets.target import Target
 from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec, sha256_digest
+from mfimage.platforms import MACHINES
 from mfimage.runtime.layout import CODE, FUNCTION, RUNTIME, RUNTIME_FILES, VENV
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ HOME = "/tmp"  # noqa: S108  (in the image)
 USER = "1000:0"
 # An engine stacks at most 127 layers, and bases have some too.
 MOST_ARTIFACT_LAYERS = 64
-_MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 _ENV = {
     "PYTHONPATH": RUNTIME,
     "PYTHONUNBUFFERED": "1",
@@ -182,7 +182,7 @@ def _check_wheels(spec: FunctionSpec, platform: str) -> None:
 
 def _runs_on(tag: Tag, platform: str) -> bool:
     is_linux = tag.platform.startswith(("linux_", "manylinux"))
-    return tag.platform == "any" or (is_linux and tag.platform.endswith(_MACHINES[platform]))
+    return tag.platform == "any" or (is_linux and tag.platform.endswith(MACHINES[platform]))
 
 
 def _check_lock(lock: bytes) -> None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+from mfimage import toml
 from mfimage.files import sha256_hex
 from mfimage.image.registry.reference import parse_reference
 from mfimage.package.spec import sha256_digest
@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 
     from mfimage.image.plan.files import ContextFile
     from mfimage.image.plan.plan import ImagePlan
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 MEDIA_TYPE = "application/vnd.cyclonedx+json"
 PREFIX = "mfimage:"
@@ -177,7 +172,7 @@ def _components(plan: ImagePlan) -> list[dict[str, Any]]:
     from cyclonedx.model.bom import Bom
     from cyclonedx.output.json import JsonV1Dot6
 
-    packages = tomllib.loads(plan.dependencies.lock.decode()).get("packages", [])
+    packages = toml.loads(plan.dependencies.lock.decode()).get("packages", [])
     version = plan.base.python
     purl = ("generic", None, "python", version)
     components = [_base(plan), _component("python", "python", version, purl, type="platform")]

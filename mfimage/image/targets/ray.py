@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -94,9 +93,7 @@ def _is_supported(text: str) -> bool:
 
 
 def _locked_version(lock: bytes) -> str:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    packages = tomllib.loads(lock.decode()).get("packages", [])
+    from mfimage import toml
+
+    packages = toml.loads(lock.decode()).get("packages", [])
     return next((str(each.get("version", "")) for each in packages if each["name"] == "ray"), "")
