@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -64,6 +66,15 @@ def extract(data: bytes, folder: Path, *, where: str, without: tuple[str, ...] =
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def extracted(data: bytes, *, where: str, without: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Yield a private folder with what ``extract`` unpacks."""
+    with tempfile.TemporaryDirectory(prefix="mfimage-") as text:
+        folder = Path(text).resolve() / "code"
+        extract(data, folder, where=where, without=without)
+        yield folder
 
 
 def unpack(spec: FunctionSpec, store: PackageStore, folder: Path) -> None:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mfimage.errors import PackageError, ReferenceNotFound
-from mfimage.files import chunks_of, sha256_hex
+from mfimage.files import chunks_of, sha256_hex, verified_chunks
 from mfimage.package.spec import BlobRef, FunctionSpec, parse_spec
 from mfimage.package.storage.blobs import DamagedBlob, Fetch, LocalCopies
 from mfimage.package.storage.buckets import RemoteStorage, open_storage, refuse_credentials
 from mfimage.package.storage.local import Storage
 
 FILE_NAME = "function.json"
-_CHUNK = 1 << 20
 
 
 def package_name(spec: FunctionSpec) -> str:
@@ -99,17 +98,9 @@ class PackageStore:
 
     def stream_blob(self, ref: BlobRef) -> Iterator[bytes]:
         """Yield a blob in chunks of at most 1 MiB, the last after the whole was verified."""
-        hasher = hashlib.sha256()
-        held = b""
         with self.open_blob(ref) as file:
-            while chunk := file.read(_CHUNK):
-                if held:
-                    yield held
-                hasher.update(chunk)
-                held = chunk
-        if hasher.hexdigest() != ref.hex:
-            raise damaged(self._url(ref))
-        yield held
+            url = self._url(ref)
+            yield from verified_chunks(chunks_of(file), ref.hex, lambda: damaged(url))
 
     def open_blob(self, ref: BlobRef) -> BinaryIO:
         """Open a blob for reading; what is read is not verified."""
@@ -160,16 +151,13 @@ class PackageStore:
         It is written last: an interrupted bind leaves no package that looks whole.
         """
         name = package_name(spec)
-        if not self._is_whole(name, spec):
+        try:
+            is_whole = parse_spec(self.storage.read(name), where=name).digest == spec.digest
+        except (FileNotFoundError, PackageError):
+            is_whole = False
+        if not is_whole:
             self.storage.write(name, io.BytesIO(spec.to_json()))
         return self.storage.url(name)
-
-    def _is_whole(self, name: str, spec: FunctionSpec) -> bool:
-        try:
-            data = self.storage.read(name)
-            return parse_spec(data, where=name).digest == spec.digest
-        except (FileNotFoundError, PackageError):
-            return False
 
 
 def open_package(reference: str | os.PathLike[str]) -> Package:

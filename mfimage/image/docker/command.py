@@ -218,7 +218,10 @@ def ended_by_signals() -> Iterator[None]:
     def leave(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)
 
-    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if _is_default(each)]
+    # Only the main thread may, and something else may handle them.
+    main = threading.current_thread() is threading.main_thread()
+    both = (signal.SIGTERM, signal.SIGHUP) if main else ()
+    numbers = [each for each in both if signal.getsignal(each) is signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, leave)
     try:
@@ -226,12 +229,6 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
-
-
-def _is_default(number: signal.Signals) -> bool:
-    """Return whether nothing else handles a signal; only the main thread may."""
-    main = threading.current_thread() is threading.main_thread()
-    return main and signal.getsignal(number) is signal.SIG_DFL
 
 
 def _built(ids: Path, metadata: Path) -> Iterator[str]:

@@ -60,21 +60,16 @@ class ImageInfo:
         cls, image: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
     ) -> ImageInfo:
         """Read an engine's responses to ``/images/NAME/json`` and ``/images/NAME/history``."""
-        entries = [
-            HistoryEntry(
-                created_by=entry.get("CreatedBy") or "",
-                size=entry.get("Size") or 0,
-                comment=entry.get("Comment") or "",
-            )
-            for entry in reversed(history)
-        ]
         return cls(
             id=image["Id"],
             repo_tags=tuple(image.get("RepoTags") or ()),
             repo_digests=tuple(image.get("RepoDigests") or ()),
             size=image.get("Size") or 0,
             layers=tuple((image.get("RootFS") or {}).get("Layers") or ()),
-            history=tuple(entries),
+            history=tuple(
+                _entry(each.get("CreatedBy"), each.get("Size"), each.get("Comment"))
+                for each in reversed(history)
+            ),
             **_settings({name.lower(): value for name, value in image.items()}),
         )
 
@@ -109,9 +104,10 @@ def _settings(image: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _history(entries: Sequence[Mapping[str, Any]], sizes: Iterator[int]) -> Iterator[HistoryEntry]:
-    for entry in entries:
-        yield HistoryEntry(
-            created_by=entry.get("created_by") or "",
-            size=0 if entry.get("empty_layer") else next(sizes, 0),
-            comment=entry.get("comment") or "",
-        )
+    for each in entries:
+        size = 0 if each.get("empty_layer") else next(sizes, 0)
+        yield _entry(each.get("created_by"), size, each.get("comment"))
+
+
+def _entry(created_by: str | None, size: int | None, comment: str | None) -> HistoryEntry:
+    return HistoryEntry(created_by=created_by or "", size=size or 0, comment=comment or "")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mfimage.files import EPOCH, sha256_hex
-
-CHUNK = 1 << 18
+from mfimage.files import EPOCH, chunks_of, sha256_hex
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +21,9 @@ class ContextFile:
 
     def chunks(self) -> Iterator[bytes]:
         """Read the content."""
-        if isinstance(self.content, bytes):
-            for start in range(0, len(self.content), CHUNK):
-                yield self.content[start : start + CHUNK]
-            return
-        with self.content.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                yield chunk
+        content = self.content
+        with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+            yield from chunks_of(file)
 
     def size(self) -> int:
         """Return the size of the content in bytes."""

@@ -5,12 +5,12 @@ The same plan gives the same bytes: names sorted, modes 0644 and 0755.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 import mfimage
+from mfimage.files import verified_chunks
 from mfimage.image.plan.files import ContextFile
 from mfimage.image.plan.plan import ArtifactLayer, ImagePlan
 from mfimage.image.sbom.document import make_sbom
@@ -31,6 +31,8 @@ from mfimage.runtime.layout import (
 
 BlobPath = Callable[[BlobRef], Path]
 """Returns the file on this machine that holds a blob."""
+# A build asks several times for the same plan's, and making the SBOM takes time.
+_made: deque[tuple[ImagePlan, list[ContextFile]]] = deque(maxlen=4)
 
 
 def layer_files(plan: ImagePlan, blob_path: BlobPath) -> dict[str, list[ContextFile]]:
@@ -80,19 +82,9 @@ def runtime_files(plan: ImagePlan) -> list[ContextFile]:
 
 def code_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
     """List the function's code and description, the lock that is installed, and the SBOM."""
-    for known, files in _made:
+    for known, made in _made:
         if known is plan:
-            return list(files)
-    made = _code_files(plan, blob_path)
-    _made.append((plan, made))
-    return list(made)
-
-
-# A build asks several times for the same plan's, and making the SBOM takes time.
-_made: deque[tuple[ImagePlan, list[ContextFile]]] = deque(maxlen=4)
-
-
-def _code_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
+            return list(made)
     data = b"".join(verified(blob_file("", plan.code.archive, blob_path)))
     files = [
         ContextFile(path=inside(FUNCTION, FUNCTION_JSON), content=plan.code.function_json),
@@ -101,7 +93,9 @@ def _code_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
     for name, content, mode in members(data, where=f"the code of {plan.function}"):
         files.append(ContextFile(path=inside(FUNCTION, CODE, name), content=content, mode=mode))
     sbom = make_sbom(plan, files, runtime_files(plan))
-    return [*files, ContextFile(path=inside(FUNCTION, SBOM), content=sbom)]
+    files.append(ContextFile(path=inside(FUNCTION, SBOM), content=sbom))
+    _made.append((plan, files))
+    return list(files)
 
 
 def sbom_file(files: Iterable[ContextFile]) -> bytes:
@@ -117,17 +111,8 @@ def artifact_folder(layer: ArtifactLayer) -> str:
 
 
 def verified(file: ContextFile) -> Iterator[bytes]:
-    """Yield a file's content; raise before the end if it does not match its digest."""
+    """Return a file's content, which raises before the end if it does not match its digest."""
     if file.digest is None:
-        yield from file.chunks()
-        return
-    hasher = hashlib.sha256()
-    held = b""
-    for chunk in file.chunks():
-        if held:
-            yield held
-        hasher.update(chunk)
-        held = chunk
-    if hasher.hexdigest() != file.digest:
-        raise damaged(str(file.content) if isinstance(file.content, Path) else file.path)
-    yield held
+        return file.chunks()
+    where = str(file.content) if isinstance(file.content, Path) else file.path
+    return verified_chunks(file.chunks(), file.digest, lambda: damaged(where))

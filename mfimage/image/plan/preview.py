@@ -12,8 +12,9 @@ from mfimage.image.find import places
 from mfimage.image.find.contents import REMOVED, Change, Contents, contents_of, diff
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.find.places import FoundImage, find_image
+from mfimage.image.plan.labels import LOCK_DIGEST
 from mfimage.image.plan.layers import code_files, runtime_files, sbom_file
-from mfimage.image.plan.options import LABEL_PREFIX, BuildOptions
+from mfimage.image.plan.options import BuildOptions
 from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.location import Location
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from mfimage.image.plan.layers import BlobPath
 
 NEW, SAME, CHANGED = "new", "same", "changed"
-_LOCK = f"{LABEL_PREFIX}lock.digest"
 _MOST_REASONS = 8
 _ARTIFACT = "artifact:"
 
@@ -97,7 +97,7 @@ def explain(plan: ImagePlan, blob_path: BlobPath, before: FoundImage | None) -> 
     info = dataclasses.replace(before.info, env=_without_path(before.info.env))
     known = contents_of(info, before.sbom())
     changes = diff(known, after, names=(before.name, plan.function)).changes
-    relocked = before.info.labels.get(_LOCK) != plan.dependencies.digest
+    relocked = before.info.labels.get(LOCK_DIGEST) != plan.dependencies.digest
     parts = list(_removed(plan, changes))
     for name, holds, size, sections in layers:
         found = [change for change in changes if change.section in sections]

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 from mfimage.errors import StorageError
 from mfimage.files import whole_file
@@ -97,7 +96,11 @@ def locked(path: Path) -> Iterator[None]:
     """
     while True:
         with path.open("w") as file:
-            _wait_for(file, path)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with reported(f"waiting for another process, which has {path}"):
+                    fcntl.flock(file, fcntl.LOCK_EX)
             try:
                 if is_at(path, file.fileno()):
                     yield
@@ -105,14 +108,6 @@ def locked(path: Path) -> Iterator[None]:
             finally:
                 # Explicitly: a process that was forked meanwhile has the file open, too.
                 fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def _wait_for(file: TextIO, path: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        with reported(f"waiting for another process, which has {path}"):
-            fcntl.flock(file, fcntl.LOCK_EX)
 
 
 @contextlib.contextmanager

@@ -182,6 +182,11 @@ class Objects:
         except FileNotFoundError:
             return None
 
+    def size(self, key: str) -> int | None:
+        """Return an object's size in bytes; None when there is none."""
+        found = self.stat(key)
+        return found.size if found else None
+
     def _info(self, meta: Any) -> ObjectInfo:
         version = str(meta["e_tag"] or meta["last_modified"])
         return ObjectInfo(url=self.url(meta["path"]), size=meta["size"], version=version)
