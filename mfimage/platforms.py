@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 
 # Those that mfimage builds and locks for.
 MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
@@ -11,7 +10,7 @@ MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 
 def this_platform() -> str:
     """Return this machine's platform."""
-    return f"{sys.platform}/{_architecture()}"
+    return f"{platform.system().lower()}/{_architecture()}"
 
 
 def machine_platform() -> str:

@@ -23,11 +23,10 @@ from mfimage.image.registry.reference import Reference, parse_reference
 from mfimage.image.secrets.build import read_secrets
 from mfimage.image.targets import find_target
 from mfimage.package.spec import sha256_digest
-from mfimage.package.store import Package, open_package
+from mfimage.package.store import open_package
 from mfimage.platforms import machine_platform
 
 if TYPE_CHECKING:
-    from mfimage.image.builder import Builder, BuiltImage
     from mfimage.image.oci.images import StoredImage, StoredLayer
 
 Say = Callable[[str], None]
@@ -125,7 +124,11 @@ def verify(
         # As if it were pushed: no place for the image is needed.
         opened = open_builder(options, push=True, secrets=secrets, on_event=lambda _: None, say=say)
         with closing(opened) as builder:
-            built = _build_again(builder, package, options, lock, say)
+            assert options.base_image is not None
+            base = builder.base(options.base_image, platform)
+            plan = make_plan(package.spec, base=base, lock=lock, options=options)
+            say(f"building {plan.function} on {base.pinned} again, by {builder.name}")
+            built = builder.build(plan, package.store.unverified_file)
             names = [layer.name for layer in built.layers]
             with (
                 placed(builder, built) as name,
@@ -164,17 +167,6 @@ def _base(labels: Mapping[str, str]) -> Reference:
         )
     reference = parse_reference(name)
     return reference.with_digest(digest) if digest else reference
-
-
-def _build_again(
-    builder: Builder, package: Package, options: BuildOptions, lock: bytes, say: Say
-) -> BuiltImage:
-    assert options.base_image is not None
-    assert options.platform is not None
-    base = builder.base(options.base_image, options.platform)
-    plan = make_plan(package.spec, base=base, lock=lock, options=options)
-    say(f"building {plan.function} on {base.pinned} again, by {builder.name}")
-    return builder.build(plan, package.store.unverified_file)
 
 
 def _compare(
