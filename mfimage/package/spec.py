@@ -215,7 +215,12 @@ def parse_spec(data: bytes, *, where: str) -> FunctionSpec:
     version are kept and ignored. ``where`` stands for the file in errors.
     """
     try:
-        spec = _checked(_build(FunctionSpec, _object(data), ""))
+        spec = _build(FunctionSpec, _object(data), "")
+        if not NAME.fullmatch(spec.name):
+            raise PackageError(f"name: {spec.name!r} is not a function name")
+        for file_name in spec.environment.wheels:
+            if "/" in file_name or "\\" in file_name or not file_name.endswith(".whl"):
+                raise PackageError(f"environment.wheels: {file_name!r} is not a wheel's name")
     except PackageError as error:
         raise PackageError(f"{where}: {error.message}", hint=error.hint) from None
     if spec.to_json() != data:
@@ -258,15 +263,6 @@ def _check_version(version: Any) -> None:
             f"schema_version {version} is older than this mfimage reads ({ours}.x)",
             hint="bind the function again",
         )
-
-
-def _checked(spec: FunctionSpec) -> FunctionSpec:
-    if not NAME.fullmatch(spec.name):
-        raise PackageError(f"name: {spec.name!r} is not a function name")
-    for file_name in spec.environment.wheels:
-        if "/" in file_name or "\\" in file_name or not file_name.endswith(".whl"):
-            raise PackageError(f"environment.wheels: {file_name!r} is not a wheel's name")
-    return spec
 
 
 def _of(cls: type[Part]) -> Parser:

@@ -69,15 +69,12 @@ def _load_from(folder: Path, text: str, package: str) -> DecoratedFunction:
         found = next((path for path in paths if path.is_file()), None)
         if found is None:
             message = f"no file {place!r} here, and none in the code package of {package}"
-            hint = f"it has: {', '.join(_files(folder)) or 'none of the flow'}"
+            files = [path.relative_to(folder).as_posix() for path in folder.rglob("*.py")]
+            files.sort(key=lambda name: (name.count("/"), name))
+            hint = f"it has: {', '.join(files[:10]) or 'none of the flow'}"
             raise CaptureError(message, hint=hint)
         return load_decorated(f"{found}:{name}")
     return load_decorated(text, folder=folder)
-
-
-def _files(folder: Path) -> list[str]:
-    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
-    return sorted(files, key=lambda name: (name.count("/"), name))[:10]
 
 
 @contextlib.contextmanager

@@ -146,15 +146,13 @@ def read_lock(data: bytes) -> list[LockedPackage]:
             LockedPackage(
                 name=canonicalize_name(package["name"]),
                 version=package["version"],
-                files=tuple(map(_wheel_file, package["wheels"])),
+                files=tuple(
+                    WheelFile(name=file_name(t), sha256=t["hashes"]["sha256"], url=t.get("url"))
+                    for t in package["wheels"]
+                ),
                 index=package.get("index"),
             )
             for package in parsed.get("packages", [])
         ]
     except (KeyError, TypeError) as error:
         raise LockError(f"{where} is not one that mfimage wrote: {error}") from None
-
-
-def _wheel_file(table: Mapping[str, Any]) -> WheelFile:
-    sha256 = table["hashes"]["sha256"]
-    return WheelFile(name=file_name(table), sha256=sha256, url=table.get("url"))

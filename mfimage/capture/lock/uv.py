@@ -266,15 +266,12 @@ def run_uv(
         raise LockError(f"{command} took more than {_TIMEOUT // 60} minutes") from None
     stderr = done.stderr.decode(errors="replace")
     if done.returncode:
-        mask = Masker(secret.encode() for secret in _secrets(environment, text))
+        ours = {name: value for name, value in environment.items() if name.startswith("UV_")}
+        secrets = {value for name, value in ours.items() if re.search("PASSWORD|TOKEN", name)}
+        secrets |= url_secrets("\n".join([*ours.values(), text]))
+        mask = Masker(secret.encode() for secret in secrets)
         words = re.sub(r"^(?:DEBUG|INFO|WARN|TRACE) .*\n?", "", stderr, flags=re.MULTILINE)
         raise UvFailure(command, mask(words))
     if log is not None:
         log.append(stderr)
     return done.stdout.decode()
-
-
-def _secrets(environment: Mapping[str, str], text: str) -> set[str]:
-    ours = {name: value for name, value in environment.items() if name.startswith("UV_")}
-    named = {value for name, value in ours.items() if re.search("PASSWORD|TOKEN", name)}
-    return named | url_secrets("\n".join([*ours.values(), text]))

@@ -146,7 +146,10 @@ class DockerCommand:
             command = [self.path, *arguments, "--", where]
             if status := _run(command, environment, cwd, progress, on_event):
                 raise _build_error(progress, status)
-            return tuple(_built(ids, metadata))
+            names = [ids.read_text().strip()]
+            with contextlib.suppress(FileNotFoundError):
+                names.append(json.loads(metadata.read_text()).get("containerimage.digest"))
+            return tuple(filter(None, names))
 
 
 def _output(*command: str) -> str:
@@ -229,13 +232,6 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
-
-
-def _built(ids: Path, metadata: Path) -> Iterator[str]:
-    yield ids.read_text().strip()
-    with contextlib.suppress(FileNotFoundError):
-        if digest := json.loads(metadata.read_text()).get("containerimage.digest"):
-            yield digest
 
 
 def _build_error(progress: BuildProgress, status: int) -> BuildError:

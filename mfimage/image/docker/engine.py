@@ -216,7 +216,11 @@ def connect() -> docker.APIClient:
     host = _host()
     local = host.startswith(("unix://", "npipe://"))
     try:
-        _probe(host)
+        if host.startswith("unix://"):
+            # Fails early, and more to the point, where docker-py would leave a socket open.
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(_LOCAL_TIMEOUT)
+                probe.connect("/" + host.removeprefix("unix://").lstrip("/"))
         from_env: Any = docker.from_env
         api: docker.APIClient = from_env(timeout=_LOCAL_TIMEOUT if local else _REMOTE_TIMEOUT).api
     except Exception as error:  # noqa: BLE001  (docker-py raises bare ones for a broken context)
@@ -254,14 +258,6 @@ def _host() -> str:
     except Exception:  # noqa: BLE001  (only for the message; connecting shows what is wrong)
         return _DEFAULT_HOST
     return (host or _DEFAULT_HOST).removeprefix("http+")
-
-
-def _probe(host: str) -> None:
-    """Fail early, and more to the point, where docker-py would leave an open socket behind."""
-    if host.startswith("unix://"):
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(_LOCAL_TIMEOUT)
-            probe.connect("/" + host.removeprefix("unix://").lstrip("/"))
 
 
 def _diagnose(error: Exception, host: str) -> EngineError:

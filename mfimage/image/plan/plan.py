@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mfimage import __version__
 from mfimage.errors import LockError, OptionError
@@ -28,9 +27,6 @@ from mfimage.image.targets.target import Target
 from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec, sha256_digest
 from mfimage.platforms import MACHINES
 from mfimage.runtime.layout import CODE, FUNCTION, RUNTIME, RUNTIME_FILES, VENV
-
-if TYPE_CHECKING:
-    from packaging.tags import Tag
 
 # It exists and is writable by anyone, with a read-only root (--tmpfs /tmp) too.
 HOME = "/tmp"  # noqa: S108  (in the image)
@@ -173,16 +169,13 @@ def _check_wheels(spec: FunctionSpec, platform: str) -> None:
             tags = parse_wheel_filename(name)[3]
         except InvalidWheelFilename as error:
             raise LockError(f"environment.wheels: {name!r}: {error}") from None
-        if not any(_runs_on(tag, platform) for tag in tags):
+        linux = (tag.platform for tag in tags if tag.platform.startswith(("linux_", "manylinux")))
+        runs = any(each.endswith(MACHINES[platform]) for each in linux)
+        if not runs and all(tag.platform != "any" for tag in tags):
             raise LockError(
                 f"the wheel {name} in the package of {spec.name} is not for {platform}",
                 hint=f"bind the function on {platform}, or build for {spec.environment.platform}",
             )
-
-
-def _runs_on(tag: Tag, platform: str) -> bool:
-    is_linux = tag.platform.startswith(("linux_", "manylinux"))
-    return tag.platform == "any" or (is_linux and tag.platform.endswith(MACHINES[platform]))
 
 
 def _check_lock(lock: bytes) -> None:

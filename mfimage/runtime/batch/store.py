@@ -67,15 +67,13 @@ def _hidden(path: str) -> bool:
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]/]+\])", text)
-    return re.compile("".join(map(_piece, parts)))
-
-
-def _piece(part: str) -> str:
     wild = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    if part in wild:
-        return wild[part]
-    if part.startswith("[") and part.endswith("]"):
-        inner = part[1:-1].replace("\\", r"\\")
-        return f"(?!/)[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]"
-    return re.escape(part)
+
+    def piece(part: str) -> str:
+        if part.startswith("[") and part.endswith("]"):
+            inner = part[1:-1].replace("\\", r"\\")
+            return f"(?!/)[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]"
+        return wild.get(part) or re.escape(part)
+
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]/]+\])", text)
+    return re.compile("".join(map(piece, parts)))
