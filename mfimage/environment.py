@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 from mfimage.backends.satisfies import equal_versions, installed_version
 from mfimage.capture.lock.pylock import LockedPackage, read_lock
+from mfimage.package.platforms import this_platform
 from mfimage.package.spec import EnvironmentSpec
 from mfimage.package.store import open_package
-from mfimage.platforms import this_platform
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,9 @@ from mfimage.image.plan.plan import make_plan
 from mfimage.image.registry.reference import Reference, parse_reference
 from mfimage.image.secrets.build import read_secrets
 from mfimage.image.targets import find_target
+from mfimage.package.platforms import machine_platform
 from mfimage.package.spec import sha256_digest
 from mfimage.package.store import open_package
-from mfimage.platforms import machine_platform
 
 if TYPE_CHECKING:
     from mfimage.image.oci.images import StoredImage, StoredLayer

@@ -19,11 +19,11 @@ from mfimage.capture.lock.indexes import OWN_CONFIGURATION
 from mfimage.capture.lock.uv import UvFailure, run_uv
 from mfimage.errors import BackendError, LockError
 from mfimage.files import sha256_hex
+from mfimage.package.platforms import this_platform
 from mfimage.package.storage.blobs import blob_cache_folder
 from mfimage.package.storage.cache import cache_folder, make_once
 from mfimage.package.storage.local import LocalStorage
 from mfimage.package.store import Package
-from mfimage.platforms import this_platform
 from mfimage.runtime.layout import RUNTIME_FILES
 from mfimage.runtime.worker import lifeline
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from mfimage import toml
+from mfimage.capture.lock import toml
 
 DEFAULT_VARIABLES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL")
 EXTRA_VARIABLES = ("UV_INDEX", "UV_EXTRA_INDEX_URL")

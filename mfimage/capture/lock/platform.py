@@ -12,7 +12,7 @@ from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from mfimage.errors import LockError
-from mfimage.platforms import MACHINES
+from mfimage.package.platforms import MACHINES
 
 # The C library of Debian 12, the oldest below current python:*-slim images. With a lower one,
 # wheels that run there would be refused. The lock has every wheel that fits, so an older base

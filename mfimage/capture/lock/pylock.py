@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 
-from mfimage import toml
+from mfimage.capture.lock import toml
 from mfimage.capture.lock.indexes import without_credentials
 from mfimage.capture.lock.platform import Platform
 from mfimage.capture.lock.uv import NEVER_LOCKED

@@ -19,7 +19,7 @@ from mfimage.capture.lock.pylock import LockedPackage
 from mfimage.capture.lock.settle import Lock, settle
 from mfimage.capture.lock.uv import UvFailure, compile_pylock
 from mfimage.errors import LockError
-from mfimage.platforms import MACHINES
+from mfimage.package.platforms import MACHINES
 
 __all__ = ["IndexOptions", "Lock", "extend_lock", "lock_for_target", "lock_requirements"]
 

@@ -12,7 +12,7 @@ from mfimage.image.builder import DOCKER, Builder, BuiltImage
 from mfimage.image.checks.report import Report
 from mfimage.image.checks.run import check_image
 from mfimage.image.registry.location import OCI, Location
-from mfimage.platforms import machine_platform
+from mfimage.package.platforms import machine_platform
 
 
 def check_built(

@@ -21,7 +21,7 @@ from mfimage.image.find.places import ENGINE, FILES, FoundImage, find_image
 from mfimage.image.oci.config import recompose
 from mfimage.image.oci.outputs import docker_archive
 from mfimage.masking import mask_urls
-from mfimage.platforms import machine_platform
+from mfimage.package.platforms import machine_platform
 
 Address = tuple[str, int]
 # Marks the containers that a process which was killed could not remove.

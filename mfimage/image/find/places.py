@@ -17,7 +17,7 @@ from mfimage.image.find.info import ImageInfo
 from mfimage.image.plan.options import LABEL_PREFIX
 from mfimage.image.registry.location import DOCKER_ARCHIVE, Location, parse_location
 from mfimage.image.registry.reference import DEFAULT_TAG, Reference, parse_reference
-from mfimage.platforms import machine_platform
+from mfimage.package.platforms import machine_platform
 from mfimage.runtime.layout import FUNCTION, SBOM
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from mfimage.image.targets import DEFAULT_TARGET, TARGETS, find_target
 from mfimage.image.targets.ray import PARTS
 from mfimage.image.targets.target import Target
 from mfimage.masking import URL_PASSWORD
-from mfimage.platforms import MACHINES
+from mfimage.package.platforms import MACHINES
 
 LABEL_PREFIX = "io.mfimage."
 LONGEST_VALUE = 30_000  # A line of a Dockerfile holds 65535 bytes, and quoting can double a value

@@ -24,8 +24,8 @@ from mfimage.image.plan.options import (
     refuse_credentials,
 )
 from mfimage.image.targets.target import Target
+from mfimage.package.platforms import MACHINES
 from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec, sha256_digest
-from mfimage.platforms import MACHINES
 from mfimage.runtime.layout import CODE, FUNCTION, RUNTIME, RUNTIME_FILES, VENV
 
 # It exists and is writable by anyone, with a read-only root (--tmpfs /tmp) too.

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mfimage import toml
+from mfimage.capture.lock import toml
 from mfimage.errors import OptionError, suggest
 from mfimage.image.plan.options import OPTIONS, BuildOptions
 

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from mfimage import toml
+from mfimage.capture.lock import toml
 from mfimage.files import sha256_hex
 from mfimage.image.registry.reference import parse_reference
 from mfimage.package.spec import sha256_digest

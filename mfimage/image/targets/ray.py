@@ -93,7 +93,7 @@ def _is_supported(text: str) -> bool:
 
 
 def _locked_version(lock: bytes) -> str:
-    from mfimage import toml
+    from mfimage.capture.lock import toml
 
     packages = toml.loads(lock.decode()).get("packages", [])
     return next((str(each.get("version", "")) for each in packages if each["name"] == "ray"), "")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import platform
-
 # Those that mfimage builds and locks for.
 MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 
 
 def this_platform() -> str:
     """Return this machine's platform."""
+    import platform  # not for `mfimage --help`
+
     return f"{platform.system().lower()}/{_architecture()}"
 
 
@@ -19,6 +19,8 @@ def machine_platform() -> str:
 
 
 def _architecture() -> str:
+    import platform
+
     machine = platform.machine().lower()
     known = {name: each.partition("/")[2] for each, name in MACHINES.items()}
     return known.get(machine, machine)
