@@ -38,11 +38,20 @@ _ASK_SECONDS = 20
 
 def worker_launch(package: Package, *, timeout: float | None, start_timeout: float) -> WorkerLaunch:
     """Return how to start a worker; the environment is made if it does not exist."""
+    # Artifacts by digest: a local root's own, verified where they are read; those of a remote one
+    # are fetched into the cache, which keeps them as long as `package` exists.
+    storage = package.store.storage
+    blobs = blob_cache_folder()
+    if isinstance(storage, LocalStorage):
+        blobs = storage.root / "blobs" / "sha256"
+    else:
+        for ref in package.spec.artifacts.values():
+            package.store.blob_file(ref)
     config = {
         "spec": package.spec.to_json().decode(),
         "reference": package.reference,
         "code": str(code_folder(package)),
-        "blobs": _blob_folder(package),
+        "blobs": str(blobs),
         "log_level": logging.getLogger().level,
     }
     return WorkerLaunch(
@@ -53,20 +62,6 @@ def worker_launch(package: Package, *, timeout: float | None, start_timeout: flo
         timeout=timeout,
         start_timeout=start_timeout,
     )
-
-
-def _blob_folder(package: Package) -> str:
-    """Return the folder with a package's artifacts by digest: its root's own, if that is local.
-
-    Those of a remote root are fetched into the cache, which keeps them as long as ``package``
-    exists. Local blobs are verified where they are read.
-    """
-    storage = package.store.storage
-    if isinstance(storage, LocalStorage):
-        return str(storage.root / "blobs" / "sha256")
-    for ref in package.spec.artifacts.values():
-        package.store.blob_file(ref)
-    return str(blob_cache_folder())
 
 
 def find_interpreter(minor: str) -> Path:
@@ -103,10 +98,10 @@ def _candidates(minor: str) -> Iterator[Path]:
 
 
 def _newest_first(folder: Path, pattern: str) -> list[Path]:
-    def version(path: Path) -> list[int]:
-        return [int(number) for number in re.findall(r"\d+", path.name)]
-
-    return [path / "bin" for path in sorted(folder.glob(pattern), key=version, reverse=True)]
+    found = [
+        ([int(n) for n in re.findall(r"\d+", path.name)], path) for path in folder.glob(pattern)
+    ]
+    return [path / "bin" for _, path in sorted(found, reverse=True)]
 
 
 def _fits(path: Path, minor: str) -> bool:

@@ -21,8 +21,6 @@ from mfimage.capture.lock.uv import UvFailure, compile_pylock
 from mfimage.errors import LockError
 from mfimage.package.platforms import MACHINES
 
-__all__ = ["IndexOptions", "Lock", "extend_lock", "lock_for_target", "lock_requirements"]
-
 _FUNCTION_LOCK, _UV_LOCK = "the function's lock", "uv's lock"
 
 

@@ -59,13 +59,7 @@ def _expected(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> dict[s
 
 def check_credentials(info: ImageInfo) -> str:
     """Look for URLs with a password in what an image shows to everyone."""
-    shown = {f"the variable {name}": value for name, value in info.env.items()}
-    shown |= {f"the label {name}": value for name, value in info.labels.items()}
-    shown |= {
-        f"line {number} of the history": f"{entry.created_by}\n{entry.comment}"
-        for number, entry in enumerate(info.history, 1)
-    }
-    for place, text in shown.items():
+    for place, text in info.public_texts().items():
         try:
             refuse_credentials(place, text)
         except OptionError as error:

@@ -47,6 +47,13 @@ class ImageInfo:
         """The platform as ``os/architecture[/variant]``."""
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
+    def public_texts(self) -> dict[str, str]:
+        """Return what the configuration shows to everyone, by where it is."""
+        texts = {f"the variable {name}": value for name, value in self.env.items()}
+        texts |= {f"the label {name}": value for name, value in self.labels.items()}
+        lines = (f"{entry.created_by}\n{entry.comment}" for entry in self.history)
+        return texts | {f"line {n} of the history": text for n, text in enumerate(lines, 1)}
+
     def digest_of(self, reference: Reference) -> str | None:
         """Return the digest of the image in a reference's repository, if it came from there."""
         for text in self.repo_digests:

@@ -76,7 +76,6 @@ def _encoded(document: Mapping[str, Any]) -> bytes:
 
 
 def _function(plan: ImagePlan, function: Mapping[str, Any]) -> dict[str, Any]:
-    described = {"description": function["description"]} if function["description"] else {}
     properties = {
         "function.digest": plan.digest,
         "entrypoint": function["entrypoint"],
@@ -84,51 +83,35 @@ def _function(plan: ImagePlan, function: Mapping[str, Any]) -> dict[str, Any]:
         "platform": plan.platform,
         "lock.digest": plan.dependencies.digest,
     }
-    return {
-        "type": "application",
-        "bom-ref": "function",
-        "name": plan.function,
-        "version": plan.digest.removeprefix("sha256:")[:12],
-        **described,
-        "properties": _properties(properties),
-    }
+    more = {"version": plan.digest.removeprefix("sha256:")[:12]}
+    more |= {"description": function["description"]} if function["description"] else {}
+    return _part("application", "function", plan.function, properties, **more)
 
 
 def _runtime(plan: ImagePlan, files: Iterable[ContextFile]) -> dict[str, Any]:
     hashes = sorted(f"{_hash(file)}  {file.path}\n" for file in files)
     properties = {"kind": "runtime", "files": sha256_digest("".join(hashes).encode())}
-    return {
-        "type": "library",
-        "bom-ref": "runtime",
-        "name": "mfimage",
-        "version": plan.version,
-        "properties": _properties(properties),
-    }
+    return _part("library", "runtime", "mfimage", properties, version=plan.version)
 
 
 def _artifact(name: str, ref: Mapping[str, Any]) -> dict[str, Any]:
-    properties = {name: str(ref[name]) for name in ("size", "encoding", "type")}
-    return {
-        "type": "data",
-        "bom-ref": f"artifact:{name}",
-        "name": name,
-        "hashes": _sha256(ref["digest"]),
-        "properties": _properties({"kind": "artifact", **properties}),
-    }
+    properties = {"kind": "artifact"} | {k: str(ref[k]) for k in ("size", "encoding", "type")}
+    return _part("data", f"artifact:{name}", name, properties, hashes=_sha256(ref["digest"]))
 
 
 def _code(files: Iterable[ContextFile]) -> Iterable[dict[str, Any]]:
     for file in files:
         path = PurePosixPath(file.path)
         if path.is_relative_to(_CODE_FOLDER):
-            name = str(path.relative_to(_CODE_FOLDER))
-            yield {
-                "type": "file",
-                "bom-ref": f"code:{name}",
-                "name": name,
-                "hashes": _sha256(_hash(file)),
-                "properties": _properties({"kind": "code"}),
-            }
+            name, hashes = str(path.relative_to(_CODE_FOLDER)), _sha256(_hash(file))
+            yield _part("file", f"code:{name}", name, {"kind": "code"}, hashes=hashes)
+
+
+def _part(
+    type: str, ref: str, name: str, properties: Mapping[str, str | None], **more: Any
+) -> dict[str, Any]:
+    found = {"type": type, "bom-ref": ref, "name": name, "properties": _properties(properties)}
+    return {**found, **more}
 
 
 def _hash(file: ContextFile) -> str:

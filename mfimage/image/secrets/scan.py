@@ -105,12 +105,8 @@ class CredentialScan:
 
     def config(self, info: ImageInfo) -> None:
         """Search an image's configuration, which is public."""
-        for name, value in info.env.items():
-            self._text(f"the variable {name}", value)
-        for name, value in info.labels.items():
-            self._text(f"the label {name}", value)
-        for number, entry in enumerate(info.history, 1):
-            self._text(f"line {number} of the history", f"{entry.created_by}\n{entry.comment}")
+        for where, text in info.public_texts().items():
+            self._text(where, text)
 
     def files(self, layer: str, files: Iterable[ContextFile]) -> None:
         """Search files of a layer."""

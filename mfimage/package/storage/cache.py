@@ -74,7 +74,15 @@ def make_once(
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(folder.with_name(f".{folder.name}.lock")):
             if not is_whole(folder):
-                _fill(folder, fill)
+                prefix = f".{folder.name}.partial-"
+                for old in [*folder.parent.glob(f"{prefix}*"), folder]:
+                    shutil.rmtree(old, ignore_errors=True)
+                fresh = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+                try:
+                    fill(fresh)
+                    fresh.rename(folder)
+                finally:
+                    shutil.rmtree(fresh, ignore_errors=True)
     except OSError as error:
         raise not_written(folder, error) from error
     return folder
@@ -135,15 +143,3 @@ def is_at(path: Path, descriptor: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
-
-
-def _fill(folder: Path, fill: Callable[[Path], None]) -> None:
-    prefix = f".{folder.name}.partial-"
-    for old in [*folder.parent.glob(f"{prefix}*"), folder]:
-        shutil.rmtree(old, ignore_errors=True)
-    fresh = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
-    try:
-        fill(fresh)
-        fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)

@@ -12,7 +12,7 @@ from mfimage.capture.code.code_package import read_code_package
 from mfimage.capture.environment.sources import conda
 from mfimage.capture.environment.sources.base import Environment, Maker, Request
 from mfimage.capture.environment.sources.conda import Resolution
-from mfimage.capture.lock.solve import Lock
+from mfimage.capture.lock.settle import Lock
 from mfimage.capture.lock.wheel_urls import lock_urls, parse_wheels
 from mfimage.capture.task.datastore import local_roots
 from mfimage.capture.task.task import TaskInfo
