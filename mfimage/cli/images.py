@@ -185,10 +185,8 @@ def copy(reference: str, url: str, jobs: int) -> None:
 
 
 def _exit_at_once(code: int) -> None:
-    """Exit without threads that wait for a server, for which Python would wait.
-
-    The error is printed by then, and nothing half-written looks whole.
-    """
+    """Exit without threads that wait for a server, for which Python would wait."""
+    # The error is printed by then, and nothing half-written looks whole.
     from mfimage.copy import THREADS
 
     if any(thread.name.startswith(THREADS) for thread in threading.enumerate()):

@@ -15,12 +15,9 @@ from mfimage.function.signature import Signature
 
 
 class DecoratedFunction:
-    """A function that can be bound to a task; calling it runs the plain function.
+    """A function that can be bound to a task; calling it runs the plain function."""
 
-    ``kind`` is the decorator that made it: ``json`` or ``avro``.
-    """
-
-    kind: str
+    kind: str  # the decorator that made it: ``json`` or ``avro``
     __wrapped__: Callable[..., Any]
     __name__: str
     __qualname__: str
@@ -82,10 +79,7 @@ def _find(module: str, qualname: str) -> Any:
 
 
 def blank() -> DecoratedFunction:
-    """Make a decorated function for ``fill``.
-
-    Pickles hold one by value in two steps, since it may refer to itself.
-    """
+    """Make a function for ``fill``: pickles hold one in two steps, since it may name itself."""
     return DecoratedFunction.__new__(DecoratedFunction)
 
 

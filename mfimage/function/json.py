@@ -86,10 +86,7 @@ def loads(data: bytes) -> Any:
 
 
 def may_be_infinite(payload: bytes) -> bool:
-    """Return whether a number in ``payload`` may be NaN or past the largest float.
-
-    Python's parsers accept them; JSON does not have them.
-    """
+    """Return whether a number may be NaN or past the largest float, which JSON does not have."""
     if b"NaN" in payload or b"Infinity" in payload:
         return True
     digits = payload.translate(_TO_ZERO, b"+")

@@ -78,10 +78,7 @@ def extracted(data: bytes, *, where: str, without: tuple[str, ...] = ()) -> Iter
 
 
 def unpack(spec: FunctionSpec, store: PackageStore, folder: Path) -> None:
-    """Lay a package out as in an image: ``function.json``, ``code/`` and ``blobs/sha256/``.
-
-    Every blob is verified.
-    """
+    """Lay a package out, verified, as in an image: ``function.json``, ``code/``, ``blobs/``."""
     (folder / "function.json").write_bytes(spec.to_json())
     extract(store.read_blob(spec.code), folder / "code", where=f"the code of {spec.name}")
     blobs = folder / "blobs" / "sha256"

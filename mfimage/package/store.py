@@ -146,10 +146,8 @@ class PackageStore:
             raise damaged(self._url(ref)) from None
 
     def write(self, spec: FunctionSpec) -> str:
-        """Write ``function.json`` and return its reference; the blobs must be there.
-
-        It is written last: an interrupted bind leaves no package that looks whole.
-        """
+        """Write ``function.json`` and return its reference; the blobs must be there."""
+        # Last: an interrupted bind leaves no package that looks whole.
         name = package_name(spec)
         try:
             is_whole = parse_spec(self.storage.read(name), where=name).digest == spec.digest

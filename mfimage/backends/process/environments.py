@@ -116,11 +116,9 @@ def _fits(path: Path, minor: str) -> bool:
 
 
 def environment_python(package: Package) -> Path:
-    """Return the interpreter of a function's locked environment, made if it does not exist.
-
-    uv makes a virtual environment from the lock and verifies every file. It is kept in the user's
-    cache folder, by the lock's digest, Python's minor version and the platform.
-    """
+    """Return the interpreter of a function's locked environment, made if it does not exist."""
+    # uv makes a virtual environment from the lock and verifies every file. It is kept in the
+    # user's cache, by the lock's digest, Python's minor version and the platform.
     spec = package.spec.environment
     here = this_platform()
     if spec.platform != here:

@@ -303,11 +303,9 @@ class Worker:
 
 
 def start_worker(launch: WorkerLaunch) -> Worker:
-    """Start a worker, from a new thread.
-
-    Ctrl-C interrupts the main thread only. There it could arrive between the start of a process
-    and the assignment of its number, and the process would never be reaped.
-    """
+    """Start a worker, from a new thread."""
+    # Ctrl-C interrupts the main thread only. There it could arrive between the start of a process
+    # and the assignment of its number, and the process would never be reaped.
     future: Future[Worker] = Future()
 
     def run() -> None:

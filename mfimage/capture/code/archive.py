@@ -54,12 +54,10 @@ class CapturedCode:
 def capture_code(
     function: DecoratedFunction, definition: Definition, *, script: str = ""
 ) -> CapturedCode:
-    """Choose the files that a function needs.
-
-    From the project's folder, the files that Metaflow packages (by suffix, nothing hidden), and
-    the data files of the function's own package. Never virtual environments, ``.env`` files,
-    keys, or the datastore.
-    """
+    """Choose the files that a function needs."""
+    # From the project's folder, the files that Metaflow packages (by suffix, nothing hidden), and
+    # the data files of the function's own package. Never virtual environments, ``.env`` files,
+    # keys, or the datastore.
     generated: Mapping[str, bytes] = {}
     entrypoint, root = f"{definition.module}:{definition.name}", definition.root
     if definition.by_value:

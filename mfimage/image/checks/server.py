@@ -97,11 +97,9 @@ def check_server(
 def check_end(
     container: Container, address: Address, spec: FunctionSpec, settings: Settings
 ) -> str:
-    """Send requests up to the last byte, then SIGTERM, then the rest when the sockets are closed.
-
-    However fast the function is, these are in flight. All must be answered, and the container
-    must end with exit code 0 within the grace period.
-    """
+    """Send requests up to the last byte, SIGTERM, then the rest when the sockets are closed."""
+    # However fast the function is, these are in flight. All must be answered, and the container
+    # must end with exit code 0 within the grace period.
     # Without examples the response is a 422, which will do.
     body = json.dumps(spec.examples[0].input).encode() if spec.examples else b"{}"
     path = find_route(spec, "record").path

@@ -56,11 +56,7 @@ _HINTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class DockerCommand:
-    """The ``docker`` command of this machine, which builds by BuildKit.
-
-    It is run with this process's environment: DOCKER_HOST, contexts, DOCKER_CONFIG,
-    BUILDX_BUILDER and what caches need reach it unchanged.
-    """
+    """The ``docker`` command of this machine, which builds by BuildKit."""
 
     path: str
     # The version of the plugin; without one the command itself builds.
@@ -120,6 +116,7 @@ class DockerCommand:
                     )
         secrets = secrets or {}
         progress = BuildProgress(Masker(secrets.values()))
+        # DOCKER_HOST, contexts, DOCKER_CONFIG, BUILDX_BUILDER and what caches need, unchanged.
         # Attestations hold times: with them, equal images would have other digests each time.
         environment = {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **os.environ, "DOCKER_BUILDKIT": "1"}
         with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:

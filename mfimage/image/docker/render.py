@@ -93,13 +93,10 @@ def render(plan: ImagePlan) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Step:
-    """What a ``RUN`` needs for credentials: mounts, and shell commands that use them.
+    """What a ``RUN`` needs for credentials: mounts, which are optional, and what uses them."""
 
-    All are optional: a file that the builder was not given is not there.
-    """
-
-    mounts: tuple[str, ...]
-    setup: tuple[str, ...]
+    mounts: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
 
 
 def _dependency_step(plan: ImagePlan) -> _Step:
@@ -147,7 +144,7 @@ def _use(name: str) -> list[str]:
 
 def _apt_step(plan: ImagePlan) -> _Step:
     if CA not in plan.secrets:
-        return _Step(mounts=(), setup=())
+        return _Step()
     # Below /var/log, which is not kept: a mount elsewhere leaves its folder in the image.
     path, config = "/var/log/ca.pem", "/var/log/apt.conf"
     use = f"echo 'Acquire::https::CAInfo \"{path}\";' >{config}; export APT_CONFIG={config}"

@@ -32,11 +32,9 @@ class ContextFile:
         return self.content.stat().st_size
 
     def mtime_ns(self) -> int:
-        """Return the time of the file in a build context, in nanoseconds: always the same second.
-
-        BuildKit takes a file for unchanged if its name, mode, size and time are. But equal inputs
-        must give equal images, so the second is fixed. Image layers hold whole seconds only, which
-        leaves the nanoseconds free to stand for the content.
-        """
+        """Return the file's time in a build context, in nanoseconds: always the same second."""
+        # BuildKit takes a file for unchanged if its name, mode, size and time are. But equal inputs
+        # must give equal images, so the second is fixed. Image layers hold whole seconds only,
+        # which leaves the nanoseconds free to stand for the content.
         digest = self.digest or sha256_hex(self.chunks())
         return EPOCH * 10**9 + int(digest[-16:], 16) % 10**9

@@ -28,29 +28,22 @@ _ARTIFACT = "artifact:"
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedPart:
-    """A layer by its name, or ``configuration``: how it would change, and why.
-
-    ``holds`` is its content for people; ``size`` in bytes before compression, where known;
-    ``change`` is ``new``, ``same``, ``changed`` or ``removed``.
-    """
+    """A layer by its name, or ``configuration``: how it would change, and why."""
 
     name: str
-    holds: str
-    size: int | None
-    change: str
+    holds: str  # its content for people
+    size: int | None  # in bytes before compression, where known
+    change: str  # ``new``, ``same``, ``changed`` or ``removed``
     reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedImage:
-    """An image that would be built for one platform, compared with the one before, if any.
-
-    ``parts`` are its layers, lowest first, and the configuration.
-    """
+    """An image that would be built for one platform, compared with the one before, if any."""
 
     plan: ImagePlan
     before: str | None
-    parts: tuple[PlannedPart, ...]
+    parts: tuple[PlannedPart, ...]  # its layers, lowest first, and the configuration
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""

@@ -153,11 +153,10 @@ def _text(error: Exception) -> str:
 
 
 class _Helper:
-    """A process that uses obstore for one that was forked, one request after the other.
+    """A process that uses obstore for one that was forked, one request after the other."""
 
-    A request is a line of JSON, and so is its result; content is in a file that both open. The
-    process ends with its stdin.
-    """
+    # A request is a line of JSON, and so is its result; content is in a file that both open. The
+    # process ends with its stdin.
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -98,10 +98,7 @@ def not_written(path: Path, error: OSError) -> StorageError:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, which its holder may remove; others wait.
-
-    The kernel releases the lock of a process that ends, however it ends.
-    """
+    """Hold a lock file, which its holder may remove; the kernel releases it when a process ends."""
     while True:
         with path.open("w") as file:
             try:

@@ -33,12 +33,10 @@ def locate(url: str) -> tuple[Objects, str]:
 
 
 def find_inputs(url: str, suffixes: tuple[str, ...]) -> list[ObjectInfo]:
-    """Return the file, the files below the folder, or those of the pattern that a URL names.
-
-    ``*``, ``?``, ``[a-z]`` and ``[!a-z]`` match anything but ``/``; ``**`` matches ``/``, too. Of
-    a folder, files with these suffixes are taken, unless their path has a name that starts with
-    ``_`` or ``.``. ``OptionError`` when there is none.
-    """
+    """Return the file, the files below the folder, or those of the pattern that a URL names."""
+    # ``*``, ``?``, ``[a-z]`` and ``[!a-z]`` match anything but ``/``; ``**`` matches ``/``, too. Of
+    # a folder, files with these suffixes are taken, unless their path has a name that starts with
+    # ``_`` or ``.``.
     store, key = locate(url)
     wild = _WILD.search(key)
     if wild and store.stat(key) is None:  # a file may have that exact name

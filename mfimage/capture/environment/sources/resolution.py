@@ -52,10 +52,7 @@ def _lock(maker: Maker, resolution: Resolution, *, where: str) -> Lock:
 
 
 def find_resolution(task: TaskInfo, *, platform: str) -> Resolution | None:
-    """Return what was resolved for a task; None when it ran in no environment of its own.
-
-    The manifest is in the task's code package, or beside a local datastore.
-    """
+    """Return what was resolved for a task; None when it ran in no environment of its own."""
     prefix = task.metadata.get(_FIELD)
     if not prefix:
         return None
