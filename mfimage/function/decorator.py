@@ -84,10 +84,8 @@ def blank() -> DecoratedFunction:
 
 
 def state_of(function: DecoratedFunction) -> tuple[Any, ...]:
-    """Return what ``fill`` takes.
-
-    For a JSON function it has two parts, as in older packages: their digests stay the same.
-    """
+    """Return what ``fill`` takes."""
+    # For a JSON function it has two parts, as in older packages: their digests stay the same.
     state = (function.__wrapped__, function.signature.batch)
     if function.kind == "json":
         return state

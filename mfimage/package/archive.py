@@ -17,11 +17,9 @@ from mfimage.package.store import PackageStore
 
 
 def members(data: bytes, *, where: str) -> Iterator[tuple[str, bytes, int]]:
-    """Yield name, content and mode of every file in a ``tar.gz`` of code.
-
-    ``PackageError`` for a member that is not a file inside the folder: absolute paths, ``..``,
-    links, devices.
-    """
+    """Yield name, content and mode of every file in a ``tar.gz`` of code."""
+    # ``PackageError`` for a member that is not a file inside the folder: absolute paths, ``..``,
+    # links, devices.
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as tar:
             for member in tar:
@@ -44,10 +42,8 @@ def _refuse_escape(member: tarfile.TarInfo, where: str) -> None:
 
 
 def extract(data: bytes, folder: Path, *, where: str, without: tuple[str, ...] = ()) -> None:
-    """Unpack a code archive into ``folder``, new or empty; all of it or nothing.
-
-    Files whose names start with one of ``without`` are left out.
-    """
+    """Unpack a code archive into ``folder``, new or empty; all of it or nothing."""
+    # Files whose names start with one of ``without`` are left out.
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, content, mode in members(data, where=where):

@@ -73,10 +73,8 @@ class PackageStore:
         return ref
 
     def holds(self, ref: BlobRef) -> bool:
-        """Return whether a blob is there: in a folder, verified; in a bucket, by its size.
-
-        An object of a bucket is whole or absent, and verified when it is read.
-        """
+        """Return whether a blob is there: in a folder, verified; in a bucket, by its size."""
+        # An object of a bucket is whole or absent, and verified when it is read.
         if self._local:
             return self.storage.size(blob_name(ref)) == ref.size
         try:
@@ -110,11 +108,9 @@ class PackageStore:
             return self.storage.open(blob_name(ref))
 
     def blob_file(self, ref: BlobRef) -> Path:
-        """Return a file on this machine that holds a blob, verified.
-
-        It is the root's own, or a copy that stays as long as this ``PackageStore``; many processes
-        download it once.
-        """
+        """Return a file on this machine that holds a blob, verified."""
+        # It is the root's own, or a copy that stays as long as this ``PackageStore``; many
+        # processes download it once.
         if self._local:
             with self._explained(ref):
                 return self._local.file(ref)

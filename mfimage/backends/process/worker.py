@@ -184,10 +184,8 @@ class Worker:
                 self._fail(self._lost(error))
 
     def drop(self, error: Exception, seconds: float = 0) -> None:
-        """End the worker, which gets some seconds to end by itself.
-
-        The request that it may have begun gets ``error`` as its reply; the others can be resent.
-        """
+        """End the worker, which gets some seconds to end by itself."""
+        # The request that it may have begun gets ``error`` as its reply; the others can be resent.
         self._fail(error)
         self._finish(seconds)
 

@@ -29,11 +29,9 @@ class Named:
 def find_function(
     text: str, *, task: str, namespace: str | None = None, code: str | None = None
 ) -> Iterator[Named]:
-    """Yield the function that a text names; it can be bound, to ``task``, until the block is left.
-
-    ``code`` says where its file is: ``here``, or in the code package of the ``task``'s run.
-    By default it is here, unless there is no such file or module.
-    """
+    """Yield the function that a text names; it can be bound to ``task`` until the block ends."""
+    # ``code`` says where its file is: ``here``, or in the code package of the ``task``'s run. By
+    # default it is here, unless there is no such file or module.
     if code == "here" or (code is None and _is_here(text)):
         yield Named(function=load_decorated(text), package=None)
         return

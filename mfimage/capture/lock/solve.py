@@ -33,12 +33,10 @@ def lock_requirements(
     directory: Path | None = None,
     hashes: Mapping[str, frozenset[str]] = {},
 ) -> Lock:
-    """Solve lines of a requirements file, once; the lock says who requires what.
-
-    ``wheels``, by file name, are used for their distributions, and included. ``directory`` is where
-    relative paths start, and where uv looks for its configuration. ``hashes`` has, by package name,
-    the only files (sha256) that may be used.
-    """
+    """Solve lines of a requirements file, once; the lock says who requires what."""
+    # ``wheels``, by file name, are used for their distributions, and included. ``directory`` is
+    # where relative paths start, and where uv looks for its configuration. ``hashes`` has, by
+    # package name, the only files (sha256) that may be used.
     directory = directory or Path.cwd()
     lines = list(requirements)
     for file, path in wheels.items():
@@ -62,12 +60,10 @@ def lock_for_target(
     platform: str,
     index: IndexOptions = OWN_CONFIGURATION,
 ) -> bytes:
-    """Add what a serving target needs to a function's lock.
-
-    Every package of the function's lock stays as it is, to the byte, and so do wheels in the
-    function package. For another platform than the function's, the same versions are locked
-    again. The minor version of ``python`` must be that of the function's lock.
-    """
+    """Add what a serving target needs to a function's lock."""
+    # Every package of the function's lock stays as it is, to the byte, and so do wheels in the
+    # function package. For another platform than the function's, the same versions are locked
+    # again. The minor version of ``python`` must be that of the function's lock.
     wanted = Platform(python=python, name=platform)
     function_lock = relock(function_lock, wanted, index=index, directory=Path.cwd())
     return extend_lock(function_lock, extra, wanted, index=index, label="the target")

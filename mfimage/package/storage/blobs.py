@@ -101,11 +101,9 @@ class BlobCache:
         self._limit = cache_size()
 
     def hold(self, ref: BlobRef, fetch: Fetch, *, verify: bool = True) -> Held:
-        """Return a blob; download it when it is missing or damaged.
-
-        Without ``verify``, a cached blob is not verified; a download always is. ``DamagedBlob``
-        when it is damaged twice, ``StorageError`` when the cache cannot be written.
-        """
+        """Return a blob; download it when it is missing or damaged."""
+        # Without ``verify``, a cached blob is not verified; a download always is. ``DamagedBlob``
+        # when it is damaged twice, ``StorageError`` when the cache cannot be written.
         try:
             while True:
                 if not self.folder.is_dir():

@@ -63,11 +63,9 @@ def remember(path: Path, data: bytes) -> None:
 def make_once(
     folder: Path, fill: Callable[[Path], None], is_whole: Callable[[Path], bool] = Path.is_dir
 ) -> Path:
-    """Return a folder; when it is not whole, one process fills it and all others wait.
-
-    It is filled beside its place and moved there last, so a kill leaves nothing that looks whole.
-    The next process that fills the folder removes what a kill left.
-    """
+    """Return a folder; when it is not whole, one process fills it and all others wait."""
+    # It is filled beside its place and moved there last, so a kill leaves nothing that looks whole.
+    # The next process that fills the folder removes what a kill left.
     if is_whole(folder):
         return folder
     try:

@@ -42,10 +42,8 @@ class RecordSource:
             self.size = os.fstat(file.fileno()).st_size
 
     def records(self) -> Iterator[tuple[int, Any]]:
-        """Yield each record; in place of a line that is not JSON, its exception.
-
-        Damage in another format is raised: where the next record starts is unknown.
-        """
+        """Yield each record; in place of a line that is not JSON, its exception."""
+        # Damage in another format is raised: where the next record starts is unknown.
         if self.unit != "line":
             yield from self._parsed()
             return
@@ -132,11 +130,9 @@ class RecordSink:
 def open_sink(
     file: BinaryIO, form: formats.RecordFormat, function: formats.HasSpec | None, schema: Any = None
 ) -> Iterator[RecordSink]:
-    """Write records to an open file, which is complete when the block ends.
-
-    The schema is the function's unless one is given; ``SchemaError`` if the format needs one and
-    the function's hints give none.
-    """
+    """Write records to an open file, which is complete when the block ends."""
+    # The schema is the function's unless one is given; ``SchemaError`` if the format needs one and
+    # the function's hints give none.
     if formats.is_lines(form):
         write, dumps = file.write, json_values.dumps
         yield RecordSink(

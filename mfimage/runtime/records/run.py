@@ -31,12 +31,10 @@ DEFAULT_TOLERANCE = Tolerance()
 def write_results(
     outcomes: Iterable[tuple[int, Any]], append: Callable[[Any], object]
 ) -> Iterator[tuple[int, BaseException | None]]:
-    """Append each result to a file; yield each record's number and the error it failed with.
-
-    The one loop over records: of ``call`` and ``map``, in an image, and of a batch job's parts.
-    An outcome is a result or an exception. ``append`` raises ``ValueFault`` for a result that the
-    file's format cannot represent.
-    """
+    """Append each result to a file; yield each record's number and the error it failed with."""
+    # The one loop over records: of ``call`` and ``map``, in an image, and of a batch job's parts.
+    # An outcome is a result or an exception. ``append`` raises ``ValueFault`` for a result that the
+    # file's format cannot represent.
     for number, outcome in outcomes:
         if isinstance(outcome, BaseException):
             yield number, outcome

@@ -125,12 +125,10 @@ def _decode(value: Any) -> Any:
 
 
 def rebuild(data: bytes) -> Exception:
-    """Return the exception that ``describe`` described; its ``__cause__`` is the traceback.
-
-    It has the same class if that is built in or its module is imported here already, and if it
-    can be made from JSON data with the same message; otherwise it is a ``FunctionError``.
-    ``ValueError`` when ``data`` is not from ``describe``.
-    """
+    """Return the exception that ``describe`` described; its ``__cause__`` is the traceback."""
+    # It has the same class if that is built in or its module is imported here already, and if it
+    # can be made from JSON data with the same message; otherwise it is a ``FunctionError``.
+    # ``ValueError`` when ``data`` is not from ``describe``.
     try:
         described = json.loads(data)
         module, name = str(described["module"]), str(described["name"])
