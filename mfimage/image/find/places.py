@@ -120,13 +120,13 @@ class _Engine(Place):
             info = engine.inspect(name)
         if info is None or platform not in (None, f"{info.os}/{info.architecture}"):
             raise ReferenceNotFound("not in the Docker engine")
-        layers = [
+        layers = tuple(
             FoundLayer(digest=None, size=entry.size, instruction=entry.created_by)
             for entry in info.history
             if entry.size
-        ]
+        )
         digest = next((each.partition("@")[2] for each in info.repo_digests), None)
-        return FoundImage(name=name, place=self, info=info, layers=tuple(layers), digest=digest)
+        return FoundImage(name=name, place=self, info=info, layers=layers, digest=digest)
 
     @contextmanager
     def open(self, image: FoundImage, platform: str) -> Iterator[StoredImage]:

@@ -48,7 +48,7 @@ def _lock(maker: Maker, resolution: Resolution, *, where: str) -> Lock:
         parsed = lock_urls(resolution.urls, maker.platform, index=index, directory=project)
         return maker.noted(maker.settle(parsed, base=project, where=where))
     wheels, others = parse_wheels(resolution.urls)
-    return maker.lock_pins([*(wheel.pin for wheel in wheels), *others])
+    return maker.lock_pins([*(f"{each.name}=={each.version}" for each in wheels), *others])
 
 
 def find_resolution(task: TaskInfo, *, platform: str) -> Resolution | None:
