@@ -150,9 +150,8 @@ class DockerBuilder:
         return self._engine.inspect(image.id) or ImageInfo(id=image.id)
 
     def layer(self, image: BuiltImage, name: str) -> Iterator[bytes]:
-        """Export the folder that a layer fills; nothing of system packages, which fill many."""
-        if name == "dependencies":
-            yield from self._engine.export(image.id, VENV)
+        """Export the folder that a layer fills; of system packages, the one with their settings."""
+        yield from self._engine.export(image.id, VENV if name == "dependencies" else "/etc")
 
     def write(
         self, images: Sequence[BuiltImage], output: Location | None, tags: Sequence[Reference]

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from mfimage.errors import OptionError
-from mfimage.image.registry.location import LOCATIONS, Location, parse_location
+from mfimage.image.registry.location import DOCKER_ARCHIVE, LOCATIONS, Location, parse_location
 from mfimage.image.registry.reference import Reference, parse_reference, parse_tag
 from mfimage.image.secrets.build import Secret, parse_secret
 from mfimage.image.targets import DEFAULT_TARGET, TARGETS, find_target
@@ -116,6 +116,10 @@ def _output(text: str) -> Location | Literal["docker"]:
     if text == ENGINE:
         return ENGINE
     if location := parse_location(text, field="output"):
+        if location.kind != DOCKER_ARCHIVE and ":" in text[len(location.kind) + 1 :]:
+            raise OptionError(
+                f"output: {text!r} has a tag", hint="name the folder or file, and the image by -t"
+            )
         return location
     raise OptionError(
         f"output: {text!r} is not a place for an image", hint=f"{ENGINE}, {LOCATIONS}"

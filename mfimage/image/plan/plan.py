@@ -147,7 +147,7 @@ def make_plan(
         artifacts=_artifact_layers(spec.artifacts),
         runtime=RUNTIME_FILES,
         code=CodeLayer(archive=spec.code, function_json=timeless.to_json()),
-        env={**_ENV, **target.env, **options.env},
+        env={**_ENV, **target.env, **_own_port(base), **options.env},
         labels={**labels, **options.labels},
         user=USER,
         workdir=f"{FUNCTION}/{CODE}",
@@ -160,6 +160,11 @@ def make_plan(
         index_url=options.index_url,
         extra_index_urls=options.extra_index_urls,
     )
+
+
+def _own_port(base: BaseImage) -> dict[str, str]:
+    """Return the default port where the base sets one, which is its own server's."""
+    return {"PORT": "8000"} if "PORT" in base.env else {}
 
 
 def _check_wheels(spec: FunctionSpec, platform: str) -> None:
