@@ -331,11 +331,10 @@ class _Compiler:
         mark = {"logicalType": _MARK, "read": read} if absent else {}
         about = {"description": schema["doc"]} if schema.get("doc") else None
         config = ConfigDict(extra=self._extra, title=label, json_schema_extra=about)
-        record: Any = TypedDict(label, hints)  # type: ignore[misc]
         return _Type(
             label,
             {"type": "record", "name": label, "fields": fields, **mark},
-            with_config(config)(record),
+            with_config(config)(TypedDict(label, hints)),  # type: ignore[operator]
             is_empty=all(kind.is_empty for kind in kinds.values()),
             parts=1 + sum(kind.parts for kind in kinds.values()),
         )
@@ -377,25 +376,20 @@ def _member(field: dict[str, Any], kind: _Type, path: str) -> Any:
 @functools.cache
 def _hints() -> dict[str, Any]:
     """Return the hints of values that fastavro writes as they are."""
-    from pydantic import Field
+    from pydantic import Field, WithJsonSchema
 
+    integer, number, text = (WithJsonSchema({"type": e}) for e in ("integer", "number", "string"))
     single = float.fromhex("0x1.fffffep127")  # fastavro writes more as an infinity
     return {
         "null": None,
         "boolean": bool,
         "int": Annotated[int, Field(ge=-(2**31), le=2**31 - 1)],
-        "long": Annotated[int, Field(ge=-(2**63), le=2**63 - 1), _described(type="integer")],
-        "float": Annotated[float, Field(ge=-single, le=single), _described(type="number")],
+        "long": Annotated[int, Field(ge=-(2**63), le=2**63 - 1), integer],
+        "float": Annotated[float, Field(ge=-single, le=single), number],
         "double": Annotated[float, Field(allow_inf_nan=False)],
         # With a limit, pydantic refuses surrogates.
-        "string": Annotated[str, Field(max_length=1 << 40), _described(type="string")],
+        "string": Annotated[str, Field(max_length=1 << 40), text],
     }
-
-
-def _described(**schema: Any) -> Any:
-    from pydantic import WithJsonSchema
-
-    return WithJsonSchema({key: value for key, value in schema.items() if value})
 
 
 _EXACT = decimal.Context(prec=decimal.MAX_PREC)
@@ -414,7 +408,7 @@ _TEXTS: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 def _leaf(kind: str, schema: dict[str, Any], path: str) -> _Type:
-    from pydantic import AfterValidator
+    from pydantic import AfterValidator, WithJsonSchema
     from pydantic_core import PydanticCustomError, SchemaValidator
 
     label, size = schema.get("name", kind), schema.get("size")
@@ -469,8 +463,9 @@ def _leaf(kind: str, schema: dict[str, Any], path: str) -> _Type:
         return read(raw.encode("latin-1") if kind in ("bytes", "fixed") else raw)
 
     native = {"type": kind, "logicalType": _MARK, "read": read, "name": label, "size": size}
-    string, described = _hints()["string"], _described(type="string", format=form)
-    hint = Annotated[string, AfterValidator(write), described]  # type: ignore[valid-type]
+    described = WithJsonSchema({"type": "string"} | ({"format": form} if form else {}))
+    hint: Any = _hints()["string"]
+    hint = Annotated[hint, AfterValidator(write), described]
     return _Type(label, native, hint, 1, is_empty=size == 0, default=default)
 
 
