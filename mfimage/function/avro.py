@@ -347,7 +347,8 @@ def _any_of(branches: Iterable[_Type]) -> Any:
         return Annotated[kind.hint, AfterValidator(lambda value: (kind.label, value))]
 
     ranked = sorted(branches, key=lambda each: each.rank)
-    return Union[tuple(map(labelled, ranked))]  # noqa: UP007
+    hints = [None if each.label == "null" else labelled(each) for each in ranked]
+    return Union[tuple(hints)]  # noqa: UP007
 
 
 def _member(field: dict[str, Any], kind: _Type, path: str) -> Any:
@@ -475,6 +476,16 @@ def _shown(value: Any) -> str:
     if isinstance(value, decimal.Decimal):
         return format(value, "f")
     return str(value) if isinstance(value, uuid.UUID) else value.isoformat().replace("+00:00", "Z")
+
+
+def is_usable() -> bool:
+    """Return whether schemas can be checked here: where a flow is imported, packages may lack."""
+    try:
+        _fastavro()
+        import pydantic  # noqa: F401
+    except Exception:  # noqa: BLE001  (broken is no reason to break a flow's import, either)
+        return False
+    return True
 
 
 # Bytes and files

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mfimage.errors import SchemaError, SignatureError
-from mfimage.function import hints
-from mfimage.function.avro import Codec
+from mfimage.function import avro, hints
 from mfimage.function.parameters import FunctionParameters
 
 if typing.TYPE_CHECKING:
@@ -129,12 +128,8 @@ def checked_schema(schema: Any) -> Any:
     except (TypeError, ValueError, RecursionError):
         text = f"Avro schema: expected a dict, a list or JSON text, got {schema!r}"
         raise SchemaError(text[:200]) from None
-    try:
-        import fastavro  # noqa: F401
-        import pydantic  # noqa: F401
-    except Exception:  # noqa: BLE001  (absent or broken: no reason to break a flow's import)
-        return plain
-    Codec(plain)
+    if avro.is_usable():
+        avro.Codec(plain)
     return plain
 
 

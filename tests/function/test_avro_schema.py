@@ -250,7 +250,7 @@ def test_the_json_schema_has_only_types_of_json() -> None:
     items = {"type": "array", "items": ["null", "long", "string"]}
     found = Codec(items).json_schema()
     assert found == {"type": "array", "items": {"anyOf": [
-        {"type": "null"}, {"type": "integer"}, {"type": "string"}]}}  # fmt: skip
+        {"type": "integer"}, {"type": "string"}, {"type": "null"}]}}  # fmt: skip
 
 
 def test_a_type_may_be_named_as_a_kind() -> None:

@@ -147,7 +147,7 @@ def test_a_schema_is_checked_when_it_is_given() -> None:
     for kind, label in (("schema", "input"), ("output_schema", "output")):
         with pytest.raises(SchemaError) as caught:
             avro_function(**{kind: wrong})(plain)
-        assert str(caught.value) == f"plain: {label}: Avro schema: there is no type 'lnog'"
+        assert str(caught.value) == f"plain: {label}: Avro schema: there is no type lnog"
     given = json.loads(json.dumps(FLOWER))
     function = avro_function(schema=given)(plain)
     given["fields"].clear()
