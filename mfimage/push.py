@@ -9,7 +9,7 @@ from mfimage.errors import OptionError, ReferenceNotFound, RegistryError
 from mfimage.image.builder import OnEvent
 from mfimage.image.find.places import ENGINE, FILES, REGISTRY, FoundImage, find_image, sbom_of
 from mfimage.image.registry.reference import Reference, parse_reference
-from mfimage.image.sbom.attach import attach_sbom
+from mfimage.image.sbom.attach import NOT_ATTACHED, attach_sbom
 
 Say = Callable[[str], None]
 
@@ -89,7 +89,7 @@ def _push_from_engine(
                 # An engine may push an index: the SBOM belongs to the image that it lists.
                 pushed = find_image(pinned, platform=found.platform, places=(REGISTRY,))
             except (RegistryError, ReferenceNotFound) as error:
-                say(f"the SBOM is in the image, but not attached to it: {error.message}")
+                say(f"{NOT_ATTACHED}: {error.message}")
             else:
                 attach_sbom(parse_reference(pinned), pushed.digest or "", sbom, say)
     return tuple(digests)

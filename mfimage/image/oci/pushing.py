@@ -18,19 +18,20 @@ from typing import Any, BinaryIO
 from mfimage.errors import RegistryError
 from mfimage.image.builder import BuildEvent, BuiltImage, BuiltLayer
 from mfimage.image.oci.config import Composed, compose_index
-from mfimage.image.oci.images import StoredImage, StoredLayer, encode, platform_of
+from mfimage.image.oci.images import StoredImage, encode, platform_of
 from mfimage.image.oci.layers import PlannedLayer
 from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.client import RegistryClient, repository_of
 from mfimage.image.registry.descriptors import INDEX, Descriptor
 from mfimage.image.registry.reference import Reference
-from mfimage.image.sbom.attach import not_attached, push_artifact, push_sbom
+from mfimage.image.sbom.attach import EMPTY, NOT_ATTACHED, push_artifact
 from mfimage.package.spec import sha256_digest
 
 _PARALLEL = 6
 _STEP = 1 << 20
 _PREFIX = "fn-"
 _DIGITS = 40
+_NOT_KEPT = "the next build cannot find this image"
 OnEvent = Callable[[BuildEvent], None]
 Say = Callable[[str], None]
 
@@ -66,76 +67,52 @@ class Push:
     ) -> str:
         """Push images with their SBOMs, and write the tags last; return their digest."""
         # ``also_in`` are other repositories of this registry that have all blobs.
-        self._client.settle()
-        blobs: dict[str, Callable[[], bool]] = {}
-        # What changes most often comes first: it is sent while the rest is found to be there.
-        for image in images:
-            blobs[image.id] = partial(self._bytes, image.id, image.config, also_in)
-            for layer in reversed(image.layers):
-                blobs.setdefault(layer.digest, partial(self._layer, layer, also_in))
-        subjects = [
-            (image.descriptor, sbom)
-            for image, sbom in zip(images, sboms or [None] * len(images), strict=True)
-            if sbom
-        ]
         client, repository = self._client, self._repository
+        client.settle()
+        small = {image.id: image.config for image in images}
+        small |= {sha256_digest(data): data for sbom in sboms if sbom for data in (EMPTY, sbom)}
+        # What changes most often comes first: it is sent while the rest is found to be there.
+        blobs: dict[str, tuple[int, Callable[[], BinaryIO], Sequence[str]]] = {
+            digest: (len(data), partial(io.BytesIO, data), also_in)
+            for digest, data in small.items()
+        }
+        for layer in (layer for image in images for layer in reversed(image.layers)):
+            here = [layer.source[1]] if layer.source and layer.source[0] == client.host else []
+            blobs.setdefault(layer.digest, (layer.size, layer.open, [*also_in, *here]))
         with ThreadPoolExecutor(_PARALLEL, thread_name_prefix="mfimage-push") as pool:
 
-            def put(reference: str, kind: str, data: bytes) -> Future[str]:
-                return pool.submit(client.push_manifest, repository, reference, kind, data)
+            def put(*sent: Any) -> Future[Any]:
+                return pool.submit(client.push_manifest, repository, *sent)
 
             try:
-                sent = [
-                    pool.submit(push_sbom, client, repository, sbom, sources=tuple(also_in))
-                    for _, sbom in subjects
-                ]
-                _wait([pool.submit(push) for push in blobs.values()])
+                _wait([pool.submit(self._blob, digest, *blob) for digest, blob in blobs.items()])
                 data, kind = images[0].manifest, images[0].descriptor.media_type
                 if len(images) > 1:
                     data, kind = compose_index(images), INDEX
-                    _wait(
-                        [
-                            put(each.digest, each.descriptor.media_type, each.manifest)
-                            for each in images
-                        ]
-                    )
+                    found = [(each, each.descriptor.media_type) for each in images]
+                    _wait([put(each.digest, at, each.manifest) for each, at in found])
                 written = [put(tag, kind, data) for tag in tags]
-                kept = put(content_tag, kind, data) if content_tag else None
-                if all(self._succeeds(each, not_attached) for each in sent):
-                    sent = [
-                        pool.submit(push_artifact, client, repository, *each) for each in subjects
-                    ]
-                    all(self._succeeds(each, not_attached) for each in sent)
-                if kept:
-                    self._succeeds(kept, _not_kept)
+                # What is refused of these costs a line.
+                extra = {put(content_tag, kind, data): _NOT_KEPT} if content_tag else {}
+                for image, sbom in zip(images, sboms, strict=False):
+                    if sbom:
+                        sent = client, repository, image.descriptor, sbom
+                        extra[pool.submit(push_artifact, *sent)] = NOT_ATTACHED
                 _wait(written)
+                for done, what in extra.items():
+                    try:
+                        done.result()
+                    except RegistryError as error:
+                        self._say(f"{what}: {error.message}")
             except BaseException:
                 self._stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return sha256_digest(data)
 
-    def _succeeds(self, done: Future[Any], describe: Callable[[RegistryError], str]) -> bool:
-        try:
-            done.result()
-        except RegistryError as error:
-            self._say(describe(error))
-            return False
-        return True
-
-    def _layer(self, layer: StoredLayer, also_in: Sequence[str]) -> bool:
-        sources = [*also_in]
-        if layer.source and layer.source[0] == self._client.host:
-            sources.append(layer.source[1])
-        others = tuple(source for source in sources if source != self._repository)
-        return self._blob(layer.digest, layer.size, layer.open, others)
-
-    def _bytes(self, digest: str, data: bytes, also_in: Sequence[str]) -> bool:
-        return self._blob(digest, len(data), lambda: io.BytesIO(data), tuple(also_in))
-
     def _blob(
-        self, digest: str, size: int, open_it: Callable[[], BinaryIO], sources: tuple[str, ...]
-    ) -> bool:
+        self, digest: str, size: int, open_it: Callable[[], BinaryIO], sources: Sequence[str]
+    ) -> None:
         step = f"push {digest[7:19]}"
         reported = 0
 
@@ -148,19 +125,15 @@ class Push:
                 self._report("progress", step, current, size)
 
         sent = self._client.push_blob(
-            self._repository, digest, size, open_it, sources=sources, on_progress=on_progress
-        )
+            self._repository, digest, size, open_it, on_progress=on_progress,
+            sources=[source for source in sources if source != self._repository],
+        )  # fmt: skip
         self._report("done" if sent else "cached", step, size, size)
-        return sent
 
     def _report(self, kind: str, step: str, current: int, total: int) -> None:
         event = BuildEvent(
-            kind=kind,  # type: ignore[arg-type]
-            step=step,
-            text="pushing",
-            current=current,
-            total=total,
-        )
+            kind=kind, step=step, text="pushing", current=current, total=total,  # type: ignore
+        )  # fmt: skip
         with self._reporting:
             self._on_event(event)
 
@@ -168,10 +141,6 @@ class Push:
 def _wait(futures: Sequence[Future[Any]]) -> None:
     for done in as_completed(futures):
         done.result()
-
-
-def _not_kept(error: RegistryError) -> str:
-    return f"the next build cannot find this image: {error.message}"
 
 
 def by_repository(tags: Iterable[Reference]) -> dict[tuple[str, str], list[Reference]]:

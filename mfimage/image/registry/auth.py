@@ -55,84 +55,73 @@ def stored_credentials(host: str) -> Credentials | None:
     """Return the credentials that ``docker login`` stored for a registry."""
     folder = os.environ.get("DOCKER_CONFIG")
     path = (Path(folder) if folder else Path.home() / ".docker") / "config.json"
-    try:
-        raw = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise _damaged(path, f"cannot be read: {error.strerror}", host) from None
-    try:
-        config = json.loads(raw) if raw.strip() else None
-    except ValueError as error:
-        raise _damaged(path, f"is not JSON: {error}", host) from None
-    if not isinstance(config, dict | None):
-        raise _damaged(path, "is not a JSON object", host)
-    found = _Stored(path=path, host=host, config=config or {})
+    found = _Stored(path=path, host=host)
     return found.from_helper() or found.from_file()
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Stored:
     """Docker's configuration, as far as it concerns one registry."""
 
-    path: Path
-    host: str
-    config: Mapping[str, Any]
+    def __init__(self, *, path: Path, host: str) -> None:
+        self.path, self.host = path, host
+        try:
+            raw = path.read_bytes()
+            config = json.loads(raw) if raw.strip() else None
+        except (FileNotFoundError, NotADirectoryError):
+            config = None
+        except OSError as error:
+            raise self._wrong(f"cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise self._wrong(f"is not JSON: {error}") from None
+        self.config = self._object("", config)
 
     def from_helper(self) -> Credentials | None:
-        """Ask the registry's credential helper, or the one for all."""
         key, name = self._entry("credHelpers")
         if name is None:
-            key, name = "credsStore", self.config.get("credsStore")
+            key, name = "credsStore ", self.config.get("credsStore")
         if not name:
             return None
         program = f"docker-credential-{self._text(key, name)}"
+        key = f"{key}names {program}, which"
         import subprocess
 
-        server = _HUB_SERVER if self.host == "docker.io" else self.host
         try:
             done = subprocess.run(
-                [program, "get"], input=server, capture_output=True, text=True,
-                timeout=_HELPER_SECONDS, check=False,
+                [program, "get"], input=_HUB_SERVER if self.host == "docker.io" else self.host,
+                capture_output=True, text=True, timeout=_HELPER_SECONDS, check=False,
             )  # fmt: skip
         except FileNotFoundError:
-            raise self._wrong(key, f"names {program}, which is not installed") from None
+            raise self._wrong(f"{key} is not installed") from None
         except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-            raise self._wrong(key, f"names {program}, which failed: {error}") from None
+            raise self._wrong(f"{key} failed: {error}") from None
         if done.returncode:
             reason = " ".join((done.stdout + done.stderr).split())[:300]
             if _NOT_FOUND in reason:
                 return None
-            raise self._wrong(key, f"names {program}, which failed: {reason}")
+            raise self._wrong(f"{key} failed: {reason}")
         try:
             document = json.loads(done.stdout)
-            username, secret = document["Username"], document["Secret"]
+            username, secret = str(document["Username"]), str(document["Secret"])
         except (ValueError, LookupError, TypeError):
             # Its output is not shown: it may hold the secret.
-            what = f"names {program}, which printed no JSON with Username and Secret"
-            raise self._wrong(key, what) from None
-        username, secret = self._text(key, username), self._text(key, secret)
+            raise self._wrong(f"{key} printed no JSON with Username and Secret") from None
         if username == _IDENTITY_TOKEN:
             return Credentials(identity_token=secret)
         return Credentials(username=username, password=secret) if username else None
 
     def from_file(self) -> Credentials | None:
-        """Return the credentials in the file itself."""
         key, entry = self._entry("auths")
-        if entry is None:
-            return None
-        if not isinstance(entry, dict):
-            raise self._wrong(key, "is not a JSON object")
+        entry = self._object(key, entry)
         names = ("username", "password", "identitytoken", "registrytoken", "auth")
         username, password, identity, token, auth = (
-            self._text(f"{key}.{name}", entry.get(name) or "") for name in names
+            self._text(f"{key.strip()}.{name} ", entry.get(name) or "") for name in names
         )
         if auth:
             try:
                 pair = base64.b64decode("".join(auth.split()), validate=True).decode()
                 username, password = pair.split(":", 1)
             except ValueError:
-                raise self._wrong(f"{key}.auth", "is not base64 of user:password") from None
+                raise self._wrong(f"{key.strip()}.auth is not base64 of user:password") from None
         if not (username or identity or token):
             return None
         return Credentials(
@@ -141,30 +130,27 @@ class _Stored:
         )  # fmt: skip
 
     def _entry(self, section: str) -> tuple[str, Any]:
-        """Return the path and value of the registry's entry; other entries are not looked at."""
-        entries = self.config.get(section)
-        if not isinstance(entries, dict | None):
-            raise self._wrong(section, "is not a JSON object")
-        entries = entries or {}
+        """Return the name and value of the registry's entry; other entries are not looked at."""
+        entries = self._object(f"{section} ", self.config.get(section))
         # Docker writes host names, and once wrote URLs.
         for key in sorted(entries, key=lambda key: key != self.host):
             if registry_host(key.partition("://")[2] or key) == self.host:
-                return f'{section}["{key}"]', entries[key]
+                return f'{section}["{key}"] ', entries[key]
         return section, None
+
+    def _object(self, key: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict | None):
+            raise self._wrong(f"{key}is not a JSON object")
+        return value or {}
 
     def _text(self, key: str, value: Any) -> str:
         if not isinstance(value, str):
-            raise self._wrong(key, "is not a string")
+            raise self._wrong(f"{key}is not a string")
         return value
 
-    def _wrong(self, key: str, what: str) -> RegistryError:
-        return _damaged(self.path, f"{key} {what}", self.host)
-
-
-def _damaged(path: Path, what: str, host: str) -> RegistryError:
-    return RegistryError(
-        f"{path}: {what}", hint=f"correct the file, or run `docker login {host}` again"
-    )
+    def _wrong(self, what: str) -> RegistryError:
+        hint = f"correct the file, or run `docker login {self.host}` again"
+        return RegistryError(f"{self.path}: {what}", hint=hint)
 
 
 class TokenRequest(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote, urljoin
@@ -131,7 +131,7 @@ class RegistryClient:
         size: int,
         open: Callable[[], BinaryIO],
         *,
-        sources: tuple[str, ...] = (),
+        sources: Sequence[str] = (),
         on_progress: OnProgress = lambda _: None,
     ) -> bool:
         """Send a blob unless the registry has it; return whether it was sent.
@@ -186,11 +186,7 @@ class RegistryClient:
         ended = once("PUT", url, scopes=scopes, headers=_EMPTY)
         if ended.status == 404:
             raise Dropped(f"it lost the upload ({ended.reason})")
-        if not ended.ok:
-            raise RegistryError(
-                f"{self.host} refused {digest}: {ended.reason}",
-                hint="try again; if that does not help, ask the registry's administrator",
-            )
+        self._check(ended, f"keep {digest}", repository)
         if ended.status != 201 and not self.has_blob(repository, digest, size):
             raise Dropped(f"it has not kept {digest} ({ended.reason})")
 
@@ -214,11 +210,9 @@ class RegistryClient:
         kept = response.headers.get("docker-content-digest") if response.ok else None
         # Tags may be immutable: one that leads there already is done.
         if kept != digest and not self._leads_to(repository, reference, digest):
-            self._check(response, f"write {repository}:{reference}", repository)
-            raise RegistryError(
-                f"{self.host}: {repository}:{reference} does not lead to {digest}, after "
-                f"{response.reason}"
-            )
+            what = f"write {repository}:{reference}"
+            self._check(response, what, repository)
+            raise RegistryError(f"{self.host}: could not {what} ({response.reason})")
         self._keep_subject(repository, data, digest, response)
         return digest
 

@@ -35,7 +35,7 @@ _TRANSIENT = (408, 429, 499, 500, 502, 503, 504, 522)
 _REDIRECT = (301, 302, 303, 307, 308)
 _REDIRECTS = 5
 _CONNECT, _READ = 10.0, 60.0
-_MAX_BODY, _MAX_REFUSAL = 32 << 20, 64 << 10
+_MAX_BODY = 32 << 20
 _HUB = "registry-1.docker.io"
 _CONNECTION = re.compile(r"^(?:<[^>]*>|HTTPS?Connection(?:Pool)?\([^)]*\)): ")
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
@@ -55,27 +55,23 @@ def trust(address: str, ca: Path | None) -> ssl.SSLContext:
 def _trust(address: str, ca: Path | None, *_variables: str | None) -> ssl.SSLContext:
     # Reads the variables itself; they are arguments for the cache's sake.
     context = ssl.create_default_context()
-    folders = [folder / address for folder in (_DOCKER, Path.home() / ".docker" / "certs.d")]
-    path = ca or Path()
-    try:
-        for path in [*([ca] if ca else ()), *_files(folders, ".crt")]:
-            context.load_verify_locations(cafile=path)
-        for path in _files(folders, ".cert"):
-            # An encrypted key would be asked for at the terminal.
-            context.load_cert_chain(path, path.with_suffix(".key"), password="")
-    except (OSError, ssl.SSLError) as error:
-        key = " and the .key beside it" if path.suffix == ".cert" else ""
-        raise RegistryError(f"{path}{key}: not a usable certificate: {error}") from None
+    docker = [folder / address for folder in (_DOCKER, Path.home() / ".docker" / "certs.d")]
+    files = [path for folder in docker for path in sorted(folder.glob("*.c*rt"))]
+    for path in [ca, *files] if ca else files:
+        try:
+            if path.suffix == ".cert":  # an encrypted key would be asked for at the terminal
+                context.load_cert_chain(path, path.with_suffix(".key"), password="")
+            else:
+                context.load_verify_locations(cafile=path)
+        except (OSError, ssl.SSLError) as error:
+            key = " with the .key beside it" if path.suffix == ".cert" else ""
+            raise RegistryError(f"{path}{key} is not usable: {error}") from None
     return context
-
-
-def _files(folders: list[Path], suffix: str) -> list[Path]:
-    return [path for folder in folders for path in sorted(folder.glob(f"*{suffix}"))]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegistryResponse:
-    """A response that was read whole; headers are by lower-case name."""
+    """A response that was read; headers are by lower-case name."""
 
     status: int
     headers: Mapping[str, str]
@@ -200,17 +196,13 @@ class Http:
             (response.release_conn if response.closed else response.close)()
 
     def read(self, url: str, response: urllib3.BaseHTTPResponse) -> RegistryResponse:
-        """Read a response, up to a limit; of a refusal the beginning is enough."""
+        """Read a response, up to a limit."""
         import urllib3
 
-        limit = _MAX_BODY if response.status < 300 else _MAX_REFUSAL
         try:
-            body = response.read(limit)
-            whole = limit < _MAX_BODY or not response.read(1)
+            body = response.read(_MAX_BODY)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Dropped(_reason(error)) from error
-        if not whole:
-            raise RegistryError(f"{self.host}: a response is longer than {_MAX_BODY >> 20} MiB")
         headers = {name.lower(): value for name, value in response.headers.items()}
         return RegistryResponse(status=response.status, headers=headers, body=body, url=url)
 
@@ -324,21 +316,24 @@ class Http:
         import urllib3
 
         scheme, host, port = origin
-        own = self._address if origin == _origin(f"{scheme}://{self._address}") else ""
+        own = origin == _origin(f"{scheme}://{self._address}")
         options: dict[str, Any] = {
             "timeout": urllib3.Timeout(connect=_CONNECT, read=_READ), "maxsize": 16,
         }  # fmt: skip
         if scheme == "https":
-            options["ssl_context"] = trust(own or f"{host}:{port}", self._ca if own else None)
+            address = self._address if own else f"{host}:{port}"
+            options["ssl_context"] = trust(address, self._ca if own else None)
         proxy = _proxy(scheme, host, port)
         if proxy is None:
             return urllib3.PoolManager(**options)
-        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        if parts.scheme not in ("http", "https"):
-            raise RegistryError(f"{scheme.upper()}_PROXY: {parts.scheme}:// is not supported")
-        user, _, address = parts.netloc.rpartition("@")
+        kind, _, rest = proxy.rpartition("://")
+        if kind not in ("", "http", "https"):
+            raise RegistryError(f"{scheme.upper()}_PROXY: {kind}:// is not supported")
+        user, _, address = rest.rpartition("@")
         headers = urllib3.make_headers(proxy_basic_auth=unquote(user)) if user else None
-        return urllib3.ProxyManager(f"{parts.scheme}://{address}", proxy_headers=headers, **options)
+        return urllib3.ProxyManager(
+            f"{kind or 'http'}://{address}", proxy_headers=headers, **options
+        )
 
     def _ask(
         self, method: str, url: str, *, headers: Mapping[str, str], body: bytes | None = None
@@ -377,20 +372,17 @@ def _proxy(scheme: str, host: str, port: int) -> str | None:
     """Return the proxy for a host, by ``HTTPS_PROXY``, ``HTTP_PROXY`` and ``NO_PROXY``."""
     if is_local(host):
         return None
+    from ipaddress import ip_address, ip_network
     from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore
 
     found = getproxies_environment()
-    if scheme not in found:
-        return None
     if proxy_bypass_environment(f"{host}:{port}", found):
         return None
-    import ipaddress
-
     for entry in found.get("no", "").split(","):
         with contextlib.suppress(ValueError):
-            if ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip(), strict=False):
+            if ip_address(host) in ip_network(entry.strip(), strict=False):
                 return None
-    return found[scheme]
+    return found.get(scheme)
 
 
 def _reason(error: BaseException) -> str:
@@ -407,15 +399,15 @@ def _words(kind: str, body: bytes) -> str:
     text = body.decode(errors="replace")
     try:
         document = json.loads(body)
+        errors = document.get("errors") or [document] if isinstance(document, dict) else ()
+        words = [each.get("message") or each.get("code") or each.get("error") for each in errors]
+        text = "; ".join(str(each) for each in words if each)
     except ValueError:
         if "html" in kind or "<html" in text.lower():
             title = _TITLE.search(text)
             text = title[1] if title else ""
-    else:
-        errors = document.get("errors") or [document] if isinstance(document, dict) else ()
-        found = [each for each in errors if isinstance(each, dict)]
-        words = [each.get("message") or each.get("code") or each.get("error") for each in found]
-        text = "; ".join(str(each) for each in words if each)
+    except (TypeError, AttributeError):
+        text = ""
     # Control characters would reach the terminal.
     text = "".join(char if char.isprintable() else " " for char in text)
     text = " ".join(text.split())[:400]

@@ -20,7 +20,8 @@ from mfimage.package.spec import sha256_digest
 if TYPE_CHECKING:
     from mfimage.image.builder import BuiltImage
 
-_EMPTY = b"{}"
+EMPTY = b"{}"  # an artifact's configuration
+NOT_ATTACHED = "the SBOM is in the image, but not attached to it"
 _EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 _LARGEST = 32 << 20
 
@@ -46,31 +47,27 @@ def attach_sbom(reference: Reference, digest: str, sbom: bytes, say: Callable[[s
         repository = repository_of(reference)
         with closing(open_registry(reference)) as client:
             if found := client.manifest(repository, digest):
-                push_sbom(client, repository, sbom)
+                for data in (EMPTY, sbom):
+                    opened = partial(BytesIO, data)
+                    client.push_blob(repository, sha256_digest(data), len(data), opened)
                 push_artifact(client, repository, found[0], sbom)
     except RegistryError as error:
-        say(not_attached(error))
-
-
-def not_attached(error: RegistryError) -> str:
-    """Return the line about a registry that refuses an SBOM."""
-    return f"the SBOM is in the image, but not attached to it: {error.message}"
-
-
-def push_sbom(
-    client: RegistryClient, repository: str, sbom: bytes, *, sources: tuple[str, ...] = ()
-) -> None:
-    """Push an SBOM, which is not attached to anything yet; ``sources`` may have it."""
-    for data in (_EMPTY, sbom):
-        digest, opened = sha256_digest(data), partial(BytesIO, data)
-        client.push_blob(repository, digest, len(data), opened, sources=sources)
+        say(f"{NOT_ATTACHED}: {error.message}")
 
 
 def push_artifact(
     client: RegistryClient, repository: str, subject: Descriptor, sbom: bytes
 ) -> None:
-    """Attach an SBOM that was pushed to an image; doing so again changes nothing."""
-    manifest = _manifest(subject, sbom)
+    """Attach an SBOM, which is pushed like `EMPTY`; doing so again changes nothing."""
+    document = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "artifactType": MEDIA_TYPE,
+        "config": _descriptor(_EMPTY_TYPE, EMPTY),
+        "layers": [_descriptor(MEDIA_TYPE, sbom)],
+        "subject": subject.to_dict(),
+    }
+    manifest = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
     client.push_manifest(repository, sha256_digest(manifest), MANIFEST, manifest)
 
 
@@ -84,18 +81,6 @@ def attached_sbom(reference: Reference, digest: str) -> bytes | None:
             if len(layers) == 1 and layers[0]["size"] <= _LARGEST:
                 return b"".join(client.blob(repository, layers[0]["digest"]))
     return None
-
-
-def _manifest(subject: Descriptor, sbom: bytes) -> bytes:
-    document = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "artifactType": MEDIA_TYPE,
-        "config": _descriptor(_EMPTY_TYPE, _EMPTY),
-        "layers": [_descriptor(MEDIA_TYPE, sbom)],
-        "subject": subject.to_dict(),
-    }
-    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _descriptor(media_type: str, data: bytes) -> dict[str, object]:

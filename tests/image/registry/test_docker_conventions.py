@@ -188,5 +188,5 @@ def test_a_client_certificate_without_its_key_is_named(tmp_path, monkeypatch):
     folder = tmp_path / ".docker/certs.d/registry.test"
     folder.mkdir(parents=True)
     (folder / "client.cert").write_text("none")
-    with pytest.raises(RegistryError, match=r"client\.cert and the \.key beside it"):
+    with pytest.raises(RegistryError, match=r"client\.cert with the \.key beside it"):
         http.trust("registry.test", None)
