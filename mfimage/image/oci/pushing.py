@@ -57,14 +57,9 @@ class Push:
         self._stop = threading.Event()
 
     def run(
-        self,
-        images: Sequence[Composed],
-        tags: Sequence[str],
-        *,
-        content_tag: str | None = None,
-        also_in: Sequence[str] = (),
-        sboms: Sequence[bytes | None] = (),
-    ) -> str:
+        self, images: Sequence[Composed], tags: Sequence[str], *, content_tag: str | None = None,
+        also_in: Sequence[str] = (), sboms: Sequence[bytes | None] = (),
+    ) -> str:  # fmt: skip
         """Push images with their SBOMs, and write the tags last; return their digest."""
         # ``also_in`` are other repositories of this registry that have all blobs.
         client, repository = self._client, self._repository
@@ -73,8 +68,7 @@ class Push:
         small |= {sha256_digest(data): data for sbom in sboms if sbom for data in (EMPTY, sbom)}
         # What changes most often comes first: it is sent while the rest is found to be there.
         blobs: dict[str, tuple[int, Callable[[], BinaryIO], Sequence[str]]] = {
-            digest: (len(data), partial(io.BytesIO, data), also_in)
-            for digest, data in small.items()
+            each: (len(data), partial(io.BytesIO, data), also_in) for each, data in small.items()
         }
         for layer in (layer for image in images for layer in reversed(image.layers)):
             here = [layer.source[1]] if layer.source and layer.source[0] == client.host else []
@@ -209,14 +203,9 @@ class PushedImages:
 
 
 def find_pushed(
-    client: RegistryClient,
-    repository: str,
-    tag: str,
-    plans: Sequence[ImagePlan],
-    counts: Sequence[int],
-    *,
-    say: Say,
-) -> PushedImages | None:
+    client: RegistryClient, repository: str, tag: str, plans: Sequence[ImagePlan],
+    counts: Sequence[int], *, say: Say,
+) -> PushedImages | None:  # fmt: skip
     """Look up a content-addressed tag; images with other platforms or layer counts are not used."""
     client.settle()
     try:

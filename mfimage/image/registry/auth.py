@@ -8,10 +8,10 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from mfimage.errors import RegistryError
@@ -27,6 +27,8 @@ _IDENTITY_TOKEN = "<token>"  # noqa: S105  (a user name: the secret is an identi
 _NOT_FOUND = "credentials not found"
 _HELPER_SECONDS = 60
 
+# Makes a request with headers and a body; returns its status, its body and why it was refused.
+Ask = Callable[[str, str, Mapping[str, str], bytes | None], tuple[int, bytes, str]]
 Scopes = tuple[str, ...]  # as ``repository:team/name:pull``; what is to be written comes first
 
 
@@ -153,19 +155,10 @@ class _Stored:
         return RegistryError(f"{self.path}: {what}", hint=hint)
 
 
-class TokenRequest(Protocol):
-    """Makes one HTTP request; returns its status, its body and why it was refused."""
-
-    def __call__(
-        self, method: str, url: str, *, headers: Mapping[str, str], body: bytes | None = None
-    ) -> tuple[int, bytes, str]:
-        """Make the request."""
-
-
 class Authenticator:
     """Answers a registry's challenges, and caches tokens; anonymous without credentials."""
 
-    def __init__(self, host: str, credentials: Credentials | None, ask: TokenRequest) -> None:
+    def __init__(self, host: str, credentials: Credentials | None, ask: Ask) -> None:
         self._host = host
         self._credentials = credentials
         self._ask = ask
@@ -246,16 +239,13 @@ class Authenticator:
         named = [("service", service)] if service else []
         if credentials.identity_token:
             form = [
-                ("grant_type", "refresh_token"),
-                ("client_id", "mfimage"),
-                ("refresh_token", credentials.identity_token),
-                *named,
-                ("scope", " ".join(scopes)),
-            ]
+                ("grant_type", "refresh_token"), ("client_id", "mfimage"), *named,
+                ("refresh_token", credentials.identity_token), ("scope", " ".join(scopes)),
+            ]  # fmt: skip
             kind = {"content-type": "application/x-www-form-urlencoded"}
-            found = self._ask("POST", realm, headers=kind, body=urlencode(form).encode())
+            found = self._ask("POST", realm, kind, urlencode(form).encode())
             if found[0] not in (404, 405):  # where only GET is supported
                 return found
         headers = {"authorization": credentials.basic} if credentials.username else {}
         query = urlencode([*named, *(("scope", scope) for scope in scopes)])
-        return self._ask("GET", f"{realm}{'&' if '?' in realm else '?'}{query}", headers=headers)
+        return self._ask("GET", f"{realm}{'&' if '?' in realm else '?'}{query}", headers, None)

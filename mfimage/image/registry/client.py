@@ -44,7 +44,7 @@ class RegistryClient:
         """Return a manifest or index by tag or digest, verified; None if there is none."""
         response = self._http.request(
             "GET", f"{repository}/manifests/{reference}",
-            scopes=_pull(repository), headers={"accept": ", ".join(accept)},
+            _pull(repository), {"accept": ", ".join(accept)},
         )  # fmt: skip
         if response.status == 404:
             return None
@@ -68,12 +68,12 @@ class RegistryClient:
         self.settle()
         url, scopes = f"{repository}/blobs/{digest}", _pull(repository)
         try:
-            response = self._http.request("HEAD", url, scopes=scopes, tries=2)
+            response = self._http.request("HEAD", url, scopes, tries=2)
             held = response.headers.get("content-length")
             if not response.ok and not response.url.partition("?")[0].endswith(url):
                 # It redirects, perhaps to a URL that is signed for GET.
                 ranged = {"range": "bytes=0-0"}
-                with self._http.stream("GET", url, scopes=scopes, headers=ranged) as (_, found):
+                with self._http.stream("GET", url, scopes, ranged) as (_, found):
                     held = found.headers.get("content-range", "/").rpartition("/")[2]
                     return found.status == 206 and held == str(size)
             return response.ok and held in (None, str(size))
@@ -107,8 +107,7 @@ class RegistryClient:
 
         headers = {"range": f"bytes={start}-"} if start else {}
         url = f"{repository}/blobs/{digest}"
-        with self._http.stream("GET", url, scopes=_pull(repository), headers=headers) as found:
-            at, response = found
+        with self._http.stream("GET", url, _pull(repository), headers) as (at, response):
             if start and response.status == 416:  # it was complete
                 return
             if not 200 <= response.status < 300:
@@ -125,19 +124,11 @@ class RegistryClient:
                 raise Dropped(f"the connection broke: {error}") from error
 
     def push_blob(
-        self,
-        repository: str,
-        digest: str,
-        size: int,
-        open: Callable[[], BinaryIO],
-        *,
-        sources: Sequence[str] = (),
-        on_progress: OnProgress = lambda _: None,
-    ) -> bool:
-        """Send a blob unless the registry has it; return whether it was sent.
-
-        ``sources`` are other repositories that have it; ``on_progress`` gets the bytes sent so far.
-        """
+        self, repository: str, digest: str, size: int, open: Callable[[], BinaryIO], *,
+        sources: Sequence[str] = (), on_progress: OnProgress = lambda _: None,
+    ) -> bool:  # fmt: skip
+        """Send a blob unless the registry has it; return whether it was sent."""
+        # ``sources`` are other repositories that have it; ``on_progress`` gets the bytes sent.
         if self.has_blob(repository, digest, size) or any(
             self._mount(repository, digest, size, source) for source in sources
         ):
@@ -171,19 +162,19 @@ class RegistryClient:
     ) -> None:
         # As go-containerregistry does, which works everywhere: no chunks, no ranges.
         scopes, once = _push(repository), self._http.once
-        begun = once("POST", f"{repository}/blobs/uploads/", scopes=scopes, headers=_EMPTY)
+        begun = once("POST", f"{repository}/blobs/uploads/", scopes, _EMPTY)
         self._check(begun, f"write to {repository}", repository)
         if "location" not in begun.headers:
             raise RegistryError(f"{self.host} gave no location to send {digest} to")
         location = self._http.follow(begun.url, begun.headers["location"])
         kind = {"content-type": "application/octet-stream", "content-length": str(size)}
-        sent = once("PATCH", location, scopes=scopes, headers=kind, body=blocks)
+        sent = once("PATCH", location, scopes, kind, blocks)
         if sent.status in (404, 416):
             raise Dropped(f"it lost the upload ({sent.reason})")
         self._check(sent, f"send {digest}", repository)
         location = self._http.follow(sent.url, sent.headers.get("location", sent.url))
         url = f"{location}{'&' if '?' in location else '?'}digest={quote(digest)}"
-        ended = once("PUT", url, scopes=scopes, headers=_EMPTY)
+        ended = once("PUT", url, scopes, _EMPTY)
         if ended.status == 404:
             raise Dropped(f"it lost the upload ({ended.reason})")
         self._check(ended, f"keep {digest}", repository)
@@ -194,7 +185,7 @@ class RegistryClient:
         url = f"{repository}/blobs/uploads/?mount={quote(digest)}&from={quote(source, safe='')}"
         scopes = (*_push(repository), *_pull(source))
         try:
-            mounted = self._http.once("POST", url, scopes=scopes, headers=_EMPTY)
+            mounted = self._http.once("POST", url, scopes, _EMPTY)
         except (RegistryError, Dropped):
             return False  # as a token for two repositories that is denied
         accepted = mounted.ok and mounted.status != 202
@@ -205,7 +196,7 @@ class RegistryClient:
         digest = sha256_digest(data)
         response = self._http.request(
             "PUT", f"{repository}/manifests/{reference}",
-            scopes=_push(repository), headers={"content-type": media_type}, body=data,
+            _push(repository), {"content-type": media_type}, data,
         )  # fmt: skip
         kept = response.headers.get("docker-content-digest") if response.ok else None
         # Tags may be immutable: one that leads there already is done.
@@ -230,9 +221,7 @@ class RegistryClient:
         url = f"{repository}/referrers/{digest}"
         found: list[Descriptor] = []
         while url:
-            response = self._http.request(
-                "GET", url, scopes=_pull(repository), headers={"accept": INDEX}
-            )
+            response = self._http.request("GET", url, _pull(repository), {"accept": INDEX})
             listed = _document(response.body) if response.ok else None
             if listed is None or listed.get("manifests") is None:
                 # No such API, or a page in its place.
@@ -255,12 +244,10 @@ class RegistryClient:
         if digest in {each.digest for each in known}:
             return
         new = Descriptor(
-            media_type=manifest["mediaType"],
-            digest=digest,
-            size=len(data),
+            media_type=manifest["mediaType"], digest=digest, size=len(data),
             artifact_type=manifest.get("artifactType") or manifest["config"]["mediaType"],
             annotations=manifest.get("annotations") or {},
-        )
+        )  # fmt: skip
         listed = [each.to_dict() for each in (*known, new)]
         index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": listed}
         encoded = json.dumps(index, sort_keys=True, separators=(",", ":")).encode()

@@ -88,6 +88,12 @@ class RegistryResponse:
         """The status, and the registry's own words."""
         return f"HTTP {self.status}{_words(self.headers.get('content-type', ''), self.body)}"
 
+    def transient(self, where: str = "") -> Dropped:
+        """Return the error of a status that may be another one the next time."""
+        wait = self.headers.get("retry-after", "")
+        seconds = float(wait) if wait.isdecimal() else 0
+        return Dropped(f"{where}{self.reason}", status=self.status, wait=seconds)
+
 
 class Dropped(Exception):
     """The connection broke, or the registry has a transient failure: a retry may help."""
@@ -147,49 +153,41 @@ class Http:
         self._pools: dict[Origin, urllib3.PoolManager] = {}
 
     def request(
-        self, method: str, url: str, *, scopes: Scopes, headers: Headers = None, body: Body = None,
-        tries: int = _TRIES,
+        self, method: str, url: str, scopes: Scopes, headers: Headers = None, body: Body = None,
+        *, tries: int = _TRIES,
     ) -> RegistryResponse:  # fmt: skip
         """Make a request, with retries, and return the response of whatever status."""
         attempts = Attempts(self.host, tries=tries)
         while True:
             try:
-                return self.once(method, url, scopes=scopes, headers=headers, body=body)
+                return self.once(method, url, scopes, headers, body)
             except Dropped as error:
                 attempts.pause(error)
 
     def once(
-        self, method: str, url: str, *, scopes: Scopes, headers: Headers = None, body: Body = None
+        self, method: str, url: str, scopes: Scopes, headers: Headers = None, body: Body = None
     ) -> RegistryResponse:
         """Make a request once; raises ``Dropped`` if a retry may help."""
-        with self.stream(method, url, scopes=scopes, headers=headers, body=body) as (at, response):
+        with self.stream(method, url, scopes, headers, body) as (at, response):
             return self.read(at, response)
 
     @contextlib.contextmanager
     def stream(
-        self, method: str, url: str, *, scopes: Scopes, headers: Headers = None, body: Body = None
+        self, method: str, url: str, scopes: Scopes, headers: Headers = None, body: Body = None
     ) -> Iterator[tuple[str, urllib3.BaseHTTPResponse]]:
-        """Yield the URL after redirects, and a response whose body is not read yet.
-
-        ``url`` is absolute, or relative to ``/v2/``. Raises ``Dropped`` as `once` does.
-        """
+        """Yield the URL after redirects, and a response whose body is not read yet."""
+        # ``url`` is absolute, or relative to ``/v2/``.
         self.settle()
         used = self._auth.header(scopes)
         at, response = self._send(method, url, used, headers, body)
         challenge = response.headers.get("www-authenticate")
-        if response.status == 401 and challenge and _origin(at) == _origin(self._base):
-            renewed = self._auth.renew(challenge, scopes, used)
-            if renewed:
-                response.drain_conn()
-                at, response = self._send(method, url, renewed, headers, body)
+        refused = response.status == 401 and _origin(at) == _origin(self._base)
+        if refused and challenge and (renewed := self._auth.renew(challenge, scopes, used)):
+            response.drain_conn()
+            at, response = self._send(method, url, renewed, headers, body)
         try:
             if response.status in _TRANSIENT:
-                refused = self.read(at, response)
-                wait = refused.headers.get("retry-after", "")
-                raise Dropped(
-                    refused.reason, status=refused.status,
-                    wait=float(wait) if wait.isdecimal() else 0,
-                )  # fmt: skip
+                raise self.read(at, response).transient()
             yield at, response
         finally:
             # A connection cannot be reused before its response was read.
@@ -227,7 +225,7 @@ class Http:
         if found is None:
             found = self.read(base, self._request("GET", base, {}))
         if found.status in _TRANSIENT:
-            raise Dropped(found.reason, status=found.status)
+            raise found.transient()
         if found.status == 401:
             self._auth.settle(found.headers.get("www-authenticate", ""))
         return found.url
@@ -282,6 +280,7 @@ class Http:
         while cause is not None and not isinstance(cause, ssl.SSLError):
             cause = cause.__cause__ or cause.__context__
         host, reason = urlsplit(url).netloc, _reason(error)
+        certs = f"/etc/docker/certs.d/{host}"
         known = cause.reason or "" if isinstance(cause, ssl.SSLError) else ""
         if isinstance(error, urllib3.exceptions.ProxyError):
             return Dropped(f"its proxy, according to HTTPS_PROXY: {reason}")
@@ -289,16 +288,10 @@ class Http:
             what, hint = "the name was not found", f"check it: {reason}"
         elif isinstance(cause, ssl.SSLCertVerificationError):
             what = f"it cannot be trusted: {reason}"
-            hint = (
-                "name its CA's certificate in SSL_CERT_FILE, or put it into "
-                f"/etc/docker/certs.d/{host}/ca.crt"
-            )
+            hint = f"name its CA's certificate in SSL_CERT_FILE, or put it into {certs}/ca.crt"
         elif "ALERT" in known:
             what = f"it refuses the TLS connection: {reason}"
-            hint = (
-                "if it requires a client certificate, put client.cert and client.key into "
-                f"/etc/docker/certs.d/{host}"
-            )
+            hint = f"if it wants a client certificate, put client.cert and .key into {certs}"
         elif known in _NO_TLS and not is_local(urlsplit(url).hostname or ""):
             what = f"it answers without TLS: {reason}"
             hint = "only registries on this machine may; put a proxy with TLS before it"
@@ -336,14 +329,14 @@ class Http:
         )
 
     def _ask(
-        self, method: str, url: str, *, headers: Mapping[str, str], body: bytes | None = None
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
     ) -> tuple[int, bytes, str]:
         try:
             found = self.read(url, self._request(method, url, headers, body))
         except Dropped as error:
             raise Dropped(f"its token service: {error}") from error
         if found.status in _TRANSIENT:
-            raise Dropped(f"its token service: {found.reason}", status=found.status)
+            raise found.transient("its token service: ")
         return found.status, found.body, found.reason
 
     def close(self) -> None:

@@ -144,7 +144,7 @@ def test_a_push_a_pull_and_a_push_after_the_tag_was_deleted(target, image, reque
         assert target.push(image) == image.digest
         gone = "1" if target.quirky else image.digest
         scope = (f"repository:{repository}:pull,push",)
-        client._http.request("DELETE", f"{repository}/manifests/{gone}", scopes=scope)
+        client._http.request("DELETE", f"{repository}/manifests/{gone}", scope)
         assert client.manifest(repository, "1") is None
     assert target.push(image) == image.digest
     contents(target, image)
