@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +34,7 @@ _DIGITS = 40
 _NOT_KEPT = "the next build cannot find this image"
 OnEvent = Callable[[BuildEvent], None]
 Say = Callable[[str], None]
+_Image = tuple[Descriptor, Mapping[str, Any], Mapping[str, Any]]  # manifest, configuration
 
 
 class _Stopped(Exception):
@@ -172,7 +173,7 @@ class PushedImages:
 
     media_type: str
     document: bytes  # the manifest, or the index of several
-    images: Mapping[str, tuple[Descriptor, Mapping[str, Any], Mapping[str, Any]]]
+    images: Mapping[str, _Image]  # by platform
 
     def built(
         self, plan: ImagePlan, base: StoredImage, layers: Sequence[PlannedLayer]
@@ -210,7 +211,7 @@ def find_pushed(
     client.settle()
     try:
         found = client.manifest(repository, tag)
-        images = _read_images(client, repository, *found) if found else {}
+        images = dict(_images(client, repository, *found)) if found else {}
     except (RegistryError, ValueError, LookupError, TypeError) as error:
         say(f"images that were pushed before cannot be looked up: {error}")
         return None
@@ -220,27 +221,18 @@ def find_pushed(
     return PushedImages(media_type=found[0].media_type, document=found[1], images=images)
 
 
-def _read_images(
+def _images(
     client: RegistryClient, repository: str, found: Descriptor, document: bytes
-) -> dict[str, tuple[Descriptor, Mapping[str, Any], Mapping[str, Any]]]:
-    """Return images by platform; without those of which a registry has removed blobs."""
-    images = {}
-    for descriptor in _manifests(found, json.loads(document)):
-        held = client.manifest(repository, descriptor.digest)
-        manifest = json.loads(held[1]) if held else {}
-        if held and _is_whole(client, repository, manifest):
-            config = json.loads(b"".join(client.blob(repository, manifest["config"]["digest"])))
-            images[platform_of(config)] = held[0], manifest, config
-    return images
-
-
-def _is_whole(client: RegistryClient, repository: str, manifest: Mapping[str, Any]) -> bool:
-    sizes = {each["digest"]: each["size"] for each in (manifest["config"], *manifest["layers"])}
-    with ThreadPoolExecutor(_PARALLEL) as pool:
-        return all(pool.map(partial(client.has_blob, repository), sizes, sizes.values()))
-
-
-def _manifests(descriptor: Descriptor, document: Mapping[str, Any]) -> list[Descriptor]:
-    if "manifests" not in document:
-        return [descriptor]
-    return [Descriptor.parse(each) for each in document["manifests"]]
+) -> Iterator[tuple[str, _Image]]:
+    """Yield images by platform, without those of which a registry has removed blobs."""
+    listed = json.loads(document).get("manifests")
+    for descriptor in map(Descriptor.parse, listed) if listed else [found]:
+        if (held := client.manifest(repository, descriptor.digest)) is None:
+            continue
+        manifest = json.loads(held[1])
+        sizes = {each["digest"]: each["size"] for each in (manifest["config"], *manifest["layers"])}
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            here = pool.map(partial(client.has_blob, repository), sizes, sizes.values())
+            if all(here):
+                config = json.loads(b"".join(client.blob(repository, manifest["config"]["digest"])))
+                yield platform_of(config), (held[0], manifest, config)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote, urljoin
@@ -14,7 +15,7 @@ from mfimage.errors import RegistryError
 from mfimage.files import CHUNK
 from mfimage.image.registry.auth import Credentials, Scopes, stored_credentials
 from mfimage.image.registry.descriptors import ANY_MANIFEST, INDEX, MANIFEST, Descriptor
-from mfimage.image.registry.http import Attempts, Dropped, Http, RegistryResponse, check
+from mfimage.image.registry.http import Attempts, Dropped, Http, RegistryResponse
 from mfimage.image.registry.reference import DEFAULT_NAMESPACE, DEFAULT_REGISTRY, Reference
 from mfimage.package.spec import sha256_digest
 
@@ -208,11 +209,10 @@ class RegistryClient:
         return digest
 
     def _leads_to(self, repository: str, reference: str, digest: str) -> bool:
-        try:
+        with suppress(RegistryError):
             found = self.manifest(repository, reference)
-        except RegistryError:
-            return False
-        return found is not None and found[0].digest == digest
+            return found is not None and found[0].digest == digest
+        return False
 
     def referrers(
         self, repository: str, digest: str, artifact_type: str | None = None
@@ -258,7 +258,16 @@ class RegistryClient:
         return _listed(json.loads(found[1])) if found else []
 
     def _check(self, response: RegistryResponse, what: str, repository: str) -> None:
-        check(response, f"{self.host}: cannot {what}", f"{self.host}/{repository}")
+        """Raise `RegistryError`, with what to do, unless a response is a success."""
+        hints = {
+            401: f"docker login {self.host}",
+            403: f"ask for write access, or `docker login {self.host}` as another user",
+            404: f"check the name {self.host}/{repository}",
+            413: f"raise the upload limit of {self.host}, or of the proxy before it",
+        }
+        if not response.ok:
+            message = f"{self.host}: cannot {what}: {response.reason}"
+            raise RegistryError(message, hint=hints.get(response.status))
 
     def close(self) -> None:
         """Close connections."""
@@ -277,11 +286,10 @@ def repository_of(reference: Reference) -> str:
 
 
 def _document(body: bytes) -> dict[str, Any] | None:
-    try:
+    with suppress(ValueError):
         found = json.loads(body)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
+        return found if isinstance(found, dict) else None
+    return None
 
 
 def _listed(document: dict[str, Any]) -> list[Descriptor]:

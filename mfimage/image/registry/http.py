@@ -405,17 +405,3 @@ def _words(kind: str, body: bytes) -> str:
     text = "".join(char if char.isprintable() else " " for char in text)
     text = " ".join(text.split())[:400]
     return f": {text}" if text else ""
-
-
-def check(response: RegistryResponse, what: str, where: str) -> None:
-    """Raise `RegistryError`, with what to do, unless a response is a success."""
-    if response.ok:
-        return
-    host = where.partition("/")[0]
-    hints = {
-        401: f"docker login {host}",
-        403: f"ask for write access to {host}, or `docker login {host}` as another user",
-        404: f"check the name {where}",
-        413: f"raise the upload limit of {host}, or of the proxy before it",
-    }
-    raise RegistryError(f"{what}: {response.reason}", hint=hints.get(response.status))

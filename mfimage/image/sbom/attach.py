@@ -27,11 +27,9 @@ _LARGEST = 32 << 20
 
 
 def attach_sboms(
-    images: Sequence[BuiltImage],
-    digests: Sequence[str],
-    blob_path: BlobPath,
+    images: Sequence[BuiltImage], digests: Sequence[str], blob_path: BlobPath,
     say: Callable[[str], None],
-) -> None:
+) -> None:  # fmt: skip
     """Attach their SBOMs to images that were built and pushed."""
     where = {pinned.name: pinned for pinned in map(parse_reference, digests)}
     for pinned in (where[name] for name in sorted(where)):
@@ -60,13 +58,10 @@ def push_artifact(
 ) -> None:
     """Attach an SBOM, which is pushed like `EMPTY`; doing so again changes nothing."""
     document = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "artifactType": MEDIA_TYPE,
-        "config": _descriptor(_EMPTY_TYPE, EMPTY),
-        "layers": [_descriptor(MEDIA_TYPE, sbom)],
+        "schemaVersion": 2, "mediaType": MANIFEST, "artifactType": MEDIA_TYPE,
+        "config": _descriptor(_EMPTY_TYPE, EMPTY), "layers": [_descriptor(MEDIA_TYPE, sbom)],
         "subject": subject.to_dict(),
-    }
+    }  # fmt: skip
     manifest = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
     client.push_manifest(repository, sha256_digest(manifest), MANIFEST, manifest)
 
