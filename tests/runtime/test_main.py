@@ -76,18 +76,6 @@ def test_call_reads_and_writes_files(folder: Path, tmp_path: Path) -> None:
     done = run(folder, "call", "--format", "json", "--output", str(out), stdin='1\n"x"\n')
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "error: line 2: data: expected int, got 'x'"
-    assert "Traceback" not in done.stderr
-
-
-def test_a_failure_of_the_function_shows_its_own_frames(tmp_path: Path) -> None:
-    code = PREDICT.replace("data + params.offset", "1 // 0")
-    done = run(make_folder(tmp_path / "fn", code, artifacts={"offset": 1}), "call", stdin="1\n")
-    frames = [line for line in done.stderr.splitlines() if line.startswith("  File ")]
-    assert len(frames) == 1
-    assert frames[0].endswith("in predict")
-    assert done.stderr.endswith(
-        "error: line 1: predict failed: ZeroDivisionError: integer division or modulo by zero\n"
-    )
     with out.open("rb") as file:
         assert list(fastavro.reader(file)) == [2, 3], "it is as it was"
     assert {path.name for path in tmp_path.iterdir()} == {"fn", "in.avro", "out.avro"}
