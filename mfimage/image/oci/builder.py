@@ -61,7 +61,7 @@ class OciBuilder:
         self._layers = LayerCache(compression, fresh=fresh)
         self._images = Images(self._layers)
         self._cache_to = cache_to
-        self._shared = SharedCache(self._layers, self._images, sources=cache_from)
+        self._shared = SharedCache(self._layers, self._images, sources=cache_from, say=say)
         self._compiled = compiled
         self._pull = pull
         self._secrets = secrets
