@@ -80,11 +80,11 @@ class _Stored:
     def from_helper(self) -> Credentials | None:
         key, name = self._entry("credHelpers")
         if name is None:
-            key, name = "credsStore ", self.config.get("credsStore")
+            key, name = "credsStore", self.config.get("credsStore")
         if not name:
             return None
         program = f"docker-credential-{self._text(key, name)}"
-        key = f"{key}names {program}, which"
+        key += f" names {program}, which"
         import subprocess
 
         try:
@@ -116,14 +116,14 @@ class _Stored:
         entry = self._object(key, entry)
         names = ("username", "password", "identitytoken", "registrytoken", "auth")
         username, password, identity, token, auth = (
-            self._text(f"{key.strip()}.{name} ", entry.get(name) or "") for name in names
+            self._text(f"{key}.{name}", entry.get(name) or "") for name in names
         )
         if auth:
             try:
                 pair = base64.b64decode("".join(auth.split()), validate=True).decode()
                 username, password = pair.split(":", 1)
             except ValueError:
-                raise self._wrong(f"{key.strip()}.auth is not base64 of user:password") from None
+                raise self._wrong(f"{key}.auth is not base64 of user:password") from None
         if not (username or identity or token):
             return None
         return Credentials(
@@ -133,21 +133,21 @@ class _Stored:
 
     def _entry(self, section: str) -> tuple[str, Any]:
         """Return the name and value of the registry's entry; other entries are not looked at."""
-        entries = self._object(f"{section} ", self.config.get(section))
+        entries = self._object(section, self.config.get(section))
         # Docker writes host names, and once wrote URLs.
         for key in sorted(entries, key=lambda key: key != self.host):
             if registry_host(key.partition("://")[2] or key) == self.host:
-                return f'{section}["{key}"] ', entries[key]
+                return f'{section}["{key}"]', entries[key]
         return section, None
 
     def _object(self, key: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict | None):
-            raise self._wrong(f"{key}is not a JSON object")
+            raise self._wrong(f"{key} is not a JSON object".strip())
         return value or {}
 
     def _text(self, key: str, value: Any) -> str:
         if not isinstance(value, str):
-            raise self._wrong(f"{key}is not a string")
+            raise self._wrong(f"{key} is not a string")
         return value
 
     def _wrong(self, what: str) -> RegistryError:
