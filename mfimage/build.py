@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -155,18 +155,15 @@ def plan_build(
         secrets=secrets, on_event=lambda _: None, say=note,
     )  # fmt: skip
     builder = open_it(options, system_packages=package.spec.environment.system_packages)
+    reader = builder
+    if builder.name == DOCKER:  # it would pull the base
+        reader = open_it(dataclasses.replace(options, builder=OCI, cache_from=(), cache_to=None))
     blob_path = package.store.unverified_file
-    with ExitStack() as stack:
-        stack.enter_context(read_only())
-        stack.enter_context(closing(builder))
-        reader = builder
-        if builder.name == DOCKER:  # it would pull the base
-            alike = dataclasses.replace(options, builder=OCI, cache_from=(), cache_to=None)
-            reader = stack.enter_context(closing(open_it(alike)))
+    engine = builder.name == DOCKER or not (push or isinstance(options.output, Location))
+    with read_only(), closing(builder), closing(reader):
         plans = _plans(package, options, reader, note)
         if push and options.tags and builder.find(plans, options.tags, blob_path):
             note("the registry has it already: nothing would be built")
-        engine = builder.name == DOCKER or not (push or isinstance(options.output, Location))
         return tuple(
             explain(plan, blob_path, image_before(options, plan.platform, engine=engine))
             for plan in plans

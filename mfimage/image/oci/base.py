@@ -26,7 +26,7 @@ from mfimage.image.registry.location import DOCKER_ARCHIVE, Location
 from mfimage.image.registry.reference import DEFAULT_TAG, Reference
 from mfimage.package.spec import BlobRef, sha256_digest
 from mfimage.package.storage.blobs import BlobCache, Held
-from mfimage.package.storage.cache import cache_folder, remember, scratch_folder
+from mfimage.package.storage.cache import SCRATCH, cache_folder, remember
 from mfimage.runtime.layout import VENV
 
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ class Images:
         # For an image that stays in the engine (no compression), its description is enough.
         # Otherwise its layers are streamed the first time, then cached by its ID.
         whole = partial(self._read_layers, engine, info)
-        if scratch_folder() and (cached := self._from_cache(info)):
+        if SCRATCH.get() and (cached := self._from_cache(info)):
             return cached
-        if self._layers.compression == NONE or scratch_folder():
+        if self._layers.compression == NONE or SCRATCH.get():
             config = described(*engine.describe(info.id))
             if config is not None:
                 return _without_layers(config, whole)

@@ -28,12 +28,12 @@ from typing import BinaryIO
 from mfimage.files import chunks_of, sha256_hex
 from mfimage.package.spec import BlobRef
 from mfimage.package.storage.cache import (
+    SCRATCH,
     cache_folder,
     cache_size,
     is_at,
     locked,
     not_written,
-    scratch_folder,
     tag,
 )
 
@@ -105,7 +105,7 @@ class BlobCache:
         """Return a blob; download it when it is missing or damaged."""
         # Without ``verify``, a cached blob is not verified; a download always is. ``DamagedBlob``
         # when it is damaged twice, ``StorageError`` when the cache cannot be written.
-        scratch = scratch_folder()
+        scratch = SCRATCH.get()
         if scratch and self.folder != scratch and not self._path(ref).exists():
             return BlobCache(scratch).hold(ref, fetch)
         try:

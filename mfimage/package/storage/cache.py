@@ -29,7 +29,8 @@ _TAG = "CACHEDIR.TAG"
 _SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55\n"
 SIZE_VARIABLE = "MFIMAGE_CACHE_SIZE"
 _DEFAULT_SIZE = "10GiB"
-_SCRATCH: ContextVar[Path | None] = ContextVar("mfimage_scratch", default=None)
+# Where to write instead of the cache, which is then only read.
+SCRATCH: ContextVar[Path | None] = ContextVar("mfimage_scratch", default=None)
 
 
 def cache_folder() -> Path:
@@ -58,21 +59,16 @@ def cache_size() -> int:
 def read_only() -> Iterator[None]:
     """Leave the cache as it is until the block ends; what is fetched meanwhile is forgotten."""
     with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
-        outer = _SCRATCH.set(Path(folder))
+        outer = SCRATCH.set(Path(folder))
         try:
             yield
         finally:
-            _SCRATCH.reset(outer)
-
-
-def scratch_folder() -> Path | None:
-    """Return where to write instead of the cache; None if the cache may be written."""
-    return _SCRATCH.get()
+            SCRATCH.reset(outer)
 
 
 def remember(path: Path, data: bytes) -> None:
     """Write a file into the cache; where it cannot be written, it costs time the next time."""
-    if scratch_folder():
+    if SCRATCH.get():
         return
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
