@@ -6,6 +6,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
@@ -141,6 +142,21 @@ def test_a_plan_writes_nothing(
         assert not [
             path for method, path, _ in registry.requests if "/fn/" in path and method != "GET"
         ]
+
+
+def test_a_plan_for_the_docker_builder_pulls_no_base(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker = SimpleNamespace(
+        name="docker", close=lambda: None, find=lambda *_: None,
+        base=lambda *_: pytest.fail("it would be pulled"),
+    )  # fmt: skip
+    monkeypatch.setattr("mfimage.image.builders._docker_builder", lambda *_: docker)
+    with quirky() as registry:
+        tag = f"{registry.address}/team/base:1"
+        push_image("oci:base", [parse_tag(tag)])
+        arguments = ("--base-image", tag, "--platform", "linux/amd64", "--builder", "docker")
+        assert f"new      base           {tag}" in run("plan", package(sample), *arguments).stdout
 
 
 def test_a_plan_keeps_no_lock(sample: Sample, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

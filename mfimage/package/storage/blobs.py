@@ -185,8 +185,9 @@ class BlobCache:
             # A process that removes it holds it for a moment only.
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             if held.is_there():
-                with contextlib.suppress(OSError):  # the cache may be read-only
-                    os.utime(descriptor)
+                if not SCRATCH.get():
+                    with contextlib.suppress(OSError):  # the cache may be read-only
+                        os.utime(descriptor)
                 return held
         except BaseException:
             held.release()
