@@ -1,31 +1,4 @@
-"""Every error that mfimage raises on purpose, as one tree.
-
-::
-
-    MfimageError
-    ├── SignatureError        the function's signature cannot be served
-    ├── SchemaError           a schema cannot be used, or cannot be written in a format
-    ├── SerializerError       a serializer is unknown, broken, or not installed
-    ├── ValueFault            a value does not fit
-    │   ├── InputError        a record does not fit the function's input hints
-    │   └── OutputError       a result does not fit the output hints, or has no JSON form
-    ├── ParameterError        a parameter is unknown, or cannot be loaded
-    │   ├── ParameterNotFound     also an AttributeError and a KeyError
-    │   └── ReadOnlyError         parameters cannot be changed; also an AttributeError
-    ├── TaskError             the task is missing, unfinished, failed, or lacks an artifact
-    ├── CaptureError          code or artifacts cannot be captured
-    ├── LockError             the environment cannot be described or locked
-    ├── ReferenceNotFound     a reference leads to no package
-    ├── PackageError          a package is damaged, changed, or too new
-    ├── StorageError          bytes cannot be read or written
-    ├── OptionError           an option's value cannot be used
-    ├── RecordError           a file of records is damaged, or one of its records failed
-    ├── BackendError          a backend is not available, or failed
-    ├── FunctionError         a function in another process raised an unknown class
-    ├── EngineError           the Docker engine is not available, or refused
-    ├── BuildError            an image build failed
-    ├── CheckError            an image does not pass its test
-    └── RegistryError         a registry refused, or cannot be reached
+"""Every error that mfimage raises on purpose: subclasses of `MfimageError`.
 
 The message names the field and the value; ``hint`` is the next step.
 """

@@ -11,20 +11,10 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 
 def parse_size(text: str, *, field: str) -> int:
-    """Return a size in bytes.
+    """Return a size in bytes; ``OptionError`` names the field and the value.
 
-    Parameters
-    ----------
-    text : str
-        A number with an optional unit, in either case: ``B``, ``kB``, ``MB``, ``GB`` count in
-        thousands, ``KiB``, ``MiB``, ``GiB`` in 1024s; the ``B`` may be left out.
-    field : str
-        The option or variable, for the error.
-
-    Raises
-    ------
-    OptionError
-        Naming the field and the value.
+    ``kB``, ``MB``, ``GB`` count in thousands, ``KiB``, ``MiB``, ``GiB`` in 1024s; in either case,
+    and the ``B`` may be left out.
     """
     match = _SIZE.fullmatch(text.strip())
     if not match:

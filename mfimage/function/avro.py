@@ -478,16 +478,6 @@ def _shown(value: Any) -> str:
     return str(value) if isinstance(value, uuid.UUID) else value.isoformat().replace("+00:00", "Z")
 
 
-def is_usable() -> bool:
-    """Return whether schemas can be checked here: where a flow is imported, packages may lack."""
-    try:
-        _fastavro()
-        import pydantic  # noqa: F401
-    except Exception:  # noqa: BLE001  (broken is no reason to break a flow's import, either)
-        return False
-    return True
-
-
 # Bytes and files
 
 

@@ -194,15 +194,7 @@ def may_be_pulled(name: str) -> bool:
 def find_image(
     name: str, *, platform: str | None = None, places: Sequence[Place] = EVERYWHERE
 ) -> FoundImage:
-    """Find an image in the first place that has it.
-
-    Raises
-    ------
-    ReferenceNotFound
-        If it is in none of them; says why for each.
-    MfimageError
-        If the folder, the file or the registry cannot be read.
-    """
+    """Find an image in the first place that has it; ``ReferenceNotFound`` says why for each."""
     reasons = []
     for place in places:
         try:
