@@ -18,7 +18,7 @@ from mfimage.image.plan.lock import target_lock
 from mfimage.image.plan.options import BuildOptions
 from mfimage.image.plan.plan import ImagePlan, make_plan
 from mfimage.image.registry.location import Location
-from mfimage.image.report import Image, Stopwatch, check_size
+from mfimage.image.report import Image, check_size, timed
 from mfimage.image.sbom.attach import attach_sboms
 from mfimage.image.secrets.build import CA, Secret, read_secrets
 from mfimage.image.secrets.scan import scan_image
@@ -78,7 +78,8 @@ def build(
         )
     options = _trusting_host(options)
     package = open_package(reference)
-    secrets, phase = read_secrets(options.secrets), Stopwatch()
+    secrets, timings = read_secrets(options.secrets), dict[str, float]()
+    phase = partial(timed, timings)
     builder = open_builder(
         options, system_packages=package.spec.environment.system_packages, push=push,
         secrets=secrets, on_event=on_event, say=note,
@@ -132,7 +133,7 @@ def build(
         tags=tuple(str(tag) for tag in options.tags),
         digests=digests,
         place=place,
-        timings=phase.seconds,
+        timings=timings,
         tests=tests,
     )
     note(f"built {made.name} ({made.size / 1e6:.1f} MB, {made.id[:19]})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -70,10 +71,14 @@ def _image(name: str, platform: str | None) -> dict[str, Any]:
 
     image = find_image(name, platform=platform)
     info, sbom = image.info, image.sbom()
-    own, others = {}, {}
+    own: dict[str, Any] = {}
+    others = {}
     for label, text in info.labels.items():
         if label.startswith(_PREFIX):
-            own[label.removeprefix(_PREFIX)] = _parsed(text)
+            own[key := label.removeprefix(_PREFIX)] = text
+            if text[:1] in ("{", "["):
+                with contextlib.suppress(ValueError):
+                    own[key] = json.loads(text)
         else:
             others[label] = text
     known = contents_of(info, sbom)["function"] or {}
@@ -133,10 +138,3 @@ def compare(before: str, after: str, *, platform: str | None = None) -> ImageDif
         images = [find_image(name, platform=platform) for name in (before, after)]
         one, other = (contents_of(image.info, image.sbom()) for image in images)
     return diff(one, other, names=(before, after))
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text) if text[:1] in "{[" else text
-    except ValueError:
-        return text

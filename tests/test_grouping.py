@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-TESTS = """
 import pytest
 
 pytestmark = pytest.mark.slow
+TESTS = """
+import pytest
 
 @pytest.mark.xdist_group("one")
 @pytest.mark.parametrize("number", range(6))

@@ -105,18 +105,12 @@ def _rounded(timings: Mapping[str, float]) -> dict[str, float]:
     return {name: round(seconds, 3) for name, seconds in timings.items()}
 
 
-class Stopwatch:
-    """Measures how long phases take."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Measure a phase."""
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] = time.perf_counter() - start
+@contextmanager
+def timed(timings: dict[str, float], phase: str) -> Iterator[None]:
+    """Measure how many seconds a phase takes."""
+    start = time.perf_counter()
+    yield
+    timings[phase] = time.perf_counter() - start
 
 
 def write_id(path: Path, found: Mapping[str, Any]) -> None:

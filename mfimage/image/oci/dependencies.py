@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
+from mfimage.capture.lock import toml
 from mfimage.capture.lock.platform import Platform
 from mfimage.capture.lock.uv import UvFailure, run_uv
 from mfimage.errors import BuildError, LockError
@@ -97,11 +98,6 @@ def _run(python: str, jobs: Sequence[str]) -> None:
             raise BuildError(f"compile: {python} failed: {last}")
 
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 # The user's settings that would change what is installed.
 _IGNORED = (
     "UV_COMPILE_BYTECODE",
@@ -153,7 +149,7 @@ def install(
 
 
 def _refuse_sources(plan: ImagePlan) -> None:
-    for package in tomllib.loads(plan.dependencies.lock.decode()).get("packages", ()):
+    for package in toml.loads(plan.dependencies.lock.decode()).get("packages", ()):
         if not package.get("wheels"):
             raise LockError(
                 f"{package['name']} {package.get('version', '')} has no wheel in the lock, and "
@@ -279,7 +275,8 @@ def _files(tree: Path, plan: ImagePlan) -> Iterator[Member]:
         elif path.name == "RECORD" and path.parent.suffix == ".dist-info":
             records.append((name, path))
         else:
-            yield ContextFile(path=f"{_ROOT}/{name}", content=path, mode=_mode(path))
+            mode = 0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644
+            yield ContextFile(path=f"{_ROOT}/{name}", content=path, mode=mode)
     for name, path in records:
         text = _record(path.read_text(), PurePosixPath(name).parent.parent, scripts)
         yield ContextFile(path=f"{_ROOT}/{name}", content=text.encode())
@@ -303,10 +300,6 @@ def _renamed(path: Path, plan: ImagePlan) -> str:
     """Return a path with the image's Python version instead of this machine's."""
     head = [f"python{plan.python}" if part == _HOST else part for part in path.parts[:3]]
     return "/".join([*head, *path.parts[3:]])
-
-
-def _mode(path: Path) -> int:
-    return 0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644
 
 
 def _script(path: Path) -> bytes | None:

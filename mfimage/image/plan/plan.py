@@ -128,6 +128,7 @@ def make_plan(
         more=target.labels(lock=lock, python=base.python),
     )
     check_labels(labels)
+    port = {"PORT": "8000"} if "PORT" in base.env else {}  # the base's is its own server's
     # Like the package's digest, the image does not depend on when the function was bound.
     timeless = dataclasses.replace(spec, lineage=dataclasses.replace(spec.lineage, created=None))
     return ImagePlan(
@@ -143,7 +144,7 @@ def make_plan(
         artifacts=_artifact_layers(spec.artifacts),
         runtime=RUNTIME_FILES,
         code=CodeLayer(archive=spec.code, function_json=timeless.to_json()),
-        env={**_ENV, **target.env, **_own_port(base), **options.env},
+        env={**_ENV, **port, **target.env, **options.env},
         labels={**labels, **options.labels},
         user=USER,
         workdir=f"{FUNCTION}/{CODE}",
@@ -156,11 +157,6 @@ def make_plan(
         index_url=options.index_url,
         extra_index_urls=options.extra_index_urls,
     )
-
-
-def _own_port(base: BaseImage) -> dict[str, str]:
-    """Return the default port where the base sets one, which is its own server's."""
-    return {"PORT": "8000"} if "PORT" in base.env else {}
 
 
 def _check_wheels(spec: FunctionSpec, platform: str) -> None:

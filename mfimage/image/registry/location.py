@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from mfimage.errors import OptionError
 
@@ -19,18 +20,11 @@ class Location:
     kind: str
     path: Path
     tag: str | None = None  # which image of a layout; or its whole name
+    canonical: ClassVar[str] = ""  # the path means something on this machine only
+    digest: ClassVar[None] = None  # what lies there may change
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.path}{f':{self.tag}' if self.tag else ''}"
-
-    @property
-    def canonical(self) -> str:
-        """Nothing: the path means something on this machine only."""
-        return ""
-
-    @property
-    def digest(self) -> None:
-        """Nothing: what lies there may change."""
 
 
 def parse_location(text: str, *, field: str) -> Location | None:

@@ -50,7 +50,8 @@ def find_inputs(url: str, suffixes: tuple[str, ...]) -> list[ObjectInfo]:
         found = [
             file
             for file in store.list(key)
-            if file.url.endswith(suffixes) and not _hidden(file.url.removeprefix(below))
+            if file.url.endswith(suffixes)
+            and not re.search(r"(^|/)[_.]", file.url.removeprefix(below))
         ]
     if not found:
         raise OptionError(
@@ -58,10 +59,6 @@ def find_inputs(url: str, suffixes: tuple[str, ...]) -> list[ObjectInfo]:
             hint=f"name a file, a pattern, or a folder with files in {' or '.join(suffixes)}",
         )
     return found
-
-
-def _hidden(path: str) -> bool:
-    return any(part.startswith(("_", ".")) for part in path.split("/") if part)
 
 
 def _pattern(text: str) -> re.Pattern[str]:

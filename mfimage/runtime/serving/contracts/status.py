@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from mfimage.runtime.serving.problems import unavailable
 from mfimage.runtime.serving.route import (
     Content,
     Expectation,
+    Handler,
     HttpRequest,
     Operation,
     Response,
@@ -37,32 +39,8 @@ def routes(spec: FunctionSpec) -> tuple[Route, ...]:
             ),
             expectations=(Expectation(name="identity", verify=_verify_identity),),
         ),
-        Route(
-            name="healthz",
-            path="/healthz",
-            handler=_healthz,
-            endpoint=None,
-            while_loading=True,
-            operation=Operation(
-                id="healthz", summary="Alive", response=_refer("Status"), schemas=_STATUS
-            ),
-            expectations=(Expectation(name="healthz"),),
-        ),
-        Route(
-            name="readyz",
-            path="/readyz",
-            handler=_readyz,
-            endpoint=None,
-            while_loading=True,
-            operation=Operation(
-                id="readyz",
-                summary="Ready for requests",
-                response=_refer("Status"),
-                problems={503: "Still loading, or shutting down."},
-                schemas=_STATUS,
-            ),
-            expectations=(Expectation(name="readyz"),),
-        ),
+        _probe("healthz", _healthz, "Alive", {}),
+        _probe("readyz", _readyz, "Ready for requests", {503: "Still loading, or shutting down."}),
         Route(
             name="metrics",
             path="/metrics",
@@ -79,6 +57,16 @@ def routes(spec: FunctionSpec) -> tuple[Route, ...]:
             ),
         ),
     )
+
+
+def _probe(name: str, handler: Handler, summary: str, problems: Mapping[int, str]) -> Route:
+    documented = Operation(
+        id=name, summary=summary, response=_refer("Status"), problems=problems, schemas=_STATUS
+    )
+    return Route(
+        name=name, path=f"/{name}", handler=handler, endpoint=None, while_loading=True,
+        operation=documented, expectations=(Expectation(name=name),),
+    )  # fmt: skip
 
 
 def about(spec: FunctionSpec) -> dict[str, str]:
