@@ -79,9 +79,13 @@ def test_it_runs_restricted(image, options, who):
 
 
 def test_nothing_of_the_build_is_left(image):
-    held = layer_names(image, DEPENDENCIES)
+    held = {
+        name: member
+        for name, member in layer_names(image, DEPENDENCIES).items()
+        if not name.endswith("/.wh..wh..opq")  # hides what a base has there
+    }
     assert "venv" in (tops := {name.split("/")[1] for name in held if "/" in name})
-    assert tops <= {"venv", "function"}
+    assert tops <= {"venv", "function", "mfimage"}
     names = {name.rpartition("/")[2] for name in held}
     assert not {"uv", "pip", "direct_url.json", "uv_cache.json", "INSTALLER", ".lock"} & names
     assert {member.mtime for member in held.values()} == {315_532_800}
