@@ -81,6 +81,14 @@ class Server:
         return self.ask("POST", path, body)
 
 
+@pytest.fixture(autouse=True)
+def cache(caches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One cache for all of them, as users have: the same layers are made and compressed once."""
+    monkeypatch.setenv("MFIMAGE_CACHE", str(caches / "e2e"))
+    monkeypatch.delenv("MFIMAGE_FUNCTIONS_ROOT", raising=False)
+    return caches / "e2e"
+
+
 @pytest.fixture(scope="session")
 def iris(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project with ``python train.py run`` done, the local datastore, and nothing else."""

@@ -27,6 +27,13 @@ LOAD = (
 )
 
 
+@pytest.fixture(autouse=True)
+def cache(caches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of this module: what these tests fetch is not there yet."""
+    monkeypatch.setenv("MFIMAGE_CACHE", str(caches / "storage"))
+    return caches / "storage"
+
+
 @pytest.fixture
 def counted(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
     """What stands before the server, and counts."""

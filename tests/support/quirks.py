@@ -60,7 +60,7 @@ HARMLESS = {
     "token-get-only": "405 for POST at the token service",
     "token-one-scope": "no token for two scopes (GitLab)",
     "token-first-scope": "of several scopes only the first counts",
-    "token-expires": "each token is accepted for half a second, instead of 300",
+    "token-expires": "each token is accepted for two seconds, instead of 300",
     "token-wants-more": "a scope besides those of the specification",
 }
 _HTML = b"<!doctype html><html><title>Sign in</title></html>"
@@ -159,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
         wanted = [scope, "team:extra"] if self.has("token-wants-more") else [scope]
         granted = json.loads(base64.b64decode(token)) if token else None
         age = time.monotonic() - self.registry.tokens.get(token, 0)
-        expired = self.has("token-expires") and age > 0.5
+        expired = self.has("token-expires") and age > 2
         held = {each.replace(",push", "") for each in granted or ()} | {*(granted or ())}
         good = granted is not None and not expired and (not named or held.issuperset(wanted))
         if not good:
