@@ -27,6 +27,8 @@ from tests.image.oci.bases import FILES, layout
 from tests.support.docker import RegistryKind, registry
 from tests.support.quirks import HARMLESS, PASSWORD, USER, Quirky, https_proxy, quirky
 
+pytestmark = pytest.mark.slow
+
 REAL: tuple[RegistryKind, ...] = ("plain", "auth", "tls", "mtls")
 SBOM = b'{"bomFormat": "CycloneDX"}'
 # The SBOM is in the image anyway, and the next build is not quicker: each costs a line.
