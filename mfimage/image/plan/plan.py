@@ -26,7 +26,7 @@ from mfimage.image.plan.options import (
 from mfimage.image.targets.target import Target
 from mfimage.package.platforms import MACHINES
 from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec, sha256_digest
-from mfimage.runtime.layout import CODE, FUNCTION, RUNTIME, RUNTIME_FILES, VENV
+from mfimage.runtime.layout import CODE, FUNCTION, RUNTIME, RUNTIME_FILES, TARGET_VARIABLE, VENV
 
 # It exists and is writable by anyone, with a read-only root (--tmpfs /tmp) too.
 HOME = "/tmp"  # noqa: S108  (in the image)
@@ -128,7 +128,8 @@ def make_plan(
         more=target.labels(lock=lock, python=base.python),
     )
     check_labels(labels)
-    port = {"PORT": "8000"} if "PORT" in base.env else {}  # the base's is its own server's
+    # A base's are of its own server, or of the function of another image of ours.
+    own = {"PORT": "8000", TARGET_VARIABLE: target.name}
     # Like the package's digest, the image does not depend on when the function was bound.
     timeless = dataclasses.replace(spec, lineage=dataclasses.replace(spec.lineage, created=None))
     return ImagePlan(
@@ -144,7 +145,7 @@ def make_plan(
         artifacts=_artifact_layers(spec.artifacts),
         runtime=RUNTIME_FILES,
         code=CodeLayer(archive=spec.code, function_json=timeless.to_json()),
-        env={**_ENV, **port, **target.env, **options.env},
+        env={**_ENV, **{k: own[k] for k in own if k in base.env}, **target.env, **options.env},
         labels={**labels, **options.labels},
         user=USER,
         workdir=f"{FUNCTION}/{CODE}",

@@ -302,8 +302,7 @@ class Http:
 
     def _pool(self, origin: Origin) -> urllib3.PoolManager:
         # One for each origin, since client certificates are the registry's alone.
-        found = self._pools.get(origin)
-        return found or self._pools.setdefault(origin, self._new_pool(origin))
+        return self._pools.get(origin) or self._pools.setdefault(origin, self._new_pool(origin))
 
     def _new_pool(self, origin: Origin) -> urllib3.PoolManager:
         import urllib3

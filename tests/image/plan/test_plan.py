@@ -182,6 +182,13 @@ def test_a_bases_port_is_not_the_functions(sample):
     assert "PORT" not in sample.plan().env
 
 
+def test_a_base_for_ray_does_not_make_a_server_one_for_ray(sample):
+    env = {"MFIMAGE_TARGET": "ray"}
+    base = BaseImage(reference=parse_reference("b"), python="3.11", env=env)
+    assert sample.plan(base=base).env["MFIMAGE_TARGET"] == "fastapi"
+    assert "MFIMAGE_TARGET" not in sample.plan().env
+
+
 def test_only_ids_of_secrets_are_planned(sample):
     from mfimage.image.secrets.build import Secret
 
