@@ -142,10 +142,10 @@ def install(
             run_uv(arguments, lock, environment, pass_fds=descriptors)
     except UvFailure as failure:
         reason = Masker(secrets.values())(" ".join(str(failure).split()))
-        raise BuildError(
-            f"the dependencies cannot be installed: {reason}",
-            hint="give passwords by --secret, and a proxy's certificate by --secret id=ca,src=FILE",
-        ) from None
+        hint = "give passwords by --secret, and a proxy's certificate by --secret id=ca,src=FILE"
+        if "No space left on device" in reason:
+            hint = "free space, or set MFIMAGE_CACHE to a folder that has some"
+        raise BuildError(f"the dependencies cannot be installed: {reason}", hint=hint) from None
 
 
 def _refuse_sources(plan: ImagePlan) -> None:

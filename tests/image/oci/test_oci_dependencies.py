@@ -212,6 +212,16 @@ def test_what_has_no_wheel_is_refused_with_what_to_do(sample, base, tmp_path):
     assert "bind the function again" in raised.value.hint
 
 
+def test_a_full_disk_is_not_a_matter_of_passwords(sample, base, monkeypatch):
+    def run_uv(*_, **__):
+        raise UvFailure("pip install", "failed to copy file: No space left on device (os error 28)")
+
+    monkeypatch.setattr(dependencies, "run_uv", run_uv)
+    with pytest.raises(BuildError, match="No space left") as raised:
+        build(sample, base)
+    assert "MFIMAGE_CACHE" in raised.value.hint
+
+
 def test_another_wheel_than_the_locked_one_is_refused(sample, base):
     sample.lock = re.sub(rb'sha256 = "[0-9a-f]{64}"', b'sha256 = "%s"' % (b"0" * 64), sample.lock)
     with pytest.raises(BuildError, match="Hash mismatch"):
