@@ -21,6 +21,7 @@ _PROBLEM = (b"content-type", MEDIA_TYPE.encode())
 _CLOSE = (b"connection", b"close")
 # Characters that need no escape in a header or in JSON.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+_UNREAD = request_members("", "")
 _NO_METHODS: Mapping[str, ASGIApp] = {}
 
 log = logging.getLogger("mfimage.serving")
@@ -50,6 +51,19 @@ class App:
         methods = self._paths.get(scope["path"], _NO_METHODS)
         endpoint = methods.get(scope["method"]) or self._unknown(scope, methods)
         return endpoint(scope, receive, send)
+
+    def refuse(self, problem: Problem, started: float) -> Response:
+        """Count and log what is refused before it has a route; return the response."""
+        request_id = next(self._ids)
+        meter = self.service.metrics.meters["other"]
+        meter.begin()
+        seconds = time.monotonic() - started
+        meter.end(problem.status, seconds)
+        if self._access is not None:
+            self._access.write(_UNREAD, request_id, problem.status, seconds)
+        reply = self._problem(problem, request_id)
+        reply.headers = [*reply.headers, (b"x-request-id", request_id.encode())]
+        return reply
 
     def _unknown(self, scope: Scope, methods: Iterable[str]) -> ASGIApp:
         """Return an endpoint for a path without a route, or for a method that its routes lack."""

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from mfimage.errors import Fault, InputError, OutputError
 from mfimage.runtime.calls.queue import Disconnected, Outcome
 from mfimage.runtime.serving.content import MediaCodec
 from mfimage.runtime.serving.problems import Problem, problem_of
+from mfimage.runtime.serving.route import REFUSED, HttpRequest
 
 _DECODE = json.JSONDecoder().raw_decode
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
-async def read_body(
-    headers: Mapping[bytes, bytes], receive: Callable[[], Awaitable[Any]], limit: int
-) -> bytes:
+async def read_body(request: HttpRequest, limit: int) -> bytes:
     """Return the whole request body; raise ``Disconnected``, or a 413 as soon as it is known."""
-    if int(headers.get(b"content-length", 0)) > limit:
+    if int(request.headers.get(b"content-length", 0)) > limit:
         raise _too_large(limit)
+    receive, scope = request.receive, request.scope
     parts: list[bytes] = []
     size, more = 0, True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Disconnected
+        if REFUSED in scope:
+            raise scope.pop(REFUSED)
         body: bytes = message.get("body", b"")
         size += len(body)
         if size > limit:

@@ -15,6 +15,8 @@ Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+# In a scope: the problem for which the rest of the request is not read.
+REFUSED = "mfimage.refused"
 JSON_HEADERS: Sequence[Header] = ((b"content-type", JSON.encode()),)
 
 

@@ -12,6 +12,7 @@ from mfimage.errors import InputError
 from mfimage.runtime.calls.queue import Disconnected
 from mfimage.runtime.serving.body import read_body, split_list
 from mfimage.runtime.serving.problems import Problem
+from mfimage.runtime.serving.route import HttpRequest
 
 SPACE = st.text(" \t\n\r", max_size=2)
 VALUES = st.recursive(
@@ -62,9 +63,8 @@ def read(messages: list[dict[str, Any]], limit: int, **headers: bytes) -> bytes:
     async def receive() -> dict[str, Any]:
         return messages.pop(0)
 
-    return asyncio.run(
-        read_body({k.replace("_", "-").encode(): v for k, v in headers.items()}, receive, limit)
-    )
+    given = {k.replace("_", "-").encode(): v for k, v in headers.items()}
+    return asyncio.run(read_body(HttpRequest({}, receive, given, "1", 0.0, ()), limit))
 
 
 def chunk(body: bytes, *, more: bool) -> dict[str, Any]:
