@@ -19,6 +19,7 @@ from mfimage.runtime.serving.service import LOADING, Receive, Service
 _CLIENT_LEFT = 499
 _PROBLEM = (b"content-type", MEDIA_TYPE.encode())
 _CLOSE = (b"connection", b"close")
+_VARY = (b"vary", b"origin")
 # Characters that need no escape in a header or in JSON.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _UNREAD = request_members("", "")
@@ -41,10 +42,13 @@ class App:
         self._access = access
         self._ids = map(f"{os.urandom(4).hex()}-{{:x}}".format, itertools.count())
         self._paths: dict[str, dict[str, ASGIApp]] = {}
+        self._origins = service.settings.cors_origins
         for route in routes:
-            methods = self._paths.setdefault(route.path, {})
-            for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
-                methods.setdefault(method, self._endpoint(route, method))
+            # A proxy may strip the prefix or not.
+            for path in {route.path, service.settings.root_path + route.path}:
+                methods = self._paths.setdefault(path, {})
+                for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+                    methods.setdefault(method, self._endpoint(route, method))
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Respond to one HTTP request."""
@@ -67,13 +71,22 @@ class App:
 
     def _unknown(self, scope: Scope, methods: Iterable[str]) -> ASGIApp:
         """Return an endpoint for a path without a route, or for a method that its routes lack."""
+        allowed = ", ".join(methods).encode()
         if methods:
-            allow = (b"allow", ", ".join(methods).encode())
-            problem = Problem(405, f"{scope['method']} is not answered here", headers=[allow])
+            detail = f"{scope['method']} is not answered here"
+            problem = Problem(405, detail, headers=[(b"allow", allowed)])
         else:
             problem = Problem(404, "no such path; /docs lists what there is")
 
-        async def handler(service: Service, request: HttpRequest) -> BaseException:
+        async def handler(service: Service, request: HttpRequest) -> Response | BaseException:
+            preflight = methods and request.headers.get(b"access-control-request-method")
+            if preflight and self._origins and scope["method"] == "OPTIONS":
+                names = request.headers.get(b"access-control-request-headers", b"*")
+                return Response(b"", [
+                    (b"access-control-allow-methods", allowed),
+                    (b"access-control-allow-headers", names),
+                    (b"access-control-max-age", b"600"),
+                ])  # fmt: skip
             return problem
 
         route = Route(name="unknown", path=scope["path"], handler=handler)
@@ -118,6 +131,8 @@ class App:
                 ]
                 if service.draining:
                     head.append(_CLOSE)
+                if self._origins:
+                    head += self._cors(headers.get(b"origin", b"").decode("latin-1"))
                 start = {"type": "http.response.start", "status": reply.status, "headers": head}
                 await send(start)
                 await send({"type": "http.response.body", "body": body if with_body else b""})
@@ -130,6 +145,19 @@ class App:
                         access.write(members, request_id, status, seconds)
 
         return endpoint
+
+    def _cors(self, origin: str) -> list[Header]:
+        if "*" in self._origins:
+            allowed = "*"
+        elif origin in self._origins:
+            allowed = origin
+        else:
+            return [_VARY]
+        return [
+            _VARY,
+            (b"access-control-allow-origin", allowed.encode()),
+            (b"access-control-expose-headers", b"x-request-id, retry-after"),
+        ]
 
     def _problem(self, error: BaseException, request_id: str) -> Response:
         problem = problem_of(error)

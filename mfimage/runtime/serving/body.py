@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 
 from mfimage.errors import Fault, InputError, OutputError
@@ -51,7 +52,7 @@ def split_list(body: bytes) -> list[bytes]:
     a record means the same alone and in a list.
     """
     try:
-        text = body.decode()
+        text = body.removeprefix(BOM_UTF8).decode()
         at = _skip_space(text, 0)
         if text[at : at + 1] == "[":
             return _items(text, at + 1)

@@ -31,12 +31,6 @@ class HttpRequest:
     started: float  # of time.monotonic()
     routes: Sequence[Route]
 
-    @property
-    def root(self) -> str:
-        """The path below which the app is mounted."""
-        root: str = self.scope.get("root_path", "")
-        return root.rstrip("/")
-
 
 @dataclass(eq=False, slots=True)
 class Response:

@@ -31,6 +31,10 @@ def test_items_of_a_list_come_apart_as_they_were_written(
     assert split_list(text.encode()) == [item.encode() for item in written]
 
 
+def test_a_list_with_a_byte_order_mark_is_read() -> None:
+    assert split_list("\ufeff [1, 2]".encode()) == [b"1", b"2"]
+
+
 @given(st.binary(max_size=30) | st.text('[]{},":0aN \\', max_size=12).map(str.encode))
 def test_any_bytes_are_split_or_refused(body: bytes) -> None:
     try:
@@ -38,7 +42,8 @@ def test_any_bytes_are_split_or_refused(body: bytes) -> None:
     except InputError:
         return
     # As text: NaN is not equal to itself.
-    assert json.dumps([json.loads(item) for item in items]) == json.dumps(json.loads(body))
+    whole = json.loads(body.decode("utf-8-sig"))
+    assert json.dumps([json.loads(item) for item in items]) == json.dumps(whole)
 
 
 @pytest.mark.parametrize(
