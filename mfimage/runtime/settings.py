@@ -60,6 +60,8 @@ def path_prefix(text: str) -> str:
 
 
 def _origins(text: str) -> tuple[str, ...]:
+    if text == "none":
+        return ()
     origins = tuple(each.strip().rstrip("/") for each in text.split(",") if each.strip())
     if not origins or not all(map(_ORIGIN.fullmatch, origins)):
         raise ValueError
@@ -160,18 +162,20 @@ class Settings:
         f"one of {', '.join(_LEVELS)}",
     )
     root_path: str = _setting(
-        "none",
+        "/",
         "Path prefix under which a proxy publishes the server, as `/models/iris`. Requests "
         "are served with and without it; a proxy's `X-Forwarded-Prefix` outranks it in "
         "`/openapi.json`.",
-        path_prefix, "a path, as /models/iris", value="",
-    )  # fmt: skip
+        path_prefix,
+        "a path, as /models/iris",
+    )
     cors_origins: tuple[str, ...] = _setting(
         "none",
         "Origins whose pages may call the server, as `https://a.example,http://localhost:3000`, "
         "or `*` for all.",
-        _origins, "origins separated by commas, as https://a.example, or *", value=(),
-    )  # fmt: skip
+        _origins,
+        "origins separated by commas, as https://a.example, or * or none",
+    )
     access_log: bool = _setting(
         "1", "`0` turns off the log line for each request.", partial(_one_of, _FLAGS), "1 or 0"
     )

@@ -103,11 +103,11 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start the app, unless the head is too large or has an upgrade to ignore."""
-        if (self._fed > _MAX_HEAD or self._length > _MAX_HEAD) and len(self.url) + sum(
-            len(name) + len(value) for name, value in self.headers
-        ) > _MAX_HEAD:
-            self.refuse(_HEAD_TOO_LARGE)
-            raise ValueError
+        if self._fed > _MAX_HEAD or self._length > _MAX_HEAD:  # with a body, say
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > _MAX_HEAD:
+                self.refuse(_HEAD_TOO_LARGE)
+                raise ValueError
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             return
         super().on_headers_complete()
