@@ -59,8 +59,9 @@ def _folder() -> Iterator[tuple[Path, int]]:
     """
     folder = Path(tempfile.mkdtemp(prefix="mfimage-"))
     reader, writer = os.pipe()
+    cleaner = None
     try:
-        subprocess.Popen(
+        cleaner = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _REMOVE, folder], stdin=reader,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
@@ -69,6 +70,9 @@ def _folder() -> Iterator[tuple[Path, int]]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(writer)
+        if cleaner is not None:
+            cleaner.kill()
+            cleaner.wait()
 
 
 def _become(package: Package, command: Sequence[str], note: Note) -> NoReturn:
