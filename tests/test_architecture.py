@@ -39,7 +39,6 @@ FLOORS = {
     "mfimage.push": 6,
     "mfimage.verify": 6,
     "mfimage.inspect": 6,
-    "mfimage.entrypoint": 6,
     "mfimage.run": 6,
     "mfimage.environment": 6,
     "mfimage.cli": 7,

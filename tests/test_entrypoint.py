@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from mfimage import entrypoint
 from mfimage.capture.lock.platform import Platform
 from mfimage.capture.lock.pylock import LockedPackage, WheelFile, read_lock, write_pylock
 from mfimage.package.store import Package
+from mfimage.run import run_entrypoint
 from tests.backends.process_support import PYTHON, Packages, until
 
 pytest_plugins = ["tests.backends.process_fixtures"]
@@ -103,7 +103,7 @@ def test_a_server_in_another_environment_has_the_lock_of_its_image(
     monkeypatch.setenv("MFIMAGE_FUNCTION", "restored after the test")
     notes: list[str] = []
     with pytest.raises(SystemExit):
-        entrypoint.run_entrypoint(foreign(process_packages).reference, ["serve"], notes.append)
+        run_entrypoint(foreign(process_packages).reference, ["serve"], notes.append)
     assert become["lock"] == b"the image's"
     assert become["arguments"][0] == "/env/bin/python"
     assert become["arguments"][-1] == "serve"

@@ -139,6 +139,6 @@ def _loader(
 
 
 def _runtime(reference: str, *command: str) -> NoReturn:
-    from mfimage.entrypoint import run_entrypoint
+    from mfimage.run import run_entrypoint
 
     sys.exit(run_entrypoint(reference, command, lambda line: click.echo(line, err=True)))

@@ -20,6 +20,7 @@ _CLIENT_LEFT = 499
 _PROBLEM = (b"content-type", MEDIA_TYPE.encode())
 _CLOSE = (b"connection", b"close")
 _VARY = (b"vary", b"origin")
+_EXPOSED = (b"access-control-expose-headers", b"x-request-id, retry-after")
 # Characters that need no escape in a header or in JSON.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _UNREAD = request_members("", "")
@@ -42,7 +43,7 @@ class App:
         self._access = access
         self._ids = map(f"{os.urandom(4).hex()}-{{:x}}".format, itertools.count())
         self._paths: dict[str, dict[str, ASGIApp]] = {}
-        self._origins = service.settings.cors_origins
+        self._origins = {origin.encode() for origin in service.settings.cors_origins}
         for route in routes:
             # A proxy may strip the prefix or not.
             for path in {route.path, service.settings.root_path + route.path}:
@@ -132,7 +133,7 @@ class App:
                 if service.draining:
                     head.append(_CLOSE)
                 if self._origins:
-                    head += self._cors(headers.get(b"origin", b"").decode("latin-1"))
+                    head += self._cors(headers.get(b"origin", b""))
                 start = {"type": "http.response.start", "status": reply.status, "headers": head}
                 await send(start)
                 await send({"type": "http.response.body", "body": body if with_body else b""})
@@ -146,18 +147,11 @@ class App:
 
         return endpoint
 
-    def _cors(self, origin: str) -> list[Header]:
-        if "*" in self._origins:
-            allowed = "*"
-        elif origin in self._origins:
-            allowed = origin
-        else:
+    def _cors(self, origin: bytes) -> list[Header]:
+        allowed = b"*" if b"*" in self._origins else origin
+        if allowed not in self._origins:
             return [_VARY]
-        return [
-            _VARY,
-            (b"access-control-allow-origin", allowed.encode()),
-            (b"access-control-expose-headers", b"x-request-id, retry-after"),
-        ]
+        return [_VARY, (b"access-control-allow-origin", allowed), _EXPOSED]
 
     def _problem(self, error: BaseException, request_id: str) -> Response:
         problem = problem_of(error)

@@ -87,9 +87,8 @@ class Connection(HttpToolsProtocol):
         """
         if self.state != _HEAD:  # CONNECT
             return b""
-        line = b"%s %s HTTP/%s" % (
-            self.parser.get_method(), self.url, self.parser.get_http_version().encode(),
-        )  # fmt: skip
+        version = self.parser.get_http_version().encode()
+        line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)
         headers = [b"%s: %s" % each for each in self.headers if each[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
@@ -169,24 +168,20 @@ class Connection(HttpToolsProtocol):
         self.transport.write(b"".join([STATUS_LINE[reply.status], *lines, b"\r\n", reply.body]))
 
     def check(self, now: float, settings: Settings, crowded: bool) -> None:
-        """Close a connection that takes too long; ``crowded``: or one of too many."""
+        """Close a connection that takes too long, or whose headers are too many at once."""
         patience = settings.timeout or Settings.timeout
         unsent = self.transport.get_write_buffer_size()
         if unsent != self._unsent:
             self._unsent, self._sent = unsent, now
         age = now - self._began
+        limit = {_IDLE: settings.keep_alive, _REFUSED: _LINGER}.get(self.state, patience)
         if unsent and now - self._sent > patience:
             self.transport.abort()
-        elif self.transport.is_closing():
-            pass
-        elif self.state == _REFUSED:
-            if age > _LINGER and (self.cycle is None or self.cycle.response_complete):
-                self.transport.close()
-        elif self.cycle is not None and not self.cycle.response_complete:
+        elif self.transport.is_closing() or (self.cycle and not self.cycle.response_complete):
             pass  # the app has its own limits
-        elif self.state == _HEAD and (age > patience or crowded):
+        elif self.state == _HEAD and (age > limit or crowded):
             self.refuse(unavailable(_CROWDED) if crowded else late(patience))
-        elif age > (patience if self.state == _BODY else settings.keep_alive):
+        elif age > limit:
             self.transport.close()
 
 

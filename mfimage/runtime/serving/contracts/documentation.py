@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,7 @@ from mfimage.runtime.serving.route import (
 from mfimage.runtime.serving.service import Service
 from mfimage.runtime.settings import path_prefix
 
-_DOCUMENT, _DOCS, _REDOC = "/openapi.json", "/docs", "/redoc"
+_DOCUMENT, _DOCS = "/openapi.json", "/docs"
 _FORWARDED = b"x-forwarded-prefix"
 # Of the distribution fastapi-offline, which is not imported: media types by name.
 _ASSETS = {
@@ -32,6 +32,19 @@ _ASSETS = {
     "redoc.standalone.js": b"text/javascript",
     "favicon.png": b"image/png",
 }
+# Relative links lead to the same server behind any path prefix.
+_PAGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    _DOCS: ("swagger_ui", {
+        "swagger_js_url": "docs/swagger-ui-bundle.js",
+        "swagger_css_url": "docs/swagger-ui.css",
+        "swagger_favicon_url": "docs/favicon.png",
+    }),
+    "/redoc": ("redoc", {
+        "redoc_js_url": "docs/redoc.standalone.js",
+        "redoc_favicon_url": "docs/favicon.png",
+        "with_google_fonts": False,
+    }),
+}  # fmt: skip
 
 
 def routes(spec: FunctionSpec) -> tuple[Route, ...]:
@@ -44,8 +57,10 @@ def routes(spec: FunctionSpec) -> tuple[Route, ...]:
             below=_DOCUMENT,
             expectations=(Expectation(name="openapi", verify=_verify_openapi),),
         ),
-        Route(name="docs", path=_DOCS, handler=_page(_swagger), below=_DOCS),
-        Route(name="redoc", path=_REDOC, handler=_page(_redoc), below=_REDOC),
+        *(
+            Route(name=path[1:], path=path, handler=_page(kind, options), below=path)
+            for path, (kind, options) in _PAGES.items()
+        ),
         *(
             Route(name=name, path=path, handler=_asset(name, kind), below=path)
             for name, kind in _ASSETS.items()
@@ -67,40 +82,19 @@ async def _openapi(service: Service, request: HttpRequest) -> Response:
     return Response(await service.loop.run_in_executor(None, render), headers)
 
 
-def _page(render: Callable[[FunctionSpec], Any]) -> Handler:
+def _page(kind: str, options: Mapping[str, Any]) -> Handler:
+    def render(spec: FunctionSpec) -> bytes:
+        from fastapi.openapi import docs
+
+        page = getattr(docs, f"get_{kind}_html")
+        return bytes(page(openapi_url=_DOCUMENT[1:], title=spec.name, **options).body)
+
     async def handler(service: Service, request: HttpRequest) -> Response:
         # In a thread: importing FastAPI takes half a second.
         page = await service.loop.run_in_executor(None, render, service.spec)
-        return Response(page.body, [(b"content-type", b"text/html; charset=utf-8")])
+        return Response(page, [(b"content-type", b"text/html; charset=utf-8")])
 
     return handler
-
-
-# Links in pages are relative, so that they lead to the same server behind any path prefix.
-
-
-def _swagger(spec: FunctionSpec) -> Any:
-    from fastapi.openapi.docs import get_swagger_ui_html
-
-    return get_swagger_ui_html(
-        openapi_url=_DOCUMENT[1:],
-        title=f"{spec.name} - Swagger UI",
-        swagger_js_url=f"{_DOCS[1:]}/swagger-ui-bundle.js",
-        swagger_css_url=f"{_DOCS[1:]}/swagger-ui.css",
-        swagger_favicon_url=f"{_DOCS[1:]}/favicon.png",
-    )
-
-
-def _redoc(spec: FunctionSpec) -> Any:
-    from fastapi.openapi.docs import get_redoc_html
-
-    return get_redoc_html(
-        openapi_url=_DOCUMENT[1:],
-        title=f"{spec.name} - ReDoc",
-        redoc_js_url=f"{_DOCS[1:]}/redoc.standalone.js",
-        redoc_favicon_url=f"{_DOCS[1:]}/favicon.png",
-        with_google_fonts=False,
-    )
 
 
 def _asset(name: str, kind: bytes) -> Handler:
