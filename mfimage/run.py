@@ -22,6 +22,7 @@ import orjson
 from mfimage.backends.satisfies import difference
 from mfimage.errors import LockError, OptionError, RecordError
 from mfimage.package.archive import unpack
+from mfimage.package.platforms import this_platform
 from mfimage.package.store import Package, open_package
 from mfimage.runtime.layout import FUNCTION_VARIABLE
 from mfimage.runtime.records import streams
@@ -251,11 +252,7 @@ def _folder() -> Iterator[tuple[Path, int]]:
 
 
 def _become(package: Package, command: Sequence[str], note: Callable[[str], None]) -> NoReturn:
-    from mfimage.backends.process.environments import (
-        environment_python,
-        runtime_folder,
-        this_platform,
-    )
+    from mfimage.backends.process.environments import environment_python, runtime_folder
 
     lock = None
     if command[0] == "serve":

@@ -18,23 +18,25 @@ def difference(package: Package) -> str | None:
     if spec.python_minor != here:
         return f"this is Python {here}, and the lock is for {spec.python_minor}"
     for locked in read_lock(package.read(spec.lock)):
-        found = _installed(locked.name)
+        found = installed_version(locked.name)
         if found is None:
             return f"{locked.name} {locked.version} is locked, and not installed here"
-        if not _equal(found, locked.version):
+        if not equal_versions(found, locked.version):
             return f"{locked.name} {locked.version} is locked, and {found} is installed here"
     return None
 
 
-def _installed(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """Return the version of a distribution in this interpreter; None when it has none."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _equal(found: str, locked: str) -> bool:
+def equal_versions(one: str, other: str) -> bool:
+    """Return whether two versions are the same, however they are written."""
     try:
-        return found == locked or Version(found) == Version(locked)
+        return one == other or Version(one) == Version(other)
     except InvalidVersion:
         return False

@@ -40,12 +40,10 @@ class _NoJsonForm(Exception):
 
 
 def dumps(value: Any, *, root: str, error: type[ValueFault] = OutputError) -> bytes:
-    """Encode ``value`` as JSON; ``error`` names the first place without a JSON form.
-
-    NumPy scalars and arrays become the equal number or list, models and dataclasses an object,
-    times and UUIDs their ISO form. NaN, infinities, sets, bytes, other keys than strings, and
-    objects have none.
-    """
+    """Encode ``value`` as JSON; ``error`` names the first place without a JSON form."""
+    # NumPy scalars and arrays become the equal number or list, models and dataclasses an object,
+    # times and UUIDs their ISO form. NaN, infinities, sets, bytes, other keys than strings, and
+    # objects have none.
     try:
         data = orjson.dumps(value, plain, _OPTIONS)
         if b"null" in data:
@@ -87,10 +85,7 @@ def loads(data: bytes) -> Any:
 
 
 def may_be_infinite(payload: bytes) -> bool:
-    """Return whether a number in ``payload`` may be NaN or past the largest float.
-
-    Python's parsers accept them; JSON does not have them.
-    """
+    """Return whether a number may be NaN or past the largest float, which JSON does not have."""
     if b"NaN" in payload or b"Infinity" in payload:
         return True
     digits = payload.translate(_TO_ZERO, b"+")
