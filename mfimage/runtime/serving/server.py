@@ -196,7 +196,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             app, http=Connection, interface="asgi3", ws="none", lifespan="off",
             log_config=None, access_log=False, proxy_headers=False, server_header=False,
-            backlog=_BACKLOG, timeout_keep_alive=settings.keep_alive,
+            backlog=_BACKLOG,
         )  # fmt: skip
         super().__init__(config)
         self._service = app.service
