@@ -11,6 +11,7 @@ SUITES = (
     "call_overhead",
     "process_backend",
     "serving",
+    "slow_clients",
     "build",
     "ray_backend",
     "ray_image",

@@ -6,7 +6,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
@@ -61,8 +60,9 @@ def call(
 ) -> None:
     """Call a function with each record, one by one.
 
-    Each result is written at once. The function runs in this process, as its image would, unless
-    a backend is named. The first record that fails ends the run.
+    Each result is written at once. The function runs in this process if this interpreter satisfies
+    its lock, else in its own environment, as its image would, unless a backend is named. The first
+    record that fails ends the run.
     """
     if (backend, workers, timeout) == (None, None, None):
         given = [f"--{name.replace('_', '-')}={value}" for name, value in files.items() if value]
@@ -135,16 +135,6 @@ def _loader(
 
 
 def _runtime(reference: str, *command: str) -> NoReturn:
-    """Run the image's own entrypoint on a package, in this process."""
-    import tempfile
+    from mfimage.run import run_entrypoint
 
-    from mfimage.package.archive import unpack
-    from mfimage.package.store import open_package
-    from mfimage.runtime.__main__ import main as run
-
-    package = open_package(reference)
-    with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
-        unpack(package.spec, package.store, Path(folder))
-        os.environ["MFIMAGE_FUNCTION"] = folder
-        code = run(command)
-    sys.exit(code)
+    sys.exit(run_entrypoint(reference, command, lambda line: click.echo(line, err=True)))

@@ -12,6 +12,7 @@ import enum
 import json
 import math
 import uuid
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -197,13 +198,14 @@ class JsonSerializer:
 
     def loads(self, data: bytes, schema: Any = None) -> Any:
         """Return the value of JSON bytes; ``InputError`` if they are not JSON."""
-        return _load(data, "data")
+        return _load(data.removeprefix(BOM_UTF8), "data")
 
     def read(self, file: BinaryIO, schema: Any = None) -> Iterator[Any]:
         """Yield the value of each line that is not blank."""
         for number, line in enumerate(file, 1):
-            if line.strip():
-                yield _load(line, f"line {number}")
+            text = line.removeprefix(BOM_UTF8) if number == 1 else line
+            if text.strip():
+                yield _load(text, f"line {number}")
 
     @contextmanager
     def write(self, file: BinaryIO, schema: Any = None) -> Iterator[Callable[[Any], None]]:

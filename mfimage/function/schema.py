@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,7 @@ class Schema:
 
     def parse(self, payload: bytes) -> Any:
         """Return the record in ``payload``, which comes from anywhere, as the hints have it."""
+        payload = payload.removeprefix(BOM_UTF8)
         value = self.accept_json(payload)
         if may_be_infinite(payload):
             json_values.dumps(value, root=self.data, error=InputError)

@@ -76,6 +76,8 @@ def serve(options: argparse.Namespace) -> int:
     from mfimage.runtime.settings import Settings
 
     settings = Settings.from_environ()
+    if os.getpid() == 1 and settings.workers == 1:
+        _leave_pid_1()
     try:
         if os.environ.get(TARGET_VARIABLE) == "ray":
             from mfimage.runtime.ray.preflight import import_serve
@@ -93,6 +95,29 @@ def serve(options: argparse.Namespace) -> int:
             f"serve: {error.name} is not installed here", hint="pip install 'mfimage[serve]'"
         ) from None
     return run(_folder(options), settings)
+
+
+def _leave_pid_1() -> None:
+    """Go on in a child process, and let PID 1 reap: orphans become its children.
+
+    A process that reaped all its children itself would take exit codes away from ``subprocess``.
+    """
+    passed_on = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
+    signals = {*passed_on, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    child = os.fork()
+    if not child:
+        os.setpgid(0, 0)  # away from the terminal's signals, which PID 1 passes on
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        return
+    while True:
+        number = signal.sigwait(signals)
+        if number in passed_on:
+            os.kill(child, number)
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[0] == child:
+                code = os.waitstatus_to_exitcode(ended[1])
+                os._exit(code if code >= 0 else 128 - code)
 
 
 def call(options: argparse.Namespace) -> int:

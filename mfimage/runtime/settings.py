@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,8 @@ from mfimage.runtime.layout import FUNCTION, FUNCTION_VARIABLE
 from mfimage.sizes import parse_size
 
 _LEVELS = ("debug", "info", "warning", "error")
+_PREFIX = re.compile(r"(/[\w.~!$&'()*+,;=:@%-]+)*/?", re.ASCII)
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s,]+")
 _FLAGS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),
@@ -47,6 +50,22 @@ def _one_of(values: Mapping[str, Any], text: str) -> Any:
     if text.lower() not in values:
         raise ValueError
     return values[text.lower()]
+
+
+def path_prefix(text: str) -> str:
+    """Return a path prefix without its last slash; ``ValueError`` if it is not one."""
+    if not _PREFIX.fullmatch(text):
+        raise ValueError
+    return text.rstrip("/")
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    if text == "none":
+        return ()
+    origins = tuple(each.strip().rstrip("/") for each in text.split(",") if each.strip())
+    if not origins or not all(map(_ORIGIN.fullmatch, origins)):
+        raise ValueError
+    return origins
 
 
 def _setting(
@@ -121,7 +140,9 @@ class Settings:
         "Maximum number of records that wait or run in a process; more get 503.",
     )  # fmt: skip
     timeout: float = _seconds(
-        "60", "Seconds until a request without an answer gets 504; `0` for never."
+        "60",
+        "Seconds until a request without an answer gets 504; `0` for never. Headers and body "
+        "must arrive as soon, else 408; with `0` within 60 seconds.",
     )
     grace: float = _seconds("25", "Seconds after SIGTERM in which requests in flight can finish.")
     drain: float = _seconds(
@@ -139,6 +160,21 @@ class Settings:
         "`debug`, `info`, `warning` or `error`.",
         partial(_one_of, {level: level for level in _LEVELS}),
         f"one of {', '.join(_LEVELS)}",
+    )
+    root_path: str = _setting(
+        "/",
+        "Path prefix under which a proxy publishes the server, as `/models/iris`. Requests "
+        "are served with and without it; a proxy's `X-Forwarded-Prefix` outranks it in "
+        "`/openapi.json`.",
+        path_prefix,
+        "a path, as /models/iris",
+    )
+    cors_origins: tuple[str, ...] = _setting(
+        "none",
+        "Origins whose pages may call the server, as `https://a.example,http://localhost:3000`, "
+        "or `*` for all.",
+        _origins,
+        "origins separated by commas, as https://a.example, or * or none",
     )
     access_log: bool = _setting(
         "1", "`0` turns off the log line for each request.", partial(_one_of, _FLAGS), "1 or 0"

@@ -38,6 +38,15 @@ def test_the_documented_table_is_this_table() -> None:
         ("MFIMAGE_LOG_LEVEL", "WARNING", "log_level", "warning"),
         ("MFIMAGE_THREADS", "1", "threads", 1),
         ("MFIMAGE_WORKERS", "", "workers", 1),
+        ("MFIMAGE_ROOT_PATH", "/models/iris/", "root_path", "/models/iris"),
+        ("MFIMAGE_ROOT_PATH", "/", "root_path", ""),
+        (
+            "MFIMAGE_CORS_ORIGINS",
+            "https://a.b, http://c:3000/",
+            "cors_origins",
+            ("https://a.b", "http://c:3000"),
+        ),
+        ("MFIMAGE_CORS_ORIGINS", "*", "cors_origins", ("*",)),
     ],
 )
 def test_values(name: str, text: str, field: str, value: object) -> None:
@@ -54,6 +63,10 @@ def test_values(name: str, text: str, field: str, value: object) -> None:
         ("MFIMAGE_TIMEOUT", "-1", "seconds"),
         ("MFIMAGE_GRACE", "inf", "seconds"),
         ("MFIMAGE_ACCESS_LOG", "maybe", "1 or 0"),
+        ("MFIMAGE_ROOT_PATH", "models/iris", "a path"),
+        ("MFIMAGE_ROOT_PATH", "/a b", "a path"),
+        ("MFIMAGE_CORS_ORIGINS", "a.example", "origins"),
+        ("MFIMAGE_CORS_ORIGINS", "https://a.example/page", "origins"),
         ("MFIMAGE_LOG_LEVEL", "loud", "one of debug"),
     ],
 )

@@ -115,8 +115,8 @@ def _fits(path: Path, minor: str) -> bool:
     return done.stdout.split() == [b"cpython", minor.encode(), b"True"]
 
 
-def environment_python(package: Package) -> Path:
-    """Return the interpreter of a function's locked environment, made if it does not exist."""
+def environment_python(package: Package, lock: bytes | None = None) -> Path:
+    """Return the interpreter of the function's environment, or of a whole ``lock``'s; made once."""
     # uv makes a virtual environment from the lock and verifies every file. It is kept in the
     # user's cache, by the lock's digest, Python's minor version and the platform.
     spec = package.spec.environment
@@ -126,7 +126,8 @@ def environment_python(package: Package) -> Path:
             f"{package.spec.name} is locked for {spec.platform}, and this is {here}",
             hint="bind it for this platform, or run its image",
         )
-    name = f"{spec.lock.hex[:32]}-py{spec.python_minor}-{here.replace('/', '-')}"
+    digest = spec.lock.hex if lock is None else sha256_hex([lock])
+    name = f"{digest[:32]}-py{spec.python_minor}-{here.replace('/', '-')}"
     python = Path("bin", "python")
 
     def is_whole(folder: Path) -> bool:
@@ -134,16 +135,16 @@ def environment_python(package: Package) -> Path:
         return (folder / python).exists()
 
     folder = cache_folder() / "environments" / name
-    return make_once(folder, lambda fresh: _install(package, fresh), is_whole) / python
+    return make_once(folder, lambda fresh: _install(package, fresh, lock), is_whole) / python
 
 
-def _install(package: Package, fresh: Path) -> None:
+def _install(package: Package, fresh: Path, whole: bytes | None) -> None:
     spec = package.spec.environment
     base = find_interpreter(spec.python_minor)
     logger.info("making the environment of %s with %s", package.spec.name, base)
     lock, python = fresh / "lock", fresh / "bin" / "python"
     (lock / "wheels").mkdir(parents=True)
-    (lock / "pylock.toml").write_bytes(package.read(spec.lock))
+    (lock / "pylock.toml").write_bytes(whole or package.read(spec.lock))
     for name, ref in spec.wheels.items():
         with (lock / "wheels" / name).open("wb") as file:
             file.writelines(package.store.stream_blob(ref))

@@ -9,6 +9,7 @@ from mfimage.image.targets.target import RUNTIME_REQUIREMENTS, Target
 # The extra `serve` in pyproject.toml lists the same.
 SERVE_REQUIREMENTS = (
     "fastapi>=0.115",
+    "fastapi-offline>=1.7",
     "uvicorn>=0.34,<0.55",
     "httptools>=0.6.3",
     "uvloop>=0.21; sys_platform != 'win32'",

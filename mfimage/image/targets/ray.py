@@ -57,7 +57,8 @@ class RayTarget(Target):
         """See `Target`."""
         version = f"=={self.ray_version}" if self.ray_version else f">={OLDEST_RAY}"
         ray = f"ray[{self._extras}]{version}"
-        return (*RUNTIME_REQUIREMENTS, *BATCH_REQUIREMENTS, ray)
+        pages = ("fastapi-offline>=1.7",) if "serve" in self.parts else ()
+        return (*RUNTIME_REQUIREMENTS, *BATCH_REQUIREMENTS, *pages, ray)
 
     @property
     def cmd(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import gc
 import logging
 import signal
 import threading
+from codecs import BOM_UTF8
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,7 +200,7 @@ def run(folder: Path, settings: Settings) -> int:
 # GET  /docs, /openapi.json            GET  /predict/docs, /predict/openapi.json
 # GET  /healthz, /readyz               Serve's own: /-/healthz
 
-_SPACE = b" \t\r\n"
+_SPACE = b" \t\r\n" + BOM_UTF8
 
 
 class MountedApp:

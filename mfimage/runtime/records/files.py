@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -18,7 +19,6 @@ from mfimage.function import json as json_values
 from mfimage.runtime.records import formats
 from mfimage.runtime.records.streams import Place, input_file, is_stream, output_file
 
-_BOM = b"\xef\xbb\xbf"
 _LINE_OF_ONE = re.compile(r" at line \d+(?= column)")
 
 # A record as JSON bytes, or the reason why it has no JSON form.
@@ -76,7 +76,7 @@ class RecordSource:
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         try:
             for number, line in enumerate(self._file, 1):
-                text = line.removeprefix(_BOM) if number == 1 else line
+                text = line.removeprefix(BOM_UTF8) if number == 1 else line
                 if text and not text.isspace():
                     yield number, text
         except OSError as error:

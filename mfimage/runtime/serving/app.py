@@ -19,8 +19,11 @@ from mfimage.runtime.serving.service import LOADING, Receive, Service
 _CLIENT_LEFT = 499
 _PROBLEM = (b"content-type", MEDIA_TYPE.encode())
 _CLOSE = (b"connection", b"close")
+_VARY = (b"vary", b"origin")
+_EXPOSED = (b"access-control-expose-headers", b"x-request-id, retry-after")
 # Characters that need no escape in a header or in JSON.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+_UNREAD = request_members("", "")
 _NO_METHODS: Mapping[str, ASGIApp] = {}
 
 log = logging.getLogger("mfimage.serving")
@@ -40,10 +43,13 @@ class App:
         self._access = access
         self._ids = map(f"{os.urandom(4).hex()}-{{:x}}".format, itertools.count())
         self._paths: dict[str, dict[str, ASGIApp]] = {}
+        self._origins = {origin.encode() for origin in service.settings.cors_origins}
         for route in routes:
-            methods = self._paths.setdefault(route.path, {})
-            for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
-                methods.setdefault(method, self._endpoint(route, method))
+            # A proxy may strip the prefix or not.
+            for path in {route.path, service.settings.root_path + route.path}:
+                methods = self._paths.setdefault(path, {})
+                for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+                    methods.setdefault(method, self._endpoint(route, method))
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Respond to one HTTP request."""
@@ -51,15 +57,37 @@ class App:
         endpoint = methods.get(scope["method"]) or self._unknown(scope, methods)
         return endpoint(scope, receive, send)
 
+    def refuse(self, problem: Problem, started: float) -> Response:
+        """Count and log what is refused before it has a route; return the response."""
+        request_id = next(self._ids)
+        meter = self.service.metrics.meters["other"]
+        meter.begin()
+        seconds = time.monotonic() - started
+        meter.end(problem.status, seconds)
+        if self._access is not None:
+            self._access.write(_UNREAD, request_id, problem.status, seconds)
+        reply = self._problem(problem, request_id)
+        reply.headers = [*reply.headers, (b"x-request-id", request_id.encode())]
+        return reply
+
     def _unknown(self, scope: Scope, methods: Iterable[str]) -> ASGIApp:
         """Return an endpoint for a path without a route, or for a method that its routes lack."""
+        allowed = ", ".join(methods).encode()
         if methods:
-            allow = (b"allow", ", ".join(methods).encode())
-            problem = Problem(405, f"{scope['method']} is not answered here", headers=[allow])
+            detail = f"{scope['method']} is not answered here"
+            problem = Problem(405, detail, headers=[(b"allow", allowed)])
         else:
             problem = Problem(404, "no such path; /docs lists what there is")
 
-        async def handler(service: Service, request: HttpRequest) -> BaseException:
+        async def handler(service: Service, request: HttpRequest) -> Response | BaseException:
+            preflight = methods and request.headers.get(b"access-control-request-method")
+            if preflight and self._origins and scope["method"] == "OPTIONS":
+                names = request.headers.get(b"access-control-request-headers", b"*")
+                return Response(b"", [
+                    (b"access-control-allow-methods", allowed),
+                    (b"access-control-allow-headers", names),
+                    (b"access-control-max-age", b"600"),
+                ])  # fmt: skip
             return problem
 
         route = Route(name="unknown", path=scope["path"], handler=handler)
@@ -104,6 +132,8 @@ class App:
                 ]
                 if service.draining:
                     head.append(_CLOSE)
+                if self._origins:
+                    head += self._cors(headers.get(b"origin", b""))
                 start = {"type": "http.response.start", "status": reply.status, "headers": head}
                 await send(start)
                 await send({"type": "http.response.body", "body": body if with_body else b""})
@@ -116,6 +146,12 @@ class App:
                         access.write(members, request_id, status, seconds)
 
         return endpoint
+
+    def _cors(self, origin: bytes) -> list[Header]:
+        allowed = b"*" if b"*" in self._origins else origin
+        if allowed not in self._origins:
+            return [_VARY]
+        return [_VARY, (b"access-control-allow-origin", allowed), _EXPOSED]
 
     def _problem(self, error: BaseException, request_id: str) -> Response:
         problem = problem_of(error)

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from codecs import BOM_UTF8
+from collections.abc import Sequence
 
 from mfimage.errors import Fault, InputError, OutputError
 from mfimage.runtime.calls.queue import Disconnected, Outcome
 from mfimage.runtime.serving.content import MediaCodec
 from mfimage.runtime.serving.problems import Problem, problem_of
+from mfimage.runtime.serving.route import REFUSED, HttpRequest
 
 _DECODE = json.JSONDecoder().raw_decode
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
-async def read_body(
-    headers: Mapping[bytes, bytes], receive: Callable[[], Awaitable[Any]], limit: int
-) -> bytes:
+async def read_body(request: HttpRequest, limit: int) -> bytes:
     """Return the whole request body; raise ``Disconnected``, or a 413 as soon as it is known."""
-    if int(headers.get(b"content-length", 0)) > limit:
+    if int(request.headers.get(b"content-length", 0)) > limit:
         raise _too_large(limit)
+    receive, scope = request.receive, request.scope
     parts: list[bytes] = []
     size, more = 0, True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Disconnected
+        if REFUSED in scope:
+            raise scope.pop(REFUSED)
         body: bytes = message.get("body", b"")
         size += len(body)
         if size > limit:
@@ -50,7 +52,7 @@ def split_list(body: bytes) -> list[bytes]:
     a record means the same alone and in a list.
     """
     try:
-        text = body.decode()
+        text = body.removeprefix(BOM_UTF8).decode()
         at = _skip_space(text, 0)
         if text[at : at + 1] == "[":
             return _items(text, at + 1)

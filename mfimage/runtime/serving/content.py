@@ -33,18 +33,15 @@ _DATA = "data"
 _DEFINITIONS = "$defs"
 
 # ``curl -d`` sends the type of a form, and clients do not send forms to a function.
-_JSON_TYPES = re.compile(
-    r"application/(json|[\w.+-]+\+json|x-www-form-urlencoded)\s*"
-    r"(;\s*charset=\"?(utf-?8|us-ascii)\"?\s*)?",
-    re.IGNORECASE | re.ASCII,
-)
+_JSON_TYPES = re.compile(r"application/(json|[\w.+-]+\+json|x-www-form-urlencoded)", re.ASCII)
 # Up to the next comma, or semicolon, outside quotes.
 _ELEMENT = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 _PART = re.compile(r'(?:[^;"]|"(?:[^"\\]|\\.)*"?)+')
 _NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _RANGE = re.compile(rf"{_NAME}/{_NAME}")
 _WEIGHT = re.compile(r"\s*[qQ]\s*=\s*(.*?)\s*")
-_WEIGHTS = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?", re.ASCII)
+# With any number of digits, and none before the point: older JDKs send `q=.2`.
+_WEIGHTS = re.compile(r"0(\.\d*)?|\.\d+|1(\.0*)?", re.ASCII)
 
 # Clients send few combinations of headers, and short ones; hostile ones are not cached.
 _CACHED = 64
@@ -252,7 +249,7 @@ class Negotiation:
         essence = kind.partition(";")[0].strip().lower()
         if essence != JSON and essence in self._codecs:
             return essence
-        if _JSON_TYPES.fullmatch(kind) or (self._assume_json and not kind):
+        if _JSON_TYPES.fullmatch(essence) or (self._assume_json and not kind):
             return JSON
         got = kind or "a request without Content-Type"
         expected = self._shown.replace(JSON, f"{JSON} in UTF-8")
@@ -304,6 +301,7 @@ def media_ranges(accept: str) -> Iterator[tuple[str, float]]:
     """Yield the valid media ranges of an ``Accept`` header, with their weights."""
     for element in _ELEMENT.findall(accept):
         media, *parameters = (part.strip() for part in _PART.findall(element) or [""])
+        media = "*/*" if media == "*" else media  # as older JDKs and curl scripts have it
         weight = next((match[1] for match in map(_WEIGHT.fullmatch, parameters) if match), "1")
         if _RANGE.fullmatch(media) and _WEIGHTS.fullmatch(weight):
             yield media.lower(), float(weight)

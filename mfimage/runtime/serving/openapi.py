@@ -17,10 +17,14 @@ _COMPONENTS = "#/components/schemas/"
 _DEFINITIONS = "#/$defs/"
 
 
-def render(spec: FunctionSpec, codecs: Mapping[str, MediaCodec], routes: Sequence[Route]) -> bytes:
-    """Return the document as JSON."""
-    text = json.dumps(document(spec, codecs, routes), ensure_ascii=False, separators=(",", ":"))
-    return text.encode()
+def render(
+    spec: FunctionSpec, codecs: Mapping[str, MediaCodec], routes: Sequence[Route], server: str = ""
+) -> bytes:
+    """Return the document as JSON; ``server`` is the URL below which its paths are."""
+    made = document(spec, codecs, routes)
+    if server:
+        made["servers"] = [{"url": server}]
+    return json.dumps(made, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def document(

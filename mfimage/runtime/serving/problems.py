@@ -19,9 +19,11 @@ TITLES = {
     404: "Not Found",
     405: "Method Not Allowed",
     406: "Not Acceptable",
+    408: "Request Timeout",
     413: "Content Too Large",
     415: "Unsupported Media Type",
     422: "Unprocessable Content",
+    431: "Request Header Fields Too Large",
     500: "Internal Server Error",
     503: "Service Unavailable",
     504: "Gateway Timeout",
@@ -106,3 +108,9 @@ def problem_of(error: BaseException) -> Problem:
 def unavailable(detail: str) -> Problem:
     """Return a 503 that asks the client to try again."""
     return Problem(503, detail, headers=[(b"retry-after", b"1")])
+
+
+def late(seconds: float) -> Problem:
+    """Return a 408 for a request of which a part is missing."""
+    detail = f"the request did not arrive within {seconds:g} s (MFIMAGE_TIMEOUT)"
+    return Problem(408, detail, headers=[(b"connection", b"close")])

@@ -15,6 +15,8 @@ Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+# In a scope: the problem for which the rest of the request is not read.
+REFUSED = "mfimage.refused"
 JSON_HEADERS: Sequence[Header] = ((b"content-type", JSON.encode()),)
 
 
@@ -28,12 +30,6 @@ class HttpRequest:
     id: str
     started: float  # of time.monotonic()
     routes: Sequence[Route]
-
-    @property
-    def root(self) -> str:
-        """The path below which the app is mounted."""
-        root: str = self.scope.get("root_path", "")
-        return root.rstrip("/")
 
 
 @dataclass(eq=False, slots=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.calls.coroutines import CoroutineDispatcher
@@ -22,13 +22,15 @@ from mfimage.runtime.calls.queue import (
 from mfimage.runtime.calls.threads import DEFAULT_THREADS, ThreadDispatcher, ThreadOptions
 from mfimage.runtime.serving.content import MediaTypes
 from mfimage.runtime.serving.metrics import Metrics
-from mfimage.runtime.serving.problems import STOPPING, unavailable
+from mfimage.runtime.serving.problems import STOPPING, late, unavailable
 from mfimage.runtime.settings import Settings
 
 if TYPE_CHECKING:
     from mfimage.runtime.loading.loader import LiveFunction
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+_Body = TypeVar("_Body")
 
 LOADING = "the function is still loading"
 _TICK = 0.05
@@ -38,6 +40,9 @@ _WATCH_AFTER = 0.1
 
 class InFlight:
     """Submits calls to the dispatcher and waits for them, at most ``timeout`` seconds; 0: for ever.
+
+    A request whose body has not arrived counts, too, and has as long: without a timeout, the
+    default one.
 
     One timer serves all of them: a timer and a task for each request would cost more than all
     else that is done here.
@@ -50,12 +55,32 @@ class InFlight:
         self._dispatcher = dispatcher
         self._timeout = timeout
         self._tick = max(0.001, min(_TICK, timeout / 10)) if timeout else _TICK
+        self._patience = timeout or Settings.timeout
         self._calls: dict[Call, None] = {}
+        self.arriving: dict[asyncio.Task[Any], float] = {}
+        self._ended: dict[asyncio.Task[Any], BaseException] = {}
         self._ticking = False
         self._submit = dispatcher.submit
 
     def __len__(self) -> int:
-        return len(self._calls)
+        return len(self._calls) + len(self.arriving)
+
+    async def arrive(self, started: float, body: Coroutine[Any, Any, _Body]) -> _Body:
+        """Return the body of a request that came at ``started``; raise what ended it."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.arriving[task] = started
+        if not self._ticking:
+            self._tick_later()
+        try:
+            return await body
+        except asyncio.CancelledError:
+            error = self._ended.pop(task, None)
+            if error is None:
+                raise
+        finally:
+            del self.arriving[task]
+        raise error
 
     async def run(
         self, payload: bytes, receive: Receive, started: float, converter: Converter | None = None
@@ -94,18 +119,23 @@ class InFlight:
         return outcomes
 
     def stop(self) -> None:
-        """End every call that still runs or waits with ``Stopping``."""
+        """End every call that still runs or waits, and every body, with ``Stopping``."""
         for call in self._calls:
             self._end(call, Stopping())
+        for task in self.arriving:
+            self._end_arrival(task, Stopping())
 
     def _start(self, payload: bytes, started: float, converter: Converter | None = None) -> Call:
         call = Call(payload, self._loop.create_future(), started, converter)
         self._calls[call] = None
         if not self._ticking:
-            self._ticking = True
-            self._loop.call_later(self._tick, self._check)
+            self._tick_later()
         self._submit(call)
         return call
+
+    def _tick_later(self) -> None:
+        self._ticking = True
+        self._loop.call_later(self._tick, self._check)
 
     def _forget(self, call: Call) -> None:
         del self._calls[call]
@@ -119,6 +149,11 @@ class InFlight:
             call.future.set_result(outcome)
             self._dispatcher.abandon(call)
 
+    def _end_arrival(self, task: asyncio.Task[Any], error: BaseException) -> None:
+        if task not in self._ended:
+            self._ended[task] = error
+            task.cancel()
+
     def _check(self) -> None:
         now = time.monotonic()
         for call in self._calls:
@@ -127,7 +162,10 @@ class InFlight:
                 self._end(call, Expired(self._timeout))
             elif age >= _WATCH_AFTER and call.receive is not None and call.watcher is None:
                 call.watcher = self._loop.create_task(self._watch(call, call.receive))
-        self._ticking = bool(self._calls)
+        for task, started in self.arriving.items():
+            if now - started >= self._patience:
+                self._end_arrival(task, late(self._patience))
+        self._ticking = bool(self._calls or self.arriving)
         if self._ticking:
             self._loop.call_later(self._tick, self._check)
 

@@ -176,7 +176,14 @@ def supervise(folder: Path, settings: Settings) -> int:
         )
     logs.configure(settings.log_level)
     read_spec(folder)
-    counts = Path(tempfile.mkdtemp(prefix="mfimage-metrics-"))
+    try:
+        counts = Path(tempfile.mkdtemp(prefix="mfimage-metrics-"))
+    except OSError as error:
+        raise OptionError(
+            f"MFIMAGE_WORKERS: {settings.workers} processes count requests in files, and "
+            f"{os.environ.get('TMPDIR', '/tmp')} cannot be written: {error.strerror}",  # noqa: S108
+            hint="mount a tmpfs or an emptyDir at /tmp, or set MFIMAGE_WORKERS=1",
+        ) from None
     os.environ[MULTIPROCESS_VARIABLE] = str(counts)
     import prometheus_client  # noqa: F401  (once for all workers; it reads the variable)
 

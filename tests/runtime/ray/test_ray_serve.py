@@ -77,7 +77,7 @@ def answers(folder: Path, root: str, *asked: tuple[str, str, Any]) -> list[httpx
 @pytest.mark.parametrize("root", ["", "/predict", "/models/a"])
 def test_the_prefix_is_where_the_function_is(folder: Path, root: str) -> None:
     at = root or "/predict"
-    one, many, batch, bad, wrong, document, docs, *nowhere = answers(
+    one, many, batch, bad, wrong, document, docs, script, *nowhere = answers(
         folder,
         root,
         ("POST", at, {"n": -1}),
@@ -87,6 +87,7 @@ def test_the_prefix_is_where_the_function_is(folder: Path, root: str) -> None:
         ("GET", f"{at}/batch", None),
         ("GET", f"{root}/openapi.json", None),
         ("GET", f"{root}/docs", None),
+        ("GET", f"{root}/docs/swagger-ui-bundle.js", None),
         ("POST", f"{at}/predict", {"n": -1}),
         ("GET", f"{root}/metrics", None),
         ("GET", f"{at}/batch/x", None),
@@ -98,7 +99,8 @@ def test_the_prefix_is_where_the_function_is(folder: Path, root: str) -> None:
     assert (bad.status_code, bad.headers["content-type"]) == (422, "application/problem+json")
     assert wrong.status_code == 405
     assert [*document.json()["paths"]] == [at, f"{at}/batch"]
-    assert f"{root}/openapi.json" in docs.text
+    assert "url: 'openapi.json'" in docs.text  # from {root}/docs on
+    assert script.headers["content-type"] == "text/javascript"
     assert [each.status_code for each in nowhere] == [404, 404, 404]
 
 

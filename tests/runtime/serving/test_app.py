@@ -3,10 +3,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import sys
 import threading
 import time
 from typing import Any, TypedDict
+from urllib.parse import urljoin
 
 import httpx
 import pytest
@@ -190,7 +192,106 @@ def test_the_pages() -> None:
             head = await it.client.head("/readyz")
             assert (head.status_code, head.content) == (200, b"")
             assert "swagger" in (await it.client.get("/docs")).text
+            assert "redoc" in (await it.client.get("/redoc")).text
             assert "mfimage_requests_total" in (await it.client.get("/metrics")).text
+
+    asyncio.run(run())
+
+
+def test_head_is_answered_wherever_get_is() -> None:
+    async def run() -> None:
+        async with served(fn_of("greet")) as it:
+            paths = [route.path for route in it.app._routes if route.method == "GET"]
+            assert {"/", "/metrics", "/docs", "/openapi.json"} <= set(paths)
+            for path in paths:
+                got, head = await it.client.get(path), await it.client.head(path)
+                assert (head.status_code, head.content) == (got.status_code, b"")
+                assert head.headers["content-type"] == got.headers["content-type"]
+
+    asyncio.run(run())
+
+
+def test_the_pages_need_no_internet_and_find_their_files_behind_a_prefix() -> None:
+    async def run() -> None:
+        async with served(fn_of("greet")) as it:
+            for page in ("/docs", "/redoc"):
+                text = (await it.client.get(page)).text
+                assert "//" not in text.replace("// ", "").replace("//docs", "")
+                found = re.findall(r"""(?:src|href|spec-url)="([^"#]+)"|url: '([^']+)'""", text)
+                links = {one or other for one, other in found}
+                assert "openapi.json" in links
+                assert len(links) >= 3
+                for link in links:
+                    assert urljoin(f"http://h/models/iris{page}", link).startswith(
+                        "http://h/models/iris/"
+                    )
+                    response = await it.client.get(urljoin(f"http://test{page}", link))
+                    assert (response.status_code, len(response.content) > 500) == (200, True)
+
+    asyncio.run(run())
+
+
+def test_the_document_has_the_prefix_under_which_it_is_published() -> None:
+    async def run() -> None:
+        async with served(fn_of("greet"), root_path="/models/iris") as it:
+            for headers, prefix in (
+                ({}, "/models/iris"),
+                ({"X-Forwarded-Prefix": "/by/proxy/"}, "/by/proxy"),
+                ({"X-Forwarded-Prefix": "<script>"}, "/models/iris"),
+            ):
+                document = await it.client.get("/openapi.json", headers=headers)
+                assert document.json()["servers"] == [{"url": prefix}]
+            for root in ("", "/models/iris"):
+                response = await it.post(f"{root}/greet", json.dumps(GOOD))
+                assert response.json() == "hello Ada"
+                assert (await it.client.get(f"{root}/")).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_pages_of_other_origins_call_the_server_only_if_they_are_listed() -> None:
+    page = {"Origin": "https://a.example"}
+    ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-key"}
+
+    async def run() -> None:
+        async with served(fn_of("greet")) as it:
+            for response in (
+                await it.post("/greet", json.dumps(GOOD), **page),
+                await it.client.options("/greet", headers=page | ask),
+            ):
+                assert not [name for name in response.headers if "access-control" in name]
+            assert response.status_code == 405
+        async with served(fn_of("greet"), cors_origins=("https://a.example",)) as it:
+            response = await it.client.options("/greet", headers=page | ask)
+            assert response.status_code == 200
+            assert response.headers["access-control-allow-origin"] == "https://a.example"
+            assert response.headers["access-control-allow-methods"] == "POST"
+            assert response.headers["access-control-allow-headers"] == "x-key"
+            for body in (GOOD, BAD):  # the page must be able to read errors, too
+                response = await it.post("/greet", json.dumps(body), **page)
+                assert response.headers["access-control-allow-origin"] == "https://a.example"
+                assert "origin" in response.headers["vary"]
+            other = {"Origin": "https://b.example"}
+            for response in (
+                await it.post("/greet", json.dumps(GOOD), **other),
+                await it.client.options("/greet", headers=other | ask),
+            ):
+                assert "access-control-allow-origin" not in response.headers
+            assert it.requests()["other", "200"] == 2
+        async with served(fn_of("greet"), cors_origins=("*",)) as it:
+            response = await it.post("/greet", json.dumps(GOOD), **page)
+            assert response.headers["access-control-allow-origin"] == "*"
+
+    asyncio.run(run())
+
+
+def test_a_byte_order_mark_is_ignored() -> None:
+    async def run() -> None:
+        async with served(fn_of("greet")) as it:
+            body = json.dumps(GOOD).encode("utf-8-sig")
+            assert (await it.post("/greet", body)).json() == "hello Ada"
+            body = json.dumps([GOOD]).encode("utf-8-sig")
+            assert (await it.post("/greet/batch", body)).json() == [{"result": "hello Ada"}]
 
     asyncio.run(run())
 

@@ -12,6 +12,7 @@ from mfimage.errors import InputError
 from mfimage.runtime.calls.queue import Disconnected
 from mfimage.runtime.serving.body import read_body, split_list
 from mfimage.runtime.serving.problems import Problem
+from mfimage.runtime.serving.route import HttpRequest
 
 SPACE = st.text(" \t\n\r", max_size=2)
 VALUES = st.recursive(
@@ -30,6 +31,10 @@ def test_items_of_a_list_come_apart_as_they_were_written(
     assert split_list(text.encode()) == [item.encode() for item in written]
 
 
+def test_a_list_with_a_byte_order_mark_is_read() -> None:
+    assert split_list("\ufeff [1, 2]".encode()) == [b"1", b"2"]
+
+
 @given(st.binary(max_size=30) | st.text('[]{},":0aN \\', max_size=12).map(str.encode))
 def test_any_bytes_are_split_or_refused(body: bytes) -> None:
     try:
@@ -37,7 +42,8 @@ def test_any_bytes_are_split_or_refused(body: bytes) -> None:
     except InputError:
         return
     # As text: NaN is not equal to itself.
-    assert json.dumps([json.loads(item) for item in items]) == json.dumps(json.loads(body))
+    whole = json.loads(body.decode("utf-8-sig"))
+    assert json.dumps([json.loads(item) for item in items]) == json.dumps(whole)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +68,8 @@ def read(messages: list[dict[str, Any]], limit: int, **headers: bytes) -> bytes:
     async def receive() -> dict[str, Any]:
         return messages.pop(0)
 
-    return asyncio.run(
-        read_body({k.replace("_", "-").encode(): v for k, v in headers.items()}, receive, limit)
-    )
+    given = {k.replace("_", "-").encode(): v for k, v in headers.items()}
+    return asyncio.run(read_body(HttpRequest({}, receive, given, "1", 0.0, ()), limit))
 
 
 def chunk(body: bytes, *, more: bool) -> dict[str, Any]:

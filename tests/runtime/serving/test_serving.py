@@ -218,6 +218,43 @@ def test_what_outlasts_the_grace_period_gets_an_answer_too(nap: Path) -> None:
     assert server.messages("error")[0]["message"] == "ended with 1 requests unanswered"
 
 
+@pytest.mark.parametrize("sent", [b"", b"content-length: 9\r\n\r\n1", b"content-length: 9\r\n\r\n"])
+def test_sigterm_with_a_client_that_stalls_ends_with_0(nap: Path, sent: bytes) -> None:
+    """Its request has not arrived: nothing that was admitted is lost."""
+    with running(nap, MFIMAGE_GRACE="0.5") as server:
+        server.until_ready()
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\n" + sent)
+            time.sleep(0.2)
+            server.signal()
+            assert server.wait(10) == 0
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 503" if sent else b"")
+    assert not server.messages("error")
+
+
+def memory(server: Server) -> int:
+    """Return the resident memory in MiB."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) // 1024
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_bodies_that_do_not_arrive_take_bounded_memory_for_a_bounded_time(nap: Path) -> None:
+    """15 MiB of each of 30 uploads stood in memory, and for ever."""
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 16777216\r\n\r\n"
+    with running(nap, MFIMAGE_MAX_WAITING="4", MFIMAGE_TIMEOUT="6") as server:
+        server.until_ready()
+        before = memory(server)
+        with many(server.port, 30) as clients:
+            for client in clients:
+                client.sendall(head + b" " * 15 * 1024**2)
+            assert memory(server) - before < 4 * 16 * 1.3
+            begin = time.monotonic()
+            assert server.get("/healthz").status_code == 200
+            assert time.monotonic() - begin < 1
+            until(lambda: memory(server) - before < 16)
+
+
 def test_a_second_signal_forces(nap: Path) -> None:
     with running(nap) as server:
         server.until_ready()

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from mfimage.errors import OptionError
+from mfimage.runtime.serving.supervisor import supervise
+from mfimage.runtime.settings import Settings
 from tests.runtime.packages import make_folder
 from tests.runtime.servers import Server, running, until
 from tests.runtime.serving.test_serving import NAP, Background, Client
@@ -173,3 +176,54 @@ def test_as_the_first_process(tmp_path: Path, workers: int) -> None:
 def children(pid: int) -> list[int]:
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(word) for word in text.split()]
+
+
+PID_1 = """
+import ctypes, os, subprocess, sys, time
+from pathlib import Path
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: as PID 1, it gets orphans
+from mfimage.runtime.__main__ import _leave_pid_1
+_leave_pid_1()
+for _ in range(20):
+    subprocess.run("true & exit 3", shell=True)
+done = subprocess.run("exit 3", shell=True)
+def zombies():
+    states = [p.read_text().rpartition(")")[2].split() for p in Path("/proc").glob("[0-9]*/stat")]
+    return [s for s in states if s[0] == "Z" and s[1] == str(os.getppid())]
+until = time.monotonic() + 20
+while zombies() and time.monotonic() < until:
+    time.sleep(0.05)
+print(done.returncode, len(zombies()), flush=True)
+if sys.argv[1:]:
+    time.sleep(60)
+sys.exit(7)
+"""
+
+
+def test_pid_1_reaps_orphans_with_one_worker_too() -> None:
+    """80 calls that left a helper behind filled the container's process limit with zombies."""
+    done = subprocess.run(
+        [sys.executable, "-c", PID_1], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.returncode) == ("3 0\n", 7), done.stderr
+
+
+def test_pid_1_passes_signals_on() -> None:
+    process = subprocess.Popen([sys.executable, "-c", PID_1, "wait"], stdout=subprocess.PIPE)
+    assert process.stdout
+    with process.stdout as lines:
+        assert lines.readline() == b"3 0\n"
+        process.terminate()
+        assert process.wait(20) == 128 + signal.SIGTERM
+
+
+def test_where_no_file_can_be_written_the_error_says_what_to_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(OptionError, match="/tmp cannot be written") as caught:
+        supervise(make_folder(tmp_path / "fn", WHO), Settings(workers=2))
+    assert "emptyDir at /tmp" in str(caught.value.hint)

@@ -1,19 +1,50 @@
-"""The routes of the documentation: the OpenAPI document, and FastAPI's pages that show it."""
+"""The routes of the documentation: the OpenAPI document, and pages that show it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.serving import openapi
-from mfimage.runtime.serving.route import Expectation, Handler, HttpRequest, Response, Route
+from mfimage.runtime.serving.problems import Problem
+from mfimage.runtime.serving.route import (
+    JSON_HEADERS,
+    Expectation,
+    Handler,
+    HttpRequest,
+    Response,
+    Route,
+)  # fmt: skip
 from mfimage.runtime.serving.service import Service
+from mfimage.runtime.settings import path_prefix
 
-_DOCUMENT, _DOCS, _REDOC = "/openapi.json", "/docs", "/redoc"
-_REDIRECT = f"{_DOCS}/oauth2-redirect"
+_DOCUMENT, _DOCS = "/openapi.json", "/docs"
+_FORWARDED = b"x-forwarded-prefix"
+# Of the distribution fastapi-offline, which is not imported: media types by name.
+_ASSETS = {
+    "swagger-ui-bundle.js": b"text/javascript",
+    "swagger-ui.css": b"text/css",
+    "redoc.standalone.js": b"text/javascript",
+    "favicon.png": b"image/png",
+}
+# Relative links lead to the same server behind any path prefix.
+_PAGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    _DOCS: ("swagger_ui", {
+        "swagger_js_url": "docs/swagger-ui-bundle.js",
+        "swagger_css_url": "docs/swagger-ui.css",
+        "swagger_favicon_url": "docs/favicon.png",
+    }),
+    "/redoc": ("redoc", {
+        "redoc_js_url": "docs/redoc.standalone.js",
+        "redoc_favicon_url": "docs/favicon.png",
+        "with_google_fonts": False,
+    }),
+}  # fmt: skip
 
 
 def routes(spec: FunctionSpec) -> tuple[Route, ...]:
@@ -26,47 +57,60 @@ def routes(spec: FunctionSpec) -> tuple[Route, ...]:
             below=_DOCUMENT,
             expectations=(Expectation(name="openapi", verify=_verify_openapi),),
         ),
-        Route(name="docs", path=_DOCS, handler=_page(_swagger), below=_DOCS),
-        Route(name="redirect", path=_REDIRECT, handler=_page(_redirect), below=_REDIRECT),
-        Route(name="redoc", path=_REDOC, handler=_page(_redoc), below=_REDOC),
+        *(
+            Route(name=path[1:], path=path, handler=_page(kind, options), below=path)
+            for path, (kind, options) in _PAGES.items()
+        ),
+        *(
+            Route(name=name, path=path, handler=_asset(name, kind), below=path)
+            for name, kind in _ASSETS.items()
+            for path in [f"{_DOCS}/{name}"]
+        ),
     )
 
 
 async def _openapi(service: Service, request: HttpRequest) -> Response:
     assert service.media_types is not None
     codecs = service.media_types.codecs
-    render = partial(openapi.render, service.spec, codecs, request.routes)
-    return Response(await service.loop.run_in_executor(None, render))
+    try:
+        prefix = path_prefix(request.headers.get(_FORWARDED, b"").decode("latin-1"))
+    except ValueError:
+        prefix = ""
+    server = prefix or service.settings.root_path
+    render = partial(openapi.render, service.spec, codecs, request.routes, server)
+    headers = [*JSON_HEADERS, (b"vary", _FORWARDED)]
+    return Response(await service.loop.run_in_executor(None, render), headers)
 
 
-def _page(render: Callable[[FunctionSpec, str], Any]) -> Handler:
+def _page(kind: str, options: Mapping[str, Any]) -> Handler:
+    def render(spec: FunctionSpec) -> bytes:
+        from fastapi.openapi import docs
+
+        page = getattr(docs, f"get_{kind}_html")
+        return bytes(page(openapi_url=_DOCUMENT[1:], title=spec.name, **options).body)
+
     async def handler(service: Service, request: HttpRequest) -> Response:
         # In a thread: importing FastAPI takes half a second.
-        page = await service.loop.run_in_executor(None, render, service.spec, request.root)
-        return Response(page.body, [(b"content-type", b"text/html; charset=utf-8")])
+        page = await service.loop.run_in_executor(None, render, service.spec)
+        return Response(page, [(b"content-type", b"text/html; charset=utf-8")])
 
     return handler
 
 
-def _swagger(spec: FunctionSpec, root: str) -> Any:
-    from fastapi.openapi.docs import get_swagger_ui_html
+def _asset(name: str, kind: bytes) -> Handler:
+    def read() -> bytes | None:
+        found = find_spec("fastapi_offline")
+        if found is None or found.origin is None:
+            return None
+        return Path(found.origin).with_name("static").joinpath(name).read_bytes()
 
-    return get_swagger_ui_html(
-        openapi_url=root + _DOCUMENT, title=f"{spec.name} - Swagger UI",
-        oauth2_redirect_url=root + _REDIRECT,
-    )  # fmt: skip
+    async def handler(service: Service, request: HttpRequest) -> Response | Problem:
+        content = await service.loop.run_in_executor(None, read)
+        if content is None:
+            return Problem(404, "fastapi-offline, which has this file, is not installed here")
+        return Response(content, [(b"content-type", kind), (b"cache-control", b"max-age=86400")])
 
-
-def _redirect(spec: FunctionSpec, root: str) -> Any:
-    from fastapi.openapi.docs import get_swagger_ui_oauth2_redirect_html
-
-    return get_swagger_ui_oauth2_redirect_html()
-
-
-def _redoc(spec: FunctionSpec, root: str) -> Any:
-    from fastapi.openapi.docs import get_redoc_html
-
-    return get_redoc_html(openapi_url=root + _DOCUMENT, title=f"{spec.name} - ReDoc")
+    return handler
 
 
 # What `mfimage test` verifies

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.calls.queue import Outcome
 from mfimage.runtime.serving.body import encode_outcomes, join_outcomes, read_body, split_list
-from mfimage.runtime.serving.content import JSON
+from mfimage.runtime.serving.content import JSON, MediaCodec
 from mfimage.runtime.serving.problems import MEDIA_TYPE, problem_of
 from mfimage.runtime.serving.route import (
     Described,
@@ -27,6 +27,7 @@ _LARGE = 64 * 1024
 
 _PROBLEMS = {
     406: "`Accept` asks for none of the media types of the response.",
+    408: "The body did not arrive within `MFIMAGE_TIMEOUT`.",
     413: "The body is larger than `MFIMAGE_MAX_BODY`.",
     415: "The body's media type is none of those of the request.",
     422: "The body is not what its media type says, or does not fit; `errors` says where.",
@@ -86,8 +87,8 @@ def routes(spec: FunctionSpec) -> tuple[Route, ...]:
 async def _record(service: Service, request: HttpRequest) -> Response | BaseException:
     assert service.media_types is not None
     negotiated = service.media_types.record.negotiate(request.headers)
-    body = await read_body(request.headers, request.receive, service.settings.max_body)
     calls = service.admit()
+    body = await calls.arrive(request.started, read_body(request, service.settings.max_body))
     outcome = await calls.run(body, request.receive, request.started, negotiated.converter)
     if isinstance(outcome, bytes):
         return Response(outcome, negotiated.headers)
@@ -97,15 +98,8 @@ async def _record(service: Service, request: HttpRequest) -> Response | BaseExce
 async def _batch(service: Service, request: HttpRequest) -> Response:
     assert service.media_types is not None
     negotiated = service.media_types.batch.negotiate(request.headers)
-    body = await read_body(request.headers, request.receive, service.settings.max_body)
     calls = service.admit()
-    if negotiated.reader is not None:
-        assert negotiated.reader.many is not None
-        body = await service.loop.run_in_executor(None, negotiated.reader.many.loads, body)
-    if len(body) > _LARGE:
-        payloads = await service.loop.run_in_executor(None, split_list, body)
-    else:
-        payloads = split_list(body)
+    payloads = await calls.arrive(request.started, _read_list(service, request, negotiated.reader))
     outcomes: Sequence[Outcome] = await calls.run_many(
         payloads, request.receive, request.started, at_once=service.settings.max_batch
     )
@@ -116,6 +110,18 @@ async def _batch(service: Service, request: HttpRequest) -> Response:
         outcomes, body = await encoding
     _log_failed_items(service.spec.name, outcomes, request.id)
     return Response(body, negotiated.headers)
+
+
+async def _read_list(
+    service: Service, request: HttpRequest, codec: MediaCodec | None
+) -> list[bytes]:
+    body = await read_body(request, service.settings.max_body)
+    if codec is not None:
+        assert codec.many is not None
+        body = await service.loop.run_in_executor(None, codec.many.loads, body)
+    if len(body) > _LARGE:
+        return await service.loop.run_in_executor(None, split_list, body)
+    return split_list(body)
 
 
 def _log_failed_items(name: str, outcomes: Sequence[Outcome], request_id: str) -> None:

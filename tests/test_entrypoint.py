@@ -1,0 +1,134 @@
+"""``mfimage call`` and ``mfimage serve``: an image's entrypoint on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mfimage.capture.lock.platform import Platform
+from mfimage.capture.lock.pylock import LockedPackage, WheelFile, read_lock, write_pylock
+from mfimage.package.store import Package
+from mfimage.run import run_entrypoint
+from tests.backends.process_support import PYTHON, Packages, until
+
+pytest_plugins = ["tests.backends.process_fixtures"]
+MFIMAGE = str(Path(sys.executable).with_name("mfimage"))
+WHERE = """
+@json_function
+def predict(data: int) -> list[str]:
+    from importlib.util import find_spec
+    return [sys.prefix, str(find_spec("stranger") is not None), str(find_spec("click") is None)]
+"""
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+def stranger() -> bytes:
+    """Return a wheel of a distribution that is not installed here."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as wheel:
+        wheel.writestr("stranger.py", "")
+        info = "stranger-1.0.dist-info"
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
+        tag = "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        wheel.writestr(f"{info}/WHEEL", tag)
+        wheel.writestr(f"{info}/RECORD", "".join(f"{n},,\n" for n in wheel.namelist()))
+    return buffer.getvalue()
+
+
+def foreign(packages: Packages) -> Package:
+    """Write a function whose lock this interpreter does not satisfy."""
+    known = packages.environment()
+    name, blob = "stranger-1.0-py3-none-any.whl", packages.store.put_bytes(stranger())
+    file = WheelFile(name=name, sha256=blob.hex)
+    locked = [
+        *read_lock(packages.store.read_blob(known.lock)),
+        LockedPackage(name="stranger", version="1.0", files=(file,)),
+    ]
+    lock = write_pylock(locked, Platform(name=known.platform, python=PYTHON))
+    environment = dataclasses.replace(
+        known, lock=packages.store.put_bytes(lock), wheels={**known.wheels, name: blob}
+    )
+    return packages.write(WHERE, environment=environment)
+
+
+@pytest.mark.slow
+def test_a_function_that_needs_another_environment_is_called_there(
+    process_packages: Packages, temporary: Path
+) -> None:
+    """It ran with what was installed here, and failed or gave another result."""
+    package = foreign(process_packages)
+    done = subprocess.run(
+        [MFIMAGE, "call", package.reference], input=b"1", capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"/environments/" in done.stdout
+    assert done.stdout.endswith(b',"True","True"]\n')
+    assert done.stderr == (
+        b"predict runs in its own environment: stranger 1.0 is locked, and not installed here\n"
+    )
+    until(lambda: not list(temporary.iterdir()))
+
+
+def test_a_server_in_another_environment_has_the_lock_of_its_image(
+    process_packages: Packages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    become: dict[str, Any] = {}
+    monkeypatch.setattr("mfimage.image.plan.lock.target_lock", lambda *_: b"the image's")
+    monkeypatch.setattr(
+        "mfimage.backends.process.environments.environment_python",
+        lambda package, lock: become.update(lock=lock) or Path("/env/bin/python"),
+    )
+
+    def execve(path: Path, arguments: list[str], environment: dict[str, str]) -> None:
+        become.update(arguments=arguments, environment=environment)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.setenv("MFIMAGE_FUNCTION", "restored after the test")
+    notes: list[str] = []
+    with pytest.raises(SystemExit):
+        run_entrypoint(foreign(process_packages).reference, ["serve"], notes.append)
+    assert become["lock"] == b"the image's"
+    assert become["arguments"][0] == "/env/bin/python"
+    assert become["arguments"][-1] == "serve"
+    assert become["environment"]["PATH"].startswith("/env/bin:")
+    assert notes == [
+        "predict runs in its own environment: stranger 1.0 is locked, and not installed here"
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_server_leaves_no_unpacked_package_however_it_ends(
+    process_packages: Packages, temporary: Path, number: int
+) -> None:
+    """It ended without Python's help, and the model stayed in /tmp."""
+    source = WHERE + "\ntime.sleep(60)\n"  # still loading: the process ends by os._exit
+    package = process_packages.write(source)
+    process = subprocess.Popen(
+        [MFIMAGE, "serve", package.reference, "--port", "0"], stdout=subprocess.PIPE
+    )
+    assert process.stdout
+    with process.stdout as lines:
+        assert b"listening" in lines.readline()
+        (folder,) = temporary.glob("mfimage-*")
+        assert (folder / "function.json").is_file()
+        process.send_signal(number)
+        assert process.wait(20) == (0 if number == signal.SIGTERM else -number)
+    until(lambda: not list(temporary.iterdir()))
