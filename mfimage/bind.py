@@ -12,6 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mfimage.capture.code._reading import defined_names
 from mfimage.capture.code.archive import CapturedCode, archive, capture_code, staged
 from mfimage.capture.code.code_package import packaged_commit
 from mfimage.capture.code.imports import Code
@@ -28,7 +29,7 @@ from mfimage.capture.task.artifacts import (
     parameter_schema,
 )
 from mfimage.capture.task.pathspec import find_task
-from mfimage.capture.task.pickles import StoredBytes
+from mfimage.capture.task.pickles import StoredBytes, named_globals
 from mfimage.capture.task.roots import default_root
 from mfimage.capture.task.running import is_running, running_task
 from mfimage.capture.task.task import TaskInfo, describe_task
@@ -144,7 +145,7 @@ def bind(
         kind=function.kind,
         batch=function.signature.batch,
         entrypoint=code.entrypoint,
-        script=code.module_of(script) if script else None,
+        script=_script(info, code, stored),
         description=inspect.cleandoc(function.__doc__ or ""),
         task=info.pathspec,
         parameter_schema=parameter_schema(function, needs, artifacts, values),
@@ -160,6 +161,35 @@ def bind(
 
         spec = replace(spec, examples=record_examples(spec, options.examples, store))
     return store.write(spec)
+
+
+def _script(info: TaskInfo, code: CapturedCode, artifacts: Mapping[str, StoredBytes]) -> str | None:
+    """Return the module that pickles call ``__main__``; it must define what they name."""
+    name = info.metadata.get("script-name", "")
+    found = code.scripts(name, info.flow)
+    named = [
+        (artifact, each)
+        for artifact, stored in artifacts.items()
+        for module, each in sorted(named_globals(artifact, stored))
+        if module == "__main__"
+    ]
+    script = found[0] if len(found) == 1 else None
+    names = defined_names(code.files[script].read_bytes()) if script and named else set()
+    for artifact, each in named:
+        top = each.partition(".")[0]
+        if {top, "*"} & names:
+            continue
+        message = f"artifact {artifact!r} names __main__.{each} of {name or 'a notebook'}, "
+        if script:
+            message += f"and importing {script} does not define it"
+        elif found:
+            message += f"and {' and '.join(found)} both define {info.flow}"
+        else:
+            message += f"which is not included with {code.module}"
+        file = (code.root or Path.cwd()) / f"{top.lower()}.py"
+        hint = f"move {top} to a file of its own, such as {file}, import it, and run the flow again"
+        raise CaptureError(message, hint=f"rename one of them, or {hint}" if found[1:] else hint)
+    return script and script.removesuffix(".py").replace("/", ".")
 
 
 def _schemas(function: DecoratedFunction) -> dict[str, Any]:

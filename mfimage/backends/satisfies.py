@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+from collections.abc import Sequence
 
 from packaging.version import InvalidVersion, Version
 
@@ -11,14 +12,17 @@ from mfimage.capture.lock.pylock import read_lock
 from mfimage.package.store import Package
 
 
-def difference(package: Package) -> str | None:
-    """Return why this interpreter, which may have more, does not satisfy a lock; or None."""
+def difference(package: Package, path: Sequence[str] | None = None) -> str | None:
+    """Return why this interpreter, which may have more, does not satisfy a lock; or None.
+
+    ``path`` is where distributions are searched, by default ``sys.path``.
+    """
     spec = package.spec.environment
     here = "{}.{}".format(*sys.version_info)
     if spec.python_minor != here:
         return f"this is Python {here}, and the lock is for {spec.python_minor}"
     for locked in read_lock(package.read(spec.lock)):
-        found = _installed(locked.name)
+        found = _installed(locked.name, sys.path if path is None else path)
         if found is None:
             return f"{locked.name} {locked.version} is locked, and not installed here"
         if not _equal(found, locked.version):
@@ -26,11 +30,9 @@ def difference(package: Package) -> str | None:
     return None
 
 
-def _installed(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _installed(name: str, path: Sequence[str]) -> str | None:
+    found = importlib.metadata.distributions(name=name, path=list(path))
+    return next((each.version for each in found), None)
 
 
 def _equal(found: str, locked: str) -> bool:

@@ -37,8 +37,10 @@ _ASK = (
 _ASK_SECONDS = 20
 
 
-def worker_launch(package: Package, *, timeout: float | None, start_timeout: float) -> WorkerLaunch:
-    """Return how to start a worker; the environment is made if it does not exist."""
+def worker_launch(
+    package: Package, *, python: Path | None = None, timeout: float | None, start_timeout: float
+) -> WorkerLaunch:
+    """Return how to start a worker, with ``python`` or in its environment, made if need be."""
     config = {
         "spec": package.spec.to_json().decode(),
         "reference": package.reference,
@@ -48,7 +50,7 @@ def worker_launch(package: Package, *, timeout: float | None, start_timeout: flo
     }
     return WorkerLaunch(
         name=package.spec.name,
-        python=environment_python(package),
+        python=python or environment_python(package),
         runtime=runtime_folder(),
         start=json.dumps(config).encode(),
         timeout=timeout,

@@ -1,57 +1,98 @@
-"""Importing a package's code, isolated from other functions in the same process.
+"""Importing a package's code under its own names.
 
-In a process that runs one function (an image, a worker), its code folder is on ``sys.path``. In a
-caller's process the same module name may already be taken, by the source that was bound or another
-version of it. There, a package's modules are imported below ``_mfimage_<digest>``, and import
-statements inside them search there first.
+Code finds itself by name (``pkgutil``, ``importlib.resources``, pickles, ``multiprocessing``), so
+its modules are imported as what they are, from its folder on ``sys.path``. In a process that runs
+one function (an image, a worker), nothing else has their names. In a caller's process the source
+that was bound may have them, or another version of it: then the code is not loaded there.
 """
 
 from __future__ import annotations
 
-import builtins
 import importlib
-import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 import threading
 import types
-from collections.abc import Mapping, Sequence
+from collections import Counter
 from pathlib import Path
-from typing import Any
+
+from mfimage.errors import MfimageError
 
 _LOCK = threading.RLock()
+# Folders of code that functions in a caller's process use, and how many.
+_USERS: Counter[Path] = Counter()
+# The stub of a function captured by value: nothing refers to it, and every such package has one.
+_STUB = "_bound_function"
+# Nothing that runs imports these, and most projects have them.
+_UNUSED = {_STUB, "conftest", "setup", "test", "tests"}
+
+
+class NameTaken(MfimageError):
+    """A module of the code is another one in this process."""
 
 
 class CodeSpace:
-    """The modules of one code folder.
+    """The modules of one code folder, importable until ``release``.
 
-    Equal keys, as digests of the code, share modules. ``dedicated``: this process runs only this
-    code. ``main`` is the module that pickles call ``__main__``.
+    ``dedicated``: this process runs only this code. Otherwise, ``NameTaken`` if importing it here
+    would give other modules, or give other code these. ``key`` is a digest of the code. ``main`` is
+    the module that pickles call ``__main__``.
     """
 
     def __init__(self, folder: Path, *, key: str, dedicated: bool, main: str | None) -> None:
-        self._prefix = "" if dedicated else f"_mfimage_{key}."
-        self._names = _top_level(folder)
-        self._main = main
-        if dedicated:
+        self._folder, self._key, self._main = folder, key, main
+        self._names = frozenset[str]() if dedicated else _top_level(folder)
+        self._released = dedicated
+        with _LOCK:
+            for name in sorted(self._names):
+                _check_free(name, folder)
+            if not dedicated:
+                _USERS[folder] += 1
             if str(folder) not in sys.path:
                 sys.path.insert(0, str(folder))
-        else:
-            _register(self._prefix[:-1], folder, self._names)
-
-    def owns(self, name: str) -> bool:
-        """Tell whether a module's name, in an import or a pickle, is one of this code's."""
-        return name.partition(".")[0] in self._names or (name == "__main__" and bool(self._main))
 
     def import_module(self, name: str) -> types.ModuleType:
         """Import a module by its name in the project, or any other module."""
-        if name == "__main__" and self._main:
-            name = self._main
-        return importlib.import_module(f"{self._prefix}{name}" if self.owns(name) else name)
+        if name != _STUB:
+            return importlib.import_module(name)
+        alias = f"{_STUB}_{self._key}"
+        with _LOCK:
+            if alias not in sys.modules:
+                spec = importlib.util.spec_from_file_location(alias, self._folder / f"{_STUB}.py")
+                assert spec is not None
+                assert spec.loader is not None
+                module = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(module)
+                sys.modules[alias] = module
+        return sys.modules[alias]
 
-    def public(self, name: str | None) -> str | None:
-        """Return the name of a module in the project."""
-        return name.removeprefix(self._prefix) if name else name
+    def find_class(self, module: str, name: str) -> tuple[str, str]:
+        """Return where to find what a pickle names; ``AttributeError`` if that cannot be here."""
+        if module == "__main__" and self._main is None:
+            raise AttributeError(f"{name} was defined in a script that the package does not have")
+        return (self._main if module == "__main__" and self._main else module), name
+
+    def release(self) -> None:
+        """Forget the modules, once no other function uses them: their names are free again."""
+        with _LOCK:
+            if self._released:
+                return
+            self._released = True
+            _USERS[self._folder] -= 1
+            if not _USERS[self._folder]:
+                _forget(self._folder)
+
+
+def _forget(folder: Path) -> None:
+    del _USERS[folder]
+    if str(folder) in sys.path:
+        sys.path.remove(str(folder))
+    for name, module in list(sys.modules.items()):
+        own = getattr(module, "__dict__", {})
+        place = own.get("__file__") or next(iter(own.get("__path__") or ()), None)
+        if str(place).startswith(f"{folder}/"):
+            del sys.modules[name]
 
 
 def _top_level(folder: Path) -> frozenset[str]:
@@ -62,7 +103,7 @@ def _top_level(folder: Path) -> frozenset[str]:
             names.add(entry.name.partition(".")[0])
         elif (entry / "__init__.py").is_file() or _is_namespace(entry):
             names.add(entry.name)
-    return frozenset(names)
+    return frozenset(names - _UNUSED)
 
 
 def _is_namespace(folder: Path) -> bool:
@@ -78,63 +119,48 @@ def _is_namespace(folder: Path) -> bool:
     return found is None or found.origin is None
 
 
-def _register(name: str, folder: Path, names: frozenset[str]) -> None:
-    with _LOCK:
-        if name in sys.modules:
-            return
-        package = types.ModuleType(name, "The code of one function package.")
-        package.__path__ = [str(folder)]
-        _FINDER.spaces[name] = _private_builtins(name, names)
-        if _FINDER not in sys.meta_path:
-            sys.meta_path.insert(0, _FINDER)
-        sys.modules[name] = package
+def _check_free(name: str, folder: Path) -> None:
+    """Raise ``NameTaken`` if a name is another module in this process, or would be later.
+
+    What ``sys.path`` or the code of another function has is as good if its files are the same.
+    """
+    module = sys.modules.get(name)
+    spec = importlib.util.find_spec(name) if module is None else module.__spec__
+    if module is None and spec is None:
+        return
+    home = _home(spec)
+    if home == folder or (
+        home and (module is None or home in _USERS) and _is_same(name, folder, home)
+    ):
+        return
+    here = "is already imported here" if module else "is another module here"
+    raise NameTaken(f"{name} {here}, from {getattr(spec, 'origin', None) or home or 'no file'}")
 
 
-def _private_builtins(prefix: str, names: frozenset[str]) -> dict[str, Any]:
-    """Return builtins whose ``import`` finds the package's modules first."""
-    original_import = builtins.__import__
-
-    def private_import(
-        name: str,
-        globals: Mapping[str, object] | None = None,
-        locals: Mapping[str, object] | None = None,
-        fromlist: Sequence[str] | None = (),
-        level: int = 0,
-    ) -> types.ModuleType:
-        top = name.partition(".")[0]
-        if level or top not in names:
-            return original_import(name, globals, locals, fromlist or (), level)
-        module = original_import(f"{prefix}.{name}", globals, locals, fromlist or (), 0)
-        return module if fromlist else sys.modules[f"{prefix}.{top}"]
-
-    return {**vars(builtins), "__import__": private_import}
+def _home(found: types.ModuleType | importlib.machinery.ModuleSpec | None) -> Path | None:
+    """Return the folder from which a module is imported; None when it is built in."""
+    spec = getattr(found, "__spec__", found)
+    places = getattr(spec, "submodule_search_locations", None)
+    file = spec.origin if spec and spec.has_location else next(iter(places or ()), None)
+    if spec is None or file is None:
+        return None
+    path = Path(file).parent if spec.has_location and places is not None else Path(file)
+    return path.parents[spec.name.count(".")]
 
 
-class _PrivateLoader(importlib.machinery.SourceFileLoader):
-    def __init__(self, fullname: str, path: str, private: dict[str, Any]) -> None:
-        super().__init__(fullname, path)
-        self._private = private
+def _is_same(name: str, folder: Path, other: Path) -> bool:
+    """Return whether two folders have the same module or package of a name."""
 
-    def exec_module(self, module: types.ModuleType) -> None:
-        module.__dict__["__builtins__"] = self._private
-        super().exec_module(module)
+    def modules(root: Path) -> set[Path]:
+        found = [*root.glob(f"{name}.*"), *(root / name).rglob("*.py")]
+        return {path.relative_to(root) for path in found if path.suffix in (".py", ".so")}
 
-
-class _Finder(importlib.abc.MetaPathFinder):
-    def __init__(self) -> None:
-        self.spaces: dict[str, dict[str, Any]] = {}
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        private = self.spaces.get(fullname.partition(".")[0])
-        if private is None or path is None:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
-            assert spec.origin is not None
-            spec.loader = _PrivateLoader(fullname, spec.origin, private)
-        return spec
-
-
-_FINDER = _Finder()
+    data = {path.relative_to(folder) for path in (folder / name).rglob("*") if path.is_file()}
+    data = {path for path in data if path.parent.name != "__pycache__"}
+    try:
+        return modules(folder) == modules(other) and all(
+            (folder / path).read_bytes() == (other / path).read_bytes()
+            for path in modules(folder) | data
+        )
+    except OSError:
+        return False
