@@ -145,7 +145,8 @@ def bind(
         kind=function.kind,
         batch=function.signature.batch,
         entrypoint=code.entrypoint,
-        script=_script(info, code, stored),
+        # Of all artifacts, it may never read those.
+        script=_script(info, code, {} if needs.names is None else stored),
         description=inspect.cleandoc(function.__doc__ or ""),
         task=info.pathspec,
         parameter_schema=parameter_schema(function, needs, artifacts, values),

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import site
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mfimage.backends.base import Backend
 from mfimage.backends.ray.options import RayOptions, check_names
-from mfimage.backends.satisfies import difference
+from mfimage.backends.satisfies import difference, isolated_python
 from mfimage.errors import LockError, OptionError
 from mfimage.package.store import Package
 from mfimage.runtime.loading.modules import NameTaken
@@ -47,9 +44,7 @@ def open_backend(
             local = LocalBackend(package)
         except NameTaken as taken:
             chosen, reason = PROCESS, str(taken)
-            # Where the function could run but for that, nothing need be installed for it.
-            if sys.executable and not difference(package, site.getsitepackages()):
-                python = Path(sys.executable)
+            python = isolated_python(package)
     if (package.reference, chosen) not in _logged:
         _logged.add((package.reference, chosen))
         text = "%s runs %s (backend %r): %s"

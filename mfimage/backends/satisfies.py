@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import site
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 
@@ -28,6 +30,14 @@ def difference(package: Package, path: Sequence[str] | None = None) -> str | Non
         if not _equal(found, locked.version):
             return f"{locked.name} {locked.version} is locked, and {found} is installed here"
     return None
+
+
+def isolated_python(package: Package) -> Path | None:
+    """Return this interpreter if it satisfies a lock, and has mfimage, also without this path."""
+    sites = site.getsitepackages()
+    if not sys.executable or difference(package, sites) or not _installed("mfimage", sites):
+        return None
+    return Path(sys.executable)
 
 
 def _installed(name: str, path: Sequence[str]) -> str | None:

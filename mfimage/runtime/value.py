@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import pickle
 import sys
@@ -28,6 +29,19 @@ def load_value(path: Path, *, python: str, builtins: Any) -> Any:
     space = vars(builtins) if isinstance(builtins, types.ModuleType) else builtins
     with path.open("rb") as file:
         return _Unpickler(file, path, space).load()
+
+
+def cached(function: Any, maxsize: int | None, typed: bool) -> Any:
+    """Return what ``functools.lru_cache`` made of a function, empty."""
+    return functools.lru_cache(maxsize, typed)(function)
+
+
+def dispatched(registry: Mapping[type, Any]) -> Any:
+    """Return what ``functools.singledispatch`` made of functions."""
+    function = functools.singledispatch(registry[object])
+    for kind, each in registry.items():
+        function.register(kind, each)
+    return function
 
 
 class _Unpickler(pickle.Unpickler):

@@ -30,7 +30,7 @@ class ProcessOptions:
     workers: int = 1
     timeout: float | None = None  # seconds that one record may take; then its worker is replaced
     start_timeout: float = 300.0  # seconds until the function must be imported
-    python: Path | None = None  # an interpreter that satisfies the lock; else one is made
+    python: Path | None = None  # one that has mfimage and satisfies the lock; else it is made
 
     def __post_init__(self) -> None:
         if self.workers < 1:

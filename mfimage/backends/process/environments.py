@@ -40,7 +40,7 @@ _ASK_SECONDS = 20
 def worker_launch(
     package: Package, *, python: Path | None = None, timeout: float | None, start_timeout: float
 ) -> WorkerLaunch:
-    """Return how to start a worker, with ``python`` or in its environment, made if need be."""
+    """Return how to start a worker: with ``python``, which has mfimage, or in its environment."""
     config = {
         "spec": package.spec.to_json().decode(),
         "reference": package.reference,
@@ -51,7 +51,7 @@ def worker_launch(
     return WorkerLaunch(
         name=package.spec.name,
         python=python or environment_python(package),
-        runtime=runtime_folder(),
+        runtime=None if python else runtime_folder(),
         start=json.dumps(config).encode(),
         timeout=timeout,
         start_timeout=start_timeout,
