@@ -110,8 +110,10 @@ def bind(
     needs = needs_of(function, options.artifacts, values)
     info = describe_task(_task(task, options, needs))
     chosen = needs.choose(info)
-    script = info.metadata.get("script-name", "")
-    code = capture_code(function, locate(function), script=script)
+    script_name = info.metadata.get("script-name", "")
+    code = capture_code(function, locate(function), script=script_name)
+    scripts = code.scripts(script_name, info.flow)
+    script = scripts[0].removesuffix(".py").replace("/", ".") if len(scripts) == 1 else None
     archived = archive(code)
     # Nothing was written up to here. ``function.json`` is written last: an interrupted bind leaves
     # no package that looks complete.
@@ -131,6 +133,7 @@ def bind(
                 functions=[code.entrypoint.rpartition(":")[2]],
                 artifacts=stored,
                 needed=function.needed_modules,
+                script=script,
             ),
             project=code.root or Path.cwd(),
             declared=Path(options.environment) if options.environment else None,
@@ -140,13 +143,14 @@ def bind(
             meanwhile=schemas,
         )
         environment = describe_environment(request)
+    if needs.names is not None:  # of all artifacts, it may never read those
+        _check_main(info, code, scripts, stored)
     spec = FunctionSpec(
         name=name,
         kind=function.kind,
         batch=function.signature.batch,
         entrypoint=code.entrypoint,
-        # Of all artifacts, it may never read those.
-        script=_script(info, code, {} if needs.names is None else stored),
+        script=script,
         description=inspect.cleandoc(function.__doc__ or ""),
         task=info.pathspec,
         parameter_schema=parameter_schema(function, needs, artifacts, values),
@@ -164,33 +168,33 @@ def bind(
     return store.write(spec)
 
 
-def _script(info: TaskInfo, code: CapturedCode, artifacts: Mapping[str, StoredBytes]) -> str | None:
-    """Return the module that pickles call ``__main__``; it must define what they name."""
-    name = info.metadata.get("script-name", "")
-    found = code.scripts(name, info.flow)
+def _check_main(
+    info: TaskInfo, code: CapturedCode, scripts: list[str], artifacts: Mapping[str, StoredBytes]
+) -> None:
+    """Check that the flow's script defines what pickles name of ``__main__``."""
     named = [
-        (artifact, each)
+        (artifact, name)
         for artifact, stored in artifacts.items()
-        for module, each in sorted(named_globals(artifact, stored))
+        for module, name in sorted(named_globals(artifact, stored))
         if module == "__main__"
     ]
-    script = found[0] if len(found) == 1 else None
-    names = defined_names(code.files[script].read_bytes()) if script and named else set()
-    for artifact, each in named:
-        top = each.partition(".")[0]
-        if {top, "*"} & names:
+    known = defined_names(code.files[scripts[0]].read_bytes()) if len(scripts) == 1 else set()
+    for artifact, name in named:
+        top = name.partition(".")[0]
+        if {top, "*"} & known:
             continue
-        message = f"artifact {artifact!r} names __main__.{each} of {name or 'a notebook'}, "
-        if script:
-            message += f"and importing {script} does not define it"
-        elif found:
-            message += f"and {' and '.join(found)} both define {info.flow}"
-        else:
-            message += f"which is not included with {code.module}"
         file = (code.root or Path.cwd()) / f"{top.lower()}.py"
         hint = f"move {top} to a file of its own, such as {file}, import it, and run the flow again"
-        raise CaptureError(message, hint=f"rename one of them, or {hint}" if found[1:] else hint)
-    return script and script.removesuffix(".py").replace("/", ".")
+        if len(scripts) > 1:
+            reason = f"{' and '.join(scripts)} both define {info.flow}"
+            hint = f"rename one of them, or {hint}"
+        elif scripts:
+            reason = f"importing {scripts[0]} does not define it"
+        else:
+            reason = f"that file is not included with {code.module}"
+        script = info.metadata.get("script-name") or "a notebook"
+        message = f"artifact {artifact!r} names __main__.{name} of {script}, and {reason}"
+        raise CaptureError(message, hint=hint)
 
 
 def _schemas(function: DecoratedFunction) -> dict[str, Any]:

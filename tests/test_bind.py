@@ -291,9 +291,15 @@ def scale(data: float, params: FunctionParameters) -> float:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "artifact 'scaler' names __main__.Scaler of train.py, which is not included with "),
+        (
+            {},
+            "names __main__.Scaler of train.py, and that file is not included with scales_",
+        ),
         ({"train.py": "class IrisFlow: pass"}, "and importing train.py does not define it"),
-        ({"train.py": "class OtherFlow:\n    class Scaler: pass"}, "which is not included with "),
+        (
+            {"train.py": "class OtherFlow:\n    class Scaler: pass"},
+            "and that file is not included with ",
+        ),
         (
             {"a/train.py": "class IrisFlow: pass", "b/train.py": "class IrisFlow: x = 1"},
             "and a/train.py and b/train.py both define IrisFlow",

@@ -27,11 +27,6 @@ class StoredBytes:
     open: Callable[[], BinaryIO]  # for reading, from the start, at every call
 
 
-def named_modules(name: str, artifact: StoredBytes) -> set[str]:
-    """Return the modules that unpickling an artifact would import."""
-    return {module for module, _ in named_globals(name, artifact)}
-
-
 @functools.lru_cache(maxsize=128)  # large ones take long to read
 def named_globals(name: str, artifact: StoredBytes) -> frozenset[tuple[str, str]]:
     """Return the (module, qualified name) pairs that unpickling an artifact would look up."""
