@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mfimage.capture.code._reading import defined_names
-from mfimage.capture.code.archive import CapturedCode, archive, capture_code, staged
+from mfimage.capture.code.archive import CapturedCode, archive, capture_code
 from mfimage.capture.code.code_package import packaged_commit
 from mfimage.capture.code.imports import Code
 from mfimage.capture.code.interpreter import IMPORTING
@@ -35,6 +35,7 @@ from mfimage.capture.task.running import is_running, running_task
 from mfimage.capture.task.task import TaskInfo, describe_task
 from mfimage.errors import CaptureError, OptionError, TaskError
 from mfimage.function.decorator import DecoratedFunction
+from mfimage.package.archive import extracted
 from mfimage.package.spec import NAME, EnvironmentSpec, FunctionSpec, Lineage
 from mfimage.package.store import PackageStore
 
@@ -120,7 +121,7 @@ def bind(
     store = PackageStore(options.root or default_root(info.store.kind, info.store.root))
     artifacts = copy_artifacts(info, chosen, store)
     schemas = cache(partial(_schemas, function))
-    with staged(archived) as folder:
+    with extracted(archived, where="the captured code") as folder:
         stored = {
             name: StoredBytes(encoding=ref.encoding, open=partial(store.open_blob, ref))
             for name, ref in artifacts.items()

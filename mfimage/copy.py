@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader, FileIO
@@ -118,7 +118,10 @@ class _Copy:
             started = [future for future in moving if not future.cancelled()]
             if not wait(started, timeout=_GRACE).not_done:
                 pool.shutdown()
-        _raise_first(moving)
+        faults = [each.exception() for each in moving if each.done() and not each.cancelled()]
+        # A transfer that was stopped is not the cause.
+        for fault in sorted(filter(None, faults), key=lambda fault: isinstance(fault, _Stopped)):
+            raise fault
 
     def _move(self, ref: BlobRef) -> None:
         with _named(self._labels[ref.digest]):
@@ -157,14 +160,6 @@ class _Watched(FileIO):
         count = super().readinto(buffer)
         self._on_read(self.tell())
         return count or 0
-
-
-def _raise_first(futures: list[Future[None]]) -> None:
-    faults = [f.exception() for f in futures if f.done() and not f.cancelled()]
-    failed = [fault for fault in faults if fault is not None]
-    # A transfer that was stopped is not the cause.
-    for fault in sorted(failed, key=lambda fault: isinstance(fault, _Stopped)):
-        raise fault
 
 
 @contextmanager

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from packaging.utils import canonicalize_name
-from packaging.version import InvalidVersion, Version
-
+from mfimage.backends.satisfies import equal_versions, installed_version
 from mfimage.capture.lock.pylock import LockedPackage, read_lock
+from mfimage.package.platforms import this_platform
 from mfimage.package.spec import EnvironmentSpec
 from mfimage.package.store import open_package
-
-_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
-_NOT_RECORDED = "not recorded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +30,7 @@ class DistributionReport:
     @property
     def is_here(self) -> bool:
         """Whether the running interpreter has this version."""
-        try:
-            return self.here is not None and Version(self.here) == Version(self.version)
-        except InvalidVersion:
-            return self.here == self.version
+        return self.here is not None and equal_versions(self.here, self.version)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +78,8 @@ def report_environment(reference: str, *, diff: bool = False) -> EnvironmentRepo
     """Report the environment of a function package; ``diff`` compares this interpreter with it."""
     package = open_package(reference)
     spec = package.spec.environment
-    installed = _installed() if diff else {}
     locked = read_lock(package.read(spec.lock))
-    distributions = tuple(_distribution(each, spec, installed) for each in locked)
+    distributions = tuple(_distribution(each, spec, diff) for each in locked)
     return EnvironmentReport(
         function=package.spec.name,
         python=spec.python,
@@ -101,33 +92,22 @@ def report_environment(reference: str, *, diff: bool = False) -> EnvironmentRepo
     )
 
 
-def _distribution(
-    locked: LockedPackage, spec: EnvironmentSpec, installed: Mapping[str, str]
-) -> DistributionReport:
+def _distribution(locked: LockedPackage, spec: EnvironmentSpec, diff: bool) -> DistributionReport:
     index = urlsplit(locked.index or "").path.strip("/")
     return DistributionReport(
         name=locked.name,
         version=locked.version,
         origin="wheel in the package" if locked.is_local else f"index {index}".strip(),
         files=tuple(file.name for file in locked.files),
-        why=spec.reasons.get(locked.name, _NOT_RECORDED),
-        here=installed.get(locked.name),
+        why=spec.reasons.get(locked.name, "not recorded"),
+        here=installed_version(locked.name) if diff else None,
     )
-
-
-def _installed() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for each in importlib.metadata.distributions():
-        if name := each.metadata["Name"]:
-            found.setdefault(canonicalize_name(name), each.version)
-    return found
 
 
 def _differences(
     spec: EnvironmentSpec, distributions: tuple[DistributionReport, ...]
 ) -> tuple[str, ...]:
-    python, machine = platform.python_version(), platform.machine().lower()
-    running = f"{platform.system().lower()}/{_MACHINES.get(machine, machine)}"
+    python, running = platform.python_version(), this_platform()
     found = []
     if ".".join(python.split(".")[:2]) != spec.python_minor:
         found.append(f"Python {spec.python_minor} is locked; this is {python}")

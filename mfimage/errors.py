@@ -84,18 +84,10 @@ class SerializerError(MfimageError):
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One place where a value does not fit.
+    """One place where a value does not fit."""
 
-    Attributes
-    ----------
-    path : str
-        The place, such as ``data.items[3].age``.
-    message : str
-        What was expected and found, such as ``expected int, got 'x'``.
-    """
-
-    path: str
-    message: str
+    path: str  # such as ``data.items[3].age``
+    message: str  # what was expected and found, such as ``expected int, got 'x'``
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}"
@@ -212,6 +204,11 @@ class CheckError(MfimageError):
 
 class RegistryError(MfimageError):
     """A registry refused, or cannot be reached."""
+
+
+def shorten(text: str, limit: int = 80) -> str:
+    """Return text, cut to fit into a message."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -6,9 +6,9 @@ import contextlib
 import hashlib
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 # 1980-01-01, the earliest that a zip archive can hold: of every file that we write into archives.
 EPOCH = 315_532_800
@@ -32,24 +32,36 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
         fresh.replace(path)
         if durable:
-            _sync_folder(path.parent)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     finally:
         with contextlib.suppress(OSError):
             fresh.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def chunks_of(file: BinaryIO) -> Iterator[bytes]:
+def chunks_of(file: IO[bytes]) -> Iterator[bytes]:
     """Yield what a file holds from here on, at most 1 MiB at once."""
     while chunk := file.read(CHUNK):
         yield chunk
+
+
+def verified_chunks(
+    chunks: Iterable[bytes], hexdigest: str, damaged: Callable[[], Exception]
+) -> Iterator[bytes]:
+    """Yield chunks, the last one after all were verified; raise ``damaged()`` instead of it."""
+    hasher = hashlib.sha256()
+    held = b""
+    for chunk in chunks:
+        if held:
+            yield held
+        hasher.update(chunk)
+        held = chunk
+    if hasher.hexdigest() != hexdigest:
+        raise damaged()
+    yield held
 
 
 def sha256_hex(chunks: Iterable[bytes]) -> str:

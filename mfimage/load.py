@@ -179,7 +179,7 @@ class JsonFunction:
             if value is not None and value < 1:
                 raise OptionError(f"{name}: expected at least 1, got {value}")
         return self._running().map(
-            records, batch_size=batch_size, on_error=on_error, max_in_flight=max_in_flight
+            records, batch_size=batch_size, on_error=on_error, max_in_flight=max_in_flight or 0
         )
 
     def export(self, url: str | os.PathLike[str]) -> str:

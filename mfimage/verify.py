@@ -15,18 +15,18 @@ from mfimage.image.builders import open_builder
 from mfimage.image.checks.built import placed
 from mfimage.image.checks.compare import FileChange, compare_layers
 from mfimage.image.checks.config import LOCK_FILE
-from mfimage.image.find.places import find_image, machine_platform, read_member
+from mfimage.image.find.places import find_image, read_member
 from mfimage.image.plan.labels import FUNCTION_DIGEST, TARGET
 from mfimage.image.plan.options import BuildOptions
 from mfimage.image.plan.plan import make_plan
 from mfimage.image.registry.reference import Reference, parse_reference
 from mfimage.image.secrets.build import read_secrets
 from mfimage.image.targets import find_target
+from mfimage.package.platforms import machine_platform
 from mfimage.package.spec import sha256_digest
-from mfimage.package.store import Package, open_package
+from mfimage.package.store import open_package
 
 if TYPE_CHECKING:
-    from mfimage.image.builder import Builder, BuiltImage
     from mfimage.image.oci.images import StoredImage, StoredLayer
 
 Say = Callable[[str], None]
@@ -124,7 +124,11 @@ def verify(
         # As if it were pushed: no place for the image is needed.
         opened = open_builder(options, push=True, secrets=secrets, on_event=lambda _: None, say=say)
         with closing(opened) as builder:
-            built = _build_again(builder, package, options, lock, say)
+            assert options.base_image is not None
+            base = builder.base(options.base_image, platform)
+            plan = make_plan(package.spec, base=base, lock=lock, options=options)
+            say(f"building {plan.function} on {base.pinned} again, by {builder.name}")
+            built = builder.build(plan, package.store.unverified_file)
             names = [layer.name for layer in built.layers]
             with (
                 placed(builder, built) as name,
@@ -163,17 +167,6 @@ def _base(labels: Mapping[str, str]) -> Reference:
         )
     reference = parse_reference(name)
     return reference.with_digest(digest) if digest else reference
-
-
-def _build_again(
-    builder: Builder, package: Package, options: BuildOptions, lock: bytes, say: Say
-) -> BuiltImage:
-    assert options.base_image is not None
-    assert options.platform is not None
-    base = builder.base(options.base_image, options.platform)
-    plan = make_plan(package.spec, base=base, lock=lock, options=options)
-    say(f"building {plan.function} on {base.pinned} again, by {builder.name}")
-    return builder.build(plan, package.store.unverified_file)
 
 
 def _compare(

@@ -20,12 +20,7 @@ class Backend(Protocol):
         """Start a call and return its future."""
 
     def map(
-        self,
-        records: Iterable[Any],
-        *,
-        batch_size: int,
-        on_error: str,
-        max_in_flight: int | None = None,
+        self, records: Iterable[Any], *, batch_size: int, on_error: str, max_in_flight: int = 0
     ) -> Iterator[Any]:
         """Yield results in order, reading ``records`` as results are taken."""
 

@@ -46,12 +46,7 @@ class LocalBackend:
             return self._pool.submit(self._live, record)
 
     def map(
-        self,
-        records: Iterable[Any],
-        *,
-        batch_size: int,
-        on_error: str,
-        max_in_flight: int | None = None,
+        self, records: Iterable[Any], *, batch_size: int, on_error: str, max_in_flight: int = 0
     ) -> Iterator[Any]:
         """Yield results in order; ``max_in_flight`` has no effect here."""
         iterator = iter(records)

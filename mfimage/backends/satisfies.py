@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import site
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
@@ -14,7 +13,7 @@ from mfimage.capture.lock.pylock import read_lock
 from mfimage.package.store import Package
 
 
-def difference(package: Package, path: Sequence[str] | None = None) -> str | None:
+def difference(package: Package, path: list[str] | None = None) -> str | None:
     """Return why this interpreter, which may have more, does not satisfy a lock; or None.
 
     ``path`` is where distributions are searched, by default ``sys.path``.
@@ -24,29 +23,30 @@ def difference(package: Package, path: Sequence[str] | None = None) -> str | Non
     if spec.python_minor != here:
         return f"this is Python {here}, and the lock is for {spec.python_minor}"
     for locked in read_lock(package.read(spec.lock)):
-        found = _installed(locked.name, sys.path if path is None else path)
+        found = installed_version(locked.name, path)
         if found is None:
             return f"{locked.name} {locked.version} is locked, and not installed here"
-        if not _equal(found, locked.version):
+        if not equal_versions(found, locked.version):
             return f"{locked.name} {locked.version} is locked, and {found} is installed here"
     return None
 
 
 def isolated_python(package: Package) -> Path | None:
-    """Return this interpreter if it satisfies a lock, and has mfimage, also without this path."""
+    """Return this interpreter if it has mfimage and satisfies a lock without the caller's path."""
     sites = site.getsitepackages()
-    if not sys.executable or difference(package, sites) or not _installed("mfimage", sites):
-        return None
-    return Path(sys.executable)
+    has_mfimage = sys.executable and installed_version("mfimage", sites)
+    return Path(sys.executable) if has_mfimage and not difference(package, sites) else None
 
 
-def _installed(name: str, path: Sequence[str]) -> str | None:
-    found = importlib.metadata.distributions(name=name, path=list(path))
+def installed_version(name: str, path: list[str] | None = None) -> str | None:
+    """Return the version of a distribution in this interpreter; None when it has none."""
+    found = importlib.metadata.distributions(name=name, path=sys.path if path is None else path)
     return next((each.version for each in found), None)
 
 
-def _equal(found: str, locked: str) -> bool:
+def equal_versions(one: str, other: str) -> bool:
+    """Return whether two versions are the same, however they are written."""
     try:
-        return found == locked or Version(found) == Version(locked)
+        return one == other or Version(one) == Version(other)
     except InvalidVersion:
         return False

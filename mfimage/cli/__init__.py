@@ -32,20 +32,16 @@ class _Group(click.Group):
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
-            message, hint = _describe(error)
+            message, hint = f"Metaflow: {error}", None
+            if isinstance(error, MfimageError):
+                message, hint = error.message, error.hint
+            elif not type(error).__module__.startswith("metaflow"):
+                message = f"{type(error).__name__}: {error}"
+                hint = "this is a bug in mfimage; run `mfimage --debug ...` to see where"
             click.echo(f"error: {message}", err=True)
             if hint:
                 click.echo(f"hint: {hint}", err=True)
             ctx.exit(1)
-
-
-def _describe(error: Exception) -> tuple[str, str | None]:
-    if isinstance(error, MfimageError):
-        return error.message, error.hint
-    if type(error).__module__.startswith("metaflow"):
-        return f"Metaflow: {error}", None
-    hint = "this is a bug in mfimage; run `mfimage --debug ...` to see where"
-    return f"{type(error).__name__}: {error}", hint
 
 
 @click.group(

@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mfimage.cli.flags import (
-    bind_flags,
-    bind_options,
-    build_flags,
-    build_options,
-    json_flag,
-    options,
-)
+from mfimage.cli import flags
+from mfimage.cli.flags import build_options, json_flag
 from mfimage.errors import OptionError
 
 if TYPE_CHECKING:
@@ -27,7 +21,7 @@ _TASK = "FLOW[/RUN[/STEP[/TASK]]]"
 @click.command()
 @click.argument("function")
 @click.option("--task", required=True, metavar=_TASK, help="Task to bind FUNCTION to.")
-@bind_flags
+@flags.bind_flags
 def bind(function: str, task: str, **given: Any) -> None:
     """Bind a function to a finished task.
 
@@ -45,7 +39,7 @@ def _bind(function: str, task: str, given: dict[str, Any]) -> str:
         from mfimage.cli.console import note
         from mfimage.package.store import open_package
 
-        wanted = bind_options(given)
+        wanted = flags.bind_options(given)
         place = {"namespace": wanted.namespace, "code": given["code"]}
         with find_function(function, task=task, **place) as found:
             if found.package:
@@ -59,7 +53,7 @@ def _bind(function: str, task: str, given: dict[str, Any]) -> str:
     return reference
 
 
-_pipeline_flags = options(
+_pipeline_flags = flags.options(
     click.option("--push", is_flag=True, help="Push every tag; print repository@digest."),
     click.option(
         "--force", is_flag=True, help="Build even if the registry already has the same image."
@@ -85,9 +79,9 @@ _pipeline_flags = options(
 @click.command()
 @click.argument("function")
 @click.option("--task", metavar=_TASK, help="Task to bind FUNCTION to first.")
-@build_flags("build")
+@flags.build_flags("build")
 @_pipeline_flags
-@bind_flags
+@flags.bind_flags
 def build(
     function: str,
     *,
@@ -143,7 +137,7 @@ def _bound(reference: str) -> str:
 
 @click.command()
 @click.argument("reference")
-@build_flags("plan")
+@flags.build_flags("plan")
 @json_flag
 def plan(reference: str, as_json: bool, **given: Any) -> None:
     """Show what a build would make, and why.
@@ -170,7 +164,7 @@ def _show_plan(reference: str, wanted: BuildOptions, *, push: bool, as_json: boo
     "-o", "--output", "folder", required=True, type=click.Path(file_okay=False), metavar="DIR",
     help="Folder to write to: new, empty, or rendered before.",
 )  # fmt: skip
-@build_flags("render")
+@flags.build_flags("render")
 def render(reference: str, folder: str, **given: Any) -> None:
     """Write the Dockerfile and its context.
 

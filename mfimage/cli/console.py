@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mfimage.errors import shorten
 from mfimage.terminal import byte_bar, is_terminal, step_bars, text_bar
 
 if TYPE_CHECKING:
@@ -72,20 +73,15 @@ class BuildStory(_Story):
                 self._progress.remove_task(task)
             return
         if event.step not in self._tasks:
-            name = _short(event.step, 70)
+            name = shorten(" ".join(event.step.split()), 70)
             self._tasks[event.step] = self._progress.add_task(name, total=None, amount="")
         if event.total:
             amount = f"  {event.text} {event.current / 1e6:.1f} of {event.total / 1e6:.1f} MB"
             self._progress.update(self._tasks[event.step], amount=amount)
 
 
-def _short(step: str, limit: int) -> str:
-    text = " ".join(step.split())
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
-
-
 def _line(event: BuildEvent, *, verbose: bool) -> str | None:
-    step = _short(event.step, 100)
+    step = shorten(" ".join(event.step.split()), 100)
     if step.startswith("[internal]") and event.kind != "failed" and not verbose:
         return None
     if event.kind == "cached":

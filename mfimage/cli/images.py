@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mfimage.image.checks.report import Check
 
 DIFFERENT = 3  # not 1, by which every command says that it failed
+_POSITIVE = click.FloatRange(min=0)
+_TOLERANCE = "tolerance for floating-point numbers."
 
 _platform_flag = click.option(
     "--platform", metavar="OS/ARCH", help="Image of an index to use; by default this machine's."
@@ -82,29 +84,15 @@ def diff(before: str, after: str, platform: str | None, exit_code: bool, as_json
 @click.command("test")
 @click.argument("image")
 @click.option(
-    "--timeout",
-    type=click.FloatRange(min=0),
-    default=60.0,
-    show_default=True,
-    metavar="SECONDS",
+    "--timeout", type=_POSITIVE, default=60.0, show_default=True, metavar="SECONDS",
     help="Time that a container may take to become ready.",
-)
-@click.option(
-    "--rtol",
-    type=click.FloatRange(min=0),
-    metavar="NUMBER",
-    help="Relative tolerance for floating-point numbers.",
-)
-@click.option(
-    "--atol",
-    type=click.FloatRange(min=0),
-    metavar="NUMBER",
-    help="Absolute tolerance for floating-point numbers.",
-)
+)  # fmt: skip
+@click.option("--rtol", type=_POSITIVE, metavar="NUMBER", help=f"Relative {_TOLERANCE}")
+@click.option("--atol", type=_POSITIVE, metavar="NUMBER", help=f"Absolute {_TOLERANCE}")
 @json_flag
 def test(
     image: str, *, timeout: float, rtol: float | None, atol: float | None, as_json: bool
-) -> None:  # fmt: skip
+) -> None:
     """Run an image and check it.
 
     Calls it with the recorded examples and compares the results. Exits with 1 if a check fails.
@@ -174,14 +162,10 @@ def push(image: str, tags: tuple[str, ...]) -> None:
 @click.argument("reference")
 @click.argument("url")
 @click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    metavar="N",
+    "--jobs", type=click.IntRange(min=1), default=8, show_default=True, metavar="N",
     help="Blobs to copy at the same time.",
-)
-def copy(reference: str, url: str, jobs: int) -> None:  # fmt: skip
+)  # fmt: skip
+def copy(reference: str, url: str, jobs: int) -> None:
     """Copy a function package to another root.
 
     URL is a folder or the URL of one. Prints the package's reference there.
@@ -201,10 +185,8 @@ def copy(reference: str, url: str, jobs: int) -> None:  # fmt: skip
 
 
 def _exit_at_once(code: int) -> None:
-    """Exit without threads that wait for a server, for which Python would wait.
-
-    The error is printed by then, and nothing half-written looks whole.
-    """
+    """Exit without threads that wait for a server, for which Python would wait."""
+    # The error is printed by then, and nothing half-written looks whole.
     from mfimage.copy import THREADS
 
     if any(thread.name.startswith(THREADS) for thread in threading.enumerate()):

@@ -69,11 +69,8 @@ def call(
         _runtime(reference, "call", *given)
     from mfimage.run import RecordFiles, call_files
 
-    call_files(
-        _loader(reference, backend, workers, timeout),
-        RecordFiles(**files),
-        ahead=max(workers or 1, 1),
-    )
+    load = _loader(reference, backend, workers, timeout)
+    call_files(load, RecordFiles(**files), ahead=max(workers or 1, 1))
 
 
 @click.command("map")
@@ -85,10 +82,9 @@ def call(
     "--max-in-flight", type=int, metavar="N", help="Batches to send before results are back."
 )
 @click.option(
-    "--on-error",
-    type=click.Choice(["stop", "skip"]),
+    "--on-error", type=click.Choice(["stop", "skip"]),
     help="What to do when a record fails; by default stop.",
-)
+)  # fmt: skip
 @click.option("--errors", metavar="FILE", help="Skip records that fail, and write why to a file.")
 def map_(
     reference: str,
@@ -101,7 +97,7 @@ def map_(
     on_error: Literal["stop", "skip"] | None,
     errors: str | None,
     **files: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Run a function on all records of a file.
 
     Records are sent in batches, results are written in order. The output appears when it is

@@ -1,12 +1,11 @@
 """Avro schemas from JSON Schemas, and JSON values to and from the data that fastavro encodes.
 
-fastavro is optional and imported where it is used: a flow that imports a decorated function runs
-its steps where only Metaflow is installed.
-
 fastavro works by a schema of ours, ``native``: fields have their JSON names, named types are
-inlined, and a logical type of ours turns what it has read into the JSON value. What is decoded is
-validated by the function's hints, like every record; here are the guards that fastavro lacks.
-fastavro 1.9.7, 1.10.0, 1.12.0 and 1.13.1 were tried.
+inlined, and a logical type makes what it has read the JSON value. The other way, pydantic checks a
+value by a hint of ours and makes it what fastavro writes.
+
+A flow that imports a decorated function runs its steps where only Metaflow is installed: fastavro
+and pydantic are imported where they are used. fastavro 1.9.7, 1.10.0, 1.12.0 and 1.13.1 were tried.
 """
 
 from __future__ import annotations
@@ -16,15 +15,13 @@ import contextlib
 import decimal
 import functools
 import hashlib
-import importlib
 import io
 import itertools
 import json
 import re
 import uuid
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, Union
 
 from mfimage import errors
 from mfimage.errors import Fault, InputError, OutputError, SchemaError, ValueFault, join_path
@@ -32,11 +29,9 @@ from mfimage.errors import Fault, InputError, OutputError, SchemaError, ValueFau
 GIVEN = "x-avro-schema"  # a JSON Schema keyword: the Avro schema of what stands there
 _PRIMITIVES = ("null", "boolean", "int", "long", "float", "double", "bytes", "string")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_FULL_NAME = re.compile(rf"{_NAME.pattern}(\.{_NAME.pattern})*")
 _MARK = "mfimage-json"
-_DATE_OR_TIME = re.compile(r"\d\d(:|\d\d-)", re.ASCII)  # pydantic takes numbers, too
-_MAX_JSON_DEPTH, _MAX_PARTS, _MAX_BLOCK, _MAX_CODECS = 400, 10_000, 1 << 30, 64
-# fastavro's C code has no limit for the depth of recursive values.
+_MAX_PARTS, _MAX_BLOCK, _MAX_CODECS = 10_000, 1 << 30, 64
+# fastavro's C code does not limit the depth of recursive values.
 _RECURSIVE = "contains itself, and recursive values can end the process in fastavro"
 
 
@@ -47,19 +42,10 @@ def _fastavro() -> Any:
     except ImportError:
         hint = "pip install 'mfimage[avro]'"
         raise errors.SerializerError("avro: fastavro is not installed here", hint=hint) from None
-    for kind in ("int", "long", "bytes", "fixed", "record"):
-        fastavro.read.LOGICAL_READERS[f"{kind}-{_MARK}"] = _read_native
-        if kind != "record":
-            fastavro.write.LOGICAL_WRITERS[f"{kind}-{_MARK}"] = _write_text
+    for kind in ("int", "long", "string", "bytes", "fixed", "record"):
+        mark = f"{kind}-{_MARK}"
+        fastavro.read.LOGICAL_READERS[mark] = lambda raw, native, *_: native["read"](raw)
     return fastavro
-
-
-def _read_native(raw: Any, native: Any, _: Any = None) -> Any:
-    return native["read"](raw)
-
-
-def _write_text(value: Any, native: Any) -> Any:
-    return native["write"](value) if isinstance(value, str) else value
 
 
 # JSON Schema, as pydantic makes it -> Avro schema
@@ -71,8 +57,7 @@ _FORMATS: dict[str, Any] = {
     "uuid": {"type": "string", "logicalType": "uuid"},
     "base64": "bytes",
 }
-_PLAIN = {"null": "null", "boolean": "boolean", "integer": "long", "number": "double",
-          "string": "string"}  # fmt: skip
+_PLAIN = {"null": "null", "boolean": "boolean", "integer": "long", "number": "double"}
 _CONSTANTS = {type(None): "null", bool: "boolean", int: "long", float: "double"}
 _HINT = "give schema= (for results, output_schema=) to @avro_function"
 
@@ -86,29 +71,23 @@ def avro_schema(json_schema: Mapping[str, Any], *, name: str, root: str = "") ->
 
     ``name`` is for a record without a title, and paths in errors start with ``root``.
     """
+    made = _Deriver(json_schema).derive(json_schema, root, json_schema.get("title", name))
     try:
-        derive = _Deriver(json_schema).derive
-        made = derive(json_schema, root, str(json_schema.get("title", name)))
-        _Compiler(made)
-    except RecursionError:
-        raise _no_schema(root, "it is nested too deeply") from None
+        Codec(made)
     except SchemaError as error:
-        if error.hint is None:
-            raise _no_schema(root, error.message.removeprefix("Avro ")) from None
-        raise
+        raise _no_schema(root, error.message.removeprefix("Avro ")) from None
     return made
 
 
-def _no_schema(path: str, reason: str) -> SchemaError:
-    return SchemaError(f"{path or 'the value'}: no Avro schema: {reason}", hint=_HINT)
+def _no_schema(path: str, reason: str, hint: str = _HINT) -> SchemaError:
+    return SchemaError(f"{path or 'the value'}: no Avro schema: {reason}", hint=hint)
 
 
 class _Deriver:
     def __init__(self, json_schema: Mapping[str, Any]) -> None:
         self._defs = json_schema.get("$defs", {})
-        self._types: dict[str, Any] = {}
-        self._open: set[str] = set()
-        text = json.dumps(json_schema) if json_schema else ""
+        self._types: dict[str, Any] = {}  # of the definitions; None while one is derived
+        text = json.dumps(json_schema)
         given = re.findall(r'"name": "([\w.]+)"', text) if GIVEN in text else ()
         self._taken = {*_PRIMITIVES, *given}
 
@@ -119,36 +98,43 @@ class _Deriver:
             return plain[GIVEN]
         if "$ref" in plain:
             return self._referred(plain["$ref"].removeprefix("#/$defs/"), path)
-        kind = plain.get("type")
-        choices = plain.get("anyOf", plain.get("oneOf"))
+        kind, choices = (
+            plain.get("type"),
+            plain.get("anyOf", plain.get("oneOf", plain.get("allOf"))),
+        )
         if isinstance(kind, list):
             choices = [{**plain, "type": each} for each in kind]
-        if choices is not None:
+        if choices is not None and not ("allOf" in plain and len(choices) > 1):
             return _union([self.derive(each, path, name) for each in choices], path)
-        if len(plain.get("allOf", ())) == 1:
-            return self.derive(plain["allOf"][0], path, name)
         if "const" in plain or "enum" in plain:
             return self._enum(plain.get("enum", [plain.get("const")]), path, name)
         if kind == "object":
             return self._object(plain, path, name)
         if kind == "array":
-            return self._array(plain, path, name)
+            parts = list(plain.get("prefixItems", ()))
+            if plain.get("items", not parts) is not False and len(parts) != plain.get("maxItems"):
+                parts.append(plain.get("items", True))
+            made = [self.derive(each, f"{path}[]", f"{name}_item") for each in parts]
+            if not made or all(each == "null" for each in made):
+                raise _no_schema(path, "it is a list of nothing")
+            return {"type": "array", "items": _union(made, f"{path}[]")}
+        if kind == "string":
+            return _FORMATS.get(plain.get("format", ""), kind)
         if kind not in _PLAIN:
             raise _no_schema(path, "it allows any value")
-        return _FORMATS.get(plain.get("format", ""), kind) if kind == "string" else _PLAIN[kind]
+        return _PLAIN[kind]
 
     def _referred(self, key: str, path: str) -> Any:
-        if key in self._types:
-            return _by_name(self._types[key])
-        if key not in self._defs or key in self._open:
-            no = f"there is no definition {key!r}"
-            raise _no_schema(path, f"{key} {_RECURSIVE}" if key in self._open else no)
-        plain = self._defs[key]
-        self._open.add(key)
-        title = str(plain.get("title", key)) if isinstance(plain, Mapping) else key
-        self._types[key] = made = self.derive(plain, path, title)
-        self._open.discard(key)
-        return made
+        if key not in self._defs:
+            raise _no_schema(path, f"there is no definition {key!r}")
+        if key not in self._types:
+            plain, self._types[key] = self._defs[key], None
+            title = plain.get("title", key) if isinstance(plain, Mapping) else key
+            self._types[key] = made = self.derive(plain, path, title)
+            return made
+        if self._types[key] is None:
+            raise _no_schema(path, f"{key} {_RECURSIVE}")
+        return _by_name(self._types[key])
 
     def _object(self, plain: Mapping[str, Any], path: str, name: str) -> Any:
         values, patterns = plain.get("additionalProperties"), plain.get("patternProperties", {})
@@ -173,25 +159,15 @@ class _Deriver:
             fields.append(field | ({"type": kind} if required else _optional(kind, member, where)))
         return {"type": "record", "name": name, **doc, "fields": fields}
 
-    def _array(self, plain: Mapping[str, Any], path: str, name: str) -> Any:
-        parts = list(plain.get("prefixItems", ()))
-        if plain.get("items", not parts) is not False and len(parts) != plain.get("maxItems"):
-            parts.append(plain.get("items", True))
-        made = [self.derive(each, f"{path}[]", f"{name}_item") for each in parts]
-        if not made or set(map(str, made)) == {"null"}:
-            raise _no_schema(path, "it is a list of nothing")
-        return {"type": "array", "items": _union(made, f"{path}[]")}
-
     def _enum(self, values: list[Any], path: str, name: str) -> Any:
         texts = list(dict.fromkeys(value for value in values if isinstance(value, str)))
         kinds: list[Any] = ["string"] if texts else []
         if texts and all(map(_NAME.fullmatch, texts)):
             kinds = [{"type": "enum", "name": _named(name, self._taken), "symbols": texts}]
-        for value in values:
-            if type(value) in _CONSTANTS:
-                kinds.append(_CONSTANTS[type(value)])
-            elif not isinstance(value, str):
+        for value in (value for value in values if not isinstance(value, str)):
+            if type(value) not in _CONSTANTS:
                 raise _no_schema(path, f"Avro has no constant {value!r}")
+            kinds.append(_CONSTANTS[type(value)])
         return _union(kinds, path)
 
 
@@ -221,8 +197,7 @@ def _optional(made: Any, member: Any, path: str) -> dict[str, Any]:
         return {"type": ["null", *branches], "default": None, "jsonAbsent": True}
     if not isinstance(member, Mapping) or "default" not in member:
         reason = "it may be absent and may be null, and Avro has one null for both"
-        hint = f"make it required, or give it a default; or {_HINT}"
-        raise SchemaError(f"{path}: no Avro schema: {reason}", hint=hint)
+        raise _no_schema(path, reason, f"make it required, or give it a default; or {_HINT}")
     key = "default" if member["default"] is None else "jsonDefault"
     return {"type": made, key: member["default"]}
 
@@ -240,9 +215,8 @@ def _union(parts: Iterable[Any], path: str) -> Any:
     if "string" in texts or any(kinds.count(_kind(each)) > 1 for each in texts):
         flat = [*(each for each in flat if each not in texts), "string"]
         kinds = list(map(_kind, flat))
-    if len({*kinds}) < len(kinds):
-        twice = next(kind for kind in kinds if kinds.count(kind) > 1)
-        raise _no_schema(path, f"it is one of several kinds of {twice}; an Avro union has one")
+    if twice := [kind for kind in kinds if kinds.count(kind) > 1]:
+        raise _no_schema(path, f"it is one of several kinds of {twice[0]}; an Avro union has one")
     return sorted(flat, key=lambda each: each != "null") if len(flat) > 1 else flat[0]
 
 
@@ -250,18 +224,14 @@ def _kind(made: Any) -> str:
     return str(made.get("name", made["type"])) if isinstance(made, dict) else str(made)
 
 
-# Avro schema -> the schemas that fastavro and pydantic work by
-
-
-class _Misfit(ValueError):
-    """What does not fit, in words for the user."""
+# Avro schema -> the schema that fastavro works by, and the hint that pydantic works by
 
 
 class _Choices(dict[Any, Any]):
     """A union's branches or an enum's symbols by index, for reading: -1 is a list's last."""
 
     def __missing__(self, index: int) -> Any:
-        raise _Misfit(f"there is no branch or symbol {index}")
+        raise ValueError(f"there is no branch or symbol {index}")
 
 
 def _listed(native: Any) -> Any:
@@ -275,51 +245,12 @@ def _listed(native: Any) -> Any:
 class _Type(NamedTuple):
     label: str  # full name or kind: unique in a union
     native: Any  # the schema that fastavro works by
-    core: dict[str, Any]  # pydantic's, of JSON values
-    described: dict[str, Any]  # JSON Schema
+    hint: Any  # pydantic validates JSON values by it, and makes them what fastavro writes
+    rank: int = 0  # a value becomes the first branch of the lowest rank among those it fits
     is_empty: bool = False  # whether values take no bytes
     parts: int = 1  # types that it consists of
     branches: tuple[Any, ...] = ()
     default: Callable[[Any], Any] = lambda raw: raw  # a schema's default -> JSON value
-
-
-def checked_schema(schema: Any) -> Any:
-    """Return a schema as a JSON value: from a dict, a list, JSON text, or one fastavro parsed.
-
-    ``SchemaError`` says what is wrong; without fastavro, it is checked when it is used.
-    """
-    try:
-        if isinstance(schema, str) and schema not in _PRIMITIVES:
-            schema = json.loads(schema)
-        if isinstance(schema, Mapping):  # fastavro leaves marks
-            schema = {key: each for key, each in schema.items() if not str(key).startswith("__")}
-        plain = json.loads(json.dumps(schema))  # later changes do not change the function
-    except (TypeError, ValueError, RecursionError):
-        text = f"Avro schema: expected a dict, a list or JSON text, got {schema!r}"
-        raise SchemaError(text[:200]) from None
-    try:
-        _fastavro()
-        importlib.import_module("pydantic_core")
-    except Exception:  # noqa: BLE001  (absent or broken: no reason to break a flow's import)
-        return plain
-    _Compiler(plain)
-    return plain
-
-
-def _parsed(schema: Any) -> Any:
-    level = [schema]
-    for _ in range(_MAX_JSON_DEPTH):
-        level = [each for part in level if isinstance(part, dict | list)
-                 for each in (part.values() if isinstance(part, dict) else part)]  # fmt: skip
-    if level:
-        raise SchemaError("Avro schema: nested too deeply")
-    parse, unknown = _fastavro().parse_schema, _fastavro().schema.UnknownType
-    try:
-        return parse(schema, {})
-    except Exception as error:  # noqa: BLE001  (fastavro's own, and Python's for odd types)
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        reason = f"there is no type {error.name!r}" if isinstance(error, unknown) else reason
-        raise SchemaError(f"Avro schema: {reason}"[:300]) from None
 
 
 def _wrong(path: str, message: str) -> SchemaError:
@@ -327,14 +258,16 @@ def _wrong(path: str, message: str) -> SchemaError:
 
 
 class _Compiler:
-    """Makes a schema's type; ``extra`` is what pydantic does with members that it does not have."""
+    """Makes types of schemas; ``extra`` is pydantic's setting for members they do not have."""
 
-    def __init__(self, schema: Any, *, extra: str = "forbid") -> None:
+    def __init__(self, extra: Literal["forbid", "ignore"]) -> None:
         self._extra = extra
         self._named: dict[str, _Type | None] = {}
-        self.type = self._compile(_parsed(schema), "schema")
 
-    def _compile(self, schema: Any, path: str) -> _Type:
+    def compile(self, schema: Any, path: str) -> _Type:
+        """Return the type of a schema that fastavro parsed."""
+        if isinstance(schema, list):
+            return self._union(schema, path)
         if isinstance(schema, str) and schema in self._named:
             found = self._named[schema]
             if found is None:
@@ -343,61 +276,49 @@ class _Compiler:
         plain = schema if isinstance(schema, dict) else {"type": schema}
         kind, name = plain["type"], plain.get("name")
         if name is not None:
-            if not _FULL_NAME.fullmatch(name) or name in _PRIMITIVES:
+            if not all(map(_NAME.fullmatch, name.split("."))) or name in _PRIMITIVES:
                 raise _wrong(path, f"{name!r} is not a name of a type")
             self._named[name] = None
-        if isinstance(schema, list):
-            made = self._union(schema, path)
-        elif kind in ("record", "error"):
+        if kind in ("record", "error"):
             made = self._record(schema, path)
         elif kind in ("array", "map"):
-            member = "items" if kind == "array" else "values"
-            inner = self._compile(schema[member], f"{path}.{member}")
-            core = {"type": "dict", "keys_schema": _STRING, "values_schema": inner.core}
-            described = {"type": "object", "additionalProperties": inner.described}
-            if kind == "array":
-                if inner.is_empty:  # a few bytes could claim any number of them
-                    raise _wrong(path, "the array's items are always empty")
-                core = {"type": "list", "items_schema": inner.core}
-                described = {"type": kind, "items": inner.described}
-            native = {"type": kind, member: inner.native}
-            made = _Type(kind, native, core, described, parts=1 + inner.parts)
+            part = "items" if kind == "array" else "values"
+            inner = self.compile(schema[part], f"{path}.{part}")
+            if inner.is_empty and kind == "array":  # a few bytes could claim any number of them
+                raise _wrong(path, "the array's items are always empty")
+            each, key = inner.hint, _hints()["string"]
+            hint = list[each] if kind == "array" else dict[key, each]  # type: ignore[valid-type]
+            made = _Type(kind, {"type": kind, part: inner.native}, hint, parts=1 + inner.parts)
         else:
             made = _leaf(kind, plain, path)
-        if made.parts > _MAX_PARTS:
-            raise _wrong(path, f"it has more than {_MAX_PARTS} parts")
         if name is not None:
             self._named[name] = made
         return made
 
     def _union(self, schema: list[Any], path: str) -> _Type:
-        branches = tuple(self._compile(each, f"{path}[{i}]") for i, each in enumerate(schema))
+        branches = tuple(self.compile(each, f"{path}[{i}]") for i, each in enumerate(schema))
         labels = [branch.label for branch in branches]
         if not labels or "union" in labels or len({*labels}) < len(labels):
             raise _wrong(path, f"a union has types, each once and none a union, got {labels}")
         native = _Choices({"type": "union"} | dict(enumerate(each.native for each in branches)))
-        described = {"anyOf": [branch.described for branch in branches]}
         parts = 1 + sum(branch.parts for branch in branches)
-        return _Type("union", native, _any_of(branches), described, parts=parts, branches=branches)
+        return _Type("union", native, _any_of(branches), parts=parts, branches=branches)
 
     def _record(self, schema: dict[str, Any], path: str) -> _Type:
+        from pydantic import ConfigDict, with_config
+        from typing_extensions import TypedDict
+
         kinds: dict[str, _Type] = {}
-        members: dict[str, Any] = {}
-        described: dict[str, Any] = {"type": "object", "title": schema["name"], "properties": {},
-                                     "additionalProperties": False}  # fmt: skip
-        absent = []
+        hints: dict[str, Any] = {}
+        absent: list[str] = []
         for field in schema["fields"]:
             name, where = field["name"], f"{path}.{field['name']}"
             key = field.get("jsonName", name)
             if not isinstance(key, str) or not _NAME.fullmatch(name) or key in kinds:
-                reason = f"{name!r} is not a name of a field, or there is another {key!r}"
-                raise _wrong(path, reason)
-            kinds[key] = kind = self._compile(field["type"], where)
-            core, described["properties"][key] = _member(field, kind, where)
-            required = core["type"] != "default"
-            members[key] = {"type": "typed-dict-field", "schema": core, "required": required}
-            if "jsonAbsent" in field:
-                absent.append(key)
+                raise _wrong(path, f"{name!r} is not a name of a field, or is there twice")
+            kinds[key] = self.compile(field["type"], where)
+            hints[key] = _member(field, kinds[key], where)
+            absent += [key] if "jsonAbsent" in field else []
 
         def read(record: dict[str, Any]) -> dict[str, Any]:
             for key in absent:
@@ -405,183 +326,166 @@ class _Compiler:
                     del record[key]
             return record
 
-        if required_keys := [key for key, member in members.items() if member["required"]]:
-            described["required"] = required_keys
-        if schema.get("doc"):
-            described["description"] = schema["doc"]
+        label = schema["name"]
         fields = [{"name": key, "type": kind.native} for key, kind in kinds.items()]
         mark = {"logicalType": _MARK, "read": read} if absent else {}
+        about = {"description": schema["doc"]} if schema.get("doc") else None
+        config = ConfigDict(extra=self._extra, title=label, json_schema_extra=about)
         return _Type(
-            schema["name"],
-            {"type": "record", "name": schema["name"], "fields": fields, **mark},
-            {"type": "typed-dict", "fields": members, "extra_behavior": self._extra},
-            described,
+            label,
+            {"type": "record", "name": label, "fields": fields, **mark},
+            with_config(config)(TypedDict(label, hints)),  # type: ignore[operator]
             is_empty=all(kind.is_empty for kind in kinds.values()),
             parts=1 + sum(kind.parts for kind in kinds.values()),
         )
 
 
-def _any_of(branches: Sequence[_Type]) -> dict[str, Any]:
-    # What is equal in a type is preferred: a double to a float, a string to a timestamp.
-    last = [each for each in branches if each.label == "float" or "function" in each.core]
-    ranked = [each for each in branches if each not in last and each.label != "null"] + last
-    choices = [_after(lambda value, of=each.label: (of, value), each.core) for each in ranked]
-    core = {"type": "union", "choices": choices} if len(choices) > 1 else [*choices, _NONE][0]
-    return {"type": "nullable", "schema": core} if len(ranked) < len(branches) else core
+def _any_of(branches: Iterable[_Type]) -> Any:
+    from pydantic import AfterValidator
+
+    def labelled(kind: _Type) -> Any:  # how fastavro is told the branch
+        return Annotated[kind.hint, AfterValidator(lambda value: (kind.label, value))]
+
+    ranked = sorted(branches, key=lambda each: each.rank)
+    hints = [None if each.label == "null" else labelled(each) for each in ranked]
+    return Union[tuple(hints)]  # noqa: UP007
 
 
-def _after(function: Callable[..., Any], schema: Any) -> dict[str, Any]:
-    of = {"type": "no-info", "function": function}
-    return {"type": "function-after", "function": of, "schema": schema}
+def _member(field: dict[str, Any], kind: _Type, path: str) -> Any:
+    """Return the hint of a record's member."""
+    from pydantic import Field, TypeAdapter
+    from typing_extensions import NotRequired
 
-
-def _member(field: dict[str, Any], kind: _Type, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the pydantic and JSON Schemas of a record's member."""
-    core, described = kind.core, dict(kind.described)
+    doc = field.get("doc") or None
     if "jsonAbsent" in field:
-        rest = [branch.described for branch in kind.branches if branch.label != "null"]
+        rest = [branch for branch in kind.branches if branch.label != "null"]
         if field["jsonAbsent"] is not True or len(rest) in (0, len(kind.branches)):
             raise _wrong(path, "jsonAbsent: true is for a union with null")
-        described = {"anyOf": rest} if len(rest) > 1 else dict(rest[0])
-        core = _any_of([branch for branch in kind.branches if branch.label != "null"])
-        core = {"type": "default", "schema": core, "default": None}
-    elif "jsonDefault" in field or "default" in field:
-        raw = field.get("jsonDefault", field.get("default"))
-        for branch in kind.branches or (kind,):
-            with contextlib.suppress(ValueError, TypeError, AttributeError):
-                described["default"] = raw if "jsonDefault" in field else branch.default(raw)
-                default = _validator(core)(described["default"])
-                core = {"type": "default", "schema": core, "default": default}
-                break
-        else:
-            raise _wrong(path, f"the default {raw!r} does not fit")
-    if field.get("doc"):
-        described["description"] = field["doc"]
-    return core, described
+        return NotRequired[Annotated[_any_of(rest), Field(description=doc)]]
+    if "jsonDefault" not in field and "default" not in field:
+        return Annotated[kind.hint, Field(description=doc)]
+    raw = field.get("jsonDefault", field.get("default"))
+    for branch in kind.branches or (kind,):
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            default = raw if "jsonDefault" in field else branch.default(raw)
+            TypeAdapter(kind.hint).validate_python(default, strict=True)
+            about = Field(description=doc, default=default, validate_default=True)
+            return NotRequired[Annotated[kind.hint, about]]
+    raise _wrong(path, f"the default {raw!r} does not fit")
 
 
-def _validator(core: Any) -> Callable[[Any], Any]:
-    from pydantic_core import SchemaValidator
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """Return the hints of values that fastavro writes as they are."""
+    from pydantic import Field, WithJsonSchema
 
-    return functools.partial(SchemaValidator(core).validate_python, strict=True)
+    integer, number, text = (WithJsonSchema({"type": e}) for e in ("integer", "number", "string"))
+    single = float.fromhex("0x1.fffffep127")  # fastavro writes more as an infinity
+    return {
+        "null": None,
+        "boolean": bool,
+        "int": Annotated[int, Field(ge=-(2**31), le=2**31 - 1)],
+        "long": Annotated[int, Field(ge=-(2**63), le=2**63 - 1), integer],
+        "float": Annotated[float, Field(ge=-single, le=single), number],
+        "double": Annotated[float, Field(allow_inf_nan=False)],
+        # With a limit, pydantic refuses surrogates.
+        "string": Annotated[str, Field(max_length=1 << 40), text],
+    }
 
 
-_STRING = {"type": "str", "max_length": 1 << 40}  # a limit, so that pydantic refuses surrogates
-_NONE = {"type": "none"}
-_LEAVES = {
-    "null": _Type("null", "null", _NONE, {"type": "null"}, is_empty=True),
-    "boolean": _Type("boolean", "boolean", {"type": "bool"}, {"type": "boolean"}),
-    "int": _Type("int", "int", {"type": "int", "ge": -(2**31), "le": 2**31 - 1},
-                 {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1}),
-    "long": _Type("long", "long", {"type": "int", "ge": -(2**63), "le": 2**63 - 1},
-                  {"type": "integer"}),
-    "float": _Type("float", "float", {"type": "float", "allow_inf_nan": False}, {"type": "number"}),
-    "double": _Type("double", "double", {"type": "float", "allow_inf_nan": False},
-                    {"type": "number"}),
-    "string": _Type("string", "string", _STRING, {"type": "string"}),
-}  # fmt: skip
-_TIME = {"type": "time", "tz_constraint": "naive", "microseconds_precision": "error"}
-_LOCAL = {**_TIME, "type": "datetime"}
-_INSTANT = {**_LOCAL, "tz_constraint": "aware"}
-# What parses texts of a logical type, their format, and what an error calls them.
+_EXACT = decimal.Context(prec=decimal.MAX_PREC)
+_DATE_OR_TIME = re.compile(r"\d\d(:|\d\d-)", re.ASCII)  # pydantic takes numbers, too
+_LOCAL = {"type": "datetime", "tz_constraint": "naive", "microseconds_precision": "error"}
+_INSTANT, _TIME = {**_LOCAL, "tz_constraint": "aware"}, {**_LOCAL, "type": "time"}
+# pydantic's schema of the texts of a logical type, their format, and what an error expects.
 _TEXTS: dict[str, tuple[dict[str, Any], str, str]] = {
-    "int-date": ({"type": "date"}, "date", "a date, as 2020-01-31"),
-    "int-time-millis": (_TIME, "time", "a time without UTC offset, to the millisecond"),
-    "long-time-micros": (_TIME, "time", "a time without UTC offset, as 12:30:00"),
-    "long-timestamp-millis": (_INSTANT, "date-time", "a date and time with UTC offset, in ms"),
-    "long-timestamp-micros": (_INSTANT, "date-time", "a date and time with UTC offset"),
-    "long-local-timestamp-millis": (_LOCAL, "", "a date and time without UTC offset, in ms"),
-    "long-local-timestamp-micros": (_LOCAL, "", "a date and time without UTC offset"),
-    "bytes-decimal": ({"type": "decimal"}, "decimal", "a decimal number as text, in precision"),
-    "fixed-decimal": ({"type": "decimal"}, "decimal", "a decimal number as text, in precision"),
+    "date": ({"type": "date"}, "date", "a date, as 2020-01-31"),
+    "time": (_TIME, "time", "a time without UTC offset, as 12:30:00"),
+    "timestamp": (_INSTANT, "date-time", "a date and time with UTC offset"),
+    "local-timestamp": (_LOCAL, "", "a date and time without UTC offset"),
+    "decimal": ({"type": "decimal"}, "decimal", "a decimal number as text, in precision"),
+    "uuid": ({"type": "uuid"}, "uuid", "a UUID"),
 }
 
 
 def _leaf(kind: str, schema: dict[str, Any], path: str) -> _Type:
-    logical, size = f"{kind}-{schema.get('logicalType')}", schema.get("size")
-    if kind == "enum":
-        name, symbols = schema["name"], schema["symbols"]
-        if not symbols or len({*symbols}) < len(symbols):
-            raise _wrong(path, f"an enum has symbols, each once, got {symbols}")
-        native: Any = {"type": "enum", "name": name, "symbols": _Choices(enumerate(symbols))}
-        described = {"type": "string", "enum": symbols, "title": name}
-        return _Type(name, native, {"type": "literal", "expected": symbols}, described)
+    from pydantic import AfterValidator, WithJsonSchema
+    from pydantic_core import PydanticCustomError, SchemaValidator
+
+    label, size = schema.get("name", kind), schema.get("size")
+    digits: Any = schema.get("precision")
     if kind == "fixed" and (type(size) is not int or size < 0):
         raise _wrong(path, f"size: expected a number of bytes, got {size!r}")
-    form, expected = "base64", f"base64 text{'' if size is None else f' of {size} bytes'}"
-    decode = functools.partial(base64.b64decode, validate=True)
-    pair: _Pair = (decode, lambda raw: base64.b64encode(raw).decode())
-    if logical == "string-uuid" or (logical == "fixed-uuid" and size == 16):
-        form, expected = "uuid", "a UUID"
-        pair = (lambda text: uuid.UUID(text).bytes, lambda raw: str(uuid.UUID(bytes=raw)))
-    elif logical in _TEXTS:
-        core, form, expected = _TEXTS[logical]
-        pair = _by_fastavro(logical, schema, core, path)
-    elif kind in _LEAVES:
-        return _LEAVES[kind]
-    write, read = pair
-
-    def check(text: str) -> str:
-        from pydantic_core import PydanticCustomError
-
-        with contextlib.suppress(ValueError, ArithmeticError):
-            raw = write(text)
-            if size is None or len(raw) == size:
-                return text
-        raise PydanticCustomError("avro", "{reason}", {"reason": f"expected {expected}"})
-
-    def back(raw: Any) -> str:
-        with contextlib.suppress(ValueError, ArithmeticError):
-            return read(raw)
-        raise _Misfit(f"expected {expected}, got {raw!r}"[:200])
-
-    native = kind if kind == "string" else {
-        "type": kind, "logicalType": _MARK, "read": back, "write": write,
-        **({"name": schema["name"], "size": size} if kind == "fixed" else {}),
-    }  # fmt: skip
-    described = {"type": "string", **({"format": form} if form else {})}
-    is_bytes = kind in ("bytes", "fixed")
-    return _Type(schema.get("name", kind), native, _after(check, _STRING), described, size == 0,
-                 default=lambda raw: back(raw.encode("latin-1") if is_bytes else raw))  # fmt: skip
-
-
-_Pair = tuple[Callable[[str], Any], Callable[[Any], str]]
-
-
-def _by_fastavro(name: str, schema: dict[str, Any], core: dict[str, Any], path: str) -> _Pair:
-    """Return fastavro's conversions, to and from texts; what they would change is a ValueError."""
-    from pydantic_core import SchemaValidator
-
-    prepare = _fastavro().write.LOGICAL_WRITERS[name]
-    restore = _fastavro().read.LOGICAL_READERS[name]
-    digits: Any = schema.get("precision")
-    scale = schema.get("scale", 0)
-    if core["type"] == "decimal":
-        if type(digits) is not int or type(scale) is not int:
-            raise _wrong(path, f"precision, scale: expected numbers, got {digits!r}, {scale!r}")
-        core = {**core, "max_digits": digits, "decimal_places": scale}
-    parse: Any = SchemaValidator(core).validate_strings
-    normalize = decimal.Context(prec=decimal.MAX_PREC).normalize
-    is_decimal, may_round = core["type"] == "decimal", not name.endswith(("date", "micros"))
+    if kind == "enum":
+        if not schema["symbols"]:
+            raise _wrong(path, "an enum has symbols")
+        symbols = _Choices(enumerate(schema["symbols"]))
+        native: Any = {"type": "enum", "name": label, "symbols": symbols}
+        return _Type(label, native, Literal[(*schema["symbols"],)])
+    logical = f"{kind}-{schema.get('logicalType')}"
+    prepare = _fastavro().write.LOGICAL_WRITERS.get(logical)
+    restore = _fastavro().read.LOGICAL_READERS.get(logical)
+    if logical == "fixed-uuid" and size == 16:
+        prepare, restore = lambda value, _: value.bytes, lambda raw, *_: uuid.UUID(bytes=raw)
+    known = _TEXTS.get(re.sub("^[a-z]+-|-(millis|micros)$", "", logical)) if restore else None
+    if known is None and kind in _hints():
+        return _Type(kind, kind, _hints()[kind], int(kind == "float"), is_empty=kind == "null")
+    if known is None:
+        form, expected = "base64", f"base64 text{'' if size is None else f' of {size} bytes'}"
+        parse: Any = functools.partial(base64.b64decode, validate=True)
+        prepare, restore = lambda value, _: value, lambda raw, *_: raw
+    else:
+        core, form, expected = known
+        expected += ", in ms" if logical.endswith("-millis") else ""
+        if form == "decimal":
+            if type(digits) is not int or digits < 1:
+                raise _wrong(path, f"precision: expected a number of digits, got {digits!r}")
+            core = {**core, "max_digits": digits, "decimal_places": schema.get("scale", 0)}
+        parse = functools.partial(SchemaValidator(core).validate_strings, strict=True)
 
     def write(text: str) -> Any:
-        if not (is_decimal or _DATE_OR_TIME.match(text)):
-            raise ValueError(text)
-        value: Any = parse(text, strict=True)
-        raw = prepare(normalize(value) if is_decimal else value, schema)
-        found = restore(raw, schema, None)  # which refuses the year 10000 in UTC
-        if may_round and found != value:
-            raise ValueError(text)
-        return raw
+        with contextlib.suppress(ValueError, ArithmeticError):
+            value = parse(text)
+            raw = prepare(value.normalize(_EXACT) if form == "decimal" else value, schema)
+            # It rounds to ms, and raises for the year 10000 in UTC.
+            is_same = restore(raw, schema, None) == value and (size is None or len(raw) == size)
+            if is_same and (form in ("base64", "decimal", "uuid") or _DATE_OR_TIME.match(text)):
+                return raw
+        raise PydanticCustomError("avro", "{reason}", {"reason": f"expected {expected}"})
 
     def read(raw: Any) -> str:
-        # fastavro takes -1 for a time of day; converting millions of digits takes minutes.
-        if len(raw) > digits + 16 if is_decimal else raw < 0 and core["type"] == "time":
-            raise ValueError(raw)
-        value = restore(raw, schema, None)
-        return format(value, "f") if is_decimal else value.isoformat().replace("+00:00", "Z")
+        with contextlib.suppress(ValueError, ArithmeticError):
+            # fastavro takes -1 for a time of day; converting millions of digits takes minutes.
+            if not (len(raw) > digits + 16 if form == "decimal" else form == "time" and raw < 0):
+                return _shown(restore(raw, schema, None))
+        raise ValueError(f"expected {expected}, got {raw!r}"[:200])
 
-    return write, read
+    def default(raw: Any) -> str:
+        return read(raw.encode("latin-1") if kind in ("bytes", "fixed") else raw)
+
+    native = {"type": kind, "logicalType": _MARK, "read": read, "name": label, "size": size}
+    described = WithJsonSchema({"type": "string"} | ({"format": form} if form else {}))
+    hint: Any = _hints()["string"]
+    hint = Annotated[hint, AfterValidator(write), described]
+    return _Type(label, native, hint, 1, is_empty=size == 0, default=default)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, decimal.Decimal):
+        return format(value, "f")
+    return str(value) if isinstance(value, uuid.UUID) else value.isoformat().replace("+00:00", "Z")
+
+
+def is_usable() -> bool:
+    """Return whether schemas can be checked here: where a flow is imported, packages may lack."""
+    try:
+        _fastavro()
+        import pydantic  # noqa: F401
+    except Exception:  # noqa: BLE001  (broken is no reason to break a flow's import, either)
+        return False
+    return True
 
 
 # Bytes and files
@@ -593,71 +497,67 @@ class Codec:
     With ``extra="ignore"``, members that the schema does not have are left out, not refused.
     """
 
-    def __init__(self, schema: Any, *, extra: str = "forbid") -> None:
-        self.schema = schema
-        compiler = _Compiler(schema, extra=extra)
-        self._type = compiler.type
-        self._validate = _validator(self._type.core)
+    def __init__(self, schema: Any, *, extra: Literal["forbid", "ignore"] = "forbid") -> None:
+        from pydantic import TypeAdapter
+
+        self.schema, fastavro = schema, _fastavro()
+        try:
+            made = _Compiler(extra).compile(fastavro.parse_schema(schema, {}), "schema")
+            if made.parts > _MAX_PARTS:
+                raise SchemaError(f"Avro schema: it has more than {_MAX_PARTS} parts")
+            self._adapter: TypeAdapter[Any] = TypeAdapter(made.hint)
+        except SchemaError:
+            raise
+        except Exception as error:  # noqa: BLE001  (fastavro's own, and Python's for odd types)
+            reasons = {
+                fastavro.schema.UnknownType: "there is no type ",
+                KeyError: "missing: ",
+                RecursionError: "nested too deeply: ",
+            }
+            reason = f"{reasons.get(type(error), '')}{error}"
+            raise SchemaError(f"Avro schema: {reason}"[:300]) from None
         # A record of one field has its bytes. fastavro leaves alone what it takes for parsed.
-        self.native = {
-            "type": "record", "name": "value",
-            "fields": [{"name": "value", "type": self._type.native}],
-            "__fastavro_parsed": True, "__named_schemas": {},
-        }  # fmt: skip
-        self.for_writing = _listed(self.native)
-        self._write, self._read = _fastavro().schemaless_writer, _fastavro().schemaless_reader
+        marks = {"__fastavro_parsed": True, "__named_schemas": {}}
+        fields = [{"name": "value", "type": made.native}]
+        self._native = {"type": "record", "name": "value", "fields": fields, **marks}
+        self.for_writing = _listed(self._native)
+        self._write, self._read = fastavro.schemaless_writer, fastavro.schemaless_reader
 
     def json_schema(self) -> dict[str, Any]:
         """Return the JSON Schema of the values."""
-        return dict(self._type.described)
+        return self._adapter.json_schema()
 
     def convert(self, value: Any, *, root: str, error: type[ValueFault]) -> Any:
         """Return what fastavro writes for a JSON value; ``error`` by path where it does not fit."""
-        from pydantic_core import ValidationError
+        from pydantic import ValidationError
 
         try:
-            return self._validate(value)
+            return {"value": self._adapter.validator.validate_python(value, strict=True)}
         except ValidationError as failure:
             from mfimage.function.faults import explain_value
 
             raise error(explain_value(failure, value, root)) from None
 
-    def encode(self, value: Any, *, root: str) -> bytes:
-        """Return a value's bytes; ``OutputError`` by path where it does not fit the schema.
-
-        It is validated first: fastavro writes ``"3"`` or ``True`` as a double without a word.
-        """
-        datum = self.convert(value, root=root, error=OutputError)
-        try:
-            return self._encoded(datum)
-        except Exception as error:
-            raise OutputError([Fault(path=root, message=f"no Avro form: {error}")]) from error
-
-    def _encoded(self, datum: Any) -> bytes:
+    def encode(self, value: Any, *, root: str, error: type[ValueFault] = OutputError) -> bytes:
+        """Return a value's bytes; ``error`` by path where it does not fit the schema."""
         out = io.BytesIO()
-        self._write(out, self.for_writing, {"value": datum})
+        self._write(out, self.for_writing, self.convert(value, root=root, error=error))
         return out.getvalue()
 
-    def decode_all(self, data: bytes, roots: Iterable[str]) -> Iterator[Any]:
-        """Yield the JSON values that are all of ``data``, one for each start of paths."""
-        file, root = io.BytesIO(data), "data"
-        for root in roots:
-            try:
-                value = self._read(file, self.native, None)["value"]
-            except (EOFError, IndexError):
-                raise _fault(root, "the data end before the value does") from None
-            except UnicodeDecodeError:
-                raise _fault(root, "text that is not valid Unicode") from None
-            except _Misfit as misfit:
-                raise _fault(root, str(misfit)) from None
-            yield value
-        if file.tell() != len(data):
-            raise _fault(root, f"{len(data) - file.tell()} bytes more than the value has")
+    def decode(self, file: BinaryIO, *, root: str) -> Any:
+        """Return the JSON value that starts where ``file`` stands; ``InputError`` if none does."""
+        try:
+            return self._read(file, self._native, None)["value"]
+        except (EOFError, IndexError):
+            raise _fault(root, "the data end before the value does") from None
+        except UnicodeDecodeError:
+            raise _fault(root, "text that is not valid Unicode") from None
+        except ValueError as error:
+            raise _fault(root, str(error)) from None
 
-    def hold(self, value: Any, *, root: str, error: type[ValueFault]) -> Any:
-        """Return what a JSON value reads as once it is written, with defaults; see ``convert``."""
-        data = self._encoded(self.convert(value, root=root, error=error))
-        return self._read(io.BytesIO(data), self.native, None)["value"]
+    def normalize(self, value: Any, *, root: str, error: type[ValueFault]) -> Any:
+        """Return what a JSON value reads as once it is written, with defaults; see ``encode``."""
+        return self.decode(io.BytesIO(self.encode(value, root=root, error=error)), root=root)
 
 
 def _fault(root: str, message: str) -> InputError:
@@ -676,8 +576,7 @@ class AvroSerializer:
     suffixes: tuple[str, ...] = (".avro",)
 
     def __init__(self) -> None:
-        # By identity: comparing schemas would cost more than the value.
-        self._codecs: OrderedDict[int, Codec] = OrderedDict()
+        self._codecs: dict[int, Codec] = {}
 
     def schema(self, json_schema: Mapping[str, Any], *, name: str) -> Any:
         """Return the Avro schema of what a JSON Schema describes; ``SchemaError`` by path."""
@@ -689,15 +588,19 @@ class AvroSerializer:
 
     def loads(self, data: bytes, schema: Any) -> Any:
         """Return the value of bytes from anywhere; ``InputError`` if they have none."""
-        (value,) = self._codec(schema).decode_all(bytes(data), ("data",))
+        file = io.BytesIO(data)
+        value = self._codec(schema).decode(file, root="data")
+        if file.tell() < len(data):
+            raise _fault("data", f"{len(data) - file.tell()} bytes more than the value has")
         return value
 
     def _codec(self, schema: Any) -> Codec:
+        # By identity: comparing schemas would cost more than the value.
         found = self._codecs.get(id(schema))
         if found is None or found.schema is not schema:
+            if len(self._codecs) >= _MAX_CODECS:
+                self._codecs.clear()
             found = self._codecs[id(schema)] = Codec(schema)
-            if len(self._codecs) > _MAX_CODECS:
-                self._codecs.popitem(last=False)
         return found
 
     def read(self, file: BinaryIO, schema: Any = None) -> Iterator[Any]:
@@ -707,16 +610,18 @@ class AvroSerializer:
         does not have are left out, those that are absent have its defaults.
         """
         own = None if schema is None else Codec(schema, extra="ignore")
-        number = 0
+        number, root = 0, "file"
         try:
             blocks = _fastavro().block_reader(_Stream(file))
             codec = Codec(blocks.writer_schema)
             for block in blocks:
-                roots = (f"record {number + each}" for each in range(1, 1 + block.num_records))
-                for value in codec.decode_all(block.bytes_.getvalue(), roots):
+                for _ in range(block.num_records):
                     number += 1
                     root = f"record {number}"
-                    yield own.hold(value, root=root, error=InputError) if own else value
+                    value = codec.decode(block.bytes_, root=root)
+                    yield own.normalize(value, root=root, error=InputError) if own else value
+                if rest := block.bytes_.read():
+                    raise _fault(root, f"{len(rest)} bytes more than the value has")
         except (OSError, InputError, errors.SerializerError):
             raise
         except Exception as error:
@@ -735,9 +640,7 @@ class AvroSerializer:
         writer = make(_Stream(file), schema, codec="deflate", sync_marker=marker)
         writer.schema = codec.for_writing  # the header has the user's
         try:
-            yield lambda record: writer.write(
-                {"value": codec.convert(record, root="result", error=OutputError)}
-            )
+            yield lambda each: writer.write(codec.convert(each, root="result", error=OutputError))
         finally:
             writer.flush()
 
@@ -757,9 +660,8 @@ class _Stream:
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= _MAX_BLOCK:
-            raise _Misfit(f"a length of {size}")
-        pieces: list[bytes] = []
-        while size and (piece := self._file.read(min(size, 1 << 20))):
-            pieces.append(piece)
-            size -= len(piece)
-        return b"".join(pieces)
+            raise ValueError(f"a length of {size}")
+        found = io.BytesIO()
+        while piece := self._file.read(min(size - found.tell(), 1 << 20)):
+            found.write(piece)
+        return found.getvalue()

@@ -15,12 +15,9 @@ from mfimage.function.signature import Signature
 
 
 class DecoratedFunction:
-    """A function that can be bound to a task; calling it runs the plain function.
+    """A function that can be bound to a task; calling it runs the plain function."""
 
-    ``kind`` is the decorator that made it: ``json`` or ``avro``.
-    """
-
-    kind: str
+    kind: str  # the decorator that made it: ``json`` or ``avro``
     __wrapped__: Callable[..., Any]
     __name__: str
     __qualname__: str
@@ -82,18 +79,13 @@ def _find(module: str, qualname: str) -> Any:
 
 
 def blank() -> DecoratedFunction:
-    """Make a decorated function for ``fill``.
-
-    Pickles hold one by value in two steps, since it may refer to itself.
-    """
+    """Make a function for ``fill``: pickles hold one in two steps, since it may name itself."""
     return DecoratedFunction.__new__(DecoratedFunction)
 
 
 def state_of(function: DecoratedFunction) -> tuple[Any, ...]:
-    """Return what ``fill`` takes.
-
-    For a JSON function it has two parts, as in older packages: their digests stay the same.
-    """
+    """Return what ``fill`` takes."""
+    # For a JSON function it has two parts, as in older packages: their digests stay the same.
     state = (function.__wrapped__, function.signature.batch)
     if function.kind == "json":
         return state

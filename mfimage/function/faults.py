@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
-from mfimage.errors import Fault, join_path
+from mfimage.errors import Fault, join_path, shorten
 
 # A record may have a million bad places.
 MAX_FAULTS = 50
@@ -87,9 +87,9 @@ def _message(group: list[ErrorDetails]) -> str:
     if all(wanted):
         *others, last = dict.fromkeys(map(str, wanted))
         either = f"{', '.join(others)} or {last}" if others else last
-        return f"expected {either}, got {_shown(first['input'])}"
+        return f"expected {either}, got {shorten(repr(first['input']))}"
     reasons = dict.fromkeys(f"{item['msg'][:1].lower()}{item['msg'][1:]}" for item in group)
-    return f"{'; '.join(reasons)}, got {_shown(first['input'])}"
+    return f"{'; '.join(reasons)}, got {shorten(repr(first['input']))}"
 
 
 def _wanted(detail: ErrorDetails) -> str | None:
@@ -100,9 +100,3 @@ def _wanted(detail: ErrorDetails) -> str | None:
     if kind in ("model_type", "dataclass_type"):
         return str(context["class_name"])
     return _EXPECTED.get(kind)
-
-
-def _shown(value: Any) -> str:
-    """Return how a message shows a refused value: cut if it is long."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -46,12 +46,10 @@ def dumps(
     error: type[ValueFault] = OutputError,
     default: Callable[[Any], Any] | None = None,
 ) -> bytes:
-    """Encode ``value`` as JSON; ``error`` names the first place without a JSON form.
-
-    NumPy scalars and arrays become the equal number or list, models and dataclasses an object,
-    times and UUIDs their ISO form. NaN, infinities, sets, bytes, other keys than strings, and
-    objects have none, unless ``default``, by default ``plain``, gives objects one.
-    """
+    """Encode ``value`` as JSON; ``error`` names the first place without a JSON form."""
+    # NumPy scalars and arrays become the equal number or list, models and dataclasses an object,
+    # times and UUIDs their ISO form. NaN, infinities, sets, bytes, other keys than strings, and
+    # objects have none, unless `default` gives objects one.
     default = default or plain
     try:
         data = orjson.dumps(value, default, _OPTIONS)
@@ -94,10 +92,7 @@ def loads(data: bytes) -> Any:
 
 
 def may_be_infinite(payload: bytes) -> bool:
-    """Return whether a number in ``payload`` may be NaN or past the largest float.
-
-    Python's parsers accept them; JSON does not have them.
-    """
+    """Return whether a number may be NaN or past the largest float, which JSON does not have."""
     if b"NaN" in payload or b"Infinity" in payload:
         return True
     digits = payload.translate(_TO_ZERO, b"+")

@@ -220,7 +220,7 @@ def _by_avro(codec: Codec, payload: bytes, root: str, error: type[ValueFault]) -
         value = from_json(payload)
     except ValueError:
         return payload  # the parser's error says why
-    return json_values.dumps(codec.hold(value, root=root, error=error), root=root, error=error)
+    return json_values.dumps(codec.normalize(value, root=root, error=error), root=root, error=error)
 
 
 class Many:

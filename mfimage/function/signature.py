@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -11,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mfimage.errors import SchemaError, SignatureError
-from mfimage.function import hints
-from mfimage.function.avro import checked_schema
+from mfimage.function import avro, hints
 from mfimage.function.parameters import FunctionParameters
 
 if typing.TYPE_CHECKING:
@@ -115,6 +115,25 @@ def _checked_schemas(fn: Callable[..., Any], schemas: Mapping[str, Any]) -> dict
         except SchemaError as error:
             raise SchemaError(f"{fn.__name__}: {label}: {error}", hint=error.hint) from None
     return checked
+
+
+def checked_schema(schema: Any) -> Any:
+    """Return a given Avro schema as a JSON value: from a dict, a list, JSON text, or a parsed one.
+
+    ``SchemaError`` says what is wrong; without fastavro, it is checked when it is used.
+    """
+    try:
+        if isinstance(schema, str) and schema.lstrip()[:1] in ("{", "[", '"'):
+            schema = json.loads(schema)
+        if isinstance(schema, Mapping):  # fastavro leaves marks
+            schema = {key: each for key, each in schema.items() if not str(key).startswith("__")}
+        plain = json.loads(json.dumps(schema))  # later changes do not change the function
+    except (TypeError, ValueError, RecursionError):
+        text = f"Avro schema: expected a dict, a list or JSON text, got {schema!r}"
+        raise SchemaError(text[:200]) from None
+    if avro.is_usable():
+        avro.Codec(plain)
+    return plain
 
 
 def _check_kind(fn: Any) -> None:

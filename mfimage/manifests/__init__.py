@@ -2,5 +2,5 @@
 
 A kind of manifest is a module that turns an image and options into data, which `text.to_yaml`
 writes; `checks` has the rules of Kubernetes that options are validated against. The command line
-calls the functions named after kinds, such as `kuberay.manifest.rayjob`.
+reads the kinds from a table, such as `kuberay.KINDS`.
 """

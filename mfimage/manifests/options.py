@@ -71,7 +71,7 @@ def flags(
 def read_options(kind: type[Options], given: Mapping[str, Any], prefix: str = "") -> Options:
     """Make options from the values of their flags."""
     values: dict[str, Any] = {}
-    for each in dataclasses.fields(kind):  # type: ignore[arg-type]
+    for each in dataclasses.fields(kind):  # type: ignore[arg-type]  # it is a dataclass
         about, name = each.metadata, prefix + each.name
         if "pods" in about:
             values[each.name] = read_options(Resources, given, f"{each.name}_")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -15,11 +17,9 @@ from mfimage.package.store import PackageStore
 
 
 def members(data: bytes, *, where: str) -> Iterator[tuple[str, bytes, int]]:
-    """Yield name, content and mode of every file in a ``tar.gz`` of code.
-
-    ``PackageError`` for a member that is not a file inside the folder: absolute paths, ``..``,
-    links, devices.
-    """
+    """Yield name, content and mode of every file in a ``tar.gz`` of code."""
+    # ``PackageError`` for a member that is not a file inside the folder: absolute paths, ``..``,
+    # links, devices.
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as tar:
             for member in tar:
@@ -42,10 +42,8 @@ def _refuse_escape(member: tarfile.TarInfo, where: str) -> None:
 
 
 def extract(data: bytes, folder: Path, *, where: str, without: tuple[str, ...] = ()) -> None:
-    """Unpack a code archive into ``folder``, new or empty; all of it or nothing.
-
-    Files whose names start with one of ``without`` are left out.
-    """
+    """Unpack a code archive into ``folder``, new or empty; all of it or nothing."""
+    # Files whose names start with one of ``without`` are left out.
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, content, mode in members(data, where=where):
@@ -66,11 +64,17 @@ def extract(data: bytes, folder: Path, *, where: str, without: tuple[str, ...] =
         raise
 
 
-def unpack(spec: FunctionSpec, store: PackageStore, folder: Path) -> None:
-    """Lay a package out as in an image: ``function.json``, ``code/`` and ``blobs/sha256/``.
+@contextlib.contextmanager
+def extracted(data: bytes, *, where: str, without: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Yield a private folder with what ``extract`` unpacks."""
+    with tempfile.TemporaryDirectory(prefix="mfimage-") as text:
+        folder = Path(text).resolve() / "code"
+        extract(data, folder, where=where, without=without)
+        yield folder
 
-    Every blob is verified.
-    """
+
+def unpack(spec: FunctionSpec, store: PackageStore, folder: Path) -> None:
+    """Lay a package out, verified, as in an image: ``function.json``, ``code/``, ``blobs/``."""
     (folder / "function.json").write_bytes(spec.to_json())
     extract(store.read_blob(spec.code), folder / "code", where=f"the code of {spec.name}")
     blobs = folder / "blobs" / "sha256"

@@ -36,12 +36,10 @@ def sha256_of(plain: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A part of ``function.json``.
+    """A part of ``function.json``."""
 
-    ``unknown`` has keys that a newer mfimage of the same major version wrote. They are ignored
-    here, but are part of the digest and are written back.
-    """
-
+    # Keys that a newer mfimage of the same major version wrote. They are ignored here, but are
+    # part of the digest and are written back.
     unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,31 +78,23 @@ class BlobRef(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactRef(BlobRef):
-    """An artifact's stored bytes.
+    """An artifact's stored bytes."""
 
-    ``encoding`` is Metaflow's name for the serialized form, with ``gzip+`` before it when the
-    stored bytes are compressed, as ``gzip+pickle-v4``; ``type`` the Python type as Metaflow
-    recorded it, as ``sklearn.linear_model...LogisticRegression``.
-    """
-
-    encoding: str
-    type: str
+    # Metaflow's name for the serialized form, after ``gzip+`` when the stored bytes are compressed.
+    encoding: str  # as ``gzip+pickle-v4``
+    type: str  # the Python type as Metaflow recorded it: ``sklearn.linear_model...``
     info: Mapping[str, Any] = field(default_factory=dict)  # what its serializer needs; JSON
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentSpec(Part):
-    """What the function needs to run.
-
-    ``source`` is the source of truth: ``requirements``, ``pylock``, ``pypi``, ``conda``,
-    ``uv.lock``, ``imports``. The lock is a ``pylock.toml`` (PEP 751) with hashes; it names included
-    wheels, of distributions that are on no index, as ``wheels/<file name>``.
-    """
+    """What the function needs to run."""
 
     python: str  # in full, as 3.11.7; images and interpreters are chosen by the minor version
     platform: str  # linux/amd64 or linux/arm64: what the lock was solved for
-    source: str
-    lock: BlobRef
+    source: str  # of truth: requirements, pylock, pypi, conda, uv.lock or imports
+    lock: BlobRef  # a ``pylock.toml`` (PEP 751) with hashes
+    # Of distributions that are on no index; the lock names them as ``wheels/<file name>``.
     wheels: Mapping[str, BlobRef] = field(default_factory=dict)
     system_packages: tuple[str, ...] = ()  # of Debian
     # Distribution -> why it is there, as "imported by predict.py:3"; empty in older packages.
@@ -215,7 +205,12 @@ def parse_spec(data: bytes, *, where: str) -> FunctionSpec:
     version are kept and ignored. ``where`` stands for the file in errors.
     """
     try:
-        spec = _checked(_build(FunctionSpec, _object(data), ""))
+        spec = _build(FunctionSpec, _object(data), "")
+        if not NAME.fullmatch(spec.name):
+            raise PackageError(f"name: {spec.name!r} is not a function name")
+        for file_name in spec.environment.wheels:
+            if "/" in file_name or "\\" in file_name or not file_name.endswith(".whl"):
+                raise PackageError(f"environment.wheels: {file_name!r} is not a wheel's name")
     except PackageError as error:
         raise PackageError(f"{where}: {error.message}", hint=error.hint) from None
     if spec.to_json() != data:
@@ -258,15 +253,6 @@ def _check_version(version: Any) -> None:
             f"schema_version {version} is older than this mfimage reads ({ours}.x)",
             hint="bind the function again",
         )
-
-
-def _checked(spec: FunctionSpec) -> FunctionSpec:
-    if not NAME.fullmatch(spec.name):
-        raise PackageError(f"name: {spec.name!r} is not a function name")
-    for file_name in spec.environment.wheels:
-        if "/" in file_name or "\\" in file_name or not file_name.endswith(".whl"):
-            raise PackageError(f"environment.wheels: {file_name!r} is not a wheel's name")
-    return spec
 
 
 def _of(cls: type[Part]) -> Parser:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mfimage.errors import PackageError, ReferenceNotFound
-from mfimage.files import chunks_of, sha256_hex
+from mfimage.files import chunks_of, sha256_hex, verified_chunks
 from mfimage.package.spec import BlobRef, FunctionSpec, parse_spec
 from mfimage.package.storage.blobs import DamagedBlob, Fetch, LocalCopies
 from mfimage.package.storage.buckets import RemoteStorage, open_storage, refuse_credentials
 from mfimage.package.storage.local import Storage
 
 FILE_NAME = "function.json"
-_CHUNK = 1 << 20
 
 
 def package_name(spec: FunctionSpec) -> str:
@@ -74,10 +73,8 @@ class PackageStore:
         return ref
 
     def holds(self, ref: BlobRef) -> bool:
-        """Return whether a blob is there: in a folder, verified; in a bucket, by its size.
-
-        An object of a bucket is whole or absent, and verified when it is read.
-        """
+        """Return whether a blob is there: in a folder, verified; in a bucket, by its size."""
+        # An object of a bucket is whole or absent, and verified when it is read.
         if self._local:
             return self.storage.size(blob_name(ref)) == ref.size
         try:
@@ -99,17 +96,9 @@ class PackageStore:
 
     def stream_blob(self, ref: BlobRef) -> Iterator[bytes]:
         """Yield a blob in chunks of at most 1 MiB, the last after the whole was verified."""
-        hasher = hashlib.sha256()
-        held = b""
         with self.open_blob(ref) as file:
-            while chunk := file.read(_CHUNK):
-                if held:
-                    yield held
-                hasher.update(chunk)
-                held = chunk
-        if hasher.hexdigest() != ref.hex:
-            raise damaged(self._url(ref))
-        yield held
+            url = self._url(ref)
+            yield from verified_chunks(chunks_of(file), ref.hex, lambda: damaged(url))
 
     def open_blob(self, ref: BlobRef) -> BinaryIO:
         """Open a blob for reading; what is read is not verified."""
@@ -119,11 +108,9 @@ class PackageStore:
             return self.storage.open(blob_name(ref))
 
     def blob_file(self, ref: BlobRef) -> Path:
-        """Return a file on this machine that holds a blob, verified.
-
-        It is the root's own, or a copy that stays as long as this ``PackageStore``; many processes
-        download it once.
-        """
+        """Return a file on this machine that holds a blob, verified."""
+        # It is the root's own, or a copy that stays as long as this ``PackageStore``; many
+        # processes download it once.
         if self._local:
             with self._explained(ref):
                 return self._local.file(ref)
@@ -155,21 +142,16 @@ class PackageStore:
             raise damaged(self._url(ref)) from None
 
     def write(self, spec: FunctionSpec) -> str:
-        """Write ``function.json`` and return its reference; the blobs must be there.
-
-        It is written last: an interrupted bind leaves no package that looks whole.
-        """
+        """Write ``function.json`` and return its reference; the blobs must be there."""
+        # Last: an interrupted bind leaves no package that looks whole.
         name = package_name(spec)
-        if not self._is_whole(name, spec):
+        try:
+            is_whole = parse_spec(self.storage.read(name), where=name).digest == spec.digest
+        except (FileNotFoundError, PackageError):
+            is_whole = False
+        if not is_whole:
             self.storage.write(name, io.BytesIO(spec.to_json()))
         return self.storage.url(name)
-
-    def _is_whole(self, name: str, spec: FunctionSpec) -> bool:
-        try:
-            data = self.storage.read(name)
-            return parse_spec(data, where=name).digest == spec.digest
-        except (FileNotFoundError, PackageError):
-            return False
 
 
 def open_package(reference: str | os.PathLike[str]) -> Package:

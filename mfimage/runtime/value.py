@@ -15,11 +15,9 @@ from mfimage.errors import PackageError
 
 
 def load_value(path: Path, *, python: str, builtins: Any) -> Any:
-    """Return the decorated function in a pickle; ``PackageError`` if this is another Python.
-
-    ``python`` captured it, as ``3.11``: it contains bytecode. ``builtins`` is ``__builtins__`` of
-    the calling module, so that the function's imports are the same.
-    """
+    """Return the decorated function in a pickle; ``PackageError`` if this is another Python."""
+    # ``python`` captured it, as ``3.11``: it contains bytecode. ``builtins`` is ``__builtins__`` of
+    # the calling module, so that the function's imports are the same.
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if python != here:
         raise PackageError(

@@ -57,6 +57,12 @@ def test_image_answers_under_every_restriction(image):
         assert "mfimage_" in server.ask("GET", "/metrics")[1]
 
 
+def test_an_image_without_examples_passes_its_checks(iris, image):
+    """Its function fails on the empty record that they send instead: that is an answer."""
+    done = iris.mfimage("test", image)
+    assert ", 2 skipped" in done.stderr
+
+
 def test_image_runs_as_an_unprivileged_user_without_build_tools(image):
     with Engine.connect() as engine:
         info = engine.inspect(image)

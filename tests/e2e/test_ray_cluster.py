@@ -124,7 +124,13 @@ def test_a_service_answers(wine: Project, cluster: Any) -> None:
             return httpx.get(f"{worker}/-/healthz").text == "success"
         return False
 
-    until(healthy, what="the readiness probe of a worker")
+    try:
+        until(healthy)
+    except AssertionError:
+        logs_of_serve = "tail -n 50 /tmp/ray/session_latest/logs/serve/*.log"
+        nodes = (f"{made.name}-head", workers[0])
+        told = [docker("exec", node, "bash", "-c", logs_of_serve, check=False) for node in nodes]
+        pytest.fail("the worker is not ready:\n" + "\n".join(told))
     good = httpx.post(f"{worker}/classify", json=WINE)
     assert (good.status_code, good.json()) == (200, {"cultivar": 0})
     many = httpx.post(f"{worker}/classify", json=[WINE, {}]).json()

@@ -180,7 +180,7 @@ UNFIT = [
 @pytest.mark.parametrize(("schema", "value", "message"), UNFIT, ids=[each[2] for each in UNFIT])
 def test_what_does_not_fit_a_given_schema_is_refused(schema: Any, value: Any, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        Codec(schema).hold(value, root="data", error=InputError)
+        Codec(schema).normalize(value, root="data", error=InputError)
     assert caught.value.faults[0].message.startswith(message)
 
 
@@ -281,7 +281,7 @@ def test_absent_is_not_null() -> None:
     )
     assert avro.loads(avro.dumps({}, schema), schema) == {}
     with pytest.raises(InputError, match=r"data\.x: expected int, got None"):
-        Codec(schema).hold({"x": None}, root="data", error=InputError)
+        Codec(schema).normalize({"x": None}, root="data", error=InputError)
 
 
 def test_a_default_stands_for_what_is_absent() -> None:

@@ -44,6 +44,8 @@ RUN --mount=type=cache,id=mfimage-uv,target=/var/cache/mfimage/uv \
     if [ -s /run/secrets/netrc ]; then export NETRC=/run/secrets/netrc; fi && \
     if [ -s /etc/pip.conf ] && url="$(python3 -m pip config --global get global.index-url 2>&-)"; then export UV_DEFAULT_INDEX="$url"; fi && \
     if [ -s /etc/pip.conf ] && url="$(python3 -m pip config --global get global.extra-index-url 2>&-)"; then export UV_INDEX="$(echo $url)"; fi && \
+    for folder in /opt/venv /opt/function /opt/mfimage; do if [ -e "$folder" ]; then \
+        echo "base-image: it has $folder, which is mfimage's own; choose another base" >&2; exit 1; fi; done && \
     /opt/uv/bin/uv venv --quiet --python=3.11 /opt/venv && \
     /opt/uv/bin/uv pip install --python=/opt/venv/bin/python \
         --require-hashes --no-build --requirement=/build/lock/pylock.toml && \

@@ -22,6 +22,8 @@ RUN --mount=type=cache,id=mfimage-pip,target=/var/cache/mfimage/pip \
         --require-hashes --requirement=/build/uv.txt
 RUN --mount=type=cache,id=mfimage-uv,target=/var/cache/mfimage/uv \
     --mount=type=bind,source=build/lock,target=/build/lock \
+    for folder in /opt/venv /opt/function /opt/mfimage; do if [ -e "$folder" ]; then \
+        echo "base-image: it has $folder, which is mfimage's own; choose another base" >&2; exit 1; fi; done && \
     /opt/uv/bin/uv venv --quiet --python=3.11 /opt/venv && \
     /opt/uv/bin/uv pip install --python=/opt/venv/bin/python \
         --require-hashes --no-build --requirement=/build/lock/pylock.toml && \

@@ -89,7 +89,13 @@ class RayCluster:
     def _run(self, name: str, command: str, env: Mapping[str, str] = {}) -> str:
         name = f"{self.name}-{name}"
         self._names.append(name)
-        given = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, **env}
+        given = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": TOKEN,
+            # Serve restarts a proxy that takes longer, and it may on two busy processors.
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+            **env,
+        }
         words = [word for key, value in given.items() for word in ("-e", f"{key}={value}")]
         words += ["--user", "1000", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
         words += ["--network", self.name, "--shm-size", "256m", "-v", f"{self._data}:/data"]

@@ -69,12 +69,7 @@ class ProcessBackend(RemoteBackend):
         return self._data
 
     def map(
-        self,
-        records: Iterable[Any],
-        *,
-        batch_size: int,
-        on_error: str,
-        max_in_flight: int | None = None,
+        self, records: Iterable[Any], *, batch_size: int, on_error: str, max_in_flight: int = 0
     ) -> Iterator[Any]:
         """Yield results in order; batches go to all workers, three to each ahead by default."""
         # As a generator it starts when the first result is taken, and keeps the backend alive.

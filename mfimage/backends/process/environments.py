@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from mfimage.capture.lock.indexes import OWN_CONFIGURATION
 from mfimage.capture.lock.uv import UvFailure, run_uv
 from mfimage.errors import BackendError, LockError
 from mfimage.files import sha256_hex
+from mfimage.package.platforms import this_platform
 from mfimage.package.storage.blobs import blob_cache_folder
 from mfimage.package.storage.cache import cache_folder, make_once
 from mfimage.package.storage.local import LocalStorage
@@ -28,7 +28,6 @@ from mfimage.runtime.layout import RUNTIME_FILES
 from mfimage.runtime.worker import lifeline
 
 logger = logging.getLogger(__name__)
-_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 # Wheels of a lock are for CPython with the GIL, on 64 bits.
 _ASK = (
     "import sys; print(sys.implementation.name, '%d.%d' % sys.version_info[:2],"
@@ -41,11 +40,20 @@ def worker_launch(
     package: Package, *, python: Path | None = None, timeout: float | None, start_timeout: float
 ) -> WorkerLaunch:
     """Return how to start a worker: with ``python``, which has mfimage, or in its environment."""
+    # Artifacts by digest: a local root's own, verified where they are read; those of a remote one
+    # are fetched into the cache, which keeps them as long as `package` exists.
+    storage = package.store.storage
+    blobs = blob_cache_folder()
+    if isinstance(storage, LocalStorage):
+        blobs = storage.root / "blobs" / "sha256"
+    else:
+        for ref in package.spec.artifacts.values():
+            package.store.blob_file(ref)
     config = {
         "spec": package.spec.to_json().decode(),
         "reference": package.reference,
         "code": str(code_folder(package)),
-        "blobs": _blob_folder(package),
+        "blobs": str(blobs),
         "log_level": logging.getLogger().level,
     }
     return WorkerLaunch(
@@ -56,20 +64,6 @@ def worker_launch(
         timeout=timeout,
         start_timeout=start_timeout,
     )
-
-
-def _blob_folder(package: Package) -> str:
-    """Return the folder with a package's artifacts by digest: its root's own, if that is local.
-
-    Those of a remote root are fetched into the cache, which keeps them as long as ``package``
-    exists. Local blobs are verified where they are read.
-    """
-    storage = package.store.storage
-    if isinstance(storage, LocalStorage):
-        return str(storage.root / "blobs" / "sha256")
-    for ref in package.spec.artifacts.values():
-        package.store.blob_file(ref)
-    return str(blob_cache_folder())
 
 
 def find_interpreter(minor: str) -> Path:
@@ -106,10 +100,10 @@ def _candidates(minor: str) -> Iterator[Path]:
 
 
 def _newest_first(folder: Path, pattern: str) -> list[Path]:
-    def version(path: Path) -> list[int]:
-        return [int(number) for number in re.findall(r"\d+", path.name)]
-
-    return [path / "bin" for path in sorted(folder.glob(pattern), key=version, reverse=True)]
+    found = [
+        ([int(n) for n in re.findall(r"\d+", path.name)], path) for path in folder.glob(pattern)
+    ]
+    return [path / "bin" for _, path in sorted(found, reverse=True)]
 
 
 def _fits(path: Path, minor: str) -> bool:
@@ -124,11 +118,9 @@ def _fits(path: Path, minor: str) -> bool:
 
 
 def environment_python(package: Package) -> Path:
-    """Return the interpreter of a function's locked environment, made if it does not exist.
-
-    uv makes a virtual environment from the lock and verifies every file. It is kept in the user's
-    cache folder, by the lock's digest, Python's minor version and the platform.
-    """
+    """Return the interpreter of a function's locked environment, made if it does not exist."""
+    # uv makes a virtual environment from the lock and verifies every file. It is kept in the
+    # user's cache, by the lock's digest, Python's minor version and the platform.
     spec = package.spec.environment
     here = this_platform()
     if spec.platform != here:
@@ -145,12 +137,6 @@ def environment_python(package: Package) -> Path:
 
     folder = cache_folder() / "environments" / name
     return make_once(folder, lambda fresh: _install(package, fresh), is_whole) / python
-
-
-def this_platform() -> str:
-    """Return this machine's platform as locks name it: ``linux/amd64``."""
-    machine = platform.machine()
-    return f"{sys.platform}/{_MACHINES.get(machine, machine)}"
 
 
 def _install(package: Package, fresh: Path) -> None:

@@ -69,7 +69,7 @@ class WorkerPool:
 
     def call(self, kind: int, payload: bytes) -> Frame:
         """Return the reply to a request, from any worker; raise why there is none."""
-        request = self._send(kind, payload, 1, wait=True, collect=True)
+        request = self.post(kind, payload, 1, collect=True)
         assert request is not None
         if isinstance(request.reply, Exception):
             raise request.reply
@@ -77,14 +77,9 @@ class WorkerPool:
         return request.reply
 
     def post(
-        self, kind: int, payload: bytes, records: int, *, wait: bool = True
+        self, kind: int, payload: bytes, records: int, *, wait: bool = True, collect: bool = False
     ) -> WorkerRequest | None:
         """Send a request to the least busy worker; None when all are in use and not ``wait``."""
-        return self._send(kind, payload, records, wait=wait, collect=False)
-
-    def _send(
-        self, kind: int, payload: bytes, records: int, *, wait: bool, collect: bool
-    ) -> WorkerRequest | None:
         for _ in range(_MAX_SENDS):
             worker = self.take(wait=wait)
             if worker is None:

@@ -185,10 +185,8 @@ class Worker:
                 self._fail(self._lost(error))
 
     def drop(self, error: Exception, seconds: float = 0) -> None:
-        """End the worker, which gets some seconds to end by itself.
-
-        The request that it may have begun gets ``error`` as its reply; the others can be resent.
-        """
+        """End the worker, which gets some seconds to end by itself."""
+        # The request that it may have begun gets ``error`` as its reply; the others can be resent.
         self._fail(error)
         self._finish(seconds)
 
@@ -304,11 +302,9 @@ class Worker:
 
 
 def start_worker(launch: WorkerLaunch) -> Worker:
-    """Start a worker, from a new thread.
-
-    Ctrl-C interrupts the main thread only. There it could arrive between the start of a process
-    and the assignment of its number, and the process would never be reaped.
-    """
+    """Start a worker, from a new thread."""
+    # Ctrl-C interrupts the main thread only. There it could arrive between the start of a process
+    # and the assignment of its number, and the process would never be reaped.
     future: Future[Worker] = Future()
 
     def run() -> None:

@@ -79,18 +79,11 @@ class RayBackend(RemoteBackend):
         return self._pool.remote(payload, is_json=True)
 
     def map(
-        self,
-        records: Iterable[Any],
-        *,
-        batch_size: int,
-        on_error: str,
-        max_in_flight: int | None = None,
+        self, records: Iterable[Any], *, batch_size: int, on_error: str, max_in_flight: int = 0
     ) -> Iterator[Any]:
-        """Yield results in order; batches go to all actors, some ahead.
-
-        By default each actor has four requests of one batch each, or of up to four short batches
-        of a batch function.
-        """
+        """Yield results in order; batches go to all actors, some ahead."""
+        # By default each actor has four requests of one batch each, or of up to four short batches
+        # of a batch function.
         actors = self._pool.actors.maximum
         in_flight = max_in_flight or _AHEAD * actors * (_TOGETHER if self._batch else 1)
         together = max(1, min(_TOGETHER, in_flight // (2 * actors)))

@@ -38,11 +38,9 @@ class FunctionHost:
         return self._name
 
     def load(self, luggage: Luggage) -> bytes:
-        """Load the function; return the outcome as JSON.
-
-        ``luggage`` refers to the files of mfimage's source, and to the package's blobs by
-        hexadecimal digest, or None. They are fetched only if they are missing here.
-        """
+        """Load the function; return the outcome as JSON."""
+        # References to the files of mfimage's source, and to the package's blobs by hexadecimal
+        # digest, or None. They are fetched only if they are missing here.
         source, blobs = luggage
         if self._node is None:
             find_source(self._digest, source)

@@ -166,10 +166,8 @@ def _describe_distribution(distribution: importlib.metadata.Distribution) -> dic
 
 
 def join_distributions(*groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return distributions in the order of their path: of those with one name, the first.
-
-    Files of modules that only one distribution has are dropped: they are never compared.
-    """
+    """Return distributions in the order of their path: of those with one name, the first."""
+    # Files of modules that only one distribution has are dropped: they are never compared.
     found: dict[str, dict[str, Any]] = {}
     for each in (*_packaged_metaflow(), *(each for group in groups for each in group)):
         found.setdefault(each["name"].lower(), each)

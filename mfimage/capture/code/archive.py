@@ -8,7 +8,6 @@ import io
 import os
 import stat
 import tarfile
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ from mfimage.capture.code._reading import defined_names
 from mfimage.capture.code.locate import Definition
 from mfimage.errors import CaptureError
 from mfimage.function.decorator import DecoratedFunction
-from mfimage.package.archive import extract
 
 MAX_FILES = 20_000
 MAX_SIZE = 256 << 20
@@ -63,12 +61,10 @@ class CapturedCode:
 def capture_code(
     function: DecoratedFunction, definition: Definition, *, script: str = ""
 ) -> CapturedCode:
-    """Choose the files that a function needs.
-
-    From the project's folder, the files that Metaflow packages (by suffix, nothing hidden), and
-    the data files of the function's own package. Never virtual environments, ``.env`` files,
-    keys, or the datastore.
-    """
+    """Choose the files that a function needs."""
+    # From the project's folder, the files that Metaflow packages (by suffix, nothing hidden), and
+    # the data files of the function's own package. Never virtual environments, ``.env`` files,
+    # keys, or the datastore.
     generated: Mapping[str, bytes] = {}
     entrypoint, root = f"{definition.module}:{definition.name}", definition.root
     if definition.by_value:
@@ -123,18 +119,15 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
         return  # not needed: what the function imports was imported before it is bound
     for entry in entries:
         path = folder / entry.name
-        if entry.is_dir():
-            if _is_walked(path):
-                yield from _walk(path, above | {real})
-        elif entry.is_file():
+        if entry.is_file():
             yield path
-
-
-def _is_walked(folder: Path) -> bool:
-    name = folder.name
-    if name.startswith(".") or name in _NEVER or name.endswith((".egg-info", ".dist-info")):
-        return False
-    return not any((folder / mark).exists() for mark in _MARKS)
+        elif entry.is_dir() and not (
+            entry.name in _NEVER
+            or entry.name.startswith(".")
+            or entry.name.endswith((".egg-info", ".dist-info"))
+            or any((path / mark).exists() for mark in _MARKS)
+        ):
+            yield from _walk(path, above | {real})
 
 
 def _is_taken(name: str, suffixes: tuple[str, ...], in_package: bool) -> bool:
@@ -168,12 +161,3 @@ def _content(code: CapturedCode, name: str) -> tuple[bytes, int]:
         return path.read_bytes(), 0o755 if executable else 0o644
     except OSError as error:
         raise CaptureError(f"cannot read {path}: {error.strerror}") from None
-
-
-@contextlib.contextmanager
-def staged(archived: bytes) -> Iterator[Path]:
-    """Yield a folder with exactly the archived files, as they will be imported."""
-    with tempfile.TemporaryDirectory(prefix="mfimage-") as text:
-        folder = Path(text).resolve() / "code"
-        extract(archived, folder, where="the captured code")
-        yield folder

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from mfimage.capture.task.task import TaskInfo, describe_task
 from mfimage.errors import PackageError, TaskError
-from mfimage.package.archive import extract
+from mfimage.package.archive import extracted
 
 _FIELD = "code-package"
 # Metaflow itself and its extensions, in today's code packages and in those before 2.16.
@@ -40,17 +39,13 @@ def with_code_package(task: Any) -> TaskInfo:
     )
 
 
-@contextlib.contextmanager
-def unpacked_code(task: TaskInfo) -> Iterator[Path]:
+def unpacked_code(task: TaskInfo) -> AbstractContextManager[Path]:
     """Yield a private folder that holds the user's files of a task's code package."""
     data = read_code_package(task)
     if data is None:
         raise TaskError(f"task {task.pathspec} has no code package")
     where = f"the code package of {task.pathspec}"
-    with tempfile.TemporaryDirectory(prefix="mfimage-") as text:
-        folder = Path(text).resolve() / "code"
-        extract(data, folder, where=where, without=_NOT_THE_USERS)
-        yield folder
+    return extracted(data, where=where, without=_NOT_THE_USERS)
 
 
 def packaged_commit(folder: Path) -> str | None:

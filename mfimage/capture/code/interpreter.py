@@ -72,7 +72,8 @@ def _started(python: str, *ahead: str) -> Iterator[Interpreter]:
             try:
                 yield interpreter
             finally:
-                interpreter.stop()
+                if process.poll() is None:  # and what it started
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +109,6 @@ class Interpreter:
         if not self.ran_file.is_file():
             self._died(label)
         return dict(json.loads(self.ran_file.read_bytes()))
-
-    def stop(self) -> None:
-        """Kill the process, and what it started, if it is still running."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
 
     def _died(self, label: str) -> NoReturn:
         code = self.process.wait()

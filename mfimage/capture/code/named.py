@@ -29,11 +29,9 @@ class Named:
 def find_function(
     text: str, *, task: str, namespace: str | None = None, code: str | None = None
 ) -> Iterator[Named]:
-    """Yield the function that a text names; it can be bound, to ``task``, until the block is left.
-
-    ``code`` says where its file is: ``here``, or in the code package of the ``task``'s run.
-    By default it is here, unless there is no such file or module.
-    """
+    """Yield the function that a text names; it can be bound to ``task`` until the block ends."""
+    # ``code`` says where its file is: ``here``, or in the code package of the ``task``'s run. By
+    # default it is here, unless there is no such file or module.
     if code == "here" or (code is None and _is_here(text)):
         yield Named(function=load_decorated(text), package=None)
         return
@@ -69,15 +67,12 @@ def _load_from(folder: Path, text: str, package: str) -> DecoratedFunction:
         found = next((path for path in paths if path.is_file()), None)
         if found is None:
             message = f"no file {place!r} here, and none in the code package of {package}"
-            hint = f"it has: {', '.join(_files(folder)) or 'none of the flow'}"
+            files = [path.relative_to(folder).as_posix() for path in folder.rglob("*.py")]
+            files.sort(key=lambda name: (name.count("/"), name))
+            hint = f"it has: {', '.join(files[:10]) or 'none of the flow'}"
             raise CaptureError(message, hint=hint)
         return load_decorated(f"{found}:{name}")
     return load_decorated(text, folder=folder)
-
-
-def _files(folder: Path) -> list[str]:
-    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
-    return sorted(files, key=lambda name: (name.count("/"), name))[:10]
 
 
 @contextlib.contextmanager

@@ -24,7 +24,11 @@ def check_imports(
     if not missing:
         return
     asks = ", ".join(f"{each.module} ({each.reason})" for each in missing)
-    names = dict.fromkeys(_provider(each, imports.installed) for each in missing)
+    owners = [imports.installed.owners(each.module, each.origins) for each in missing]
+    names = dict.fromkeys(
+        " or ".join(owner.name for owner in found) or f"what provides {each.module.split('.')[0]}"
+        for each, found in zip(missing, owners, strict=True)
+    )
     message = f"{where} lacks what the function imports: {asks}"
     raise LockError(message, hint=f"add {', '.join(names)} to {remedy}")
 
@@ -65,10 +69,3 @@ def _is_locked(asked: Asked, packages: Mapping[str, LockedPackage], installed: I
     if not owners and installed.is_namespace(asked.module):
         return True
     return not module_names(asked.module).isdisjoint(packages)
-
-
-def _provider(asked: Asked, installed: Installed) -> str:
-    owners = installed.owners(asked.module, asked.origins)
-    if owners:
-        return " or ".join(owner.name for owner in owners)
-    return f"what provides {asked.module.partition('.')[0]}"

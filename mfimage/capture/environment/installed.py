@@ -92,10 +92,7 @@ class Installed:
         return name in self._by_name
 
     def owners(self, module: str, origins: Sequence[str]) -> list[Distribution]:
-        """Return the distributions that a module belongs to; several hold the same (``cv2``).
-
-        None when it is unknown, or a namespace that others fill.
-        """
+        """Return the distributions that have a module: several (``cv2``), or none if unknown."""
         editable = self._by_source(origins) if len(origins) == 1 else []
         candidates = self._by_module.get(module.partition(".")[0], [])
         if editable or len(candidates) == 1:

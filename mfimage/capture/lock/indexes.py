@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from mfimage.capture.lock import toml
 
 DEFAULT_VARIABLES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL")
 EXTRA_VARIABLES = ("UV_INDEX", "UV_EXTRA_INDEX_URL")
@@ -90,7 +87,7 @@ def _uv_files(environment: Mapping[str, str], directory: Path) -> Iterator[Path]
 
 def _names_index(file: Path) -> bool:
     try:
-        parsed = tomllib.loads(file.read_text())
+        parsed = toml.loads(file.read_text())
     except (OSError, ValueError):
         return False
     table = parsed.get("tool", {}).get("uv", {}) if file.name == "pyproject.toml" else parsed

@@ -12,13 +12,12 @@ from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from mfimage.errors import LockError
+from mfimage.package.platforms import MACHINES
 
 # The C library of Debian 12, the oldest below current python:*-slim images. With a lower one,
 # wheels that run there would be refused. The lock has every wheel that fits, so an older base
 # still finds those built for it.
 _GLIBC = 36
-_MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
-PLATFORMS = tuple(_MACHINES)
 _ALIASES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 
 
@@ -30,9 +29,9 @@ class Platform:
     name: str  # ``linux/amd64`` or ``linux/arm64``
 
     def __post_init__(self) -> None:
-        if self.name not in _MACHINES:
+        if self.name not in MACHINES:
             message = f"platform: {self.name!r} cannot be locked for"
-            raise LockError(message, hint=f"use one of {', '.join(_MACHINES)}")
+            raise LockError(message, hint=f"use one of {', '.join(MACHINES)}")
         if not re.match(r"3\.\d+", self.python):
             raise LockError(f"python: expected a version such as 3.11, got {self.python!r}")
 
@@ -47,7 +46,7 @@ class Platform:
     @property
     def machine(self) -> str:
         """The architecture, as Python and wheels name it: ``x86_64``."""
-        return _MACHINES[self.name]
+        return MACHINES[self.name]
 
     @property
     def uv_platform(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +12,11 @@ from urllib.parse import unquote, urlsplit
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 
+from mfimage.capture.lock import toml
 from mfimage.capture.lock.indexes import without_credentials
 from mfimage.capture.lock.platform import Platform
 from mfimage.capture.lock.uv import NEVER_LOCKED
 from mfimage.errors import LockError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 WHEELS = "wheels/"
 
@@ -80,8 +75,8 @@ def _quote(text: str) -> str:
 def parse_pylock(text: str, *, where: str) -> dict[str, Any]:
     """Parse a lock."""
     try:
-        parsed = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        parsed = toml.loads(text)
+    except toml.TOMLDecodeError as error:
         raise LockError(f"{where}: not TOML: {error}") from None
     version = parsed.get("lock-version")
     if not isinstance(version, str) or not re.match(r"1\.", version):
@@ -151,15 +146,13 @@ def read_lock(data: bytes) -> list[LockedPackage]:
             LockedPackage(
                 name=canonicalize_name(package["name"]),
                 version=package["version"],
-                files=tuple(map(_wheel_file, package["wheels"])),
+                files=tuple(
+                    WheelFile(name=file_name(t), sha256=t["hashes"]["sha256"], url=t.get("url"))
+                    for t in package["wheels"]
+                ),
                 index=package.get("index"),
             )
             for package in parsed.get("packages", [])
         ]
     except (KeyError, TypeError) as error:
         raise LockError(f"{where} is not one that mfimage wrote: {error}") from None
-
-
-def _wheel_file(table: Mapping[str, Any]) -> WheelFile:
-    sha256 = table["hashes"]["sha256"]
-    return WheelFile(name=file_name(table), sha256=sha256, url=table.get("url"))

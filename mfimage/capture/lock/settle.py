@@ -69,12 +69,9 @@ def settle(
     base: Path,
     where: str,
     index: IndexOptions = OWN_CONFIGURATION,
-    hashes: Mapping[str, frozenset[str]] = {},
+    hashes: Mapping[str, frozenset[str]] = {},  # of a package: the only files that may be used
 ) -> Lock:
-    """Turn any tool's lock, whose relative paths start at ``base``, into one for a platform.
-
-    For a package in ``hashes``, only files with one of these sha256 may be used.
-    """
+    """Turn any tool's lock, whose relative paths start at ``base``, into one for a platform."""
     selected = pylock.select_packages(parsed, platform, where=where)
     built = Path(tempfile.mkdtemp(prefix="mfimage-wheels-"))
     settler = _Settler(platform=platform, base=base, built=built, index=index, hashes=hashes)

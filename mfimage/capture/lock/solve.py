@@ -14,13 +14,12 @@ from packaging.utils import parse_wheel_filename
 from mfimage.capture.lock import pylock
 from mfimage.capture.lock.indexes import OWN_CONFIGURATION, IndexOptions
 from mfimage.capture.lock.notes import pin, read_log, solve_notes
-from mfimage.capture.lock.platform import PLATFORMS, Platform
+from mfimage.capture.lock.platform import Platform
 from mfimage.capture.lock.pylock import LockedPackage
 from mfimage.capture.lock.settle import Lock, settle
 from mfimage.capture.lock.uv import UvFailure, compile_pylock
 from mfimage.errors import LockError
-
-__all__ = ["IndexOptions", "Lock", "extend_lock", "lock_for_target", "lock_requirements"]
+from mfimage.package.platforms import MACHINES
 
 _FUNCTION_LOCK, _UV_LOCK = "the function's lock", "uv's lock"
 
@@ -34,12 +33,10 @@ def lock_requirements(
     directory: Path | None = None,
     hashes: Mapping[str, frozenset[str]] = {},
 ) -> Lock:
-    """Solve lines of a requirements file, once; the lock says who requires what.
-
-    ``wheels``, by file name, are used for their distributions, and included. ``directory`` is where
-    relative paths start, and where uv looks for its configuration. ``hashes`` has, by package name,
-    the only files (sha256) that may be used.
-    """
+    """Solve lines of a requirements file, once; the lock says who requires what."""
+    # ``wheels``, by file name, are used for their distributions, and included. ``directory`` is
+    # where relative paths start, and where uv looks for its configuration. ``hashes`` has, by
+    # package name, the only files (sha256) that may be used.
     directory = directory or Path.cwd()
     lines = list(requirements)
     for file, path in wheels.items():
@@ -63,12 +60,10 @@ def lock_for_target(
     platform: str,
     index: IndexOptions = OWN_CONFIGURATION,
 ) -> bytes:
-    """Add what a serving target needs to a function's lock.
-
-    Every package of the function's lock stays as it is, to the byte, and so do wheels in the
-    function package. For another platform than the function's, the same versions are locked
-    again. The minor version of ``python`` must be that of the function's lock.
-    """
+    """Add what a serving target needs to a function's lock."""
+    # Every package of the function's lock stays as it is, to the byte, and so do wheels in the
+    # function package. For another platform than the function's, the same versions are locked
+    # again. The minor version of ``python`` must be that of the function's lock.
     wanted = Platform(python=python, name=platform)
     function_lock = relock(function_lock, wanted, index=index, directory=Path.cwd())
     return extend_lock(function_lock, extra, wanted, index=index, label="the target")
@@ -130,7 +125,7 @@ def relock(data: bytes, platform: Platform, *, index: IndexOptions, directory: P
     """Return a function's lock for a platform; unchanged when it is for that already."""
     parsed = pylock.parse_pylock(data.decode(errors="replace"), where=_FUNCTION_LOCK)
     environments = parsed.get("environments", ())
-    each = (replace(platform, name=name) for name in PLATFORMS)
+    each = (replace(platform, name=name) for name in MACHINES)
     original = next((found for found in each if found.environment in environments), None)
     if original is None or original.name == platform.name:
         return data

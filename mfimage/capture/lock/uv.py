@@ -43,7 +43,12 @@ class UvFailure(LockError):
         words = text.strip().removeprefix("error: ")
         if len(words) > _LONGEST:  # what failed stands first, and why a build failed last
             words = f"{words[:500]}\n[...]\n{words[500 - _LONGEST :]}"
-        super().__init__(f"{command}: {words}", hint=_certificate_hint() or hint)
+        file = os.environ.get("SSL_CERT_FILE")
+        if file and not os.path.exists(file):  # noqa: PTH110  (a Path of a broken value may raise)
+            hint = (
+                f"SSL_CERT_FILE names {file}, which does not exist: uv trusts no server; unset it"
+            )
+        super().__init__(f"{command}: {words}", hint=hint)
         # Uv wraps its lines at the width of a terminal.
         self._line = " ".join(text.split())
 
@@ -79,13 +84,6 @@ _HINTS = {
     "requirements file",
 }
 _LONGEST = 4000
-
-
-def _certificate_hint() -> str | None:
-    file = os.environ.get("SSL_CERT_FILE")
-    if file and not os.path.exists(file):  # noqa: PTH110  (a Path of a broken value may raise)
-        return f"SSL_CERT_FILE names {file}, which does not exist: uv trusts no server; unset it"
-    return None
 
 
 @cache
@@ -209,14 +207,15 @@ def build_requirement(
     # The cache also holds built build requirements, and sources may hold wheels as test data.
     wheels = cache_folder.glob("sdists-*/**/*.whl")
     shallow = sorted(wheels, key=lambda path: len(path.parts))
-    return _first_wheel((path for path in shallow if _is_of(path, name)), name)
+    wanted = canonicalize_name(name)
 
+    def is_wanted(wheel: Path) -> bool:
+        try:
+            return wheel.is_file() and parse_wheel_filename(wheel.name)[0] == wanted
+        except InvalidWheelFilename:
+            return False
 
-def _is_of(wheel: Path, name: str) -> bool:
-    try:
-        return wheel.is_file() and parse_wheel_filename(wheel.name)[0] == canonicalize_name(name)
-    except InvalidWheelFilename:
-        return False
+    return _first_wheel(filter(is_wanted, shallow), name)
 
 
 def _first_wheel(wheels: Iterable[Path], label: str) -> Path:
@@ -267,15 +266,12 @@ def run_uv(
         raise LockError(f"{command} took more than {_TIMEOUT // 60} minutes") from None
     stderr = done.stderr.decode(errors="replace")
     if done.returncode:
-        mask = Masker(secret.encode() for secret in _secrets(environment, text))
+        ours = {name: value for name, value in environment.items() if name.startswith("UV_")}
+        secrets = {value for name, value in ours.items() if re.search("PASSWORD|TOKEN", name)}
+        secrets |= url_secrets("\n".join([*ours.values(), text]))
+        mask = Masker(secret.encode() for secret in secrets)
         words = re.sub(r"^(?:DEBUG|INFO|WARN|TRACE) .*\n?", "", stderr, flags=re.MULTILINE)
         raise UvFailure(command, mask(words))
     if log is not None:
         log.append(stderr)
     return done.stdout.decode()
-
-
-def _secrets(environment: Mapping[str, str], text: str) -> set[str]:
-    ours = {name: value for name, value in environment.items() if name.startswith("UV_")}
-    named = {value for name, value in ours.items() if re.search("PASSWORD|TOKEN", name)}
-    return named | url_secrets("\n".join([*ours.values(), text]))

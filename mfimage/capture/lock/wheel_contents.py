@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import urllib.request
@@ -34,21 +35,17 @@ def wheel_files(
     return [_installed(name) for name in names]
 
 
-def _remote_files(url: str, environment: Mapping[str, str], size: int = _TAIL) -> list[str]:
-    try:
-        return zipfile.ZipFile(io.BytesIO(_tail(url, size, environment))).namelist()
-    except (ValueError, zipfile.BadZipFile):
-        if size == _LONG_TAIL:
-            raise
-        return _remote_files(url, environment, _LONG_TAIL)
+def _remote_files(url: str, environment: Mapping[str, str]) -> list[str]:
+    with contextlib.suppress(ValueError, zipfile.BadZipFile):
+        return zipfile.ZipFile(io.BytesIO(_tail(url, _TAIL, environment))).namelist()
+    return zipfile.ZipFile(io.BytesIO(_tail(url, _LONG_TAIL, environment))).namelist()
 
 
 def _tail(url: str, size: int, environment: Mapping[str, str]) -> bytes:
     if urlsplit(url).scheme not in ("http", "https"):
         raise ValueError(f"{url} is not on a server")
     request = urllib.request.Request(url, headers={"Range": f"bytes=-{size}"})  # noqa: S310
-    login = authorization(url, environment)
-    if login:
+    if login := authorization(url, environment):
         # Not sent on to where the index redirects.
         request.add_unredirected_header("Authorization", login)
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:  # noqa: S310

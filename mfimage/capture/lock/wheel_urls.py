@@ -28,11 +28,6 @@ class Wheel(NamedTuple):
     version: str
     url: str
 
-    @property
-    def pin(self) -> str:
-        """The requirement for its version."""
-        return f"{self.name}=={self.version}"
-
 
 def parse_wheels(urls: Iterable[str]) -> tuple[list[Wheel], list[str]]:
     """Return the wheels among URLs, and the other URLs."""
@@ -69,7 +64,7 @@ def lock_urls(
 
     listed = {
         _bare(table["url"]): table
-        for package in _look_up([wheel.pin for wheel in wheels], solve)
+        for package in _look_up([f"{each.name}=={each.version}" for each in wheels], solve)
         for table in package.get("wheels", ())
         if table.get("url") and table.get("hashes", {}).get("sha256")
     }

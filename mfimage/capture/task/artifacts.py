@@ -23,28 +23,25 @@ def copy_artifacts(
     task: TaskInfo, names: Iterable[str], store: PackageStore
 ) -> dict[str, ArtifactRef]:
     """Copy artifacts into a package store."""
-    return {name: _copy(task, name, store) for name in sorted(names)}
-
-
-def _copy(task: TaskInfo, name: str, store: PackageStore) -> ArtifactRef:
-    artifact = task.artifacts.get(name)
-    if artifact is None:
-        raise missing_artifact(task, name)
-    if artifact.type == _INCLUDED_FILE:
-        raise CaptureError(
-            f"artifact {name!r} of {task.pathspec} is an IncludeFile: its content is elsewhere",
-            hint=f"keep the content in a step, as self.{name}_text = self.{name}, "
-            "or name the artifacts that the function needs with artifacts=",
-        )
-    with task.store.open(name) as (path, compressed):
-        blob = store.put_file(path)
-    return ArtifactRef(
-        digest=blob.digest,
-        size=blob.size,
-        encoding=f"gzip+{artifact.encoding}" if compressed else artifact.encoding,
-        type=artifact.type,
-        info=artifact.info,
-    )
+    copied = {}
+    for name in sorted(names):
+        artifact = task.artifacts.get(name)
+        if artifact is None:
+            raise missing_artifact(task, name)
+        if artifact.type == _INCLUDED_FILE:
+            raise CaptureError(
+                f"artifact {name!r} of {task.pathspec} is an IncludeFile: its content is elsewhere",
+                hint=f"keep the content in a step, as self.{name}_text = self.{name}, "
+                "or name the artifacts that the function needs with artifacts=",
+            )
+        with task.store.open(name) as (path, compressed):
+            blob = store.put_file(path)
+        encoding, kind = artifact.encoding, artifact.type
+        copied[name] = ArtifactRef(
+            digest=blob.digest, size=blob.size, type=kind, info=artifact.info,
+            encoding=f"gzip+{encoding}" if compressed else encoding,
+        )  # fmt: skip
+    return copied
 
 
 # Which parameters a function reads, from its source.

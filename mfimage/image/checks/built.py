@@ -11,8 +11,8 @@ from mfimage.errors import CheckError, OptionError
 from mfimage.image.builder import DOCKER, Builder, BuiltImage
 from mfimage.image.checks.report import Report
 from mfimage.image.checks.run import check_image
-from mfimage.image.find.places import machine_platform
 from mfimage.image.registry.location import OCI, Location
+from mfimage.package.platforms import machine_platform
 
 
 def check_built(

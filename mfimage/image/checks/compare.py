@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mfimage.errors import PackageError
+from mfimage.files import chunks_of
 from mfimage.image.oci.compression import decompressed
 from mfimage.image.oci.images import StoredLayer
 
 How = Literal["added", "removed", "content", "kind", "mode", "owner", "time"]
-_CHUNK = 1 << 20
 _KINDS = {
     tarfile.REGTYPE: "file",
     tarfile.AREGTYPE: "file",
@@ -76,7 +76,7 @@ def _files(layer: StoredLayer) -> dict[str, _File]:
 def _file(tar: tarfile.TarFile, member: tarfile.TarInfo) -> _File:
     hasher = hashlib.sha256(member.linkname.encode())
     if member.isreg() and (content := tar.extractfile(member)) is not None:
-        while chunk := content.read(_CHUNK):
+        for chunk in chunks_of(content):
             hasher.update(chunk)
     return {
         "kind": _KINDS.get(member.type, "special file"),

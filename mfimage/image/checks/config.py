@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from mfimage.errors import OptionError, PackageError
+from mfimage.errors import OptionError, PackageError, shorten
 from mfimage.image.checks.report import Failed
 from mfimage.image.checks.runner import Container, ImageRunner
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.plan.labels import TARGET, image_labels
+from mfimage.image.plan.labels import LOCK_DIGEST, TARGET, VERSION, image_labels
 from mfimage.image.plan.options import LABEL_PREFIX, refuse_credentials
 from mfimage.image.targets import TARGETS
 from mfimage.package.spec import FunctionSpec, parse_spec, sha256_digest
 from mfimage.runtime.layout import FUNCTION, FUNCTION_JSON, LOCK
 
-_LOCK_LABEL = f"{LABEL_PREFIX}lock.digest"
-_VERSION_LABEL = f"{LABEL_PREFIX}version"
 SPEC_FILE = f"{FUNCTION}/{FUNCTION_JSON}"
 LOCK_FILE = f"{FUNCTION}/{LOCK}"
 
@@ -37,8 +35,8 @@ def check_labels(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> str
         (name, value), more = wrong[0], f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         if name not in has:
             raise Failed(f"the label {name} is missing{more}")
-        found = f"the label {name} says {_short(has[name])}; {FUNCTION_JSON} has {_short(value)}"
-        raise Failed(f"{found}{more}")
+        found, known = shorten(has[name]), shorten(value)
+        raise Failed(f"the label {name} says {found}; {FUNCTION_JSON} has {known}{more}")
     return f"{len(expected)} labels agree with {FUNCTION_JSON}"
 
 
@@ -49,29 +47,19 @@ def _expected(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> dict[s
         spec,
         target=target.name if target else " or ".join(TARGETS),
         # Without a lock in the image, any digest will do.
-        lock=sha256_digest(lock) if lock is not None else has.get(_LOCK_LABEL) or "sha256:...",
+        lock=sha256_digest(lock) if lock is not None else has.get(LOCK_DIGEST) or "sha256:...",
         base="",
         base_digest=None,
         more={name: has.get(name) or "..." for name in (target.label_names if target else ())},
     )
     ours = {name: value for name, value in labels.items() if name.startswith(LABEL_PREFIX)}
     # Another version of mfimage may have built it.
-    return {**ours, _VERSION_LABEL: has.get(_VERSION_LABEL) or "..."}
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return {**ours, VERSION: has.get(VERSION) or "..."}
 
 
 def check_credentials(info: ImageInfo) -> str:
     """Look for URLs with a password in what an image shows to everyone."""
-    shown = {f"the variable {name}": value for name, value in info.env.items()}
-    shown |= {f"the label {name}": value for name, value in info.labels.items()}
-    shown |= {
-        f"line {number} of the history": f"{entry.created_by}\n{entry.comment}"
-        for number, entry in enumerate(info.history, 1)
-    }
-    for place, text in shown.items():
+    for place, text in info.public_texts().items():
         try:
             refuse_credentials(place, text)
         except OptionError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -77,30 +77,21 @@ NO_EXAMPLES = "none were recorded; bind the function with --example RECORD to ha
 
 def replay(address: Address, spec: FunctionSpec, tolerance: Tolerance) -> str:
     """Send the input of each example; compare the results with those recorded."""
-    return _verdict(spec, list(_replayed(address, spec, tolerance)))
-
-
-def _replayed(address: Address, spec: FunctionSpec, tolerance: Tolerance) -> Iterator[Difference]:
     path = find_route(spec, "record").path
+    found: list[Difference] = []
     for index, example in enumerate(spec.examples):
         response = request(address, "POST", path, json.dumps(example.input).encode())
-        if response.status != 200:
-            yield Difference(example=index, path="result", message=f"answered {response.problem}")
-            continue
-        for where, message in differences(example.output, response.json(), tolerance):
-            yield Difference(example=index, path=where, message=message)
+        pairs: Iterable[tuple[str, str]] = [("result", f"answered {response.problem}")]
+        if response.status == 200:
+            pairs = differences(example.output, response.json(), tolerance)
+        found += [Difference(example=index, path=where, message=text) for where, text in pairs]
+    return _verdict(spec, found)
 
 
 def replay_as_list(address: Address, spec: FunctionSpec, tolerance: Tolerance) -> str:
     """Send the inputs of all examples as one list; compare likewise."""
-    return _verdict(spec, list(_replayed_as_list(address, spec, tolerance)))
-
-
-def _replayed_as_list(
-    address: Address, spec: FunctionSpec, tolerance: Tolerance
-) -> Iterator[Difference]:
     if not spec.examples:
-        return
+        raise Skipped(NO_EXAMPLES)
     path = find_route(spec, "batch").path
     body = json.dumps([example.input for example in spec.examples]).encode()
     response = request(address, "POST", path, body)
@@ -109,10 +100,12 @@ def _replayed_as_list(
     items = response.json()
     if not isinstance(items, list) or len(items) != len(spec.examples):
         raise Failed(f"POST {path} does not answer item by item")
-    for index, (example, item) in enumerate(zip(spec.examples, items, strict=True)):
-        expected = {"result": example.output}
-        for where, message in differences(expected, item, tolerance, path="item"):
-            yield Difference(example=index, path=where, message=message)
+    found = [
+        Difference(example=index, path=where, message=message)
+        for index, (example, item) in enumerate(zip(spec.examples, items, strict=True))
+        for where, message in differences({"result": example.output}, item, tolerance, path="item")
+    ]
+    return _verdict(spec, found)
 
 
 def _verdict(spec: FunctionSpec, found: list[Difference]) -> str:

@@ -80,14 +80,10 @@ def check_function(
 
 def check_command(entrypoint: Sequence[str], tolerance: Tolerance) -> tuple[str, ...]:
     """Return the command with which an image checks its function."""
-    usual = Tolerance()
-    given = []
     # Images of older versions do not have these options.
-    if tolerance.relative != usual.relative:
-        given.append(f"--rtol={tolerance.relative!r}")
-    if tolerance.absolute != usual.absolute:
-        given.append(f"--atol={tolerance.absolute!r}")
-    return (*entrypoint, "check", *given)
+    rtol = [] if tolerance.relative == Tolerance.relative else [f"--rtol={tolerance.relative!r}"]
+    atol = [] if tolerance.absolute == Tolerance.absolute else [f"--atol={tolerance.absolute!r}"]
+    return (*entrypoint, "check", *rtol, *atol)
 
 
 def check_head(runner: ImageRunner, recorder: Recorder, timeout: float) -> None:

@@ -42,7 +42,8 @@ def check_image(
         if spec is not None:
             found = TARGETS.get(target or DEFAULT_TARGET, TARGETS[DEFAULT_TARGET])
             resolve_name(found.check)(runner, spec, recorder, options)
-    return Report(image=image, id=runner.info.id, runner=runner.name, checks=recorder.checks)
+    checks = tuple(recorder.checks)
+    return Report(image=image, id=runner.info.id, runner=runner.name, checks=checks)
 
 
 def _check_what_it_says(runner: ImageRunner, recorder: Recorder) -> FunctionSpec | None:

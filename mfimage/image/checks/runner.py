@@ -17,10 +17,11 @@ from mfimage.errors import EngineError, ReferenceNotFound
 from mfimage.image.checks.report import Failed
 from mfimage.image.docker.engine import Engine, engine_errors
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.find.places import ENGINE, FILES, FoundImage, find_image, machine_platform
+from mfimage.image.find.places import ENGINE, FILES, FoundImage, find_image
 from mfimage.image.oci.config import recompose
 from mfimage.image.oci.outputs import docker_archive
 from mfimage.masking import mask_urls
+from mfimage.package.platforms import machine_platform
 
 Address = tuple[str, int]
 # Marks the containers that a process which was killed could not remove.
@@ -71,7 +72,10 @@ class ImageRunner:
                     raise
             yield Container(self._api, identity, launch.port)
         finally:
-            self._remove(identity)
+            # It may be gone already, and an engine that is gone has been reported before.
+            gone = (docker.errors.APIError, EngineError)
+            with contextlib.suppress(*gone), engine_errors("removing it"):
+                self._api.remove_container(identity, force=True, v=True)
 
     def _create(self, launch: ContainerOptions) -> str:
         local = _host(self._api) is None
@@ -95,11 +99,6 @@ class ImageRunner:
             labels={_LABEL: "1"},
         )
         return created["Id"]
-
-    def _remove(self, container: str) -> None:
-        # It may be gone already, and an engine that is gone has been reported before.
-        with contextlib.suppress(docker.errors.APIError, EngineError), engine_errors("removing it"):
-            self._api.remove_container(container, force=True, v=True)
 
 
 class Container:

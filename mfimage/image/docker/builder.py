@@ -28,10 +28,7 @@ _LAYERED = ("RUN", "COPY", "ADD", "WORKDIR")  # what history says of steps that 
 
 
 class DockerBuilder:
-    """Builds images by ``docker build``.
-
-    A ``cache_to`` reference is the image's name under which `export` pushes it.
-    """
+    """Builds images by ``docker build``; `export` pushes under a reference in ``cache_to``."""
 
     name = DOCKER
 
@@ -89,11 +86,14 @@ class DockerBuilder:
     def build(self, plan: ImagePlan, blob_path: BlobPath) -> BuiltImage:
         """Write the context and build it."""
         start = time.perf_counter()
+        # The context is named by what builds have in common whose contexts are worth comparing.
+        names = ",".join(tag.name for tag in self._tags) or f"{plan.function},{plan.target.name}"
+        digest = hashlib.sha256(names.encode()).hexdigest()
         with ended_by_signals(), tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
-            context = Path(folder, self._context_name(plan))
+            context = Path(folder, f"mfimage-{digest[:16]}")
             write_context(plan, context, blob_path)
             try:
-                names = self._command.build(
+                known = self._command.build(
                     context,
                     tags=[str(tag) for tag in self._tags],
                     platform=plan.platform,
@@ -107,9 +107,9 @@ class DockerBuilder:
                 if not self._engine.alive():  # an engine that goes away cancels its builds
                     raise engine_gone(_DOING) from None
                 raise
-        info = self._find(names, plan)
-        names = (str(plan.base.pinned), str(plan.base.reference))
-        base = next(filter(None, map(self._engine.inspect, names)), ImageInfo(id=""))
+        info = self._find(known, plan)
+        bases = (str(plan.base.pinned), str(plan.base.reference))
+        base = next(filter(None, map(self._engine.inspect, bases)), ImageInfo(id=""))
         return BuiltImage(
             id=info.id,
             digest=None,
@@ -118,11 +118,6 @@ class DockerBuilder:
             size=info.size,
             timings={"build": time.perf_counter() - start},
         )
-
-    def _context_name(self, plan: ImagePlan) -> str:
-        """Name the context by what builds have in common whose contexts are worth comparing."""
-        names = ",".join(tag.name for tag in self._tags) or f"{plan.function},{plan.target.name}"
-        return f"mfimage-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
 
     def _find(self, names: Sequence[str], plan: ImagePlan) -> ImageInfo:
         """Return the image that was built; engines know it by different digests."""
@@ -150,9 +145,8 @@ class DockerBuilder:
         return self._engine.inspect(image.id) or ImageInfo(id=image.id)
 
     def layer(self, image: BuiltImage, name: str) -> Iterator[bytes]:
-        """Export the folder that a layer fills; nothing of system packages, which fill many."""
-        if name == "dependencies":
-            yield from self._engine.export(image.id, VENV)
+        """Export the folder that a layer fills; of system packages, the one with their settings."""
+        yield from self._engine.export(image.id, VENV if name == "dependencies" else "/etc")
 
     def write(
         self, images: Sequence[BuiltImage], output: Location | None, tags: Sequence[Reference]

@@ -56,11 +56,7 @@ _HINTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class DockerCommand:
-    """The ``docker`` command of this machine, which builds by BuildKit.
-
-    It is run with this process's environment: DOCKER_HOST, contexts, DOCKER_CONFIG,
-    BUILDX_BUILDER and what caches need reach it unchanged.
-    """
+    """The ``docker`` command of this machine, which builds by BuildKit."""
 
     path: str
     # The version of the plugin; without one the command itself builds.
@@ -120,6 +116,7 @@ class DockerCommand:
                     )
         secrets = secrets or {}
         progress = BuildProgress(Masker(secrets.values()))
+        # DOCKER_HOST, contexts, DOCKER_CONFIG, BUILDX_BUILDER and what caches need, unchanged.
         # Attestations hold times: with them, equal images would have other digests each time.
         environment = {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", **os.environ, "DOCKER_BUILDKIT": "1"}
         with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
@@ -146,7 +143,10 @@ class DockerCommand:
             command = [self.path, *arguments, "--", where]
             if status := _run(command, environment, cwd, progress, on_event):
                 raise _build_error(progress, status)
-            return tuple(_built(ids, metadata))
+            names = [ids.read_text().strip()]
+            with contextlib.suppress(FileNotFoundError):
+                names.append(json.loads(metadata.read_text()).get("containerimage.digest"))
+            return tuple(filter(None, names))
 
 
 def _output(*command: str) -> str:
@@ -218,7 +218,10 @@ def ended_by_signals() -> Iterator[None]:
     def leave(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)
 
-    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if _is_default(each)]
+    # Only the main thread may, and something else may handle them.
+    main = threading.current_thread() is threading.main_thread()
+    both = (signal.SIGTERM, signal.SIGHUP) if main else ()
+    numbers = [each for each in both if signal.getsignal(each) is signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, leave)
     try:
@@ -226,19 +229,6 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
-
-
-def _is_default(number: signal.Signals) -> bool:
-    """Return whether nothing else handles a signal; only the main thread may."""
-    main = threading.current_thread() is threading.main_thread()
-    return main and signal.getsignal(number) is signal.SIG_DFL
-
-
-def _built(ids: Path, metadata: Path) -> Iterator[str]:
-    yield ids.read_text().strip()
-    with contextlib.suppress(FileNotFoundError):
-        if digest := json.loads(metadata.read_text()).get("containerimage.digest"):
-            yield digest
 
 
 def _build_error(progress: BuildProgress, status: int) -> BuildError:

@@ -50,7 +50,7 @@ class Engine:
     """A connection to a Docker engine; use `connect`, and ``with`` to close it."""
 
     def __init__(self, api: docker.APIClient) -> None:
-        self._api = api
+        self._api: Any = api  # its hints are incomplete
 
     @classmethod
     def connect(cls) -> Engine:
@@ -76,14 +76,11 @@ class Engine:
 
     def inspect(self, ref: str) -> ImageInfo | None:
         """Return what the engine knows of an image; None if it does not have it."""
-        with engine_errors(f"inspecting {ref}"):
-            untyped: Any = self._api
-            try:
-                image = untyped.inspect_image(ref)
-                history = untyped.history(image["Id"])
-            except docker.errors.ImageNotFound:
-                return None
-        return ImageInfo.from_engine(image, history)
+        missing = docker.errors.ImageNotFound
+        with engine_errors(f"inspecting {ref}"), contextlib.suppress(missing):
+            image = self._api.inspect_image(ref)
+            return ImageInfo.from_engine(image, self._api.history(image["Id"]))
+        return None
 
     def pull(
         self, ref: str, *, platform: str | None = None, on_event: OnEvent = lambda _: None
@@ -91,7 +88,7 @@ class Engine:
         """Pull an image."""
         repository, tag = _split(ref)
         with engine_errors(f"pulling {ref}", _registry_error):
-            options: Any = {"platform": platform, "stream": True, "decode": True}
+            options = {"platform": platform, "stream": True, "decode": True}
             for _ in _transfer(self._api.pull(repository, tag=tag, **options), on_event):
                 pass
         image = self.inspect(ref)
@@ -110,8 +107,7 @@ class Engine:
                 digest = (message.get("aux") or {}).get("Digest") or digest
         if digest is None and (info := self.inspect(ref)) is not None:
             # An engine with the containerd image store keeps it with the image instead.
-            digests = dict(each.split("@") for each in info.repo_digests)
-            digest = digests.get(repository)
+            digest = dict(each.split("@") for each in info.repo_digests).get(repository)
         if digest is None:
             raise RegistryError(f"pushing {ref}: the engine did not report the digest")
         return str(digest)
@@ -120,8 +116,7 @@ class Engine:
         """Load an image from what ``docker save`` writes."""
         doing = "loading the image"
         with engine_errors(doing), _without_timeout(self._api):
-            untyped: Any = self._api
-            for message in untyped.load_image(archive, quiet=True) or ():
+            for message in self._api.load_image(archive, quiet=True) or ():
                 if error := message.get("error"):
                     raise EngineError(f"{doing}: {error}")
 
@@ -133,8 +128,7 @@ class Engine:
     def describe(self, image: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
         """Return an image's description and history as the engine responds."""
         with engine_errors(f"inspecting {image}"):
-            untyped: Any = self._api
-            return untyped.inspect_image(image), untyped.history(image)
+            return self._api.inspect_image(image), self._api.history(image)
 
     def labelled(self, label: str) -> Iterator[str]:
         """Yield the IDs of the newest images with a label, as ``NAME=VALUE``."""
@@ -195,8 +189,8 @@ class Engine:
         with engine_errors(doing), self._created(image, **options) as container:
             self._api.start(container)
             status = self._api.wait(container, timeout=_RUN_TIMEOUT)["StatusCode"]
-            stdout = self._api.logs(container, stdout=True, stderr=False)
-            stderr = self._api.logs(container, stdout=False, stderr=True)
+            stdout: bytes = self._api.logs(container, stdout=True, stderr=False)
+            stderr: bytes = self._api.logs(container, stdout=False, stderr=True)
         if status:
             last = stderr.decode(errors="replace").strip().rpartition("\n")[2]
             raise EngineError(f"{doing}: exit code {status}: {last}")
@@ -222,7 +216,11 @@ def connect() -> docker.APIClient:
     host = _host()
     local = host.startswith(("unix://", "npipe://"))
     try:
-        _probe(host)
+        if host.startswith("unix://"):
+            # Fails early, and more to the point, where docker-py would leave a socket open.
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(_LOCAL_TIMEOUT)
+                probe.connect("/" + host.removeprefix("unix://").lstrip("/"))
         from_env: Any = docker.from_env
         api: docker.APIClient = from_env(timeout=_LOCAL_TIMEOUT if local else _REMOTE_TIMEOUT).api
     except Exception as error:  # noqa: BLE001  (docker-py raises bare ones for a broken context)
@@ -260,14 +258,6 @@ def _host() -> str:
     except Exception:  # noqa: BLE001  (only for the message; connecting shows what is wrong)
         return _DEFAULT_HOST
     return (host or _DEFAULT_HOST).removeprefix("http+")
-
-
-def _probe(host: str) -> None:
-    """Fail early, and more to the point, where docker-py would leave an open socket behind."""
-    if host.startswith("unix://"):
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(_LOCAL_TIMEOUT)
-            probe.connect("/" + host.removeprefix("unix://").lstrip("/"))
 
 
 def _diagnose(error: Exception, host: str) -> EngineError:
@@ -329,15 +319,9 @@ def _transfer(stream: Iterable[dict[str, Any]], on_event: OnEvent) -> Iterator[d
         failure = failure or message.get("error")
         detail = message.get("progressDetail") or {}
         if layer := message.get("id"):
-            on_event(
-                BuildEvent(
-                    kind="progress",
-                    step=layer,
-                    text=message.get("status") or "",
-                    current=detail.get("current") or 0,
-                    total=detail.get("total") or 0,
-                )
-            )
+            counts = {name: detail.get(name) or 0 for name in ("current", "total")}
+            text = message.get("status") or ""
+            on_event(BuildEvent(kind="progress", step=layer, text=text, **counts))
         yield message
     if failure:
         raise docker.errors.DockerException(failure)

@@ -97,20 +97,13 @@ class LocalEngine:
 
     def inspect(self, ref: str) -> ImageInfo | None:
         """Return an image, without its history; None if the engine does not have it."""
-        path = f"/images/{quote(ref, safe='/:@')}/json"
-        with self._request(f"inspecting {ref}", "GET", path, absent=404) as response:
-            if response.status == 404:
-                return None
-            return ImageInfo.from_engine(json.loads(response.read()), [])
+        found = self._get(f"inspecting {ref}", f"/images/{_quoted(ref)}/json", absent=404)
+        return ImageInfo.from_engine(found, []) if found else None
 
     def describe(self, image: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
         """Return what ``/images/NAME/json`` and ``/images/NAME/history`` respond."""
-        found = []
-        for kind in ("json", "history"):
-            path = f"/images/{quote(image, safe='/:@')}/{kind}"
-            with self._request(f"inspecting {image}", "GET", path) as response:
-                found.append(json.loads(response.read()))
-        return found[0], found[1]
+        doing, path = f"inspecting {image}", f"/images/{_quoted(image)}"
+        return self._get(doing, f"{path}/json"), self._get(doing, f"{path}/history")
 
     @contextlib.contextmanager
     def files(self, image: str) -> Iterator[ImageFiles]:
@@ -133,14 +126,13 @@ class LocalEngine:
     def labelled(self, label: str) -> Iterator[str]:
         """Yield the IDs of the newest images with a label, as ``NAME=VALUE``."""
         query = urlencode({"filters": json.dumps({"label": [label]})})
-        with self._request("listing images", "GET", f"/images/json?{query}") as response:
-            found: list[dict[str, Any]] = json.loads(response.read())
+        found: list[dict[str, Any]] = self._get("listing images", f"/images/json?{query}")
         for image in sorted(found, key=lambda image: -image["Created"])[:_NEWEST]:
             yield image["Id"]
 
     def save(self, image: str) -> Iterator[bytes]:
         """Stream an image as ``docker save`` does."""
-        path = f"/images/{quote(image, safe='/:@')}/get"
+        path = f"/images/{_quoted(image)}/get"
         with self._request(f"saving {image}", "GET", path, timeout=None) as response:
             yield from chunks_of(response)
 
@@ -155,6 +147,10 @@ class LocalEngine:
 
     def close(self) -> None:
         """Nothing is open between requests."""
+
+    def _get(self, doing: str, path: str, absent: int = 0) -> Any:
+        with self._request(doing, "GET", path, absent=absent) as response:
+            return json.loads(response.read()) if response.status != absent else None
 
     @contextlib.contextmanager
     def _request(
@@ -225,6 +221,10 @@ class _Connection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="/:@")
 
 
 def _message(response: http.client.HTTPResponse) -> str:

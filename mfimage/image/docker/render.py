@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -92,13 +93,10 @@ def render(plan: ImagePlan) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Step:
-    """What a ``RUN`` needs for credentials: mounts, and shell commands that use them.
+    """What a ``RUN`` needs for credentials: mounts, which are optional, and what uses them."""
 
-    All are optional: a file that the builder was not given is not there.
-    """
-
-    mounts: tuple[str, ...]
-    setup: tuple[str, ...]
+    mounts: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
 
 
 def _dependency_step(plan: ImagePlan) -> _Step:
@@ -146,7 +144,7 @@ def _use(name: str) -> list[str]:
 
 def _apt_step(plan: ImagePlan) -> _Step:
     if CA not in plan.secrets:
-        return _Step(mounts=(), setup=())
+        return _Step()
     # Below /var/log, which is not kept: a mount elsewhere leaves its folder in the image.
     path, config = "/var/log/ca.pem", "/var/log/apt.conf"
     use = f"echo 'Acquire::https::CAInfo \"{path}\";' >{config}; export APT_CONFIG={config}"
@@ -218,7 +216,12 @@ def write_context(plan: ImagePlan, folder: Path, blob_path: BlobPath) -> None:
             fresh = Path(temporary)
             _write_files(files, fresh)
             for name in (*_FOLDERS, DOCKERFILE):
-                _replace(fresh / name, folder / name)
+                path = folder / name
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+                (fresh / name).rename(path)
     except OSError as error:
         where = error.filename or folder
         raise BuildError(
@@ -234,19 +237,14 @@ def _refuse_foreign(folder: Path) -> None:
         return
     except OSError as error:
         raise OptionError(f"output: {folder}: {error.strerror}") from None
-    if names and not _is_ours(folder / DOCKERFILE):
+    is_ours = False
+    with contextlib.suppress(OSError), (folder / DOCKERFILE).open("rb") as file:
+        is_ours = file.read(len(MARKER)) == MARKER.encode()
+    if names and not is_ours:
         raise OptionError(
             f"output: {folder} holds other files, as {names[0]}",
             hint="name a new or empty folder, or one rendered before",
         )
-
-
-def _is_ours(dockerfile: Path) -> bool:
-    try:
-        with dockerfile.open("rb") as file:
-            return file.read(len(MARKER)) == MARKER.encode()
-    except OSError:
-        return False
 
 
 def _write_files(files: list[ContextFile], root: Path) -> None:
@@ -262,11 +260,3 @@ def _write_files(files: list[ContextFile], root: Path) -> None:
     for folder in sorted(folders - {root}, reverse=True):
         folder.chmod(0o755)
         os.utime(folder, (EPOCH, EPOCH))
-
-
-def _replace(fresh: Path, path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-    fresh.rename(path)

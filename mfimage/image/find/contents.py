@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mfimage.errors import PackageError
+from mfimage.errors import PackageError, shorten
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.plan.options import LABEL_PREFIX
 from mfimage.image.sbom.document import PREFIX
@@ -239,6 +239,4 @@ def _changes(section: str, one: Mapping[str, Item], other: Mapping[str, Item]) -
 
 def _short(text: str) -> str:
     line = " ".join(text.split())
-    if line.startswith("sha256:"):
-        return line[:19]
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
+    return line[:19] if line.startswith("sha256:") else shorten(line, _LONGEST)

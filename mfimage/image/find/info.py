@@ -47,6 +47,13 @@ class ImageInfo:
         """The platform as ``os/architecture[/variant]``."""
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
+    def public_texts(self) -> dict[str, str]:
+        """Return what the configuration shows to everyone, by where it is."""
+        texts = {f"the variable {name}": value for name, value in self.env.items()}
+        texts |= {f"the label {name}": value for name, value in self.labels.items()}
+        lines = (f"{entry.created_by}\n{entry.comment}" for entry in self.history)
+        return texts | {f"line {n} of the history": text for n, text in enumerate(lines, 1)}
+
     def digest_of(self, reference: Reference) -> str | None:
         """Return the digest of the image in a reference's repository, if it came from there."""
         for text in self.repo_digests:
@@ -60,21 +67,16 @@ class ImageInfo:
         cls, image: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
     ) -> ImageInfo:
         """Read an engine's responses to ``/images/NAME/json`` and ``/images/NAME/history``."""
-        entries = [
-            HistoryEntry(
-                created_by=entry.get("CreatedBy") or "",
-                size=entry.get("Size") or 0,
-                comment=entry.get("Comment") or "",
-            )
-            for entry in reversed(history)
-        ]
         return cls(
             id=image["Id"],
             repo_tags=tuple(image.get("RepoTags") or ()),
             repo_digests=tuple(image.get("RepoDigests") or ()),
             size=image.get("Size") or 0,
             layers=tuple((image.get("RootFS") or {}).get("Layers") or ()),
-            history=tuple(entries),
+            history=tuple(
+                _entry(each.get("CreatedBy"), each.get("Size"), each.get("Comment"))
+                for each in reversed(history)
+            ),
             **_settings({name.lower(): value for name, value in image.items()}),
         )
 
@@ -109,9 +111,10 @@ def _settings(image: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _history(entries: Sequence[Mapping[str, Any]], sizes: Iterator[int]) -> Iterator[HistoryEntry]:
-    for entry in entries:
-        yield HistoryEntry(
-            created_by=entry.get("created_by") or "",
-            size=0 if entry.get("empty_layer") else next(sizes, 0),
-            comment=entry.get("comment") or "",
-        )
+    for each in entries:
+        size = 0 if each.get("empty_layer") else next(sizes, 0)
+        yield _entry(each.get("created_by"), size, each.get("comment"))
+
+
+def _entry(created_by: str | None, size: int | None, comment: str | None) -> HistoryEntry:
+    return HistoryEntry(created_by=created_by or "", size=size or 0, comment=comment or "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform as machine
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,12 +17,12 @@ from mfimage.image.find.info import ImageInfo
 from mfimage.image.plan.options import LABEL_PREFIX
 from mfimage.image.registry.location import DOCKER_ARCHIVE, Location, parse_location
 from mfimage.image.registry.reference import DEFAULT_TAG, Reference, parse_reference
+from mfimage.package.platforms import machine_platform
 from mfimage.runtime.layout import FUNCTION, SBOM
 
 if TYPE_CHECKING:
     from mfimage.image.oci.images import StoredImage
 
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _SBOM_PATH = f"{FUNCTION}/{SBOM}"
 _LARGEST_FILE = 32 << 20
 
@@ -121,13 +120,13 @@ class _Engine(Place):
             info = engine.inspect(name)
         if info is None or platform not in (None, f"{info.os}/{info.architecture}"):
             raise ReferenceNotFound("not in the Docker engine")
-        layers = [
+        layers = tuple(
             FoundLayer(digest=None, size=entry.size, instruction=entry.created_by)
             for entry in info.history
             if entry.size
-        ]
+        )
         digest = next((each.partition("@")[2] for each in info.repo_digests), None)
-        return FoundImage(name=name, place=self, info=info, layers=tuple(layers), digest=digest)
+        return FoundImage(name=name, place=self, info=info, layers=layers, digest=digest)
 
     @contextmanager
     def open(self, image: FoundImage, platform: str) -> Iterator[StoredImage]:
@@ -212,12 +211,6 @@ def find_image(
         hint="name an image in a registry in full, as registry.example.com/team/name:tag, one in "
         "a folder as oci:DIR; a function's reference ends in function.json",
     )
-
-
-def machine_platform() -> str:
-    """Return this machine's platform, as ``linux/amd64``."""
-    architecture = machine.machine()
-    return f"linux/{_ARCHITECTURES.get(architecture, architecture)}"
 
 
 def sbom_of(stored: StoredImage) -> bytes | None:

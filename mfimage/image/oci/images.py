@@ -91,15 +91,14 @@ def layer_descriptor(document: Mapping[str, Any], where: str) -> Descriptor:
 
 
 def pick(index: Mapping[str, Any], platform: str, where: str) -> Mapping[str, Any]:
-    """Return the entry of an index for a platform; refuse none, or more than one."""
+    """Return the first entry of an index for a platform, as Docker does."""
     listed: list[Mapping[str, Any]] = list(index.get("manifests", ()))
     entries = [each for each in listed if each.get("mediaType") in (*MANIFESTS, *INDEXES)]
     found = [each for each in entries if _fits(each.get("platform"), platform)]
-    if len(found) != 1:
+    if not found:
         there = sorted({platform_of(each["platform"]) for each in entries if each.get("platform")})
-        what = "has more than one image" if found else "has no image"
         raise BuildError(
-            f"{where} {what} for {platform}",
+            f"{where} has no image for {platform}",
             hint=f"it has: {', '.join(there)}" if there else "choose another one",
         )
     return found[0]

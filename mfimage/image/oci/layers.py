@@ -29,6 +29,7 @@ from mfimage.image.registry.client import repository_of
 from mfimage.image.registry.descriptors import MANIFEST
 from mfimage.image.registry.reference import DEFAULT_TAG, Reference
 from mfimage.package.spec import BlobRef, sha256_digest
+from mfimage.runtime.layout import FUNCTION, RUNTIME, VENV
 
 ARTIFACT_TYPE = "application/vnd.mfimage.layers.v1"
 _EMPTY = b"{}"
@@ -36,6 +37,9 @@ _EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 _INPUTS, _DIFF_ID = "io.mfimage.inputs", "io.mfimage.diff-id"
 EPOCH_VARIABLE = "SOURCE_DATE_EPOCH"
 _LATEST = 8**11 - 1  # what fits into a tar's header
+# What a base has there would be imported, or run: the lowest layer of ours hides it.
+_OURS = (VENV, FUNCTION, RUNTIME)
+_HIDDEN = [ContextFile(path=f"{each[1:]}/.wh..wh..opq", content=b"") for each in _OURS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +85,7 @@ def planned_layers(
         with laid_out(
             plan, blob_path, python=python.path, compiled=compiled, secrets=secrets
         ) as members:
-            yield from tar(members)
+            yield from tar([*members, *_HIDDEN])
 
     lock = plan.dependencies.digest
     stamp = f"time {epoch}"
@@ -91,7 +95,7 @@ def planned_layers(
             reason=f"lock {lock}",
             inputs=(
                 "dependencies", stamp, lock, plan.platform, plan.python, python.path,
-                python.version, f"uv {_uv_version()}", f"compiled {compiled}",
+                python.version, f"uv {_uv_version()}", f"compiled {compiled}", *_OURS,
             ),
             chunks=dependencies,
         ),

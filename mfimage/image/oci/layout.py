@@ -27,6 +27,9 @@ from mfimage.image.oci.images import (
 from mfimage.image.registry.location import DOCKER_ARCHIVE, OCI, Location
 from mfimage.package.spec import sha256_digest
 
+REF_NAME = "org.opencontainers.image.ref.name"
+IMAGE_NAME = "io.containerd.image.name"
+
 OpenFile = Callable[[str], BinaryIO]
 """Opens a file by name, in a folder or in a tar; raises ``FileNotFoundError``."""
 
@@ -98,7 +101,7 @@ def open_location(location: Location, platform: str, layers: LayerCache) -> Stor
     try:
         if location.kind == DOCKER_ARCHIVE:
             return _DockerArchive(open_file, str(location), layers).read(platform)
-        return _Layout(open_file, str(location)).read(platform)
+        return _Layout(open_file, location).read(platform)
     except OSError as error:
         missing = error.filename or error
         raise BuildError(
@@ -118,9 +121,15 @@ def platforms_of(location: Location) -> tuple[str, ...]:
         if location.kind == DOCKER_ARCHIVE:
             entries = json.loads(_read(open_file, "manifest.json"))
             return tuple(platform_of(json.loads(_read(open_file, e["Config"]))) for e in entries)
-        return tuple(_Layout(open_file, str(location)).platforms())
+        return tuple(_Layout(open_file, location).platforms())
     except (OSError, ValueError, KeyError, TypeError, tarfile.TarError) as error:
         raise BuildError(f"{location}: not an image of that kind ({error})") from None
+
+
+def names_of(entry: Mapping[str, Any]) -> list[str]:
+    """Return the names of an image in a layout: its whole name first, its tag last."""
+    annotations = entry.get("annotations") or {}
+    return [annotations[key] for key in (IMAGE_NAME, REF_NAME) if annotations.get(key)]
 
 
 def _opener(location: Location) -> OpenFile:
@@ -135,9 +144,10 @@ def _read(open_file: OpenFile, name: str) -> bytes:
 
 
 class _Layout:
-    def __init__(self, open_file: OpenFile, where: str) -> None:
+    def __init__(self, open_file: OpenFile, location: Location) -> None:
         self._open = open_file
-        self._where = where
+        self._location = location
+        self._where = str(location)
 
     def read(self, platform: str) -> StoredImage:
         entry: Mapping[str, Any] = pick(self._index(), platform, self._where)
@@ -170,8 +180,21 @@ class _Layout:
             yield platform_of(json.loads(self._blob(manifest["config"]["digest"])))
 
     def _index(self) -> Mapping[str, Any]:
-        index: Mapping[str, Any] = json.loads(_read(self._open, "index.json"))
-        return index
+        """Return the index with the images of one name: the tag's, or the only one's."""
+        index: dict[str, Any] = json.loads(_read(self._open, "index.json"))
+        tag, images = self._location.tag, index["manifests"]
+        if tag is not None:
+            images = [each for each in images if tag in names_of(each)]
+        names = sorted(names_of(each)[0] for each in index["manifests"] if names_of(each))
+        if tag is not None and not images:
+            hint = f"it has: {', '.join(names)}" if names else "it has images without names"
+            raise BuildError(f"{self._where}: no image has that tag", hint=hint)
+        if len({each["digest"] for each in images if names_of(each)}) > 1:
+            raise BuildError(
+                f"{self._where} has several images: {', '.join(names)}",
+                hint=f"choose one: {self._location.kind}:{self._location.path}:{names[0]}",
+            )
+        return {**index, "manifests": images}
 
     def _blob(self, digest: str) -> bytes:
         data = _read(self._open, _blob_path(digest))

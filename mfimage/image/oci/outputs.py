@@ -16,6 +16,7 @@ from mfimage.errors import BuildError, EngineError
 from mfimage.files import EPOCH, chunks_of, whole_file
 from mfimage.image.oci.config import Composed, compose_index
 from mfimage.image.oci.images import StoredLayer, encode
+from mfimage.image.oci.layout import IMAGE_NAME, REF_NAME, names_of
 from mfimage.image.registry.descriptors import INDEX
 from mfimage.image.registry.location import OCI, OCI_ARCHIVE, Location
 from mfimage.image.registry.reference import Reference
@@ -24,8 +25,6 @@ from mfimage.package.spec import sha256_digest
 if TYPE_CHECKING:
     from mfimage.image.docker.local import ImageEngine
 
-_REF_NAME = "org.opencontainers.image.ref.name"
-_IMAGE_NAME = "io.containerd.image.name"
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 
@@ -96,7 +95,7 @@ def _entries(
         index = compose_index(images)
         entry = {"mediaType": INDEX, "digest": sha256_digest(index), "size": len(index)}
     named = [
-        {**entry, "annotations": {_REF_NAME: tag.tag, _IMAGE_NAME: tag.canonical}} for tag in tags
+        {**entry, "annotations": {REF_NAME: tag.tag, IMAGE_NAME: tag.canonical}} for tag in tags
     ]
     return named or [entry], index
 
@@ -137,13 +136,8 @@ def _others(path: Path, entries: Sequence[Any]) -> list[Any]:
     if "index.json" not in names:
         return []
     known = json.loads((path / "index.json").read_bytes()).get("manifests", [])
-    taken = {_name(each) for each in entries}
-    return [each for each in known if _name(each) not in taken]
-
-
-def _name(entry: Any) -> str:
-    names = entry.get("annotations") or {}
-    return names.get(_IMAGE_NAME) or names.get(_REF_NAME) or ""
+    taken = {tuple(names_of(each)[:1]) for each in entries}
+    return [each for each in known if tuple(names_of(each)[:1]) not in taken]
 
 
 def layout_archive(images: Sequence[Composed], tags: Sequence[Reference]) -> Iterator[bytes]:

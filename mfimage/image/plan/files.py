@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mfimage.files import EPOCH, sha256_hex
-
-CHUNK = 1 << 18
+from mfimage.files import EPOCH, chunks_of, sha256_hex
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +21,9 @@ class ContextFile:
 
     def chunks(self) -> Iterator[bytes]:
         """Read the content."""
-        if isinstance(self.content, bytes):
-            for start in range(0, len(self.content), CHUNK):
-                yield self.content[start : start + CHUNK]
-            return
-        with self.content.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                yield chunk
+        content = self.content
+        with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+            yield from chunks_of(file)
 
     def size(self) -> int:
         """Return the size of the content in bytes."""
@@ -37,11 +32,9 @@ class ContextFile:
         return self.content.stat().st_size
 
     def mtime_ns(self) -> int:
-        """Return the time of the file in a build context, in nanoseconds: always the same second.
-
-        BuildKit takes a file for unchanged if its name, mode, size and time are. But equal inputs
-        must give equal images, so the second is fixed. Image layers hold whole seconds only, which
-        leaves the nanoseconds free to stand for the content.
-        """
+        """Return the file's time in a build context, in nanoseconds: always the same second."""
+        # BuildKit takes a file for unchanged if its name, mode, size and time are. But equal inputs
+        # must give equal images, so the second is fixed. Image layers hold whole seconds only,
+        # which leaves the nanoseconds free to stand for the content.
         digest = self.digest or sha256_hex(self.chunks())
         return EPOCH * 10**9 + int(digest[-16:], 16) % 10**9

@@ -12,6 +12,7 @@ from mfimage.errors import OptionError
 from mfimage.image.plan.options import LABEL_PREFIX, LONGEST_VALUE, check_text
 from mfimage.package.spec import FunctionSpec
 
+VERSION = f"{LABEL_PREFIX}version"
 TARGET = f"{LABEL_PREFIX}target"
 FUNCTION_NAME = f"{LABEL_PREFIX}function.name"
 FUNCTION_DIGEST = f"{LABEL_PREFIX}function.digest"
@@ -45,7 +46,7 @@ def image_labels(
         f"{_OCI}base.name": base,
         f"{_OCI}base.digest": base_digest or "",
         BASE_ID: base_id or "",
-        f"{LABEL_PREFIX}version": __version__,
+        VERSION: __version__,
         TARGET: target,
         FUNCTION_NAME: spec.name,
         FUNCTION_DIGEST: spec.digest,

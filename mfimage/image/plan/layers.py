@@ -5,32 +5,24 @@ The same plan gives the same bytes: names sorted, modes 0644 and 0755.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 import mfimage
+from mfimage.files import verified_chunks
 from mfimage.image.plan.files import ContextFile
 from mfimage.image.plan.plan import ArtifactLayer, ImagePlan
 from mfimage.image.sbom.document import make_sbom
 from mfimage.package.archive import members
 from mfimage.package.spec import BlobRef
 from mfimage.package.store import damaged
-from mfimage.runtime.layout import (
-    BLOBS,
-    CODE,
-    FUNCTION,
-    FUNCTION_JSON,
-    LOCK,
-    PROGRAMS,
-    RUNTIME,
-    SBOM,
-    VENV,
-)
+from mfimage.runtime import layout
 
 BlobPath = Callable[[BlobRef], Path]
 """Returns the file on this machine that holds a blob."""
+# A build asks several times for the same plan's, and making the SBOM takes time.
+_made: deque[tuple[ImagePlan, list[ContextFile]]] = deque(maxlen=4)
 
 
 def layer_files(plan: ImagePlan, blob_path: BlobPath) -> dict[str, list[ContextFile]]:
@@ -45,12 +37,18 @@ def layer_files(plan: ImagePlan, blob_path: BlobPath) -> dict[str, list[ContextF
 
 def artifact_files(layer: ArtifactLayer, blob_path: BlobPath) -> list[ContextFile]:
     """List an artifact layer's files."""
-    return [blob_file(inside(FUNCTION, BLOBS, blob.hex), blob, blob_path) for blob in layer.blobs]
+    return [
+        blob_file(_in_function(layout.BLOBS, blob.hex), blob, blob_path) for blob in layer.blobs
+    ]
 
 
 def inside(*parts: str) -> str:
     """Return a path in an image without the ``/`` before it."""
     return str(PurePosixPath(*parts)).lstrip("/")
+
+
+def _in_function(*parts: str) -> str:
+    return inside(layout.FUNCTION, *parts)
 
 
 def blob_file(path: str, blob: BlobRef, blob_path: BlobPath) -> ContextFile:
@@ -65,48 +63,41 @@ def runtime_files(plan: ImagePlan) -> list[ContextFile]:
     found = {path for pattern in plan.runtime for path in root.glob(pattern) if path.is_file()}
     files = []
     for path in sorted(found):
-        name = inside(RUNTIME, path.relative_to(root).as_posix())
+        name = inside(layout.RUNTIME, path.relative_to(root).as_posix())
         files.append(ContextFile(path=name, content=path.read_bytes()))
     for name, module in sorted(plan.programs.items()):
         # Without site-packages it starts in half the time; probes call it every few seconds.
         text = (
-            f"#!{VENV}/bin/python -IS\nimport sys\nsys.path.append({RUNTIME!r})\n"
+            f"#!{layout.VENV}/bin/python -IS\nimport sys\nsys.path.append({layout.RUNTIME!r})\n"
             f"from {module} import main\nsys.exit(main(sys.argv[1:]))\n"
         )
-        path_in_image = inside(PROGRAMS, name)
+        path_in_image = inside(layout.PROGRAMS, name)
         files.append(ContextFile(path=path_in_image, content=text.encode(), mode=0o755))
     return files
 
 
 def code_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
     """List the function's code and description, the lock that is installed, and the SBOM."""
-    for known, files in _made:
+    for known, made in _made:
         if known is plan:
-            return list(files)
-    made = _code_files(plan, blob_path)
-    _made.append((plan, made))
-    return list(made)
-
-
-# A build asks several times for the same plan's, and making the SBOM takes time.
-_made: deque[tuple[ImagePlan, list[ContextFile]]] = deque(maxlen=4)
-
-
-def _code_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
+            return list(made)
     data = b"".join(verified(blob_file("", plan.code.archive, blob_path)))
     files = [
-        ContextFile(path=inside(FUNCTION, FUNCTION_JSON), content=plan.code.function_json),
-        ContextFile(path=inside(FUNCTION, LOCK), content=plan.dependencies.lock),
+        ContextFile(path=_in_function(layout.FUNCTION_JSON), content=plan.code.function_json),
+        ContextFile(path=_in_function(layout.LOCK), content=plan.dependencies.lock),
     ]
     for name, content, mode in members(data, where=f"the code of {plan.function}"):
-        files.append(ContextFile(path=inside(FUNCTION, CODE, name), content=content, mode=mode))
+        path = _in_function(layout.CODE, name)
+        files.append(ContextFile(path=path, content=content, mode=mode))
     sbom = make_sbom(plan, files, runtime_files(plan))
-    return [*files, ContextFile(path=inside(FUNCTION, SBOM), content=sbom)]
+    files.append(ContextFile(path=_in_function(layout.SBOM), content=sbom))
+    _made.append((plan, files))
+    return list(files)
 
 
 def sbom_file(files: Iterable[ContextFile]) -> bytes:
     """Return the SBOM among an image's code files."""
-    path = inside(FUNCTION, SBOM)
+    path = _in_function(layout.SBOM)
     return next(b"".join(file.chunks()) for file in files if file.path == path)
 
 
@@ -117,17 +108,8 @@ def artifact_folder(layer: ArtifactLayer) -> str:
 
 
 def verified(file: ContextFile) -> Iterator[bytes]:
-    """Yield a file's content; raise before the end if it does not match its digest."""
+    """Return a file's content, which raises before the end if it does not match its digest."""
     if file.digest is None:
-        yield from file.chunks()
-        return
-    hasher = hashlib.sha256()
-    held = b""
-    for chunk in file.chunks():
-        if held:
-            yield held
-        hasher.update(chunk)
-        held = chunk
-    if hasher.hexdigest() != file.digest:
-        raise damaged(str(file.content) if isinstance(file.content, Path) else file.path)
-    yield held
+        return file.chunks()
+    where = str(file.content) if isinstance(file.content, Path) else file.path
+    return verified_chunks(file.chunks(), file.digest, lambda: damaged(where))

@@ -98,7 +98,8 @@ def _write(package: Package, name: str, asked: dict[str, Any], lock: bytes, note
 
 
 def _solve(package: Package, options: BuildOptions, platform: str) -> bytes:
-    from mfimage.capture.lock.solve import IndexOptions, lock_for_target
+    from mfimage.capture.lock.indexes import IndexOptions
+    from mfimage.capture.lock.solve import lock_for_target
 
     environment = package.spec.environment
     return lock_for_target(

@@ -19,13 +19,14 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from mfimage.errors import OptionError
-from mfimage.image.registry.location import LOCATIONS, Location, parse_location
+from mfimage.image.registry.location import DOCKER_ARCHIVE, LOCATIONS, Location, parse_location
 from mfimage.image.registry.reference import Reference, parse_reference, parse_tag
 from mfimage.image.secrets.build import Secret, parse_secret
 from mfimage.image.targets import DEFAULT_TARGET, TARGETS, find_target
 from mfimage.image.targets.ray import PARTS
 from mfimage.image.targets.target import Target
 from mfimage.masking import URL_PASSWORD
+from mfimage.package.platforms import MACHINES
 
 LABEL_PREFIX = "io.mfimage."
 LONGEST_VALUE = 30_000  # A line of a Dockerfile holds 65535 bytes, and quoting can double a value
@@ -38,13 +39,8 @@ _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]*[A-Za-z0-9])?")
 # Debian Policy 5.6.1; a minus at the end would tell apt to remove the package.
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9+.](?::[a-z0-9]+)?(?:=[A-Za-z0-9.+:~-]+)?")
 _INDEX = re.compile(r"(?:(?P<name>[A-Za-z0-9][A-Za-z0-9_.-]*)=)?(?P<url>[A-Za-z]+://.*)")
-_PLATFORMS = {
-    "linux/amd64": "linux/amd64",
-    "linux/x86_64": "linux/amd64",
-    "linux/arm64": "linux/arm64",
-    "linux/arm64/v8": "linux/arm64",
-    "linux/aarch64": "linux/arm64",
-}
+_PLATFORMS = {f"linux/{machine}": name for name, machine in MACHINES.items()}
+_PLATFORMS |= {**{name: name for name in MACHINES}, "linux/arm64/v8": "linux/arm64"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +112,10 @@ def _output(text: str) -> Location | Literal["docker"]:
     if text == ENGINE:
         return ENGINE
     if location := parse_location(text, field="output"):
+        if location.kind != DOCKER_ARCHIVE and ":" in text[len(location.kind) + 1 :]:
+            raise OptionError(
+                f"output: {text!r} has a tag", hint="name the folder or file, and the image by -t"
+            )
         return location
     raise OptionError(
         f"output: {text!r} is not a place for an image", hint=f"{ENGINE}, {LOCATIONS}"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mfimage import __version__
 from mfimage.errors import LockError, OptionError
@@ -25,18 +24,15 @@ from mfimage.image.plan.options import (
     refuse_credentials,
 )
 from mfimage.image.targets.target import Target
+from mfimage.package.platforms import MACHINES
 from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec, sha256_digest
 from mfimage.runtime.layout import CODE, FUNCTION, RUNTIME, RUNTIME_FILES, VENV
-
-if TYPE_CHECKING:
-    from packaging.tags import Tag
 
 # It exists and is writable by anyone, with a read-only root (--tmpfs /tmp) too.
 HOME = "/tmp"  # noqa: S108  (in the image)
 USER = "1000:0"
 # An engine stacks at most 127 layers, and bases have some too.
 MOST_ARTIFACT_LAYERS = 64
-_MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 _ENV = {
     "PYTHONPATH": RUNTIME,
     "PYTHONUNBUFFERED": "1",
@@ -147,7 +143,7 @@ def make_plan(
         artifacts=_artifact_layers(spec.artifacts),
         runtime=RUNTIME_FILES,
         code=CodeLayer(archive=spec.code, function_json=timeless.to_json()),
-        env={**_ENV, **target.env, **options.env},
+        env={**_ENV, **target.env, **_own_port(base), **options.env},
         labels={**labels, **options.labels},
         user=USER,
         workdir=f"{FUNCTION}/{CODE}",
@@ -162,6 +158,11 @@ def make_plan(
     )
 
 
+def _own_port(base: BaseImage) -> dict[str, str]:
+    """Return the default port where the base sets one, which is its own server's."""
+    return {"PORT": "8000"} if "PORT" in base.env else {}
+
+
 def _check_wheels(spec: FunctionSpec, platform: str) -> None:
     """Refuse wheels in the package that do not run on the image's platform."""
     if not spec.environment.wheels:
@@ -173,16 +174,13 @@ def _check_wheels(spec: FunctionSpec, platform: str) -> None:
             tags = parse_wheel_filename(name)[3]
         except InvalidWheelFilename as error:
             raise LockError(f"environment.wheels: {name!r}: {error}") from None
-        if not any(_runs_on(tag, platform) for tag in tags):
+        linux = (tag.platform for tag in tags if tag.platform.startswith(("linux_", "manylinux")))
+        runs = any(each.endswith(MACHINES[platform]) for each in linux)
+        if not runs and all(tag.platform != "any" for tag in tags):
             raise LockError(
                 f"the wheel {name} in the package of {spec.name} is not for {platform}",
                 hint=f"bind the function on {platform}, or build for {spec.environment.platform}",
             )
-
-
-def _runs_on(tag: Tag, platform: str) -> bool:
-    is_linux = tag.platform.startswith(("linux_", "manylinux"))
-    return tag.platform == "any" or (is_linux and tag.platform.endswith(_MACHINES[platform]))
 
 
 def _check_lock(lock: bytes) -> None:

@@ -12,8 +12,9 @@ from mfimage.image.find import places
 from mfimage.image.find.contents import REMOVED, Change, Contents, contents_of, diff
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.find.places import FoundImage, find_image
+from mfimage.image.plan.labels import LOCK_DIGEST
 from mfimage.image.plan.layers import code_files, runtime_files, sbom_file
-from mfimage.image.plan.options import LABEL_PREFIX, BuildOptions
+from mfimage.image.plan.options import BuildOptions
 from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.location import Location
 
@@ -21,36 +22,28 @@ if TYPE_CHECKING:
     from mfimage.image.plan.layers import BlobPath
 
 NEW, SAME, CHANGED = "new", "same", "changed"
-_LOCK = f"{LABEL_PREFIX}lock.digest"
 _MOST_REASONS = 8
 _ARTIFACT = "artifact:"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedPart:
-    """A layer by its name, or ``configuration``: how it would change, and why.
-
-    ``holds`` is its content for people; ``size`` in bytes before compression, where known;
-    ``change`` is ``new``, ``same``, ``changed`` or ``removed``.
-    """
+    """A layer by its name, or ``configuration``: how it would change, and why."""
 
     name: str
-    holds: str
-    size: int | None
-    change: str
+    holds: str  # its content for people
+    size: int | None  # in bytes before compression, where known
+    change: str  # ``new``, ``same``, ``changed`` or ``removed``
     reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedImage:
-    """An image that would be built for one platform, compared with the one before, if any.
-
-    ``parts`` are its layers, lowest first, and the configuration.
-    """
+    """An image that would be built for one platform, compared with the one before, if any."""
 
     plan: ImagePlan
     before: str | None
-    parts: tuple[PlannedPart, ...]
+    parts: tuple[PlannedPart, ...]  # its layers, lowest first, and the configuration
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -97,7 +90,7 @@ def explain(plan: ImagePlan, blob_path: BlobPath, before: FoundImage | None) -> 
     info = dataclasses.replace(before.info, env=_without_path(before.info.env))
     known = contents_of(info, before.sbom())
     changes = diff(known, after, names=(before.name, plan.function)).changes
-    relocked = before.info.labels.get(_LOCK) != plan.dependencies.digest
+    relocked = before.info.labels.get(LOCK_DIGEST) != plan.dependencies.digest
     parts = list(_removed(plan, changes))
     for name, holds, size, sections in layers:
         found = [change for change in changes if change.section in sections]

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from mfimage.capture.lock import toml
 from mfimage.errors import OptionError, suggest
 from mfimage.image.plan.options import OPTIONS, BuildOptions
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 FILE_NAME = "pyproject.toml"
 TABLE = "tool.mfimage"
@@ -47,7 +42,7 @@ def read_settings(start: Path) -> dict[str, Any]:
         path = each / FILE_NAME
         if path.is_file():
             try:
-                content = tomllib.loads(path.read_text(encoding="utf-8"))
+                content = toml.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise OptionError(f"{path}: cannot be read: {error}") from None
             table = content.get("tool", {}).get("mfimage")

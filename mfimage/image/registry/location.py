@@ -1,4 +1,4 @@
-"""Images in folders and files: ``oci:DIR``, ``oci-archive:FILE``, ``docker-archive:FILE``."""
+"""Images in folders and files: OCI layouts, tars of them, and what ``docker save`` writes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ class Location:
 
     kind: str
     path: Path
+    tag: str | None = None  # which image of a layout; or its whole name
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.path}"
+        return f"{self.kind}:{self.path}{f':{self.tag}' if self.tag else ''}"
 
     @property
     def canonical(self) -> str:
@@ -39,4 +40,11 @@ def parse_location(text: str, *, field: str) -> Location | None:
         return None
     if not path:
         raise OptionError(f"{field}: {text!r} has no path", hint=f"write {LOCATIONS}")
-    return Location(kind=kind, path=Path(path))
+    if kind == DOCKER_ARCHIVE or Path(path).exists():
+        return Location(kind=kind, path=Path(path))
+    # The folder or file is the longest part that exists: its name and the tag may contain colons.
+    start, _, tag = path.rpartition(":")
+    while start and not Path(start).exists():
+        start, _, more = start.rpartition(":")
+        tag = f"{more}:{tag}"
+    return Location(kind=kind, path=Path(start or path), tag=tag if start else None)

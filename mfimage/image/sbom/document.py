@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+from mfimage.capture.lock import toml
 from mfimage.files import sha256_hex
 from mfimage.image.registry.reference import parse_reference
 from mfimage.package.spec import sha256_digest
@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 
     from mfimage.image.plan.files import ContextFile
     from mfimage.image.plan.plan import ImagePlan
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 MEDIA_TYPE = "application/vnd.cyclonedx+json"
 PREFIX = "mfimage:"
@@ -81,7 +76,6 @@ def _encoded(document: Mapping[str, Any]) -> bytes:
 
 
 def _function(plan: ImagePlan, function: Mapping[str, Any]) -> dict[str, Any]:
-    described = {"description": function["description"]} if function["description"] else {}
     properties = {
         "function.digest": plan.digest,
         "entrypoint": function["entrypoint"],
@@ -89,51 +83,35 @@ def _function(plan: ImagePlan, function: Mapping[str, Any]) -> dict[str, Any]:
         "platform": plan.platform,
         "lock.digest": plan.dependencies.digest,
     }
-    return {
-        "type": "application",
-        "bom-ref": "function",
-        "name": plan.function,
-        "version": plan.digest.removeprefix("sha256:")[:12],
-        **described,
-        "properties": _properties(properties),
-    }
+    more = {"version": plan.digest.removeprefix("sha256:")[:12]}
+    more |= {"description": function["description"]} if function["description"] else {}
+    return _part("application", "function", plan.function, properties, **more)
 
 
 def _runtime(plan: ImagePlan, files: Iterable[ContextFile]) -> dict[str, Any]:
     hashes = sorted(f"{_hash(file)}  {file.path}\n" for file in files)
     properties = {"kind": "runtime", "files": sha256_digest("".join(hashes).encode())}
-    return {
-        "type": "library",
-        "bom-ref": "runtime",
-        "name": "mfimage",
-        "version": plan.version,
-        "properties": _properties(properties),
-    }
+    return _part("library", "runtime", "mfimage", properties, version=plan.version)
 
 
 def _artifact(name: str, ref: Mapping[str, Any]) -> dict[str, Any]:
-    properties = {name: str(ref[name]) for name in ("size", "encoding", "type")}
-    return {
-        "type": "data",
-        "bom-ref": f"artifact:{name}",
-        "name": name,
-        "hashes": _sha256(ref["digest"]),
-        "properties": _properties({"kind": "artifact", **properties}),
-    }
+    properties = {"kind": "artifact"} | {k: str(ref[k]) for k in ("size", "encoding", "type")}
+    return _part("data", f"artifact:{name}", name, properties, hashes=_sha256(ref["digest"]))
 
 
 def _code(files: Iterable[ContextFile]) -> Iterable[dict[str, Any]]:
     for file in files:
         path = PurePosixPath(file.path)
         if path.is_relative_to(_CODE_FOLDER):
-            name = str(path.relative_to(_CODE_FOLDER))
-            yield {
-                "type": "file",
-                "bom-ref": f"code:{name}",
-                "name": name,
-                "hashes": _sha256(_hash(file)),
-                "properties": _properties({"kind": "code"}),
-            }
+            name, hashes = str(path.relative_to(_CODE_FOLDER)), _sha256(_hash(file))
+            yield _part("file", f"code:{name}", name, {"kind": "code"}, hashes=hashes)
+
+
+def _part(
+    type: str, ref: str, name: str, properties: Mapping[str, str | None], **more: Any
+) -> dict[str, Any]:
+    found = {"type": type, "bom-ref": ref, "name": name, "properties": _properties(properties)}
+    return {**found, **more}
 
 
 def _hash(file: ContextFile) -> str:
@@ -177,7 +155,7 @@ def _components(plan: ImagePlan) -> list[dict[str, Any]]:
     from cyclonedx.model.bom import Bom
     from cyclonedx.output.json import JsonV1Dot6
 
-    packages = tomllib.loads(plan.dependencies.lock.decode()).get("packages", [])
+    packages = toml.loads(plan.dependencies.lock.decode()).get("packages", [])
     version = plan.base.python
     purl = ("generic", None, "python", version)
     components = [_base(plan), _component("python", "python", version, purl, type="platform")]

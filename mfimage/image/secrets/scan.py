@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 from mfimage.errors import BuildError
+from mfimage.files import chunks_of
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.plan.files import ContextFile
 from mfimage.image.plan.layers import artifact_files, code_files, runtime_files
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 # Layers that are read back, because the build's secrets were used there.
 _READ_BACK = ("dependencies", "system")
-_CHUNK = 1 << 20
 _MOST_SHOWN = 10
 # Shorter values occur by chance in files of others: they are searched for in texts only.
 _SHORTEST = 8
@@ -105,12 +105,8 @@ class CredentialScan:
 
     def config(self, info: ImageInfo) -> None:
         """Search an image's configuration, which is public."""
-        for name, value in info.env.items():
-            self._text(f"the variable {name}", value)
-        for name, value in info.labels.items():
-            self._text(f"the label {name}", value)
-        for number, entry in enumerate(info.history, 1):
-            self._text(f"line {number} of the history", f"{entry.created_by}\n{entry.comment}")
+        for where, text in info.public_texts().items():
+            self._text(where, text)
 
     def files(self, layer: str, files: Iterable[ContextFile]) -> None:
         """Search files of a layer."""
@@ -124,7 +120,7 @@ class CredentialScan:
                 path = member.name.removeprefix("./").lstrip("/")
                 self._text(f"layer {layer}: the name {path}", path)
                 if member.isfile() and (content := tar.extractfile(member)) is not None:
-                    self._file(layer, path, iter(lambda c=content: c.read(_CHUNK), b""))  # type: ignore[misc]
+                    self._file(layer, path, chunks_of(content))
 
     def check(self) -> None:
         """Fail if something was found."""

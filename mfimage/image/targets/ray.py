@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -70,8 +69,11 @@ class RayTarget(Target):
 
     def labels(self, *, lock: bytes, python: str) -> dict[str, str]:
         """See `Target`."""
-        version = _locked_version(lock)
-        return {PYTHON_VERSION: python, RAY_VERSION: version, RAY_PARTS: self._extras}
+        from mfimage.capture.lock import toml
+
+        packages = toml.loads(lock.decode()).get("packages", [])
+        found = (str(each.get("version", "")) for each in packages if each["name"] == "ray")
+        return {PYTHON_VERSION: python, RAY_VERSION: next(found, ""), RAY_PARTS: self._extras}
 
     @classmethod
     def options_from(cls, labels: Mapping[str, str]) -> dict[str, Any]:
@@ -91,12 +93,3 @@ def _is_supported(text: str) -> bool:
         return Version(text) >= Version(OLDEST_RAY)
     except InvalidVersion:
         return False
-
-
-def _locked_version(lock: bytes) -> str:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    packages = tomllib.loads(lock.decode()).get("packages", [])
-    return next((str(each.get("version", "")) for each in packages if each["name"] == "ray"), "")

@@ -1,5 +1,8 @@
 """RayCluster, RayJob and RayService manifests for an image of target ray, run by KubeRay.
 
-`manifest` has a function for each; they take a `RayImage` (`image.read_ray_image`), the
-`ClusterOptions` (`options`) and what runs on the cluster (`work`).
+A kind is a module with ``write(image, cluster, options)``, its own ``OPTIONS`` if it has any, and
+their flags' ``PREFIX``; another one is a new module and its name in ``KINDS``. The image is a
+`RayImage` (`image.read_ray_image`), the cluster's options are `ClusterOptions` (`options`).
 """
+
+KINDS = ("raycluster", "rayjob", "rayservice")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -137,6 +138,26 @@ class ClusterOptions:
             minimum = replicas if high is None else min(replicas, high)
         maximum = max(replicas, minimum) if high is None else high
         return Scale(replicas=replicas, minimum=minimum, maximum=maximum)
+
+    def gpus_of_copy(self, requested: float | None) -> float:
+        """Return the GPUs of each copy of the function: 1 by default, if workers have any."""
+        return min(1, self.worker.gpus) if requested is None else requested
+
+    def check_room(self, option: str, wanted: int, cpus: float, gpus: float) -> float:
+        """Return how many copies of the function fit into all workers, which must be enough."""
+        # Ray's CPUs of a pod are whole: KubeRay rounds up.
+        whole = self.worker.whole_cpus
+        pods = self.workers.maximum if self.autoscaling else self.workers.replicas
+        needs = ((cpus, whole), (gpus, self.worker.gpus))
+        fits = (math.floor(have / need + 1e-9) for need, have in needs if need)
+        room = pods * min(fits, default=math.inf) if pods else 0
+        if room < wanted:
+            raise OptionError(
+                f"{option}: {wanted}, each with {cpus:g} CPUs and {gpus:g} GPUs, do not fit into "
+                f"{pods} workers with {whole} CPUs and {self.worker.gpus} GPUs",
+                hint="ask for less, or for more or larger workers",
+            )
+        return room
 
 
 def _check_objects(options: ClusterOptions) -> None:

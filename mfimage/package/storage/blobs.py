@@ -21,7 +21,7 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -101,11 +101,9 @@ class BlobCache:
         self._limit = cache_size()
 
     def hold(self, ref: BlobRef, fetch: Fetch, *, verify: bool = True) -> Held:
-        """Return a blob; download it when it is missing or damaged.
-
-        Without ``verify``, a cached blob is not verified; a download always is. ``DamagedBlob``
-        when it is damaged twice, ``StorageError`` when the cache cannot be written.
-        """
+        """Return a blob; download it when it is missing or damaged."""
+        # Without ``verify``, a cached blob is not verified; a download always is. ``DamagedBlob``
+        # when it is damaged twice, ``StorageError`` when the cache cannot be written.
         try:
             while True:
                 if not self.folder.is_dir():
@@ -117,7 +115,9 @@ class BlobCache:
                         return held
                     logger.warning("%s was damaged; it is downloaded again", held.path)
                     held.discard()
-                with self._locked(ref):
+                lock = self.folder / f".{ref.hex}.lock"
+                with locked(lock), contextlib.ExitStack() as stack:
+                    stack.callback(_remove, lock)
                     if not self._path(ref).exists():
                         return self._download(ref, fetch)
         except OSError as error:
@@ -146,28 +146,28 @@ class BlobCache:
             names = [path.name for path in self.folder.iterdir()]
         except OSError:
             return
-        blobs = sorted(_ages(self.folder, (name for name in names if name[0] != ".")))
+        blobs = []
+        for name in names:
+            with contextlib.suppress(OSError):  # removed meanwhile
+                if name[0] != ".":
+                    found = (self.folder / name).stat()
+                    blobs.append((found.st_mtime, found.st_size, self.folder / name))
         excess = sum(size for _, size, _ in blobs) + room - self._limit
-        for _, size, path in blobs:
+        for _, size, path in sorted(blobs):
             if excess <= 0:
                 break
             with _only_user(path) as alone:
                 if alone:
                     _remove(path)
                     excess -= size
-        self._sweep(name for name in names if name.endswith(".lock"))
+        for lock in (self.folder / name for name in names if name.endswith(".lock")):
+            with _only_user(lock) as alone:
+                if alone:  # what a killed download left
+                    self._remove_partials(lock.name.split(".")[1])
+                    _remove(lock)
 
     def _path(self, ref: BlobRef) -> Path:
         return self.folder / ref.hex
-
-    @contextlib.contextmanager
-    def _locked(self, ref: BlobRef) -> Iterator[None]:
-        lock = self.folder / f".{ref.hex}.lock"
-        with locked(lock):
-            try:
-                yield
-            finally:
-                _remove(lock)
 
     def _open(self, ref: BlobRef) -> Held | None:
         """Return a cached blob, under a shared lock from now on."""
@@ -210,22 +210,6 @@ class BlobCache:
     def _remove_partials(self, hexdigest: str) -> None:
         for partial in self.folder.glob(f".{hexdigest}.partial-*"):
             _remove(partial)
-
-    def _sweep(self, locks: Iterable[str]) -> None:
-        """Remove what killed downloads left."""
-        for name in locks:
-            with _only_user(self.folder / name) as alone:
-                if alone:
-                    self._remove_partials(name.split(".")[1])
-                    _remove(self.folder / name)
-
-
-def _ages(folder: Path, names: Iterable[str]) -> Iterator[tuple[float, int, Path]]:
-    """Yield each file's last use, size and path."""
-    for name in names:
-        with contextlib.suppress(OSError):  # removed meanwhile
-            found = (folder / name).stat()
-            yield found.st_mtime, found.st_size, folder / name
 
 
 def _fetch_verified(ref: BlobRef, fetch: Fetch, file: BinaryIO) -> None:

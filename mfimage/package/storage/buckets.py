@@ -49,8 +49,6 @@ _GOOGLE_SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 class RemoteStorage:
     """Objects below ``root``, a bucket and prefix, found as Metaflow's configuration says."""
 
-    is_local = False
-
     def __init__(self, scheme: str, root: str) -> None:
         self._scheme = scheme
         self._root = _checked(scheme, root.rstrip("/"))
@@ -86,7 +84,7 @@ class RemoteStorage:
         """Write an object's content to a file, in place of what it holds; ``FileNotFoundError``."""
         sink.seek(0)
         sink.truncate()
-        self.perform("fetch", path, sink)
+        self.perform("download", path, sink)
 
     def size(self, path: str) -> int | None:
         """Return an object's size in bytes; None when there is none."""
@@ -95,40 +93,33 @@ class RemoteStorage:
 
     def write(self, path: str, source: BinaryIO) -> None:
         """Make an object of what ``source`` holds from here on."""
-        self.perform("write", path, source)
+        self.perform("upload", path, source)
 
-    def perform(self, verb: str, path: str, file: BinaryIO | None = None) -> Any:
-        """Fetch, write or measure an object, by obstore in this process or in a helper."""
+    def perform(self, verb: str, path: str, *file: BinaryIO) -> Any:
+        """Call ``Objects.download``, ``upload`` or ``size``, in this process or in a helper."""
         if _helper is not None:
-            return _helper.run(verb, self, path, file)
-        if verb == "size":
-            found = self._run("read", path, lambda objects, key: objects.stat(key))
-            return found.size if found else None
-        assert file is not None
-        if verb == "write":
-            return self._run("write", path, lambda objects, key: objects.upload(key, file))
-        return self._run("read", path, lambda objects, key: objects.download(key, file))
+            return _helper.run(verb, self, path, *file)
+        sending = verb == "upload"
+        doing = f"{'write' if sending else 'read'} {self.url(path)}"
 
-    def _run(self, verb: str, path: str, operation: Callable[[Objects, str], T]) -> T:
-        def run() -> T:
-            connection = self._connection(sending=verb == "write")
+        def run() -> Any:
+            connection = self._connection(sending=sending)
             try:
-                return operation(connection.objects, self._prefix + path)
+                return getattr(connection.objects, verb)(self._prefix + path, *file)
             except WrongRegion:
                 # Every write comes after a read, so that only reads are done again.
-                if verb == "write" or not self._find_region(connection):
+                if sending or not self._find_region(connection):
                     raise
                 connection = self._connection(sending=False)
-                return operation(connection.objects, self._prefix + path)
+                return getattr(connection.objects, verb)(self._prefix + path, *file)
             except StorageError as error:
                 refused = connection.credentials.error
                 if refused is None:
                     raise
-                reason = f"there are no usable credentials: {_text(refused)}"
-                message = f"cannot {verb} {self.url(path)}: {reason}"
+                message = f"cannot {doing}: there are no usable credentials: {_text(refused)}"
                 raise StorageError(message, hint=CREDENTIALS[self._scheme]) from error
 
-        with reported(f"trying to {verb} {self.url(path)}"):
+        with reported(f"trying to {doing}"):
             return _interruptible(run)
 
     def _connection(self, *, sending: bool) -> _Connection:
@@ -162,25 +153,24 @@ def _text(error: Exception) -> str:
 
 
 class _Helper:
-    """A process that uses obstore for one that was forked, one request after the other.
+    """A process that uses obstore for one that was forked, one request after the other."""
 
-    A request is a line of JSON, and so is its result; content is in a file that both open. The
-    process ends with its stdin.
-    """
+    # A request is a line of JSON, and so is its result; content is in a file that both open. The
+    # process ends with its stdin.
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def run(self, verb: str, storage: RemoteStorage, path: str, file: BinaryIO | None) -> Any:
-        """Fetch, write or measure an object; ``file`` gets or has its content."""
+    def run(self, verb: str, storage: RemoteStorage, path: str, *file: BinaryIO) -> Any:
+        """Do what ``RemoteStorage.perform`` does."""
         with tempfile.NamedTemporaryFile(prefix="mfimage-") as copy:
-            if verb == "write" and file is not None:
-                shutil.copyfileobj(file, copy, 1 << 20)
+            if verb == "upload":
+                shutil.copyfileobj(file[0], copy, 1 << 20)
                 copy.flush()
             found = self._request([verb, *storage.place, path, copy.name])
-            if verb == "fetch" and file is not None:
-                shutil.copyfileobj(copy, file, 1 << 20)
+            if verb == "download":
+                shutil.copyfileobj(copy, file[0], 1 << 20)
         return found
 
     def _request(self, request: list[str]) -> Any:
@@ -234,7 +224,8 @@ def _serve() -> None:
         result: dict[str, Any]
         try:
             with Path(file).open("r+b") as copy:
-                result = {"value": storage.perform(verb, path, copy)}
+                files = () if verb == "size" else (copy,)
+                result = {"value": storage.perform(verb, path, *files)}
         except StorageError as error:
             result = {"message": error.message, "hint": error.hint}
         except FileNotFoundError:
@@ -264,10 +255,13 @@ class _Connection:
     """A bucket's objects, and the credentials that open them."""
 
     def __init__(self, make: Any, bucket: str, credentials: _Credentials, **options: Any) -> None:
+        from metaflow.metaflow_config_funcs import from_conf
+
         self.credentials = credentials
         self.endpoint: str | None = options["config"].get("endpoint")
-        options |= {"credential_provider": credentials, "retry_config": _retries()}
-        store = make(bucket, **options)
+        count = max(0, int(from_conf("S3_RETRY_COUNT", _RETRIES)))
+        retries = {"max_retries": count, "retry_timeout": _LONGEST}
+        store = make(bucket, credential_provider=credentials, retry_config=retries, **options)
         scheme = {"S3Store": "s3", "GCSStore": "gs", "AzureStore": "azure"}[make.__name__]
         self.objects = Objects(f"{scheme}://{bucket}/", store)
 
@@ -334,8 +328,7 @@ def _aws_endpoint(session: Any) -> str | None:
     """Return the endpoint that AWS's own variables and configuration files name."""
     from botocore.configprovider import ConfiguredEndpointProvider
 
-    core = getattr(session, "_session", None)
-    if core is None:
+    if (core := getattr(session, "_session", None)) is None:
         return None
     found: str | None = ConfiguredEndpointProvider(
         full_config=core.full_config, scoped_config=core.get_scoped_config(), client_name="s3"
@@ -346,21 +339,20 @@ def _aws_endpoint(session: Any) -> str | None:
 def _connect_google(bucket: str, sending: bool, _: str | None) -> _Connection:
     from obstore.store import GCSStore
 
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+
     def provider() -> Callable[[], Any]:
+        if emulator:
+            return lambda: {"token": "emulator", "expires_at": None}
         from metaflow.plugins.gcp.gs_storage_client_factory import get_credentials
         from obstore.auth.google import GoogleCredentialProvider
 
         return GoogleCredentialProvider(get_credentials([_GOOGLE_SCOPE])[0])
 
-    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
-    if emulator:
-        credentials = _Credentials(lambda: lambda: {"token": "emulator", "expires_at": None})
-    else:
-        credentials = _Credentials(provider)
     return _Connection(
         GCSStore,
         bucket,
-        credentials,
+        _Credentials(provider),
         config={"base_url": emulator} if emulator else {},
         client_options=_client(emulator, sending, _authority()),
     )
@@ -407,29 +399,17 @@ def _client(
     if verify is False:
         options["allow_invalid_certificates"] = True
     elif isinstance(verify, str):
-        options["root_certificate"] = _certificate(verify)
+        try:
+            options["root_certificate"] = Path(verify).read_bytes()
+        except OSError as error:
+            message = f"cannot read the CA's certificate {verify}: {error.strerror}"
+            hint = "correct METAFLOW_S3_VERIFY_CERTIFICATE, AWS_CA_BUNDLE or REQUESTS_CA_BUNDLE"
+            raise StorageError(message, hint=hint) from None
     return options
 
 
 def _authority() -> str | None:
     return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
-
-
-def _certificate(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise StorageError(
-            f"cannot read the CA's certificate {path}: {error.strerror}",
-            hint="correct METAFLOW_S3_VERIFY_CERTIFICATE, AWS_CA_BUNDLE or REQUESTS_CA_BUNDLE",
-        ) from None
-
-
-def _retries() -> dict[str, Any]:
-    from metaflow.metaflow_config_funcs import from_conf
-
-    count = max(0, int(from_conf("S3_RETRY_COUNT", _RETRIES)))
-    return {"max_retries": count, "retry_timeout": _LONGEST}
 
 
 def require_libraries(scheme: str, needed: Mapping[str, str]) -> None:

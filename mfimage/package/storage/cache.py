@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 from mfimage.errors import StorageError
 from mfimage.files import whole_file
@@ -64,18 +63,24 @@ def remember(path: Path, data: bytes) -> None:
 def make_once(
     folder: Path, fill: Callable[[Path], None], is_whole: Callable[[Path], bool] = Path.is_dir
 ) -> Path:
-    """Return a folder; when it is not whole, one process fills it and all others wait.
-
-    It is filled beside its place and moved there last, so a kill leaves nothing that looks whole.
-    The next process that fills the folder removes what a kill left.
-    """
+    """Return a folder; when it is not whole, one process fills it and all others wait."""
+    # It is filled beside its place and moved there last, so a kill leaves nothing that looks whole.
+    # The next process that fills the folder removes what a kill left.
     if is_whole(folder):
         return folder
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(folder.with_name(f".{folder.name}.lock")):
             if not is_whole(folder):
-                _fill(folder, fill)
+                prefix = f".{folder.name}.partial-"
+                for old in [*folder.parent.glob(f"{prefix}*"), folder]:
+                    shutil.rmtree(old, ignore_errors=True)
+                fresh = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+                try:
+                    fill(fresh)
+                    fresh.rename(folder)
+                finally:
+                    shutil.rmtree(fresh, ignore_errors=True)
     except OSError as error:
         raise not_written(folder, error) from error
     return folder
@@ -91,13 +96,14 @@ def not_written(path: Path, error: OSError) -> StorageError:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, which its holder may remove; others wait.
-
-    The kernel releases the lock of a process that ends, however it ends.
-    """
+    """Hold a lock file, which its holder may remove; the kernel releases it when a process ends."""
     while True:
         with path.open("w") as file:
-            _wait_for(file, path)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with reported(f"waiting for another process, which has {path}"):
+                    fcntl.flock(file, fcntl.LOCK_EX)
             try:
                 if is_at(path, file.fileno()):
                     yield
@@ -105,14 +111,6 @@ def locked(path: Path) -> Iterator[None]:
             finally:
                 # Explicitly: a process that was forked meanwhile has the file open, too.
                 fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def _wait_for(file: TextIO, path: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        with reported(f"waiting for another process, which has {path}"):
-            fcntl.flock(file, fcntl.LOCK_EX)
 
 
 @contextlib.contextmanager
@@ -140,15 +138,3 @@ def is_at(path: Path, descriptor: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
-
-
-def _fill(folder: Path, fill: Callable[[Path], None]) -> None:
-    prefix = f".{folder.name}.partial-"
-    for old in [*folder.parent.glob(f"{prefix}*"), folder]:
-        shutil.rmtree(old, ignore_errors=True)
-    fresh = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
-    try:
-        fill(fresh)
-        fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)

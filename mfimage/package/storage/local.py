@@ -21,10 +21,6 @@ from mfimage.files import CHUNK, whole_file
 class Storage(Protocol):
     """Files under one root, by relative path with ``/``."""
 
-    @property
-    def is_local(self) -> bool:
-        """Whether ``url`` is a path on this machine."""
-
     def url(self, path: str) -> str:
         """Return the address of ``path``."""
 
@@ -43,8 +39,6 @@ class Storage(Protocol):
 
 class LocalStorage:
     """A folder on this machine."""
-
-    is_local = True
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.abspath(root))  # noqa: PTH100  (resolve() would follow links)
@@ -89,12 +83,7 @@ class LocalStorage:
             with whole_file(target, durable=True) as file:
                 shutil.copyfileobj(source, file, CHUNK)
         except OSError as error:
-            raise _not_written(target, error) from None
-
-
-def _not_written(target: Path, error: OSError) -> StorageError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = "free some space, or choose another root with MFIMAGE_FUNCTIONS_ROOT"
-    else:
-        hint = "choose a writable root with MFIMAGE_FUNCTIONS_ROOT"
-    return StorageError(f"cannot write {target}: {error.strerror or error}", hint=hint)
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            other = "free some space, or choose another" if is_full else "choose a writable"
+            message = f"cannot write {target}: {error.strerror or error}"
+            raise StorageError(message, hint=f"{other} root with MFIMAGE_FUNCTIONS_ROOT") from None

@@ -182,6 +182,11 @@ class Objects:
         except FileNotFoundError:
             return None
 
+    def size(self, key: str) -> int | None:
+        """Return an object's size in bytes; None when there is none."""
+        found = self.stat(key)
+        return found.size if found else None
+
     def _info(self, meta: Any) -> ObjectInfo:
         version = str(meta["e_tag"] or meta["last_modified"])
         return ObjectInfo(url=self.url(meta["path"]), size=meta["size"], version=version)
@@ -274,10 +279,7 @@ def _bucket(root: str) -> str:
 
 
 def describe(text: str, root: str) -> tuple[str, str | None]:
-    """Return the reason and the next step for an error text of obstore, with its sources' dump.
-
-    The reason is empty when nothing is there.
-    """
+    """Return the reason, empty when nothing is there, and the next step for obstore's error."""
     scheme = _SCHEMES.get(root[:2])
     if scheme is None:
         return without_secrets(text).strip().partition("\n")[0], None
@@ -306,10 +308,7 @@ def describe(text: str, root: str) -> tuple[str, str | None]:
 def rejected(
     status: int, code: str, phrase: str, *, scheme: str, bucket: str
 ) -> tuple[str, str | None]:
-    """Return the reason and the next step for an HTTP status; an empty reason for a plain 404.
-
-    ``code`` is the service's own error code, if it sent one.
-    """
+    """Return the reason and the next step for an HTTP status; an empty reason for a plain 404."""
     said = f"{status} {code or phrase}".strip()
     if code in _NO_BUCKET:
         kind = "container" if scheme == "azure" else "bucket"

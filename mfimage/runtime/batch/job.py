@@ -70,7 +70,9 @@ class BatchJob:
                 f"output: expected a folder, got {self._store.root}", hint="name one below it"
             )
         form = _named(options.format, "format") if options.format else None
-        found = find_inputs(options.input, form.suffixes if form else _suffixes())
+        formats = [each for each in serializers().values() if isinstance(each, FileFormat)]
+        known = (*(suffix for each in formats for suffix in each.suffixes), ".parquet")
+        found = find_inputs(options.input, form.suffixes if form else known)
         own = f"{self._store.url(self._folder)}/"
         # The folder of results may be inside the folder of records.
         files = [file for file in found if not file.url.startswith(own)]
@@ -187,11 +189,6 @@ def _named(name: str, option: str) -> RecordFormat:
 def _part_bytes(files: Iterable[ObjectInfo]) -> int:
     # From the input alone: a job that is started again, even with more processes, has equal parts.
     return max(_MIN_PART, min(_MAX_PART, sum(file.size for file in files) // _PARTS))
-
-
-def _suffixes() -> tuple[str, ...]:
-    formats = [each for each in serializers().values() if isinstance(each, FileFormat)]
-    return (*(suffix for each in formats for suffix in each.suffixes), ".parquet")
 
 
 def _format_of(files: Iterable[ObjectInfo]) -> RecordFormat:

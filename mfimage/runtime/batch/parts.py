@@ -151,22 +151,15 @@ def _open_part(part: BatchPart, by_lines: bool) -> BinaryIO:
     data = store.read(key, max(part.start - 1, 0), part.end)
     if part.start:
         data = data[data.find(b"\n") + 1 :] if b"\n" in data else b""
-    if data and not data.endswith(b"\n"):
-        data += _rest_of_line(part)
-    return _Lines(io.BytesIO(data))
-
-
-def _rest_of_line(part: BatchPart) -> bytes:
-    """Return the end of the line that begins in a part and ends in a later one."""
-    store, key = locate(part.url)
-    found = store.stat(key)
-    size = found.size if found else part.end
-    pieces, at, ahead = [b""], part.end, _READ_AHEAD
-    while at < size and b"\n" not in pieces[-1]:
-        pieces.append(store.read(key, at, min(at + ahead, size)))
-        at, ahead = at + ahead, 2 * ahead
-    pieces[-1] = pieces[-1][: pieces[-1].find(b"\n") + 1] or pieces[-1]
-    return b"".join(pieces)
+    pieces = [data]
+    if data and not data.endswith(b"\n"):  # its last line ends in a later part
+        pieces, at, ahead = [data, b""], part.end, _READ_AHEAD
+        size = store.size(key) or part.end
+        while at < size and b"\n" not in pieces[-1]:
+            pieces.append(store.read(key, at, min(at + ahead, size)))
+            at, ahead = at + ahead, 2 * ahead
+        pieces[-1] = pieces[-1][: pieces[-1].find(b"\n") + 1] or pieces[-1]
+    return _Lines(io.BytesIO(b"".join(pieces)))
 
 
 def _failure(number: int, payload: Payload, error: BaseException) -> bytes:

@@ -33,12 +33,10 @@ def locate(url: str) -> tuple[Objects, str]:
 
 
 def find_inputs(url: str, suffixes: tuple[str, ...]) -> list[ObjectInfo]:
-    """Return the file, the files below the folder, or those of the pattern that a URL names.
-
-    ``*``, ``?``, ``[a-z]`` and ``[!a-z]`` match anything but ``/``; ``**`` matches ``/``, too. Of
-    a folder, files with these suffixes are taken, unless their path has a name that starts with
-    ``_`` or ``.``. ``OptionError`` when there is none.
-    """
+    """Return the file, the files below the folder, or those of the pattern that a URL names."""
+    # ``*``, ``?``, ``[a-z]`` and ``[!a-z]`` match anything but ``/``; ``**`` matches ``/``, too. Of
+    # a folder, files with these suffixes are taken, unless their path has a name that starts with
+    # ``_`` or ``.``.
     store, key = locate(url)
     wild = _WILD.search(key)
     if wild and store.stat(key) is None:  # a file may have that exact name
@@ -67,15 +65,13 @@ def _hidden(path: str) -> bool:
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]/]+\])", text)
-    return re.compile("".join(map(_piece, parts)))
-
-
-def _piece(part: str) -> str:
     wild = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    if part in wild:
-        return wild[part]
-    if part.startswith("[") and part.endswith("]"):
-        inner = part[1:-1].replace("\\", r"\\")
-        return f"(?!/)[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]"
-    return re.escape(part)
+
+    def piece(part: str) -> str:
+        if part.startswith("[") and part.endswith("]"):
+            inner = part[1:-1].replace("\\", r"\\")
+            return f"(?!/)[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]"
+        return wild.get(part) or re.escape(part)
+
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]/]+\])", text)
+    return re.compile("".join(map(piece, parts)))

@@ -84,7 +84,7 @@ class CoroutineDispatcher:
 
     def abandon(self, call: Call) -> None:
         """Cancel a call whose future is done."""
-        self._own.call_soon_threadsafe(self._cancel, call)
+        self._own.call_soon_threadsafe(lambda: call.task and call.task.cancel())
 
     def stalled(self) -> float:
         """Return 0: every call is started as soon as it comes."""
@@ -116,10 +116,6 @@ class CoroutineDispatcher:
                 call.task = self._own.create_task(self._run(call))
                 self._tasks.add(call.task)
                 call.task.add_done_callback(self._tasks.discard)
-
-    def _cancel(self, call: Call) -> None:
-        if call.task is not None:
-            call.task.cancel()
 
     async def _run(self, call: Call) -> None:
         outcome: Outcome

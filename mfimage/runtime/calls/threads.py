@@ -207,7 +207,9 @@ class _Pace:
     """Decides when more threads would help; see ``ThreadDispatcher``."""
 
     def __init__(self) -> None:
-        self._computing = min(_processors(), _COMPUTING_THREADS)
+        # macOS does not say which of them this process may use.
+        own = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+        self._computing = min(len(own), _COMPUTING_THREADS)
         self._then = self._cpu = 0.0
         self._idle_ticks = 0
 
@@ -230,11 +232,3 @@ class _Pace:
         if stalled > _STALLED and threads < self._computing:
             return 1
         return int(stalled > _STUCK and threads < _STUCK_THREADS)
-
-
-def _processors() -> int:
-    """Return how many processors this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        return os.cpu_count() or 1

@@ -266,21 +266,19 @@ async def _live(receive: Receive, send: Send) -> None:
             return
 
 
-def takes_lists(schema: Mapping[str, Any]) -> bool:
+def takes_lists(schema: Any, definitions: Any = None, seen: Collection[str] = ()) -> bool:
     """Return whether a list may be one record of a JSON Schema."""
-    return _may_be_list(schema, schema.get("$defs", {}))
-
-
-def _may_be_list(schema: Any, definitions: Mapping[str, Any], seen: Collection[str] = ()) -> bool:
     if not isinstance(schema, dict):
         return schema is not False
+    if definitions is None:
+        definitions = schema.get("$defs", {})
     if "$ref" in schema:
         name = str(schema["$ref"]).rpartition("/")[2]
         found = definitions.get(name, {})
-        return name not in seen and _may_be_list(found, definitions, {*seen, name})
+        return name not in seen and takes_lists(found, definitions, {*seen, name})
     for key in ("anyOf", "oneOf"):
         if key in schema:
-            return any(_may_be_list(each, definitions, seen) for each in schema[key])
+            return any(takes_lists(each, definitions, seen) for each in schema[key])
     if "const" in schema or "enum" in schema:
         return any(isinstance(each, list) for each in schema.get("enum", [schema.get("const")]))
     kinds = schema.get("type", "array")

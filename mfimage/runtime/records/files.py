@@ -15,14 +15,7 @@ from typing import Any, BinaryIO
 
 from mfimage.errors import InputError, MfimageError, RecordError
 from mfimage.function import json as json_values
-from mfimage.runtime.records.formats import (
-    HasSpec,
-    RecordFormat,
-    choose_format,
-    given_schema,
-    is_lines,
-    output_schema,
-)
+from mfimage.runtime.records import formats
 from mfimage.runtime.records.streams import Place, input_file, is_stream, output_file
 
 _BOM = b"\xef\xbb\xbf"
@@ -35,22 +28,22 @@ Payload = bytes | InputError
 class RecordSource:
     """The records of an open file, numbered from 1."""
 
-    def __init__(self, file: BinaryIO, name: str, form: RecordFormat, schema: Any = None) -> None:
+    def __init__(
+        self, file: BinaryIO, name: str, form: formats.RecordFormat, schema: Any = None
+    ) -> None:
         self.size = 0  # in bytes; 0 if unknown
         self._file = file
         self._name = name
         self._form = form
         self._schema = schema
         # What the numbers count; blank lines are included.
-        self.unit = "line" if is_lines(form) else "record"
+        self.unit = "line" if formats.is_lines(form) else "record"
         with contextlib.suppress(AttributeError, OSError, ValueError):
             self.size = os.fstat(file.fileno()).st_size
 
     def records(self) -> Iterator[tuple[int, Any]]:
-        """Yield each record; in place of a line that is not JSON, its exception.
-
-        Damage in another format is raised: where the next record starts is unknown.
-        """
+        """Yield each record; in place of a line that is not JSON, its exception."""
+        # Damage in another format is raised: where the next record starts is unknown.
         if self.unit != "line":
             yield from self._parsed()
             return
@@ -115,11 +108,11 @@ def _reason(error: Exception, form: str) -> str:
 
 @contextlib.contextmanager
 def open_source(
-    place: Place, name: str | None = None, function: HasSpec | None = None
+    place: Place, name: str | None = None, function: formats.HasSpec | None = None
 ) -> Iterator[RecordSource]:
     """Open a file of records, or stdin for ``-``, with the schema given to the function."""
-    form = choose_format(place, name)
-    schema = given_schema(function.spec, form, "input") if function else None
+    form = formats.choose_format(place, name)
+    schema = formats.given_schema(function.spec, form, "input") if function else None
     with input_file(place) as file:
         yield RecordSource(file, "stdin" if is_stream(place) else os.fspath(place), form, schema)
 
@@ -135,14 +128,12 @@ class RecordSink:
 
 @contextlib.contextmanager
 def open_sink(
-    file: BinaryIO, form: RecordFormat, function: HasSpec | None, schema: Any = None
+    file: BinaryIO, form: formats.RecordFormat, function: formats.HasSpec | None, schema: Any = None
 ) -> Iterator[RecordSink]:
-    """Write records to an open file, which is complete when the block ends.
-
-    The schema is the function's unless one is given; ``SchemaError`` if the format needs one and
-    the function's hints give none.
-    """
-    if is_lines(form):
+    """Write records to an open file, which is complete when the block ends."""
+    # The schema is the function's unless one is given; ``SchemaError`` if the format needs one and
+    # the function's hints give none.
+    if formats.is_lines(form):
         write, dumps = file.write, json_values.dumps
         yield RecordSink(
             append=lambda value: write(dumps(value, root="result") + b"\n"),
@@ -151,7 +142,7 @@ def open_sink(
         )
         return
     if schema is None and function is not None:
-        schema = output_schema(function.spec, form)
+        schema = formats.output_schema(function.spec, form)
     with form.write(file, schema) as append:
         yield RecordSink(
             append=append,
@@ -188,7 +179,7 @@ def write_records(
     records: Iterable[Any],
     *,
     format: str | None = None,
-    function: HasSpec | None = None,
+    function: formats.HasSpec | None = None,
     schema: Any = None,
 ) -> int:
     """Write JSON values to a file and return their number; the file appears when it is complete.
@@ -206,7 +197,7 @@ def write_records(
     schema : optional
         The format's own schema, instead of the function's.
     """
-    form = choose_format(path, format)
+    form = formats.choose_format(path, format)
     count = 0
     with output_file(path) as file, open_sink(file, form, function, schema) as sink:
         for count, record in enumerate(records, 1):  # noqa: B007  (it is returned)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from mfimage.errors import MfimageError, RecordError, ValueFault
+from mfimage.errors import MfimageError, RecordError, ValueFault, shorten
 
 if TYPE_CHECKING:
     from mfimage.runtime.loading.loader import LiveFunction
@@ -24,10 +24,6 @@ class Tolerance:
     relative: float = 1e-6
     absolute: float = 1e-9
 
-    def allows(self, expected: float, found: float) -> bool:
-        """Tell whether the two are close enough."""
-        return math.isclose(expected, found, rel_tol=self.relative, abs_tol=self.absolute)
-
 
 DEFAULT_TOLERANCE = Tolerance()
 
@@ -35,12 +31,10 @@ DEFAULT_TOLERANCE = Tolerance()
 def write_results(
     outcomes: Iterable[tuple[int, Any]], append: Callable[[Any], object]
 ) -> Iterator[tuple[int, BaseException | None]]:
-    """Append each result to a file; yield each record's number and the error it failed with.
-
-    The one loop over records: of ``call`` and ``map``, in an image, and of a batch job's parts.
-    An outcome is a result or an exception. ``append`` raises ``ValueFault`` for a result that the
-    file's format cannot represent.
-    """
+    """Append each result to a file; yield each record's number and the error it failed with."""
+    # The one loop over records: of ``call`` and ``map``, in an image, and of a batch job's parts.
+    # An outcome is a result or an exception. ``append`` raises ``ValueFault`` for a result that the
+    # file's format cannot represent.
     for number, outcome in outcomes:
         if isinstance(outcome, BaseException):
             yield number, outcome
@@ -132,18 +126,15 @@ def differences(
         for index, pair in enumerate(zip(expected, found, strict=True)):
             yield from differences(*pair, tolerance, path=f"{path}[{index}]")
     elif not _same(expected, found, tolerance):
-        yield path, f"expected {_shown(expected)}, got {_shown(found)}"
+        texts = [shorten(json.dumps(each, ensure_ascii=False)) for each in (expected, found)]
+        yield path, f"expected {texts[0]}, got {texts[1]}"
 
 
 def _same(expected: Any, found: Any, tolerance: Tolerance) -> bool:
     if {type(expected), type(found)} in ({float}, {int, float}):
-        return tolerance.allows(expected, found)
+        limits = {"rel_tol": tolerance.relative, "abs_tol": tolerance.absolute}
+        return math.isclose(expected, found, **limits)
     return type(expected) is type(found) and bool(expected == found)
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def report(fn: LiveFunction, found: Iterable[Difference]) -> bytes:

@@ -73,16 +73,15 @@ def _message(error: BaseException) -> str:
 
 def _traceback(error: BaseException) -> str:
     frames = error.__traceback__
-    while frames and frames.tb_next and _is_ours(frames.tb_frame.f_code.co_filename):
+    while frames and frames.tb_next:
+        file = frames.tb_frame.f_code.co_filename
+        if not ("/mfimage/" in file and file.endswith(_OWN_FILES)):
+            break
         frames = frames.tb_next
     try:
         return "".join(traceback.format_exception(type(error), error, frames))
     except Exception as failure:  # noqa: BLE001  (as above)
         return f"no traceback: {type(failure).__name__}\n"
-
-
-def _is_ours(file: str) -> bool:
-    return "/mfimage/" in file and file.endswith(_OWN_FILES)
 
 
 def _encode(value: Any) -> Any:
@@ -126,12 +125,10 @@ def _decode(value: Any) -> Any:
 
 
 def rebuild(data: bytes) -> Exception:
-    """Return the exception that ``describe`` described; its ``__cause__`` is the traceback.
-
-    It has the same class if that is built in or its module is imported here already, and if it
-    can be made from JSON data with the same message; otherwise it is a ``FunctionError``.
-    ``ValueError`` when ``data`` is not from ``describe``.
-    """
+    """Return the exception that ``describe`` described; its ``__cause__`` is the traceback."""
+    # It has the same class if that is built in or its module is imported here already, and if it
+    # can be made from JSON data with the same message; otherwise it is a ``FunctionError``.
+    # ``ValueError`` when ``data`` is not from ``describe``.
     try:
         described = json.loads(data)
         module, name = str(described["module"]), str(described["name"])

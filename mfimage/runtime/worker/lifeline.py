@@ -16,11 +16,9 @@ import sys
 
 
 def die_with(lifeline: int) -> None:
-    """End this process when the last write end of a pipe is closed; ``lifeline`` is its read end.
-
-    If this process leads its process group, the group gets SIGTERM: those that clean up for
-    others, as the resource tracker of ``multiprocessing``, can still do it.
-    """
+    """End this process when the last write end of the pipe ``lifeline`` is closed."""
+    # If this process leads its process group, the group gets SIGTERM: those that clean up for
+    # others, as the resource tracker of ``multiprocessing``, can still do it.
     if os.getpgrp() == os.getpid():
         # An open file has one owner and one signal, so the group needs another open file.
         _signal_at_end(os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY), -os.getpid(), "SIGTERM")

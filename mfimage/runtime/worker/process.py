@@ -81,17 +81,13 @@ def _serve(sock: socket.socket, live: LiveFunction) -> None:
         frame = frames.receive_frame(sock)
         began = perf_counter_ns()
         kind, payload = reply(live, frame.kind, frame.payload)
-        _flush()
+        # The function may have closed or replaced it, or its reader is gone.
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            sys.stdout.flush()
         rest = frames.send_frame(sock, kind, payload, (perf_counter_ns() - began) // 1000)
         if rest:
             sock.sendall(rest)
         del frame, payload, rest  # frees large ones before the next
-
-
-def _flush() -> None:
-    # The function may have closed or replaced it, or its reader is gone.
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        sys.stdout.flush()
 
 
 def reply(live: LiveFunction, kind: int, payload: bytes) -> tuple[int, bytes]:

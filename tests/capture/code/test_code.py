@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from mfimage.capture.code import archive as capture
-from mfimage.capture.code.archive import CapturedCode, archive, capture_code, staged
+from mfimage.capture.code.archive import CapturedCode, archive, capture_code
 from mfimage.capture.code.locate import Definition
 from mfimage.errors import CaptureError
 from mfimage.function.decorator import json_function
+from mfimage.package.archive import extracted
 from tests.support.projects import write
 
 
@@ -164,7 +165,7 @@ def test_what_is_staged_is_what_is_archived(tmp_path: Path) -> None:
     generated: Mapping[str, Any] = {"made/up.py": b"y = 2\n"}
     files = captured(root).files
     code = CapturedCode(entrypoint="predict:predict", root=root, files=files, generated=generated)
-    with staged(archive(code)) as folder:
+    with extracted(archive(code), where="the code") as folder:
         found = {
             path.relative_to(folder).as_posix(): (path.read_bytes(), os.access(path, os.X_OK))
             for path in folder.rglob("*.py")

@@ -6,11 +6,16 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import docker
 import pytest
 
+from mfimage.errors import BuildError
+from mfimage.image.oci.builder import OciBuilder
+from mfimage.image.registry.reference import parse_reference, parse_tag
+from mfimage.image.secrets.build import read_secrets
 from tests.image.builds import Builds, OciBuilds, builder, fresh
 from tests.image.sample import Sample
 
@@ -85,11 +90,12 @@ def test_the_files_are_equal(images):
         "opt/venv/lib/python3.11/site-packages/_virtualenv.py",
         "opt/venv/lib/python3.11/site-packages/__pycache__",
     }
-    assert by_oci.keys() - by_docker.keys() == set()
+    hidden = {name for name in by_oci if name.endswith("/.wh..wh..opq")}
+    assert by_oci.keys() - by_docker.keys() == hidden
     # The lines of a RECORD are in order; the SBOM names the base, the other file its builder's uv.
     differ = {
         name
-        for name in by_oci
+        for name in by_oci.keys() - hidden
         if by_oci[name] != by_docker[name] and not name.endswith((".pyc", "/RECORD"))
     }
     assert differ <= {"opt/venv/pyvenv.cfg", "opt/function/sbom.cdx.json"}
@@ -102,3 +108,51 @@ def test_records_hold_the_same_lines(images):
     for name in records:
         lines = [sorted(each[name][2].decode().splitlines()) for each in (by_docker, by_oci)]
         assert lines[0] == lines[1]
+
+
+@pytest.fixture(scope="module")
+def used_base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Builds, str]]:
+    """A base with an environment and a function of its own where mfimage has its."""
+    site = "/opt/venv/lib/python3.11/site-packages"
+    with builder() as build:
+        build.lines(
+            tmp_path_factory.mktemp("base"),
+            "FROM python:3.11-slim",
+            "ENV PORT=80",
+            f"RUN mkdir -p {site} /opt/function/code /opt/mfimage",
+            f'RUN echo \'import os; os.environ["STALE"] = "1"\' > {site}/stale.pth',
+            "RUN touch /opt/function/code/stale.py /opt/mfimage/stale.py",
+        )
+        yield build, build.tag
+
+
+def test_what_a_base_has_at_our_paths_does_not_run(
+    used_base: tuple[Builds, str], sample: Sample
+) -> None:
+    build, name = used_base
+    tag = parse_tag("mfimage-test-used-base:1")
+    secrets = read_secrets(build.secrets)
+    with closing(
+        OciBuilder(
+            compression="gzip", compiled=True, fresh=False, secrets=secrets,
+            on_event=lambda _: None,
+        )
+    ) as oci:  # fmt: skip
+        plan = sample.plan(
+            base=oci.base(parse_reference(name), "linux/amd64"), secrets=build.secrets
+        )
+        oci.write([oci.build(plan, sample.blobs.path)], None, [tag])
+    build.images.append(str(tag))
+    program = "import glob, os; print(os.environ.get('STALE'), glob.glob('/opt/**/stale*'))"
+    text = build.engine.run_capture(str(tag), ["python", "-c", program])
+    assert text.strip() == "None []"
+    assert build.engine.inspect(str(tag)).env["PORT"] == "8000"
+
+
+def test_the_docker_builder_refuses_a_base_with_files_at_our_paths(
+    used_base: tuple[Builds, str], sample: Sample
+) -> None:
+    """A Dockerfile cannot hide them."""
+    build, name = used_base
+    with pytest.raises(BuildError, match="it has /opt/venv, which is mfimage's own"):
+        build(sample, base=name)

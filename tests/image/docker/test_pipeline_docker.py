@@ -190,6 +190,22 @@ def test_a_distribution_with_a_secret_stops_the_build(
             engine.remove(image.id, force=True)
 
 
+@pytest.mark.index
+def test_system_packages_are_searched_in_their_settings(sample: Sample) -> None:
+    """The layer itself cannot be read from an engine; asking for it ended the build."""
+    sample.lock = small_lock()
+    ensure_base_image("3.11")
+    bundle = _ca(host_ca_bundle())
+    with closing(open_docker(engine := Engine.connect(), bundle)) as builder:
+        plan = sample.plan(secrets=bundle, apt=("libmagic1",))
+        image = builder.build(plan, sample.blobs.path)
+        scan_image(builder, image, sample.blobs.path, {"UV_INDEX_X_PASSWORD": b"not-in-there"})
+        with pytest.raises(BuildError, match="layer system: etc/magic: the secret UV_INDEX_X"):
+            leaked = {"UV_INDEX_X_PASSWORD": b"Magic local data"}
+            scan_image(builder, image, sample.blobs.path, leaked)
+        engine.remove(image.id, force=True)
+
+
 def open_docker(engine: Engine, secrets: tuple[Secret, ...], **options) -> DockerBuilder:
     options = {"tags": (), **options}
     return DockerBuilder(

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import ipaddress
-import threading
 import zipfile
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import docker
@@ -23,26 +19,11 @@ from mfimage.image.find.info import ImageInfo
 from mfimage.image.secrets.build import Secret, parse_secret, read_secrets
 from tests.image.sample import Sample, make_sample
 from tests.support.docker import ensure_base_image, host_ca_bundle
+from tests.support.private_index import PASSWORD, USER, private_index
 
 pytestmark = [pytest.mark.docker, pytest.mark.index]
 
-USER, PASSWORD = "builder", "s3cr3t-of-the-test"
 WHEEL = "mfprivate-1.0-py3-none-any.whl"
-
-
-class _Handler(SimpleHTTPRequestHandler):
-    def do_GET(self):
-        login = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-        if self.headers.get("Authorization") != f"Basic {login}":
-            self.send_response(401)
-            self.send_header("WWW-Authenticate", 'Basic realm="private"')
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        super().do_GET()
-
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +59,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def index(folder, gateway) -> Iterator[str]:
     """Serve the folder; return ``host:port`` as containers reach it."""
-    handler = partial(_Handler, directory=str(folder))
-    with ThreadingHTTPServer(("0.0.0.0", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"{gateway}:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with private_index(folder, "0.0.0.0") as port:
+        yield f"{gateway}:{port}"
 
 
 @pytest.fixture

@@ -10,11 +10,8 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -27,9 +24,9 @@ from mfimage.image.registry.location import Location
 from tests.image.oci.bases import layout
 from tests.image.oci.building import Written, build, oci_builder, plan_on
 from tests.image.sample import Sample, make_sample
+from tests.support.private_index import PASSWORD, private_index
 
 SITE = "opt/venv/lib/python3.11/site-packages"
-PASSWORD = "s3cr3t-of-the-test"
 OWN = {
     "mfown/__init__.py": "VALUE = {'a', 'b'}\n\ndef main():\n    print(VALUE)\n",
     "mfown/tests/test_own.py": "assert True\n",
@@ -216,33 +213,14 @@ def test_another_wheel_than_the_locked_one_is_refused(sample, base):
         build(sample, base)
 
 
-class _Handler(SimpleHTTPRequestHandler):
-    def do_GET(self):
-        login = base64.b64encode(f"builder:{PASSWORD}".encode()).decode()
-        if self.headers.get("Authorization") != f"Basic {login}":
-            self.send_response(401)
-            self.send_header("WWW-Authenticate", 'Basic realm="private"')
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        super().do_GET()
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def index(tmp_path) -> Iterator[str]:
     folder = tmp_path / "index"
     folder.mkdir()
     # A name that no cache of uv's has.
     (folder / "mfown-1.0-py3-none-any.whl").write_bytes(wheel({**OWN, "mfown/x.py": str(folder)}))
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with private_index(folder) as port:
+        yield f"127.0.0.1:{port}"
 
 
 @pytest.fixture

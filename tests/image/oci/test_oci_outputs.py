@@ -13,7 +13,7 @@ import pytest
 from mfimage.errors import BuildError
 from mfimage.image.oci import outputs
 from mfimage.image.oci.base import read_image
-from mfimage.image.registry.location import Location
+from mfimage.image.registry.location import Location, parse_location
 from mfimage.image.registry.reference import parse_tag
 from tests.image.oci.bases import FILES, layout
 from tests.image.oci.building import Written, build, names, oci_builder, plan_on
@@ -229,3 +229,36 @@ def test_an_archive_that_is_cut_short_is_told(sample, base, tmp_path):
     out.path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BuildError, match="oci-archive"):
         build(sample, out)
+
+
+def stored(text: str) -> str:
+    location = parse_location(text, field="image")
+    with read_image(location, "linux/amd64") as image:
+        return image.config["config"]["Labels"]["number"]
+
+
+@pytest.mark.parametrize("kind", ["oci", "oci-archive"])
+def test_tags_of_one_image_are_one_image(sample, base, tmp_path, kind):
+    out = Location(kind=kind, path=tmp_path / "out")
+    written(sample, base, out, "team/iris:1", "team/iris:2")
+    for name in ("", ":1", ":2", ":docker.io/team/iris:2"):
+        location = parse_location(f"{out}{name}", field="image")
+        with read_image(location, "linux/amd64") as image:
+            assert image.digest is not None
+
+
+def test_a_layout_with_images_of_several_names_stays_readable(sample, base, tmp_path):
+    out = Location(kind="oci", path=tmp_path / "out:put")  # a folder may contain a colon
+    for number in ("1", "2"):
+        with oci_builder() as builder:
+            plan = plan_on(builder, sample, base, labels={"number": number})
+            image = builder.build(plan, sample.blobs.path)
+            builder.write([image], out, [parse_tag(f"team/iris:{number}")])
+    assert [stored(f"{out}:1"), stored(f"{out}:2")] == ["1", "2"]
+    assert stored(f"{out}:docker.io/team/iris:2") == "2"
+    with pytest.raises(BuildError, match="has several images") as raised:
+        stored(str(out))
+    assert raised.value.hint == f"choose one: {out}:docker.io/team/iris:1"
+    with pytest.raises(BuildError, match="no image has that tag") as raised:
+        stored(f"{out}:3")
+    assert "docker.io/team/iris:1, docker.io/team/iris:2" in raised.value.hint

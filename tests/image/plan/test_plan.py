@@ -175,6 +175,13 @@ def test_variables_of_the_user_win(sample):
     assert env["PYTHONPATH"] == "/opt/mfimage"
 
 
+def test_a_bases_port_is_not_the_functions(sample):
+    base = BaseImage(reference=parse_reference("b"), python="3.11", env={"PORT": "80"})
+    assert sample.plan(base=base).env["PORT"] == "8000"
+    assert sample.plan(base=base, env={"PORT": "9000"}).env["PORT"] == "9000"
+    assert "PORT" not in sample.plan().env
+
+
 def test_only_ids_of_secrets_are_planned(sample):
     from mfimage.image.secrets.build import Secret
 

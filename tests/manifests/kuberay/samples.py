@@ -6,10 +6,11 @@ from typing import Any
 
 import yaml
 
+from mfimage.manifests.kuberay import raycluster, rayjob, rayservice
 from mfimage.manifests.kuberay.image import RayImage
-from mfimage.manifests.kuberay.manifest import raycluster, rayjob, rayservice
 from mfimage.manifests.kuberay.options import ClusterOptions
-from mfimage.manifests.kuberay.work import JobOptions, ServiceOptions
+from mfimage.manifests.kuberay.rayjob import JobOptions
+from mfimage.manifests.kuberay.rayservice import ServiceOptions
 from mfimage.manifests.options import Resources, SecretRef, Toleration
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -68,12 +69,12 @@ FULL_SERVICE = ServiceOptions(
     replicas=4, min_replicas=2, max_replicas=16, ongoing_requests=2.5, cpus=0.5, gpus=0.25
 )
 MANIFESTS = {
-    "raycluster": lambda: raycluster(DISTANT, ClusterOptions()),
-    "raycluster-full": lambda: raycluster(IMAGE, FULL),
-    "rayjob": lambda: rayjob(IMAGE, ClusterOptions(), JOB),
-    "rayjob-full": lambda: rayjob(IMAGE, FULL, FULL_JOB),
-    "rayservice": lambda: rayservice(IMAGE, ClusterOptions(), ServiceOptions()),
-    "rayservice-full": lambda: rayservice(
+    "raycluster": lambda: raycluster.write(DISTANT, ClusterOptions()),
+    "raycluster-full": lambda: raycluster.write(IMAGE, FULL),
+    "rayjob": lambda: rayjob.write(IMAGE, ClusterOptions(), JOB),
+    "rayjob-full": lambda: rayjob.write(IMAGE, FULL, FULL_JOB),
+    "rayservice": lambda: rayservice.write(IMAGE, ClusterOptions(), ServiceOptions()),
+    "rayservice-full": lambda: rayservice.write(
         IMAGE, ClusterOptions(worker=Resources(gpus=1), max_replicas=9, autoscaling=True,
                               auth_secret="ray-token"), FULL_SERVICE),
 }  # fmt: skip

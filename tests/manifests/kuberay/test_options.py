@@ -7,10 +7,11 @@ import dataclasses
 import pytest
 
 from mfimage.errors import OptionError
+from mfimage.manifests.kuberay import raycluster, rayjob, rayservice
 from mfimage.manifests.kuberay.image import RayImage
-from mfimage.manifests.kuberay.manifest import raycluster, rayjob, rayservice
 from mfimage.manifests.kuberay.options import ClusterOptions
-from mfimage.manifests.kuberay.work import JobOptions, ServiceOptions
+from mfimage.manifests.kuberay.rayjob import JobOptions
+from mfimage.manifests.kuberay.rayservice import ServiceOptions
 from mfimage.manifests.options import (
     Resources,
     Scale,
@@ -123,7 +124,7 @@ def test_a_service_is_refused_by_name(given):
 )  # fmt: skip
 def test_a_service_that_can_never_run_is_refused(cluster, service, said):
     with pytest.raises(OptionError) as raised:
-        rayservice(IMAGE, cluster, service)
+        rayservice.write(IMAGE, cluster, service)
     assert raised.value.message.startswith(said)
 
 
@@ -137,21 +138,21 @@ def test_a_service_that_can_never_run_is_refused(cluster, service, said):
 )
 def test_a_job_that_can_never_run_is_refused(cluster, job, said):
     with pytest.raises(OptionError) as raised:
-        rayjob(IMAGE, cluster, dataclasses.replace(JOB, **job))
+        rayjob.write(IMAGE, cluster, dataclasses.replace(JOB, **job))
     assert raised.value.message.startswith(said)
 
 
 def test_names_leave_room_for_what_kuberay_appends():
     long = ClusterOptions(name="a" * 48)
-    raycluster(IMAGE, long)
+    raycluster.write(IMAGE, long)
     for make in (
-        lambda: rayjob(IMAGE, long, JOB),
-        lambda: rayservice(IMAGE, long, ServiceOptions()),
+        lambda: rayjob.write(IMAGE, long, JOB),
+        lambda: rayservice.write(IMAGE, long, ServiceOptions()),
     ):
         with pytest.raises(OptionError, match=r"name: 'a{48}'"):
             make()
     with pytest.raises(OptionError, match="name: '1a'"):
-        raycluster(IMAGE, ClusterOptions(name="1a"))
+        raycluster.write(IMAGE, ClusterOptions(name="1a"))
 
 
 @pytest.mark.parametrize(
@@ -159,12 +160,12 @@ def test_names_leave_room_for_what_kuberay_appends():
 )
 def test_a_functions_name_becomes_one_that_kubernetes_takes(function, name):
     image = dataclasses.replace(IMAGE, function=function)
-    assert parsed(rayjob(image, ClusterOptions(), JOB))["metadata"]["name"] == name
+    assert parsed(rayjob.write(image, ClusterOptions(), JOB))["metadata"]["name"] == name
 
 
 def test_a_name_of_which_nothing_is_left_is_asked_for():
     with pytest.raises(OptionError, match="'_1'") as raised:
-        raycluster(dataclasses.replace(IMAGE, function="_1"), ClusterOptions())
+        raycluster.write(dataclasses.replace(IMAGE, function="_1"), ClusterOptions())
     assert raised.value.hint == "choose one: --name NAME"
 
 

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mfimage.manifests.kuberay.manifest import raycluster
+from mfimage.manifests.kuberay import raycluster
 from mfimage.manifests.kuberay.options import ClusterOptions
 from mfimage.manifests.text import to_yaml
 from tests.manifests.kuberay.samples import IMAGE, parsed, pods_of
@@ -68,7 +68,7 @@ def test_entries_without_a_value_are_left_out():
 @example("$(HOME) $$(HOME) $$$ $", "")
 def test_variables_come_out_of_a_manifest(first, second):
     cluster = ClusterOptions(env={"A": first, "B": second})
-    for pod in pods_of(parsed(raycluster(IMAGE, cluster))).values():
+    for pod in pods_of(parsed(raycluster.write(IMAGE, cluster))).values():
         env = {each["name"]: expanded(each["value"]) for each in pod["containers"][0]["env"]}
         assert env == {"RAY_AUTH_MODE": "token", "A": first, "B": second}
 

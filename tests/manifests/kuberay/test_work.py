@@ -12,15 +12,16 @@ import pytest
 import yaml
 
 from mfimage.errors import OptionError
-from mfimage.manifests.kuberay.manifest import rayjob, rayservice
+from mfimage.manifests.kuberay import rayjob, rayservice
 from mfimage.manifests.kuberay.options import ClusterOptions
-from mfimage.manifests.kuberay.work import JobOptions, ServiceOptions
+from mfimage.manifests.kuberay.rayjob import JobOptions
+from mfimage.manifests.kuberay.rayservice import ServiceOptions
 from mfimage.manifests.options import Resources
 from tests.manifests.kuberay.samples import IMAGE, JOB, parsed
 
 
 def serve_config(cluster: ClusterOptions, service: ServiceOptions) -> dict[str, Any]:
-    manifest = parsed(rayservice(IMAGE, cluster, service))
+    manifest = parsed(rayservice.write(IMAGE, cluster, service))
     (application,) = yaml.safe_load(manifest["spec"]["serveConfigV2"])["applications"]
     return application
 
@@ -57,7 +58,7 @@ def test_every_worker_gets_a_copy_unless_told_otherwise(cluster, service, args):
     ],
 )  # fmt: skip
 def test_a_job_uses_what_the_workers_have(cluster, expected):
-    entrypoint = parsed(rayjob(IMAGE, cluster, JOB))["spec"]["entrypoint"]
+    entrypoint = parsed(rayjob.write(IMAGE, cluster, JOB))["spec"]["entrypoint"]
     assert entrypoint == (
         "python -m mfimage.runtime batch '--input=s3://bucket/in/*.jsonl' "
         f"--output=s3://bucket/out {expected}--address=auto"
@@ -93,5 +94,5 @@ def test_urls_come_through_all_shells(tmp_path, url, joined):
 def test_an_image_without_serve_gives_no_service():
     image = dataclasses.replace(IMAGE, parts=("default", "data"))
     with pytest.raises(OptionError, match="has no Ray Serve") as raised:
-        rayservice(image, ClusterOptions(), ServiceOptions())
+        rayservice.write(image, ClusterOptions(), ServiceOptions())
     assert "--with serve" in raised.value.hint

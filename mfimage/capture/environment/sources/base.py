@@ -140,11 +140,9 @@ class Maker:
         notes: Mapping[str, Note] | None = None,
         otherwise: str = "required by what is named",
     ) -> Environment:
-        """Return the environment of a lock, with a reason for each distribution.
-
-        ``named`` has the reasons of distributions that a file names, ``notes`` say which others
-        require each, and ``otherwise`` is the reason for the rest.
-        """
+        """Return the environment of a lock, with a reason for each distribution."""
+        # ``named`` has the reasons of distributions that a file names, ``notes`` say which others
+        # require each, and ``otherwise`` is the reason for the rest.
         names = [package.name for package in lock.packages]
         runtime = [Requirement(text).name for text in RUNTIME_REQUIREMENTS]
         asked = _asked(self.imports, names)

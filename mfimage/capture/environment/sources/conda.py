@@ -92,11 +92,9 @@ class Resolution:
 def read_manifest(
     data: bytes, *, environment: str, ran_on: str, platform: str, requested: Collection[str] = ()
 ) -> Resolution | None:
-    """Return an environment of a manifest, by its id; None when it is not in there.
-
-    Without one for ``platform`` (``linux/amd64``), that of ``ran_on`` (conda's name) is used, or
-    any. ``requested`` are conda packages that the step names, and which therefore count.
-    """
+    """Return an environment of a manifest, by its id; None when it is not in there."""
+    # Without one for ``platform`` (``linux/amd64``), that of ``ran_on`` (conda's name) is used, or
+    # any. ``requested`` are conda packages that the step names, and which therefore count.
     try:
         platforms = json.loads(data).get(environment)
         if not platforms:

@@ -12,7 +12,7 @@ from mfimage.capture.code.code_package import read_code_package
 from mfimage.capture.environment.sources import conda
 from mfimage.capture.environment.sources.base import Environment, Maker, Request
 from mfimage.capture.environment.sources.conda import Resolution
-from mfimage.capture.lock.solve import Lock
+from mfimage.capture.lock.settle import Lock
 from mfimage.capture.lock.wheel_urls import lock_urls, parse_wheels
 from mfimage.capture.task.datastore import local_roots
 from mfimage.capture.task.task import TaskInfo
@@ -48,14 +48,11 @@ def _lock(maker: Maker, resolution: Resolution, *, where: str) -> Lock:
         parsed = lock_urls(resolution.urls, maker.platform, index=index, directory=project)
         return maker.noted(maker.settle(parsed, base=project, where=where))
     wheels, others = parse_wheels(resolution.urls)
-    return maker.lock_pins([*(wheel.pin for wheel in wheels), *others])
+    return maker.lock_pins([*(f"{each.name}=={each.version}" for each in wheels), *others])
 
 
 def find_resolution(task: TaskInfo, *, platform: str) -> Resolution | None:
-    """Return what was resolved for a task; None when it ran in no environment of its own.
-
-    The manifest is in the task's code package, or beside a local datastore.
-    """
+    """Return what was resolved for a task; None when it ran in no environment of its own."""
     prefix = task.metadata.get(_FIELD)
     if not prefix:
         return None

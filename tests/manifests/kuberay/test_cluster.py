@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from mfimage.manifests.kuberay.manifest import raycluster, rayjob, rayservice
+from mfimage.manifests.kuberay import raycluster, rayjob, rayservice
 from mfimage.manifests.kuberay.options import ClusterOptions
-from mfimage.manifests.kuberay.work import ServiceOptions
+from mfimage.manifests.kuberay.rayservice import ServiceOptions
 from mfimage.runtime.layout import placement_resource
 from tests.manifests.kuberay.samples import (
     DIGEST,
@@ -157,9 +157,9 @@ def test_the_auth_mode_is_said_to_everything_that_runs_ray(kind, mode):
     cluster = dataclasses.replace(FULL, auth=mode)
     manifest = parsed(
         {
-            "raycluster": lambda: raycluster(IMAGE, cluster),
-            "rayjob": lambda: rayjob(IMAGE, cluster, JOB),
-            "rayservice": lambda: rayservice(IMAGE, cluster, ServiceOptions()),
+            "raycluster": lambda: raycluster.write(IMAGE, cluster),
+            "rayjob": lambda: rayjob.write(IMAGE, cluster, JOB),
+            "rayservice": lambda: rayservice.write(IMAGE, cluster, ServiceOptions()),
         }[kind]()
     )
     assert cluster_of(manifest)["authOptions"]["mode"] == mode
@@ -179,7 +179,7 @@ def test_nothing_runs_on_the_head(name):
 
 
 def test_secrets_are_for_what_runs_the_function():
-    pods = pods_of(parsed(rayjob(IMAGE, FULL, JOB)))
+    pods = pods_of(parsed(rayjob.write(IMAGE, FULL, JOB)))
     named = {name: [e["name"] for e in pod["containers"][0]["env"]] for name, pod in pods.items()}
     assert "TOKEN" in named["ray-head"]
     assert "TOKEN" in named["ray-worker"]
@@ -188,7 +188,7 @@ def test_secrets_are_for_what_runs_the_function():
 
 def test_three_readers_find_the_placement_resource():
     """Bash, KubeRay (``getResourcesMap``) and Ray's autoscaler (``_get_custom_resources``)."""
-    (group,) = cluster_of(parsed(raycluster(IMAGE, ClusterOptions())))["workerGroupSpecs"]
+    (group,) = cluster_of(parsed(raycluster.write(IMAGE, ClusterOptions())))["workerGroupSpecs"]
     text = group["rayStartParams"]["resources"]
     said = subprocess.run(
         ["/bin/bash", "-c", "--", f'printf "%s" --resources={text}'],
@@ -208,7 +208,7 @@ def test_rays_own_autoscaler_reads_it():
     reader = pytest.importorskip(
         "ray.autoscaler._private.kuberay.autoscaling_config", reason="needs ray[default]"
     )
-    manifest = parsed(raycluster(IMAGE, FULL))
+    manifest = parsed(raycluster.write(IMAGE, FULL))
     config = reader._derive_autoscaling_config_from_ray_cr(manifest)
     nodes = config["available_node_types"]
     assert nodes["headgroup"]["resources"] == {"CPU": 0, "GPU": 0, "memory": 8 * 2**30}
@@ -220,7 +220,7 @@ def test_rays_own_autoscaler_reads_it():
 
 
 def test_a_service_is_ready_when_it_answers():
-    pods = pods_of(parsed(rayservice(IMAGE, ClusterOptions(), ServiceOptions())))
+    pods = pods_of(parsed(rayservice.write(IMAGE, ClusterOptions(), ServiceOptions())))
     (worker,) = pods["ray-worker"]["containers"]
     assert worker["readinessProbe"]["httpGet"] == {"path": "/-/healthz", "port": 8000}
     assert {"name": "serve", "containerPort": 8000} in worker["ports"]
@@ -234,7 +234,7 @@ def test_a_tag_is_pulled_again_a_digest_is_not(policy):
     cluster = ClusterOptions(image_pull_policy=policy)
     by_tag = dataclasses.replace(IMAGE, reference="iris:1")
     policies = [
-        pods_of(parsed(raycluster(image, cluster)))["ray-worker"]["containers"][0][
+        pods_of(parsed(raycluster.write(image, cluster)))["ray-worker"]["containers"][0][
             "imagePullPolicy"
         ]
         for image in (IMAGE, by_tag)

@@ -1,4 +1,4 @@
-"""The manifests: an image and options -> YAML for ``kubectl apply``.
+"""What the manifests have in common: an image and options -> YAML for ``kubectl apply``.
 
 Why each setting is there is explained in docs/kuberay.md.
 """
@@ -10,80 +10,25 @@ from types import MappingProxyType
 from typing import Any
 
 from mfimage.errors import OptionError
-from mfimage.manifests.checks import Rule, default_name, resource_name
+from mfimage.manifests.checks import default_name, resource_name
 from mfimage.manifests.kuberay.image import RayImage
 from mfimage.manifests.kuberay.options import ClusterOptions
-from mfimage.manifests.kuberay.work import JobOptions, ServiceOptions
 from mfimage.manifests.options import Resources, Toleration
 from mfimage.manifests.text import to_yaml
 from mfimage.runtime.layout import placement_resource
 
-# KubeRay appends to names, and the result must be a service's name (63 characters).
-_CLUSTER_NAME, _NAME = resource_name(53), resource_name(47)
 # More than the actors that fit on a node: the resource says where, not how many.
 _PLACES = 1000
 _PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
-_SERVE = {"serve": 8000}
-# What KubeRay would give the submitter; `ray job submit` waits and prints.
-_SUBMITTER = Resources(cpu="500m", memory="1Gi")
+SERVE_PORT = 8000
 # Seconds within which load balancers stop sending requests to a pod that is to stop, and seconds
 # for it to finish those it has.
 _DRAIN, _GRACE = 10, 60
 _NO_PRIVILEGES = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
-def raycluster(image: RayImage, options: ClusterOptions) -> str:
-    """Write a RayCluster that waits for jobs and drivers."""
-    cluster = _Cluster(image, options)
-    return cluster.write("RayCluster", cluster.spec(), _CLUSTER_NAME)
-
-
-def rayjob(image: RayImage, options: ClusterOptions, job: JobOptions) -> str:
-    """Write a RayJob, which starts a cluster, runs a batch on it, and stops it."""
-    cluster = _Cluster(image, options)
-    cluster.check_workers()
-    spec = {
-        "submissionMode": "K8sJobMode",
-        "entrypoint": job.entrypoint(options),
-        "shutdownAfterJobFinishes": True,
-        "ttlSecondsAfterFinished": job.ttl,
-        "backoffLimit": job.backoff_limit,
-        "activeDeadlineSeconds": job.deadline,
-        "submitterPodTemplate": cluster.pod("ray-job-submitter", _SUBMITTER),
-        "rayClusterSpec": cluster.spec(),
-    }
-    return cluster.write("RayJob", spec, _NAME)
-
-
-def rayservice(image: RayImage, options: ClusterOptions, service: ServiceOptions) -> str:
-    """Write a RayService, a cluster that serves ``POST /<function name>``."""
-    if image.parts is not None and "serve" not in image.parts:
-        raise OptionError(
-            f"image: {image.reference} has no Ray Serve",
-            hint="mfimage build REFERENCE --target ray --with serve -t NAME --push",
-        )
-    cluster = _Cluster(image, options)
-    cluster.check_workers()
-    application = {
-        "name": image.function,
-        "route_prefix": f"/{image.function}",
-        "import_path": "mfimage.runtime.ray_worker:build",
-        "args": service.deployment(options),
-    }
-    serve = {
-        "http_options": {"host": "0.0.0.0", "port": _SERVE["serve"]},  # noqa: S104  (of a pod)
-        "applications": [application],
-    }
-    spec = {
-        "excludeHeadPodFromServeSvc": True,
-        "serveConfigV2": to_yaml(serve),
-        "rayClusterConfig": cluster.spec(serves=True),
-    }
-    return cluster.write("RayService", spec, _NAME)
-
-
-class _Cluster:
-    """What the three manifests have in common."""
+class Cluster:
+    """A Ray cluster, from which each kind is made."""
 
     def __init__(self, image: RayImage, options: ClusterOptions) -> None:
         self._image = image
@@ -93,6 +38,7 @@ class _Cluster:
         self._pull_policy = options.image_pull_policy or by_reference
 
     def check_workers(self) -> None:
+        """Raise an `OptionError` if the cluster starts without workers."""
         # With autoscaling as well: what waits for the first worker does not request one.
         if not self._options.workers.replicas:
             raise OptionError(
@@ -101,7 +47,9 @@ class _Cluster:
                 hint="give --replicas 1 or more",
             )
 
-    def write(self, kind: str, spec: Mapping[str, Any], rule: Rule) -> str:
+    def write(self, kind: str, spec: Mapping[str, Any], *, name_length: int = 47) -> str:
+        """Write a manifest; KubeRay appends to names, of which services have at most 63."""
+        rule = resource_name(name_length)
         name = self._options.name or default_name(self._image.function, rule)
         rule.check(name, field="name")
         labels = {"app.kubernetes.io/name": name, "app.kubernetes.io/managed-by": "mfimage"}
@@ -119,8 +67,9 @@ class _Cluster:
         return to_yaml(document)
 
     def spec(self, *, serves: bool = False) -> dict[str, Any]:
+        """Return the cluster's spec; with ``serves``, its workers receive requests."""
         options, workers = self._options, self._options.workers
-        ports = _SERVE if serves else {}
+        ports = {"serve": SERVE_PORT} if serves else {}
         head = self.pod("ray-head", options.head, runs=True, ports={**_PORTS, **ports})
         worker = self.pod(
             "ray-worker", options.worker, options.worker_node_selector, runs=True, ports=ports
@@ -230,7 +179,7 @@ class _Cluster:
         (container,) = pod["containers"]
         # KubeRay's own probe would run bash and wget in the container.
         container["readinessProbe"] = {
-            "httpGet": {"path": "/-/healthz", "port": _SERVE["serve"]},
+            "httpGet": {"path": "/-/healthz", "port": SERVE_PORT},
             "initialDelaySeconds": 10,
             "periodSeconds": 5,
             "timeoutSeconds": 5,
