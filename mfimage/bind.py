@@ -173,29 +173,23 @@ def _check_main(
     info: TaskInfo, code: CapturedCode, scripts: list[str], artifacts: Mapping[str, StoredBytes]
 ) -> None:
     """Check that the flow's script defines what pickles name of ``__main__``."""
-    named = [
-        (artifact, name)
-        for artifact, stored in artifacts.items()
-        for module, name in sorted(named_globals(artifact, stored))
-        if module == "__main__"
-    ]
     known = defined_names(code.files[scripts[0]].read_bytes()) if len(scripts) == 1 else set()
-    for artifact, name in named:
-        top = name.partition(".")[0]
-        if {top, "*"} & known:
-            continue
-        file = (code.root or Path.cwd()) / f"{top.lower()}.py"
-        hint = f"move {top} to a file of its own, such as {file}, import it, and run the flow again"
-        if len(scripts) > 1:
-            reason = f"{' and '.join(scripts)} both define {info.flow}"
-            hint = f"rename one of them, or {hint}"
-        elif scripts:
-            reason = f"importing {scripts[0]} does not define it"
-        else:
-            reason = f"that file is not included with {code.module}"
-        script = info.metadata.get("script-name") or "a notebook"
-        message = f"artifact {artifact!r} names __main__.{name} of {script}, and {reason}"
-        raise CaptureError(message, hint=hint)
+    reason = f"that file is not included with {code.module}"
+    if scripts:
+        reason = f"importing {scripts[0]} does not define it"
+    if scripts[1:]:
+        reason = f"{' and '.join(scripts)} both define {info.flow}"
+    script = info.metadata.get("script-name") or "a notebook"
+    for artifact, stored in artifacts.items():
+        for module, name in sorted(named_globals(artifact, stored)):
+            top = name.partition(".")[0]
+            if module == "__main__" and not {top, "*"} & known:
+                file = (code.root or Path.cwd()) / f"{top.lower()}.py"
+                raise CaptureError(
+                    f"artifact {artifact!r} names __main__.{name} of {script}, and {reason}",
+                    hint=f"move {top} to a file of its own, such as {file}, import it from there, "
+                    "and run the flow again",
+                )
 
 
 def _schemas(function: DecoratedFunction) -> dict[str, Any]:

@@ -25,12 +25,9 @@ _CONTAINERS = _MAPPINGS | {
 }  # fmt: skip
 _LEAVES = _CONTAINERS | {
     "builtins.str", "builtins.int", "builtins.float", "builtins.bool", "builtins.NoneType",
-    "datetime.datetime", "datetime.date", "datetime.time", "datetime.timedelta", "uuid.UUID",
-    "decimal.Decimal", "fractions.Fraction", "re.Pattern", "zoneinfo.ZoneInfo",
-    "pathlib.Path", "pathlib.PurePath", "pathlib.PosixPath", "pathlib.PurePosixPath",
-    "ipaddress.IPv4Address", "ipaddress.IPv4Interface", "ipaddress.IPv4Network",
-    "ipaddress.IPv6Address", "ipaddress.IPv6Interface", "ipaddress.IPv6Network",
+    "re.Pattern",
 }  # fmt: skip
+_MODULES = {"datetime", "uuid", "decimal", "fractions", "zoneinfo", "pathlib", "ipaddress"}
 _WRAPPERS = {"Required", "NotRequired", "ReadOnly", "Final"}
 
 
@@ -97,7 +94,8 @@ def _inner(hint: Any) -> Any:
 
 
 def _refuse_class(hint: Any, seen: frozenset[Any]) -> str | None:
-    if hint in seen or _label(hint) in _LEAVES:
+    label = _label(hint)
+    if hint in seen or label in _LEAVES or label.partition(".")[0] in _MODULES:
         return None
     if not isinstance(hint, type):
         # An alias may name itself (JsonValue); other forms are left to the schema.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from mfimage.function.json import may_be_infinite
 # Hints for which the validated value is the JSON value itself.
 _PLAIN = (Any, dict, list, str, int, bool, None, type(None), dict[str, Any], list[Any])
 RESULT = "result"
+_LOCK = threading.Lock()
 
 
 # JSON Schemas that every Avro schema is narrower than.
@@ -172,29 +173,17 @@ def _validate(adapter: TypeAdapter[Any], payload: bytes, root: str, error: type[
 
 
 def _adapter(hint: Any, where: str) -> TypeAdapter[Any]:
-    try:
-        with _typed_dicts_of_typing():
-            adapter = TypeAdapter(hint)
-            adapter.rebuild(raise_errors=True)  # else an unknown name fails at a call
-        return adapter
-    except (PydanticUserError, NameError) as error:
-        raise SignatureError(f"{where}: {getattr(error, 'message', error)}") from None
-
-
-_LOCK = threading.RLock()
-
-
-@contextmanager
-def _typed_dicts_of_typing() -> Iterator[None]:
-    """Make pydantic take ``typing.TypedDict`` before Python 3.12, as it does from there on.
-
-    It refuses them for mistakes in ``__required_keys__``; but the marks of its members win there.
-    """
+    # Before Python 3.12, pydantic refuses `typing.TypedDict` for mistakes in `__required_keys__`;
+    # but the marks of its members win there.
     with _LOCK:
         before = _generate_schema._SUPPORTS_TYPEDDICT
         _generate_schema._SUPPORTS_TYPEDDICT = True
         try:
-            yield
+            adapter = TypeAdapter(hint)
+            adapter.rebuild(raise_errors=True)  # else an unknown name fails at a call
+            return adapter
+        except (PydanticUserError, NameError) as error:
+            raise SignatureError(f"{where}: {getattr(error, 'message', error)}") from None
         finally:
             _generate_schema._SUPPORTS_TYPEDDICT = before
 

@@ -255,7 +255,11 @@ class _Unpickler(pickle.Unpickler):
         self._code = code
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        return super().find_class(*self._code.find_class(module_name, global_name))
+        if module_name == "__main__":  # never the caller's, which another process does not have
+            if self._code.main is None:
+                raise AttributeError(f"the script that defined {global_name} is not in the package")
+            module_name = self._code.main
+        return super().find_class(module_name, global_name)
 
 
 def load_artifact(name: str, ref: ArtifactRef, data: bytes, code: CodeSpace) -> Any:

@@ -41,7 +41,7 @@ class CodeSpace:
     """
 
     def __init__(self, folder: Path, *, key: str, dedicated: bool, main: str | None) -> None:
-        self._folder, self._key, self._main = folder, key, main
+        self._folder, self._key, self.main = folder, key, main
         self._names = frozenset[str]() if dedicated else _top_level(folder)
         self._released = dedicated
         with _LOCK:
@@ -66,12 +66,6 @@ class CodeSpace:
                 spec.loader.exec_module(module)
                 sys.modules[alias] = module
         return sys.modules[alias]
-
-    def find_class(self, module: str, name: str) -> tuple[str, str]:
-        """Return where to find what a pickle names; ``AttributeError`` if that cannot be here."""
-        if module == "__main__" and self._main is None:
-            raise AttributeError(f"{name} was defined in a script that the package does not have")
-        return (self._main if module == "__main__" and self._main else module), name
 
     def release(self) -> None:
         """Forget the modules, once no other function uses them: their names are free again."""

@@ -176,15 +176,6 @@ def test_a_missing_module_is_called_by_its_own_name(tmp_path: Path) -> None:
     assert code.import_module("optional").FOUND is False
 
 
-def test_main_is_the_script_that_it_was(tmp_path: Path) -> None:
-    """Never that of the caller, which another process does not have."""
-    code = space(write(tmp_path, {"train.py": "class Scaler: pass\n"}), main="train")
-    assert code.find_class("__main__", "Scaler") == ("train", "Scaler")
-    assert code.find_class("json", "dumps") == ("json", "dumps")
-    with pytest.raises(AttributeError, match="Scaler was defined in a script"):
-        space(tmp_path).find_class("__main__", "Scaler")
-
-
 def test_many_threads_import_one_module_once(tmp_path: Path) -> None:
     files = {"entry.py": "import helper\nimport time\ntime.sleep(.01)\n", "helper.py": "X = []\n"}
     write(tmp_path, files)
@@ -207,10 +198,9 @@ def test_a_process_of_its_own_has_the_code_on_its_path(tmp_path: Path) -> None:
         "space = CodeSpace(Path('code').resolve(), key='x', dedicated=True, main='helper')\n"
         "entry = space.import_module('entry')\n"
         "print(entry.__name__, entry.all_of(), entry.lazily())\n"
-        "print(space.find_class('__main__', 'X'))\n"
     )
     write(tmp_path / "code", PROJECT)
     done = python(["-c", code], folder=tmp_path)
-    found, main = done.stdout.splitlines()
-    assert found == "entry ('helper', 'data', 'data', True, ('sub', 'helper')) ('later', True)"
-    assert main == "('helper', 'X')"
+    assert (
+        done.stdout == "entry ('helper', 'data', 'data', True, ('sub', 'helper')) ('later', True)\n"
+    )
