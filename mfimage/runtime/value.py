@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import pickle
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +26,3 @@ def load_value(path: Path, *, python: str, builtins: Any = None) -> Any:
     if space.get("__name__") == "__main__" and "__file__" in space:
         space["__file__"] = str(path)
     return found
-
-
-def cached(function: Any, maxsize: int | None, typed: bool) -> Any:
-    """Return what ``functools.lru_cache`` made of a function, empty."""
-    return functools.lru_cache(maxsize, typed)(function)
-
-
-def dispatched(registry: Mapping[type, Any]) -> Any:
-    """Return what ``functools.singledispatch`` made of functions."""
-    function = functools.singledispatch(registry[object])
-    for kind, each in registry.items():
-        function.register(kind, each)
-    return function

@@ -19,8 +19,7 @@ import cloudpickle
 from mfimage.capture.task.pickles import StoredBytes, named_globals
 from mfimage.errors import CaptureError
 from mfimage.function import hints
-from mfimage.function.decorator import DecoratedFunction, blank, fill, state_of
-from mfimage.runtime import value as runtime_value
+from mfimage.function.decorator import DecoratedFunction, blank, cached, dispatched, fill, state_of
 
 MODULE = "_bound_function"
 MAX_SIZE = 256 << 20
@@ -164,9 +163,9 @@ def _by_parts(obj: Any) -> Any:
     """Return how to make again what pickle knows by its name only, or not at all."""
     if isinstance(obj, functools._lru_cache_wrapper):
         options = obj.cache_parameters()
-        return runtime_value.cached, (obj.__wrapped__, options["maxsize"], options["typed"])
+        return cached, (obj.__wrapped__, options["maxsize"], options["typed"])
     if hasattr(obj, "registry") and getattr(obj, "__globals__", None) is vars(functools):
-        return runtime_value.dispatched, (dict(obj.registry),)
+        return dispatched, (dict(obj.registry),)
     if isinstance(obj, typing.NewType):
         return typing.NewType, (obj.__name__, obj.__supertype__)
     return None

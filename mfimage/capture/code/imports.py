@@ -252,8 +252,11 @@ def _import_error(error: Mapping[str, Any], module: str, root: Path) -> Exceptio
     if error["exit"]:
         hint = 'guard what should only run as a script: if __name__ == "__main__":'
         return CaptureError(f"importing {module} ends the program{where}", hint=hint)
+    hint = "the module must be importable by itself, as it is where the function runs"
+    if "Address already in use" in error["text"]:
+        hint = "it is imported here and in a fresh interpreter at once: open ports in a function"
     return CaptureError(
         f"importing {module} in a fresh interpreter failed{where}: "
         f"{error['type']}: {error['text']}",
-        hint="the module must be importable by itself, as it is where the function runs",
+        hint=hint,
     )
