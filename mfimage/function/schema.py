@@ -49,7 +49,7 @@ class Schema:
     input: TypeAdapter[Any]
     output: TypeAdapter[Any]
     plain_output: bool
-    instances: SchemaValidator
+    instances: SchemaValidator | None
     avro_input: Codec | None = None
     avro_output: Codec | None = None
 
@@ -60,11 +60,12 @@ class Schema:
         """Make the validators; ``SignatureError`` if pydantic has no schema for a hint."""
         codecs = {label: Codec(schema) for label, schema in avro.items()}
         output = _adapter(result, f"{function}: return")
+        checking = _checking_instances(output.core_schema)
         return cls(
             data=data,
             input=_adapter(record, f"{function}: {data}"),
             output=output,
-            instances=SchemaValidator(_checking_instances(output.core_schema)),
+            instances=SchemaValidator(checking) if checking != output.core_schema else None,
             plain_output=any(result is plain or result == plain for plain in _PLAIN),
             avro_input=codecs.get("input"),
             avro_output=codecs.get("output"),
@@ -130,12 +131,13 @@ class Schema:
         # The value itself if possible: a model does not always accept its own JSON form.
         with suppress(ValidationError, PydanticSerializationError):
             checked = self.output.validate_python(value, strict=True)
-            self.instances.validate_python(checked, strict=True)
+            if self.instances is not None:
+                self.instances.validate_python(checked, strict=True)
             return self._written(checked)
         # What validating changes, as Base64Bytes does, is only valid as it is written.
         with suppress(ValidationError, PydanticSerializationError):
             written = self._written(value)
-            self.instances.validate_json(written, strict=True)
+            (self.instances or self.output.validator).validate_json(written, strict=True)
             return written
         if refusal is not None:
             raise refusal

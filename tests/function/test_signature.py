@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any, TypedDict
 
 import pytest
@@ -123,6 +124,15 @@ def test_the_hints_of_a_batch_function_are_those_of_one_record(
         assert item in caught.value.message
     else:
         assert Signature.of(space["fn"], batch=True).record_hints() == item
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="hints are evaluated at once")
+def test_a_hint_that_is_defined_further_down_needs_no_quotes() -> None:
+    space: dict[str, Any] = {"json_function": json_function, "Needs": Needs}
+    source = "@json_function\ndef fn(data: Later, params: Needs) -> list[Later]: ...\nLater = int\n"
+    exec(compile(source, "x", "exec", dont_inherit=True), space)
+    assert space["fn"].signature.params_type is Needs
+    assert space["fn"].signature.record_hints() == (int, list[int])
 
 
 def test_a_hint_that_is_never_defined_is_refused_when_it_is_needed() -> None:

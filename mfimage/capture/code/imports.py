@@ -163,12 +163,12 @@ class Search:
             for module, _, name in reversed(named)
             if module.partition(".")[0] not in standard
         }
-        optional = set()
-        for each in self._behind_pickles(named):
-            if each.module not in wanted and each.module.partition(".")[0] not in standard:
+        behind = [each for each in self._behind_pickles(named) if each.module not in wanted]
+        optional = {each.module for each in behind if each.optional}
+        for each in behind:
+            if each.module.partition(".")[0] not in standard:
                 file = _relative(str(each.file), self._root)
                 wanted[each.module] = f"imported by {file}:{each.line}, which an artifact needs"
-                optional |= {each.module} if each.optional else set()
         # Most belong to a distribution that lists its files; the rest is looked up.
         names = [module for module in wanted if not self._installed.owners(module, ())]
         origins: dict[str, list[str]] = {}

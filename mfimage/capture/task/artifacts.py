@@ -69,20 +69,17 @@ def _through_class(found: set[str], kind: type, label: str) -> set[str] | None:
         name = (found - seen).pop()
         seen.add(name)
         member = inspect.getattr_static(kind, name, None)
-        if member is None:
-            names.add(name)
-        else:
-            code = getattr(member, "fget", getattr(member, "func", member))
-            read = _reads(code, 0) if inspect.isfunction(code) else set()
-            if read is None:
-                return None
-            found = found | read
+        names |= set() if hasattr(kind, name) else {name}
+        code = getattr(member, "fget", getattr(member, "func", member))
+        read = _reads(code, 0) if inspect.isfunction(code) else set()
+        if read is None:
+            return None
+        found = found | read
     for name in sorted(names):
         if name.startswith("_"):
             message = f"{label} reads {name!r}, and a name that starts with _ is not a parameter"
-            raise CaptureError(
-                message, hint="give the artifact another name, and run the flow again"
-            )
+            hint = "give the artifact another name, and run the flow again"
+            raise CaptureError(message, hint=hint)
     return names
 
 

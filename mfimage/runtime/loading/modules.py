@@ -42,12 +42,11 @@ class CodeSpace:
 
     def __init__(self, folder: Path, *, key: str, dedicated: bool, main: str | None) -> None:
         self._folder, self._key, self.main = folder, key, main
-        self._names = frozenset[str]() if dedicated else _top_level(folder)
         self._released = dedicated
         with _LOCK:
-            for name in sorted(self._names):
-                _check_free(name, folder)
             if not dedicated:
+                for name in sorted(_top_level(folder)):
+                    _check_free(name, folder)
                 _USERS[folder] += 1
             if str(folder) not in sys.path:
                 sys.path.insert(0, str(folder))
@@ -84,7 +83,7 @@ def _forget(folder: Path) -> None:
         sys.path.remove(str(folder))
     for name, module in list(sys.modules.items()):
         own = getattr(module, "__dict__", {})
-        place = own.get("__file__") or next(iter(own.get("__path__") or ()), None)
+        place = own.get("__file__") or next(iter(own.get("__path__") or ()), "")
         if str(place).startswith(f"{folder}/"):
             del sys.modules[name]
 
@@ -119,42 +118,33 @@ def _check_free(name: str, folder: Path) -> None:
     What ``sys.path`` or the code of another function has is as good if its files are the same.
     """
     module = sys.modules.get(name)
-    spec = importlib.util.find_spec(name) if module is None else module.__spec__
+    spec = importlib.util.find_spec(name) if module is None else getattr(module, "__spec__", None)
     if module is None and spec is None:
         return
-    home = _home(spec)
-    if home == folder or (
-        home and (module is None or home in _USERS) and _is_same(name, folder, home)
-    ):
-        return
-    here = "is already imported here" if module else "is another module here"
-    raise NameTaken(f"{name} {here}, from {getattr(spec, 'origin', None) or home or 'no file'}")
-
-
-def _home(found: types.ModuleType | importlib.machinery.ModuleSpec | None) -> Path | None:
-    """Return the folder from which a module is imported; None when it is built in."""
-    spec = getattr(found, "__spec__", found)
     places = getattr(spec, "submodule_search_locations", None)
-    file = spec.origin if spec and spec.has_location else next(iter(places or ()), None)
-    if spec is None or file is None:
-        return None
-    path = Path(file).parent if spec.has_location and places is not None else Path(file)
-    return path.parents[spec.name.count(".")]
+    file = next(iter(places or ()), None) or (spec.origin if spec and spec.has_location else None)
+    home = Path(file).parent if file else None  # None when it is built in
+    is_shared = home == folder or module is None or home in _USERS
+    if home is None or not (is_shared and _is_same(name, folder, home)):
+        here = "is already imported here" if module else "is another module here"
+        raise NameTaken(f"{name} {here}, from {getattr(spec, 'origin', None) or file or 'no file'}")
 
 
 def _is_same(name: str, folder: Path, other: Path) -> bool:
-    """Return whether two folders have the same module or package of a name."""
+    """Return whether a module or package is the same in another folder, if it is there at all."""
 
-    def modules(root: Path) -> set[Path]:
-        found = [*root.glob(f"{name}.*"), *(root / name).rglob("*.py")]
-        return {path.relative_to(root) for path in found if path.suffix in (".py", ".so")}
+    def files(root: Path) -> set[Path]:
+        found = [*root.glob(f"{name}.*"), *(root / name).rglob("*")]
+        return {
+            path.relative_to(root) for path in found if path.suffix != ".pyc" and path.is_file()
+        }
 
-    data = {path.relative_to(folder) for path in (folder / name).rglob("*") if path.is_file()}
-    data = {path for path in data if path.parent.name != "__pycache__"}
-    try:
-        return modules(folder) == modules(other) and all(
-            (folder / path).read_bytes() == (other / path).read_bytes()
-            for path in modules(folder) | data
-        )
-    except OSError:
-        return False
+    def modules(paths: set[Path]) -> set[Path]:
+        return {path for path in paths if path.suffix in (".py", ".so")}
+
+    ours, theirs = files(folder), files(other)
+    return not modules(theirs) or (
+        modules(ours) == modules(theirs)
+        and ours <= theirs
+        and all((folder / each).read_bytes() == (other / each).read_bytes() for each in ours)
+    )

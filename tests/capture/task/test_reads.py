@@ -86,7 +86,7 @@ HELPED = """
 import functools
 
 class Helped(FunctionParameters):
-    limit = 3
+    limit = 0
     @property
     def doubled(self): return 2 * self.bias
     @functools.cached_property

@@ -120,14 +120,18 @@ def test_a_name_that_is_taken_here_is_not_taken_over(
     assert not {str(same), str(other), str(more)} & set(sys.path)
 
 
-def test_two_versions_of_one_module_never_meet(tmp_path: Path) -> None:
+def test_two_versions_of_one_module_never_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = space(write(tmp_path / "1", {"helper.py": "VALUE = 1\n", "tests/test_it.py": "1"}))
     assert one.import_module("helper").VALUE == 1
-    files = {"helper.py": "VALUE = 2\n", "tests/test_it.py": "2"}
+    files = {"helper.py": "VALUE = 2\n", "tests/test_it.py": "2", "data/x.py": ""}
     two = write(tmp_path / "2", files)
     with pytest.raises(NameTaken, match="helper is already imported here"):
         space(two)
     one.release()
+    (tmp_path / "here" / "data").mkdir(parents=True)  # no module, though it could hold some
+    monkeypatch.syspath_prepend(str(tmp_path / "here"))
     assert space(two).import_module("helper").VALUE == 2
 
 
