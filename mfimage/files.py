@@ -15,6 +15,8 @@ EPOCH = 315_532_800
 CHUNK = 1 << 20
 # How names of files begin that are not whole yet.
 UNFINISHED = ".tmp-"
+# How the Dockerfile of a rendered folder begins.
+MARKER = "# Made by mfimage "
 
 
 @contextlib.contextmanager
@@ -70,3 +72,10 @@ def sha256_hex(chunks: Iterable[bytes]) -> str:
     for chunk in chunks:
         hasher.update(chunk)
     return hasher.hexdigest()
+
+
+def is_rendered(folder: Path) -> bool:
+    """Return whether ``mfimage render`` wrote a folder."""
+    with contextlib.suppress(OSError), (folder / "Dockerfile").open("rb") as file:
+        return file.read(len(MARKER)) == MARKER.encode()
+    return False

@@ -7,12 +7,12 @@ import os
 import shutil
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mfimage.errors import BackendError, MfimageError
 from mfimage.runtime.layout import FUNCTION_VARIABLE, TARGET_VARIABLE, function_folder
+from mfimage.runtime.worker.exceptions import traceback_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return verb(options)
     except MfimageError as error:
-        if error.__cause__ is not None:
-            traceback.print_exception(error.__cause__)
+        if error.__cause__ is not None and not isinstance(error.__cause__, MfimageError):
+            sys.stderr.write(traceback_text(error.__cause__))
         sys.stderr.write(f"error: {error}\n")
         if error.hint:
             sys.stderr.write(f"hint: {error.hint}\n")

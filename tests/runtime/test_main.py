@@ -51,6 +51,18 @@ def test_call_ends_at_the_first_bad_record(folder: Path) -> None:
     done = run(folder, "call", stdin='1\n"x"\n2\n')
     assert (done.returncode, done.stdout) == (1, "2\n")
     assert done.stderr.splitlines()[-1] == "error: line 2: data: expected int, got 'x'"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_failure_of_the_function_shows_its_own_frames(tmp_path: Path) -> None:
+    code = PREDICT.replace("data + params.offset", "1 // 0")
+    done = run(make_folder(tmp_path / "fn", code, artifacts={"offset": 1}), "call", stdin="1\n")
+    frames = [line for line in done.stderr.splitlines() if line.startswith("  File ")]
+    assert len(frames) == 1
+    assert frames[0].endswith("in predict")
+    assert done.stderr.endswith(
+        "error: line 1: predict failed: ZeroDivisionError: integer division or modulo by zero\n"
+    )
 
 
 def test_call_reads_and_writes_files(folder: Path, tmp_path: Path) -> None:

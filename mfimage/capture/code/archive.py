@@ -15,12 +15,13 @@ from pathlib import Path
 from mfimage.capture.code._reading import defined_names
 from mfimage.capture.code.locate import Definition
 from mfimage.errors import CaptureError
+from mfimage.files import is_rendered
 from mfimage.function.decorator import DecoratedFunction
 
 MAX_FILES = 20_000
 MAX_SIZE = 256 << 20
 _NEVER = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
-# A virtual environment, a conda environment, a cache (including ours).
+# A virtual environment, a conda environment, a cache (including ours); rendered folders, too.
 _MARKS = ("pyvenv.cfg", "conda-meta", "CACHEDIR.TAG")
 _SECRETS = (".env", ".pem", ".key", ".p12", ".pfx")
 _NO_DATA = (".pyc", ".pyo")
@@ -126,6 +127,7 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
             or entry.name.startswith(".")
             or entry.name.endswith((".egg-info", ".dist-info"))
             or any((path / mark).exists() for mark in _MARKS)
+            or is_rendered(path)
         ):
             yield from _walk(path, above | {real})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from mfimage.errors import BuildError, OptionError
-from mfimage.files import EPOCH
+from mfimage.files import EPOCH, is_rendered
 from mfimage.image.plan.files import ContextFile
 from mfimage.image.plan.layers import BlobPath, artifact_folder, blob_file, layer_files, verified
 from mfimage.image.plan.options import refuse_credentials, split_index
@@ -22,9 +21,6 @@ from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.secrets.build import CA, NETRC, PIP_CONF
 from mfimage.runtime.layout import PROGRAMS, VENV
 from mfimage.templating import Quoted, environment
-
-# The first words of the first line, by which a rendered folder is known again.
-MARKER = "# Made by mfimage "
 
 _SECRETS = "/run/secrets"
 _PIP_CONF = "/etc/pip.conf"
@@ -237,10 +233,7 @@ def _refuse_foreign(folder: Path) -> None:
         return
     except OSError as error:
         raise OptionError(f"output: {folder}: {error.strerror}") from None
-    is_ours = False
-    with contextlib.suppress(OSError), (folder / DOCKERFILE).open("rb") as file:
-        is_ours = file.read(len(MARKER)) == MARKER.encode()
-    if names and not is_ours:
+    if names and not is_rendered(folder):
         raise OptionError(
             f"output: {folder} holds other files, as {names[0]}",
             hint="name a new or empty folder, or one rendered before",

@@ -24,6 +24,7 @@ _DICT: Any = vars(BaseException)["__dict__"]
 _OWN_FILES = (
     "worker/process.py",
     "loading/loader.py",
+    "records/run.py",
     "calls/coroutines.py",
     "calls/queue.py",
     "function/parameters.py",
@@ -48,7 +49,7 @@ def describe(error: BaseException) -> bytes:
         "module": str(kind.__module__),
         "name": str(kind.__qualname__),
         "message": _message(error),
-        "traceback": _traceback(error),
+        "traceback": traceback_text(error),
     }
     # As pickle does for the built-in base: an OSError's filename is not in `args`.
     _, args, *rest = _builtin_base(kind).__reduce__(error)
@@ -71,7 +72,8 @@ def _message(error: BaseException) -> str:
         return f"<{type(error).__name__} without text>"
 
 
-def _traceback(error: BaseException) -> str:
+def traceback_text(error: BaseException) -> str:
+    """Return an exception's traceback without the frames of mfimage that called the function."""
     frames = error.__traceback__
     while frames and frames.tb_next:
         file = frames.tb_frame.f_code.co_filename

@@ -55,6 +55,8 @@ PROJECT = {
     "lib/site-packages/x.py": "",
     "project.egg-info/x.py": "",
     "cache/CACHEDIR.TAG": "",
+    "out/Dockerfile": "# Made by mfimage 0.1.0: function f, target fastapi.\n",
+    "out/layers/runtime/opt/mfimage/mfimage/errors.py": "",
     "cache/x.py": "",
 }
 

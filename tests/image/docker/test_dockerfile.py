@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from mfimage import templating
 from mfimage.errors import OptionError
-from mfimage.image.docker.render import MARKER, comment, exec_form, line, quote, render, word
+from mfimage.files import MARKER
+from mfimage.image.docker.render import comment, exec_form, line, quote, render, word
 from mfimage.image.plan.options import BuildOptions
 from mfimage.image.secrets.build import parse_secret
 from tests.image.builds import builder
