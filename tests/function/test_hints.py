@@ -202,7 +202,7 @@ Applied = NewType("Applied", Applicant)  # type: ignore[valid-newtype]
         (Holder[Applicant], lambda who: {"inside": who, "who": {"age": 1}}),
         (Annotated[Holder[int], "note"], lambda who: {"inside": 1, "who": who}),
     ],
-    ids=str,
+    ids=["itself", "NewType", "list", "dict", "generic", "dataclass"],
 )
 def test_a_typed_dict_of_typing_keeps_its_constraints_wherever_it_stands(
     hint: Any, wrap: Callable[[Any], Any]

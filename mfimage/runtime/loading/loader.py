@@ -39,7 +39,7 @@ class LiveFunction:
         spec: FunctionSpec,
         function: DecoratedFunction,
         params: FunctionParameters,
-        space: CodeSpace,
+        release: Callable[[], None] = lambda: None,
     ) -> None:
         self.spec = spec
         self.name = spec.name
@@ -53,7 +53,7 @@ class LiveFunction:
         self._fn = function.__wrapped__
         self._takes_params = function.signature.takes_params
         self._schema = function.signature.schema
-        self._release = weakref.finalize(self, space.release)
+        self._release = weakref.finalize(self, release)
         self._release.atexit = False
         self._loop: LoopThread | None = None
         self._lock = threading.Lock()
@@ -181,7 +181,7 @@ def load_function(
         # Copies: the function may change the values, but not the package.
         values = copy.deepcopy(dict(spec.parameters))
         params = lazy_parameters(function.signature.params_type, loaders, values)
-        return LiveFunction(spec, function, params, space)
+        return LiveFunction(spec, function, params, space.release)
     except BaseException:
         space.release()
         raise
