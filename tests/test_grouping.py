@@ -9,6 +9,8 @@ from pathlib import Path
 TESTS = """
 import pytest
 
+pytestmark = pytest.mark.slow
+
 @pytest.mark.xdist_group("one")
 @pytest.mark.parametrize("number", range(6))
 def test_it(number, worker_id):

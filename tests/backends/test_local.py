@@ -43,6 +43,8 @@ def test_calls_in_this_process(call: Call, functions: Functions) -> None:
 _RUN = """
 import json, sys
 from pathlib import Path
+
+pytestmark = pytest.mark.slow
 references = json.loads(sys.argv[1])
 
 def call(name, record):

@@ -15,6 +15,8 @@ import pytest
 from mfimage.runtime.__main__ import main
 from tests.runtime.packages import make_folder
 
+pytestmark = pytest.mark.slow
+
 PREDICT = """
 print("imported")
 

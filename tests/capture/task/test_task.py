@@ -15,6 +15,8 @@ from mfimage.errors import CaptureError, TaskError
 from mfimage.package.store import PackageStore
 from tests.conftest import Run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def copied(iris_run: Run, tmp_path: Path, metaflow_client: Any) -> Iterator[Path]:

@@ -91,6 +91,10 @@ def environment(sample: Sample, base: Location, tmp_path: Path, **options) -> di
     with oci_builder(**options) as builder:
         image = builder.build(plan_on(builder, sample, base), sample.blobs.path)
         builder.write([image], out, [])
+    return installed(out)
+
+
+def installed(out: Location) -> dict[str, bytes]:
     files = Written(out.path).files(1)
     return {path: data for path, data in files.items() if not path.endswith("/.wh..wh..opq")}
 
@@ -196,7 +200,7 @@ def test_this_machines_python_does_not_matter(sample, base, tmp_path, monkeypatc
         image = builder.build(plan_on(builder, sample, base), sample.blobs.path)
         out = Location(kind="oci", path=tmp_path / "elsewhere")
         builder.write([image], out, [])
-    assert Written(out.path).files(1) == before
+    assert installed(out) == before
 
 
 def test_what_has_no_wheel_is_refused_with_what_to_do(sample, base, tmp_path):

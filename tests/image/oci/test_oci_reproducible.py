@@ -23,6 +23,8 @@ from tests.image.oci.building import Written
 from tests.image.oci.test_oci_dependencies import locked, wheel
 from tests.support.packages import make_package
 
+pytestmark = pytest.mark.slow
+
 WHEEL = "mfown-1.0-py3-none-any.whl"
 # As different as two machines can be.
 PLACES: list[dict[str, Any]] = [
