@@ -19,7 +19,8 @@ from pathlib import Path
 
 from mfimage.errors import MfimageError
 
-_LOCK = threading.RLock()
+_LOCK = threading.RLock()  # not held during imports: the garbage collector may release in one
+_STUBS = threading.RLock()
 # Folders of code that functions in a caller's process use, and how many.
 _USERS: Counter[Path] = Counter()
 # The stub of a function captured by value: nothing refers to it, and every such package has one.
@@ -56,7 +57,7 @@ class CodeSpace:
         if name != _STUB:
             return importlib.import_module(name)
         alias = f"{_STUB}_{self._key}"
-        with _LOCK:
+        with _STUBS:
             if alias not in sys.modules:
                 spec = importlib.util.spec_from_file_location(alias, self._folder / f"{_STUB}.py")
                 assert spec is not None
