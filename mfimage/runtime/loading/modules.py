@@ -79,14 +79,14 @@ class CodeSpace:
 
 
 def _forget(folder: Path) -> None:
-    del _USERS[folder]
+    _USERS.pop(folder, None)
     if str(folder) in sys.path:
         sys.path.remove(str(folder))
-    for name, module in list(sys.modules.items()):
-        own = getattr(module, "__dict__", {})
+    for name in list(sys.modules):  # not items(): collecting garbage meanwhile may call this, too
+        own = getattr(sys.modules.get(name), "__dict__", {})
         place = own.get("__file__") or next(iter(own.get("__path__") or ()), "")
         if str(place).startswith(f"{folder}/"):
-            del sys.modules[name]
+            sys.modules.pop(name, None)
 
 
 def _top_level(folder: Path) -> frozenset[str]:
