@@ -24,6 +24,7 @@ from tests.backends.calls import CALLS, PYTHON_CALLS, Call, Caller, check, check
 from tests.support.packages import PREDICT, archive_of, make_package
 from tests.support.projects import python, write
 
+pytestmark = pytest.mark.slow
 Functions = Mapping[str, JsonFunction]
 
 
@@ -43,8 +44,6 @@ def test_calls_in_this_process(call: Call, functions: Functions) -> None:
 _RUN = """
 import json, sys
 from pathlib import Path
-
-pytestmark = pytest.mark.slow
 references = json.loads(sys.argv[1])
 
 def call(name, record):
