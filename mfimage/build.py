@@ -6,11 +6,12 @@ import dataclasses
 import os
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mfimage.errors import OptionError
-from mfimage.image.builder import DOCKER, Builder, OnEvent
+from mfimage.image.builder import DOCKER, OCI, Builder, OnEvent
 from mfimage.image.builders import open_builder
 from mfimage.image.plan.base import BaseImage, default_base
 from mfimage.image.plan.lock import target_lock
@@ -21,6 +22,7 @@ from mfimage.image.report import Image, Stopwatch, check_size
 from mfimage.image.sbom.attach import attach_sboms
 from mfimage.image.secrets.build import CA, Secret, read_secrets
 from mfimage.image.secrets.scan import scan_image
+from mfimage.package.storage.cache import read_only
 from mfimage.package.store import Package, open_package
 
 if TYPE_CHECKING:
@@ -120,7 +122,8 @@ def build(
             place = builder.write(images, location, options.tags) if wanted else None
         with phase("push"):
             digests = builder.push(found or images, options.tags) if push else ()
-            attach_sboms(images, digests, blob_path, note)
+            if found or builder.name == DOCKER:  # the oci builder pushes them with an image
+                attach_sboms(images, digests, blob_path, note)
         with phase("export"):
             builder.export(images, options.tags if push else ())
     made = Image(
@@ -140,27 +143,31 @@ def plan_build(
     reference: str, options: BuildOptions, *, push: bool = False, note: Note = lambda _: None
 ) -> tuple[PlannedImage, ...]:
     """Describe what `build` would make for each platform, and why each layer would change."""
-    # Nothing is built. It is compared with what the first tag names now, or ``--output`` holds.
+    # Nothing is built, pulled or kept. It is compared with what the first tag names now, or
+    # ``--output`` holds.
     from mfimage.image.plan.preview import explain, image_before
 
     options = _trusting_host(options)
     package = open_package(reference)
     secrets = read_secrets(options.secrets)
-    builder = open_builder(
-        options, system_packages=package.spec.environment.system_packages,
-        push=True,  # where the image would go does not matter yet
+    open_it = partial(
+        open_builder, push=True,  # where the image would go does not matter yet
         secrets=secrets, on_event=lambda _: None, say=note,
     )  # fmt: skip
+    builder = open_it(options, system_packages=package.spec.environment.system_packages)
+    reader = builder
+    if builder.name == DOCKER:  # it would pull the base
+        reader = open_it(dataclasses.replace(options, builder=OCI, cache_from=(), cache_to=None))
     blob_path = package.store.unverified_file
-    with closing(builder):
-        plans = _plans(package, options, builder, note)
+    engine = builder.name == DOCKER or not (push or isinstance(options.output, Location))
+    with read_only(), closing(builder), closing(reader):
+        plans = _plans(package, options, reader, note)
         if push and options.tags and builder.find(plans, options.tags, blob_path):
             note("the registry has it already: nothing would be built")
-    engine = builder.name == DOCKER or not (push or isinstance(options.output, Location))
-    return tuple(
-        explain(plan, blob_path, image_before(options, plan.platform, engine=engine))
-        for plan in plans
-    )
+        return tuple(
+            explain(plan, blob_path, image_before(options, plan.platform, engine=engine))
+            for plan in plans
+        )
 
 
 def render(reference: str, options: BuildOptions, folder: Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mfimage.package.spec import FunctionSpec
+from mfimage.package.storage.cache import read_only
 from mfimage.package.store import FILE_NAME, open_package
 
 if TYPE_CHECKING:
@@ -32,10 +33,12 @@ def inspect(what: str, *, platform: str | None = None) -> dict[str, Any]:
     ReferenceNotFound
         If there is neither.
     """
-    if what.endswith(FILE_NAME) or "://" in what or Path(what).is_dir():
+    # A folder that happens to have an image's name is not a package.
+    if what.endswith(FILE_NAME) or "://" in what or Path(what, FILE_NAME).is_file():
         package = open_package(what)
         return {"reference": package.reference, **_package(package.spec)}
-    return _image(what, platform)
+    with read_only():
+        return _image(what, platform)
 
 
 def _package(spec: FunctionSpec) -> dict[str, Any]:
@@ -126,8 +129,9 @@ def compare(before: str, after: str, *, platform: str | None = None) -> ImageDif
     from mfimage.image.find.contents import contents_of, diff
     from mfimage.image.find.places import find_image
 
-    images = [find_image(name, platform=platform) for name in (before, after)]
-    one, other = (contents_of(image.info, image.sbom()) for image in images)
+    with read_only():
+        images = [find_image(name, platform=platform) for name in (before, after)]
+        one, other = (contents_of(image.info, image.sbom()) for image in images)
     return diff(one, other, names=(before, after))
 
 

@@ -9,7 +9,7 @@ from mfimage.errors import OptionError, ReferenceNotFound, RegistryError
 from mfimage.image.builder import OnEvent
 from mfimage.image.find.places import ENGINE, FILES, REGISTRY, FoundImage, find_image, sbom_of
 from mfimage.image.registry.reference import Reference, parse_reference
-from mfimage.image.sbom.attach import attach_sbom
+from mfimage.image.sbom.attach import NOT_ATTACHED, attach_sbom
 
 Say = Callable[[str], None]
 
@@ -63,15 +63,14 @@ def _push_from_files(
     with ExitStack() as stack:
         opened = [stack.enter_context(found.open(each)) for each in dict.fromkeys(found.platforms)]
         images = [recompose(stored) for stored in opened]
+        sboms = [sbom_of(stored) for stored in opened]
         digests: dict[Reference, str] = {}
         for (_, repository), group in by_repository(tags).items():
             names = [tag.tag or "latest" for tag in group]
             with closing(open_registry(group[0])) as client:
-                digest = Push(client, repository, on_event).run(images, names)
+                pushing = Push(client, repository, on_event, say)
+                digest = pushing.run(images, names, sboms=sboms)
             digests |= {tag: f"{tag.name}@{digest}" for tag in group}
-            for stored, image in zip(opened, images, strict=True):
-                if sbom := sbom_of(stored):
-                    attach_sbom(group[0], image.digest, sbom, say)
     return tuple(digests[tag] for tag in tags)
 
 
@@ -90,7 +89,7 @@ def _push_from_engine(
                 # An engine may push an index: the SBOM belongs to the image that it lists.
                 pushed = find_image(pinned, platform=found.platform, places=(REGISTRY,))
             except (RegistryError, ReferenceNotFound) as error:
-                say(f"the SBOM is in the image, but not attached to it: {error.message}")
+                say(f"{NOT_ATTACHED}: {error.message}")
             else:
                 attach_sbom(parse_reference(pinned), pushed.digest or "", sbom, say)
     return tuple(digests)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
 
 from mfimage.cli import main
-from mfimage.package.store import PackageStore
+from mfimage.image.plan.lock import target_lock
+from mfimage.image.plan.options import BuildOptions
+from mfimage.image.registry.reference import parse_tag
+from mfimage.package.storage.cache import read_only
+from mfimage.package.store import PackageStore, open_package
+from mfimage.push import push as push_image
 from tests.image.sample import LOCK, Sample, make_sample
 from tests.image.tiny import write_base
+from tests.support.quirks import quirky
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +113,68 @@ def test_a_dry_run_builds_nothing(sample: Sample, cache: Path) -> None:
     assert not (cache / "layers" / "inputs").exists()
     (found,) = json.loads(build(reference, "--dry-run", "--json").stdout)
     assert found["changed"] is True
+
+
+@pytest.mark.parametrize(
+    "command", [("plan",), ("build", "--dry-run"), ("build", "--dry-run", "--push")]
+)
+def test_a_plan_writes_nothing(
+    sample: Sample, cache: Path, here: Path, command: tuple[str, ...]
+) -> None:
+    reference = package(sample)
+    with quirky() as registry:
+        tag = f"{registry.address}/team/base:1"
+        push_image("oci:base", [parse_tag(tag)])
+        before = {path: path.stat().st_mtime_ns for path in (*here.rglob("*"), *cache.rglob("*"))}
+        name = ("-t", f"{registry.address}/team/fn:1")
+        run(
+            command[0],
+            reference,
+            "--base-image",
+            tag,
+            "--platform",
+            "linux/amd64",
+            *name,
+            *command[1:],
+        )
+        after = {path: path.stat().st_mtime_ns for path in (*here.rglob("*"), *cache.rglob("*"))}
+        assert after == before
+        assert not [
+            path for method, path, _ in registry.requests if "/fn/" in path and method != "GET"
+        ]
+
+
+def test_a_plan_for_the_docker_builder_pulls_no_base(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker = SimpleNamespace(
+        name="docker", close=lambda: None, find=lambda *_: None,
+        base=lambda *_: pytest.fail("it would be pulled"),
+    )  # fmt: skip
+    monkeypatch.setattr("mfimage.image.builders._docker_builder", lambda *_: docker)
+    with quirky() as registry:
+        tag = f"{registry.address}/team/base:1"
+        push_image("oci:base", [parse_tag(tag)])
+        arguments = ("--base-image", tag, "--platform", "linux/amd64", "--builder", "docker")
+        text = run("plan", package(sample), *arguments).stdout
+    assert tag in next(line for line in text.splitlines() if line.startswith("new      base"))
+
+
+def test_a_plan_keeps_no_lock(sample: Sample, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mfimage.image.plan.lock._solve", lambda *_: LOCK)
+    opened = open_package(package(sample))
+    options = BuildOptions()
+    for reading in (True, False):
+        with read_only() if reading else nullcontext():
+            assert target_lock(opened, options, "linux/amd64", lambda _: None) == LOCK
+        assert [*Path("root").rglob("locks"), *cache.rglob("locks")].__len__() == (
+            0 if reading else 2
+        )
+
+
+def test_an_image_beside_a_folder_of_its_name(here: Path) -> None:
+    (here / "iris").mkdir()
+    assert "no image 'iris'" in run("inspect", "iris", code=1).stderr
 
 
 def test_a_plan_says_why(sample: Sample) -> None:

@@ -116,10 +116,15 @@ def build(
 
     wanted = build_options(given)
     limit = parse_size(max_size, field="max-size") if max_size else None
-    reference = _bind(function, task, given) if task is not None else _bound(function)
     if dry_run:
-        _show_plan(reference, wanted, push=push, as_json=as_json)
+        from tempfile import TemporaryDirectory
+
+        with TemporaryDirectory(prefix="mfimage-") as folder:  # for the package
+            given["root"] = folder
+            reference = _bind(function, task, given) if task is not None else _bound(function)
+            _show_plan(reference, wanted, push=push, as_json=as_json)
         return
+    reference = _bind(function, task, given) if task is not None else _bound(function)
     with show(BuildStory, verbose=verbose) as on_event:
         image = build_image(
             reference, wanted, push=push, force=force, test=test, max_size=limit,

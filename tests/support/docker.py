@@ -31,7 +31,7 @@ from mfimage.errors import EngineError
 from mfimage.image.docker.command import DockerCommand
 
 HERE = Path(__file__).parent
-RegistryKind = Literal["plain", "auth", "tls"]
+RegistryKind = Literal["plain", "auth", "tls", "mtls"]
 
 
 class Unavailable(Exception):
@@ -139,9 +139,9 @@ def registry(kind: RegistryKind = "plain", *, directory: Path) -> Iterator[Regis
     try:
         yield Registry(
             address=address,
-            username=None if kind == "plain" else "mfimage",
-            password=None if kind == "plain" else "mfimage-test",
-            ca=Path(env["MFIMAGE_REGISTRY_DIR"]) / "ca.crt" if kind == "tls" else None,
+            username="mfimage" if kind in ("auth", "tls") else None,
+            password="mfimage-test" if kind in ("auth", "tls") else None,
+            ca=Path(env["MFIMAGE_REGISTRY_DIR"]) / "ca.crt" if "tls" in kind else None,
         )
     finally:
         _script("registry", "stop", kind, port, env=env)

@@ -17,7 +17,7 @@ from mfimage.errors import EngineError, ReferenceNotFound
 from mfimage.image.checks.report import Failed
 from mfimage.image.docker.engine import Engine, engine_errors
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.find.places import ENGINE, FILES, FoundImage, find_image
+from mfimage.image.find.places import ENGINE, FILES, FoundImage, find_image, may_be_pulled
 from mfimage.image.oci.config import recompose
 from mfimage.image.oci.outputs import docker_archive
 from mfimage.masking import mask_urls
@@ -174,6 +174,8 @@ def open_image(
         try:
             found = find_image(image, places=(FILES, ENGINE))
         except ReferenceNotFound:
+            if not may_be_pulled(image):
+                raise
             say(f"pulling {image}")
             info = engine.pull(image)
         else:

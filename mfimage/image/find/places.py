@@ -158,13 +158,9 @@ class _Registry(Place):
         from mfimage.image.oci.base import read_image
         from mfimage.image.registry.client import open_registry, repository_of
 
-        try:
-            reference = parse_reference(name)
-        except OptionError:
-            return None  # an ID
-        # A bare name would be one of Docker Hub's official images, never a function's.
-        if parse_location(name, field="image") or "/" not in reference.name:
+        if parse_location(name, field="image") or not may_be_pulled(name):
             return None
+        reference = parse_reference(name)
         with closing(open_registry(reference)) as client:
             wanted = reference.digest or reference.tag or DEFAULT_TAG
             manifest = client.manifest(repository_of(reference), wanted)
@@ -184,6 +180,15 @@ class _Registry(Place):
 
 FILES, ENGINE, REGISTRY = _Files(), _Engine(), _Registry()
 EVERYWHERE = (FILES, ENGINE, REGISTRY)
+
+
+def may_be_pulled(name: str) -> bool:
+    """Return whether a registry is asked for an image that is nowhere else."""
+    # A bare name would be one of Docker Hub's official images, never a function's.
+    try:
+        return "/" in parse_reference(name).name
+    except OptionError:
+        return False  # an ID
 
 
 def find_image(

@@ -26,7 +26,7 @@ from mfimage.image.registry.location import DOCKER_ARCHIVE, Location
 from mfimage.image.registry.reference import DEFAULT_TAG, Reference
 from mfimage.package.spec import BlobRef, sha256_digest
 from mfimage.package.storage.blobs import BlobCache, Held
-from mfimage.package.storage.cache import cache_folder, remember
+from mfimage.package.storage.cache import SCRATCH, cache_folder, remember
 from mfimage.runtime.layout import VENV
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ class Images:
 
     def client(self, reference: Reference) -> RegistryClient:
         """Return the client of a reference's registry."""
-        if reference.registry not in self._clients:
-            self._clients[reference.registry] = open_registry(reference)
-        return self._clients[reference.registry]
+        if reference.host not in self._clients:
+            self._clients[reference.host] = open_registry(reference)
+        return self._clients[reference.host]
 
     def read(self, source: Reference | Location, platform: str) -> StoredImage:
         """Read the image for a platform from a registry, a folder or a file."""
@@ -95,17 +95,17 @@ class Images:
         # For an image that stays in the engine (no compression), its description is enough.
         # Otherwise its layers are streamed the first time, then cached by its ID.
         whole = partial(self._read_layers, engine, info)
-        if self._layers.compression == NONE:
+        if SCRATCH.get() and (cached := self._from_cache(info)):
+            return cached
+        if self._layers.compression == NONE or SCRATCH.get():
             config = described(*engine.describe(info.id))
             if config is not None:
                 return _without_layers(config, whole)
         return whole()
 
     def _read_layers(self, engine: ImageEngine, info: ImageInfo) -> StoredImage:
-        cached = cache_folder() / "bases" / f"{info.id.removeprefix('sha256:')}.config"
-        with contextlib.suppress(OSError, ValueError, LookupError):
-            if (found := self._from_cache(cached.read_bytes())) is not None:
-                return found
+        if (found := self._from_cache(info)) is not None:
+            return found
         with work_folder() as folder:
             path = folder / "image.tar"
             with path.open("wb") as file:
@@ -114,12 +114,16 @@ class Images:
             platform = f"{info.os}/{info.architecture}"
             source = Location(kind=DOCKER_ARCHIVE, path=path)
             image = open_location(source, platform, self._layers)
-        remember(cached, image.raw_config)
+        remember(_config_path(info), image.raw_config)
         return image
 
-    def _from_cache(self, raw_config: bytes) -> StoredImage | None:
-        config = json.loads(raw_config)
-        layers = [self._layers.find_tar(diff_id) for diff_id in config["rootfs"]["diff_ids"]]
+    def _from_cache(self, info: ImageInfo) -> StoredImage | None:
+        try:
+            raw_config = _config_path(info).read_bytes()
+            config = json.loads(raw_config)
+            layers = [self._layers.find_tar(diff_id) for diff_id in config["rootfs"]["diff_ids"]]
+        except (OSError, ValueError, LookupError):
+            return None
         held = tuple(layer for layer in layers if layer)
         if len(held) < len(layers):
             return None
@@ -167,7 +171,7 @@ class Images:
         def fetch(ref: BlobRef, file: BinaryIO) -> None:
             file.seek(0)
             file.truncate()
-            for chunk in client.blob(repository, ref.digest):
+            for chunk in client.blob(repository, ref.digest, ref.size):
                 file.write(chunk)
 
         held = self._blobs.hold(ref, fetch)
@@ -181,6 +185,10 @@ class Images:
         for held in self._held:
             held.release()
         self._held.clear()
+
+
+def _config_path(info: ImageInfo) -> Path:
+    return cache_folder() / "bases" / f"{info.id.removeprefix('sha256:')}.config"
 
 
 # Where a base has its Python, and which version: found without running it.

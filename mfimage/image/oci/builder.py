@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from mfimage.errors import EngineError, OptionError
 from mfimage.files import chunks_of
@@ -31,13 +30,11 @@ from mfimage.image.oci.pushing import (
 )
 from mfimage.image.plan.base import BaseImage
 from mfimage.image.plan.labels import LOCK_DIGEST
+from mfimage.image.plan.layers import BlobPath, code_files, sbom_file
 from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.client import RegistryClient
 from mfimage.image.registry.location import Location
-from mfimage.image.registry.reference import DEFAULT_REGISTRY, DEFAULT_TAG, Reference
-
-if TYPE_CHECKING:
-    from mfimage.image.plan.layers import BlobPath
+from mfimage.image.registry.reference import DEFAULT_TAG, Reference
 
 
 class OciBuilder:
@@ -64,7 +61,7 @@ class OciBuilder:
         self._layers = LayerCache(compression, fresh=fresh)
         self._images = Images(self._layers)
         self._cache_to = cache_to
-        self._shared = SharedCache(self._layers, self._images, sources=cache_from)
+        self._shared = SharedCache(self._layers, self._images, sources=cache_from, say=say)
         self._compiled = compiled
         self._pull = pull
         self._secrets = secrets
@@ -125,8 +122,9 @@ class OciBuilder:
         for (_, repository), group in by_repository(tags).items():
             counts = [len(base.layers) + len(layers) for base, layers in parts]
             found = find_pushed(
-                self._images.client(group[0]), repository, content_tag(keys), plans, counts
-            )
+                self._images.client(group[0]), repository, content_tag(keys), plans, counts,
+                say=self._say,
+            )  # fmt: skip
             if found is None:
                 return None
         if found is None:
@@ -167,8 +165,9 @@ class OciBuilder:
             )  # fmt: skip
         composed = compose(plan, base, new, epoch=self._epoch)
         self._composed[composed.id] = _Made(
-            image=composed, plan=plan, base=base, layers=new, key=self._key(plan, base, layers)
-        )
+            image=composed, plan=plan, base=base, layers=new, key=self._key(plan, base, layers),
+            sbom=sbom_file(code_files(plan, blob_path)),
+        )  # fmt: skip
         packed = self._layers.compression != NONE
         return BuiltImage(
             id=composed.id, digest=composed.digest if packed else None, plan=plan,
@@ -258,7 +257,9 @@ class OciBuilder:
         made = [self._composed[image.id] for image in images]
         composed = self._whole(made)
         tag = content_tag([each.key for each in made])
-        return Push(client, repository, self._on_event).run(composed, [tag, *tags], also_in=also_in)
+        push = Push(client, repository, self._on_event, self._say)
+        sboms = [each.sbom for each in made]
+        return push.run(composed, tags, content_tag=tag, also_in=also_in, sboms=sboms)
 
     def export(self, images: Sequence[BuiltImage], tags: Sequence[Reference]) -> None:
         """Push layers to the cache in a registry, unless nothing was built."""
@@ -299,9 +300,10 @@ class _Made:
     base: StoredImage
     layers: Sequence[NewLayer]
     key: str
+    sbom: bytes
 
 
 def _place(source: Reference | Location) -> str:
     if isinstance(source, Location):
         return source.kind
-    return f"the registry {source.registry or DEFAULT_REGISTRY}"
+    return f"the registry {source.host}"

@@ -25,7 +25,7 @@ from mfimage.image.oci.tar import Folder, Member, layer_tar
 from mfimage.image.plan.files import ContextFile
 from mfimage.image.plan.layers import BlobPath, artifact_files, code_files, runtime_files
 from mfimage.image.plan.plan import ArtifactLayer, ImagePlan
-from mfimage.image.registry.client import repository_of
+from mfimage.image.registry.client import RegistryClient, repository_of
 from mfimage.image.registry.descriptors import MANIFEST
 from mfimage.image.registry.reference import DEFAULT_TAG, Reference
 from mfimage.package.spec import BlobRef, sha256_digest
@@ -155,13 +155,20 @@ def _identity(file: Member) -> str:
 
 
 class SharedCache:
-    """Layers in this machine's cache, and in caches in registries (``sources``, in this order)."""
+    """Layers in this machine's cache, and in caches in registries (``sources``, in this order).
 
-    def __init__(self, local: LayerCache, images: Images, *, sources: Sequence[Reference]) -> None:
+    ``say`` is called with a line if a registry cannot be used.
+    """
+
+    def __init__(
+        self, local: LayerCache, images: Images, *, sources: Sequence[Reference],
+        say: Callable[[str], None],
+    ) -> None:  # fmt: skip
         self._local = local
         self._images = images
         self._sources = sources
-        self._imported: Mapping[str, StoredLayer] | None = None
+        self._say = say
+        self._imported: Mapping[str, tuple[RegistryClient, StoredLayer]] | None = None
         self._used: dict[str, StoredLayer] = {}
 
     def layer(self, planned: PlannedLayer) -> StoredLayer:
@@ -169,22 +176,29 @@ class SharedCache:
         key = self._local.key(planned.inputs)
         layer = self._local.find(planned.inputs)
         if layer is None and not self._local.fresh:
-            layer = self._others().get(key)
+            client, layer = self._others().get(key, (None, None))
+            if client and layer and layer.source:
+                held = client.has_blob(layer.source[1], layer.digest, layer.size)
+                layer = layer if held else None
         layer = layer or self._local.layer(planned.inputs, planned.chunks)
         self._used[key] = layer
         return layer
 
-    def _others(self) -> Mapping[str, StoredLayer]:
+    def _others(self) -> Mapping[str, tuple[RegistryClient, StoredLayer]]:
         if self._imported is None:
-            found: dict[str, StoredLayer] = {}
+            found: dict[str, tuple[RegistryClient, StoredLayer]] = {}
             for source in self._sources:
                 found = {**self._read(source), **found}
             self._imported = found
         return self._imported
 
-    def _read(self, source: Reference) -> dict[str, StoredLayer]:
+    def _read(self, source: Reference) -> dict[str, tuple[RegistryClient, StoredLayer]]:
         client, repository = self._images.client(source), repository_of(source)
-        response = client.manifest(repository, source.digest or source.tag or DEFAULT_TAG)
+        try:
+            response = client.manifest(repository, source.digest or source.tag or DEFAULT_TAG)
+        except RegistryError as error:
+            self._say(f"cache-from: {error.message}")
+            return {}
         if response is None:
             return {}  # nothing was exported yet
         manifest = json.loads(response[1])
@@ -198,20 +212,24 @@ class SharedCache:
         for entry in manifest["layers"]:
             descriptor = layer_descriptor(entry, str(source))
             ref = BlobRef(digest=descriptor.digest, size=descriptor.size)
-            found[entry["annotations"][_INPUTS]] = StoredLayer(
-                descriptor=descriptor,
-                diff_id=entry["annotations"][_DIFF_ID],
+            layer = StoredLayer(
+                descriptor=descriptor, diff_id=entry["annotations"][_DIFF_ID],
                 open=partial(self._images.open_blob, client, repository, ref),
-                source=(client.host, repository),
-                cached=True,
-                shared=True,
-            )
+                source=(client.host, repository), cached=True, shared=True,
+            )  # fmt: skip
+            found[entry["annotations"][_INPUTS]] = client, layer
         return found
 
     def export(self, target: Reference, pushed: Sequence[Reference]) -> None:
         """Push the layers that were used; they are mounted from where the image was pushed."""
+        try:
+            self._export(target, pushed)
+        except RegistryError as error:
+            self._say(f"cache-to: {error.message}")
+
+    def _export(self, target: Reference, pushed: Sequence[Reference]) -> None:
         client, repository = self._images.client(target), repository_of(target)
-        near = {repository_of(each) for each in pushed if each.registry == target.registry}
+        near = {repository_of(each) for each in pushed if each.host == target.host}
         for layer in self._used.values():
             host, origin = layer.source or ("", "")
             sources = {*near, *([origin] if host == client.host else [])}

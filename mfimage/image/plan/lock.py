@@ -17,7 +17,7 @@ from typing import Any
 from mfimage.errors import PackageError, StorageError
 from mfimage.image.plan.options import BuildOptions, split_index
 from mfimage.package.spec import sha256_digest
-from mfimage.package.storage.cache import cache_folder, remember
+from mfimage.package.storage.cache import SCRATCH, cache_folder, remember
 from mfimage.package.store import FILE_NAME, Package, package_name
 
 _INDEX_VARIABLES = (
@@ -46,6 +46,8 @@ def target_lock(package: Package, options: BuildOptions, platform: str, note: No
     else:
         lock = _solve(package, options, platform)
         remember(cached, lock)
+    if SCRATCH.get():
+        return lock
     _write(package, kept, asked, lock, note)
     # Another build may have stored one meanwhile: then that one counts.
     with contextlib.suppress(StorageError):

@@ -27,20 +27,15 @@ class Descriptor:
     def parse(cls, document: Mapping[str, Any]) -> Descriptor:
         """Parse the JSON form."""
         return cls(
-            media_type=document["mediaType"],
-            digest=document["digest"],
-            size=document["size"],
+            media_type=document["mediaType"], digest=document["digest"], size=document["size"],
             artifact_type=document.get("artifactType"),
             annotations=document.get("annotations") or {},
-        )
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
-        found: dict[str, Any] = {
-            "mediaType": self.media_type,
-            "digest": self.digest,
-            "size": self.size,
-        }
+        found: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest}
+        found["size"] = self.size
         if self.artifact_type:
             found["artifactType"] = self.artifact_type
         if self.annotations:

@@ -21,6 +21,7 @@ _HOST = re.compile(
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
+_HUB = ("", "index.docker.io", "registry-1.docker.io")
 _EXAMPLE = "write it as registry.example.com:5000/team/name:tag, or name:tag"
 
 
@@ -44,6 +45,11 @@ class Reference:
         return f"{self.registry}/{self.repository}" if self.registry else self.repository
 
     @property
+    def host(self) -> str:
+        """Host and port of the registry, in lower case."""
+        return registry_host(self.registry)
+
+    @property
     def canonical(self) -> str:
         """The full form, with the registry, namespace and tag that a short name omits."""
         registry = self.registry or DEFAULT_REGISTRY
@@ -57,6 +63,12 @@ class Reference:
     def with_digest(self, digest: str) -> Reference:
         """Return the same name, pinned to ``digest``."""
         return dataclasses.replace(self, digest=digest)
+
+
+def registry_host(text: str) -> str:
+    """Return a registry's host and port; Docker Hub, which has several, is ``docker.io``."""
+    host = text.partition("/")[0].lower()
+    return DEFAULT_REGISTRY if host in _HUB else host
 
 
 def parse_reference(text: str, *, field: str = "image") -> Reference:
@@ -100,7 +112,7 @@ def _split_tag(text: str) -> tuple[str, str, str]:
 
 def _split_registry(text: str) -> tuple[str, str]:
     first, slash, rest = text.partition("/")
-    is_host = "." in first or ":" in first or first == "localhost"
+    is_host = "." in first or ":" in first or first.lower() == "localhost"
     return (first, rest) if slash and is_host else ("", text)
 
 

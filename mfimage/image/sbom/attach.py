@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from io import BytesIO
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mfimage.errors import RegistryError
 from mfimage.image.plan.layers import BlobPath, code_files, sbom_file
-from mfimage.image.registry.client import open_registry, repository_of
+from mfimage.image.registry.client import RegistryClient, open_registry, repository_of
 from mfimage.image.registry.descriptors import MANIFEST, Descriptor
 from mfimage.image.registry.reference import Reference, parse_reference
 from mfimage.image.sbom.document import MEDIA_TYPE
@@ -21,17 +20,16 @@ from mfimage.package.spec import sha256_digest
 if TYPE_CHECKING:
     from mfimage.image.builder import BuiltImage
 
-_EMPTY = b"{}"
+EMPTY = b"{}"  # an artifact's configuration
+NOT_ATTACHED = "the SBOM is in the image, but not attached to it"
 _EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 _LARGEST = 32 << 20
 
 
 def attach_sboms(
-    images: Sequence[BuiltImage],
-    digests: Sequence[str],
-    blob_path: BlobPath,
+    images: Sequence[BuiltImage], digests: Sequence[str], blob_path: BlobPath,
     say: Callable[[str], None],
-) -> None:
+) -> None:  # fmt: skip
     """Attach their SBOMs to images that were built and pushed."""
     where = {pinned.name: pinned for pinned in map(parse_reference, digests)}
     for pinned in (where[name] for name in sorted(where)):
@@ -41,34 +39,31 @@ def attach_sboms(
 
 
 def attach_sbom(reference: Reference, digest: str, sbom: bytes, say: Callable[[str], None]) -> None:
-    """Attach an SBOM to an image unless it has that one."""
+    """Attach an SBOM to an image in a registry."""
     # A registry that refuses it is only reported, since the SBOM is inside the image too.
     try:
-        _attach(reference, digest, sbom)
+        repository = repository_of(reference)
+        with closing(open_registry(reference)) as client:
+            if found := client.manifest(repository, digest):
+                for data in (EMPTY, sbom):
+                    opened = partial(BytesIO, data)
+                    client.push_blob(repository, sha256_digest(data), len(data), opened)
+                push_artifact(client, repository, found[0], sbom)
     except RegistryError as error:
-        say(f"the SBOM is in the image, but not attached to it: {error.message}")
+        say(f"{NOT_ATTACHED}: {error.message}")
 
 
-def _attach(reference: Reference, digest: str, sbom: bytes) -> None:
-    repository = repository_of(reference)
-    with closing(open_registry(reference)) as client, ThreadPoolExecutor(3) as pool:
-        # At the same time: a build after an edit takes little longer than these requests.
-        listed = pool.submit(client.referrers, repository, digest, MEDIA_TYPE)
-        pushed = [
-            pool.submit(
-                client.push_blob, repository, sha256_digest(data), len(data), partial(BytesIO, data)
-            )
-            for data in (_EMPTY, sbom)
-        ]
-        found = client.manifest(repository, digest)
-        if found is None:
-            return
-        manifest = _manifest(found[0], sbom)
-        if sha256_digest(manifest) in {each.digest for each in listed.result()}:
-            return
-        for each in pushed:
-            each.result()
-        client.push_manifest(repository, sha256_digest(manifest), MANIFEST, manifest)
+def push_artifact(
+    client: RegistryClient, repository: str, subject: Descriptor, sbom: bytes
+) -> None:
+    """Attach an SBOM, which is pushed like `EMPTY`; doing so again changes nothing."""
+    document = {
+        "schemaVersion": 2, "mediaType": MANIFEST, "artifactType": MEDIA_TYPE,
+        "config": _descriptor(_EMPTY_TYPE, EMPTY), "layers": [_descriptor(MEDIA_TYPE, sbom)],
+        "subject": subject.to_dict(),
+    }  # fmt: skip
+    manifest = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    client.push_manifest(repository, sha256_digest(manifest), MANIFEST, manifest)
 
 
 def attached_sbom(reference: Reference, digest: str) -> bytes | None:
@@ -81,18 +76,6 @@ def attached_sbom(reference: Reference, digest: str) -> bytes | None:
             if len(layers) == 1 and layers[0]["size"] <= _LARGEST:
                 return b"".join(client.blob(repository, layers[0]["digest"]))
     return None
-
-
-def _manifest(subject: Descriptor, sbom: bytes) -> bytes:
-    document = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "artifactType": MEDIA_TYPE,
-        "config": _descriptor(_EMPTY_TYPE, _EMPTY),
-        "layers": [_descriptor(MEDIA_TYPE, sbom)],
-        "subject": subject.to_dict(),
-    }
-    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _descriptor(media_type: str, data: bytes) -> dict[str, object]:

@@ -63,13 +63,13 @@ def make_sbom(
             {"ref": "function", "dependsOn": sorted(each["bom-ref"] for each in components)}
         ],
     }
-    digest = hashlib.sha256(_encoded(document)).digest()
-    document["serialNumber"] = f"urn:uuid:{uuid.UUID(bytes=digest[:16], version=5)}"
-    return _encoded(document)
-
-
-def _encoded(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, sort_keys=True, indent=1).encode() + b"\n"
+    encoded = json.dumps(document, sort_keys=True, indent=1).encode() + b"\n"
+    number = uuid.UUID(bytes=hashlib.sha256(encoded).digest()[:16], version=5)
+    # Inserted in its sorted place, since encoding takes long.
+    head, _, tail = encoded.rpartition(b'\n "specVersion"')
+    return b'%s\n "serialNumber": "urn:uuid:%s",\n "specVersion"%s' % (
+        head, str(number).encode(), tail
+    )  # fmt: skip
 
 
 # The function's own parts, as plain JSON: importing the library takes longer than they do

@@ -28,6 +28,7 @@ from typing import BinaryIO
 from mfimage.files import chunks_of, sha256_hex
 from mfimage.package.spec import BlobRef
 from mfimage.package.storage.cache import (
+    SCRATCH,
     cache_folder,
     cache_size,
     is_at,
@@ -104,6 +105,9 @@ class BlobCache:
         """Return a blob; download it when it is missing or damaged."""
         # Without ``verify``, a cached blob is not verified; a download always is. ``DamagedBlob``
         # when it is damaged twice, ``StorageError`` when the cache cannot be written.
+        scratch = SCRATCH.get()
+        if scratch and self.folder != scratch and not self._path(ref).exists():
+            return BlobCache(scratch).hold(ref, fetch)
         try:
             while True:
                 if not self.folder.is_dir():
@@ -181,8 +185,9 @@ class BlobCache:
             # A process that removes it holds it for a moment only.
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             if held.is_there():
-                with contextlib.suppress(OSError):  # the cache may be read-only
-                    os.utime(descriptor)
+                if not SCRATCH.get():
+                    with contextlib.suppress(OSError):  # the cache may be read-only
+                        os.utime(descriptor)
                 return held
         except BaseException:
             held.release()

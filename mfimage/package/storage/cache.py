@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 from mfimage.errors import StorageError
@@ -28,6 +29,8 @@ _TAG = "CACHEDIR.TAG"
 _SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55\n"
 SIZE_VARIABLE = "MFIMAGE_CACHE_SIZE"
 _DEFAULT_SIZE = "10GiB"
+# Where to write instead of the cache, which is then only read.
+SCRATCH: ContextVar[Path | None] = ContextVar("mfimage_scratch", default=None)
 
 
 def cache_folder() -> Path:
@@ -52,8 +55,21 @@ def cache_size() -> int:
     return parse_size(text, field=SIZE_VARIABLE)
 
 
+@contextlib.contextmanager
+def read_only() -> Iterator[None]:
+    """Leave the cache as it is until the block ends; what is fetched meanwhile is forgotten."""
+    with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
+        outer = SCRATCH.set(Path(folder))
+        try:
+            yield
+        finally:
+            SCRATCH.reset(outer)
+
+
 def remember(path: Path, data: bytes) -> None:
     """Write a file into the cache; where it cannot be written, it costs time the next time."""
+    if SCRATCH.get():
+        return
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with whole_file(path) as file:

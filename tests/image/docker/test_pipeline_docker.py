@@ -13,6 +13,7 @@ from mfimage.errors import BuildError, ReferenceNotFound, RegistryError
 from mfimage.image.docker.builder import DockerBuilder
 from mfimage.image.docker.command import DockerCommand
 from mfimage.image.docker.engine import Engine
+from mfimage.image.registry import http
 from mfimage.image.registry.client import RegistryClient, open_registry
 from mfimage.image.registry.location import Location
 from mfimage.image.registry.reference import parse_reference, parse_tag
@@ -26,6 +27,7 @@ from tests.image.builds import frozen_runtime, small_lock
 from tests.image.sample import Sample, make_sample
 from tests.image.tiny import build_layout, open_oci, plan_on, write_base
 from tests.support.docker import Registry, ensure_base_image, host_ca_bundle, registry
+from tests.support.quirks import quirky
 
 pytestmark = pytest.mark.docker
 # What a file of the distribution has in it plays the part of a secret that leaked.
@@ -251,6 +253,32 @@ def test_a_fresh_machine_uses_what_another_one_made(
     assert third != first
     assert made == [True, True, True, True, False]
     assert build("four", cache_from=[cache]) == (third, [True] * 5)
+
+
+@pytest.mark.parametrize("quirk", ["read-only", "lost-blobs", "page"])
+def test_a_cache_that_fails_costs_a_line_at_most(
+    base: Location, sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quirk: str
+) -> None:
+    """The build ended with an error of the cache's registry."""
+    monkeypatch.setattr(http, "_FIRST_PAUSE", 0.001)
+    said: list[str] = []
+    with quirky() as one, quirky(quirk) as other:
+        cache, tag = parse_tag(f"{other.address}/team/cache:1"), parse_tag(f"{one.address}/fn:1")
+        digests = set()
+        for place in ("first", "second"):
+            monkeypatch.setenv("MFIMAGE_CACHE", str(tmp_path / place))
+            options = {"cache_from": [cache], "cache_to": cache, "say": said.append}
+            with closing(open_oci(**options)) as builder:
+                image = builder.build(plan_on(builder, base, sample), sample.blobs.path)
+                digests.update(builder.push([image], [tag]))
+                builder.export([image], [tag])
+            if quirk == "lost-blobs":
+                other.blobs.clear()
+            if quirk == "page":
+                other.manifests["team/cache", "1"] = ("text/html", b"<title>Sign in</title>")
+    assert len(digests) == 1
+    lines = [line.partition(":")[0] for line in said if line.startswith("cache")]
+    assert lines == {"read-only": ["cache-to"] * 2, "page": ["cache-from"]}.get(quirk, [])
 
 
 def test_an_image_is_not_a_cache_of_layers(

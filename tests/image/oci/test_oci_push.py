@@ -125,7 +125,7 @@ def test_nothing_is_sent_twice(sample, base, address, team, proxy):
     assert sent(proxy) == []
     sample.code["predict.py"] += b"# edited\n"
     push(sample, base, f"{address}/{team}/fn:3")
-    assert len(sent(proxy)) == 2, "the code layer and the configuration"
+    assert len(sent(proxy)) == 3, "the code layer, the configuration and the SBOM"
 
 
 def test_several_tags_in_several_repositories(sample, base, address, team, proxy, running):
@@ -220,7 +220,7 @@ def test_an_interrupted_push_leaves_no_tag(sample, base, address, team, proxy, r
         ask(running, f"{team}/fn/manifests/1")
     done = len(sent(proxy))
     assert push(sample, base, tag, platforms=BOTH)
-    assert len(sent(proxy)) - done <= 9
+    assert len(sent(proxy)) - done <= 9 + 3, "the layers, the configurations and the SBOMs"
 
 
 def test_a_push_goes_on_where_the_connection_broke(sample, base, address, team, proxy):

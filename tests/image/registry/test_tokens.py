@@ -89,9 +89,9 @@ def tokens() -> Iterator[Tokens]:
 
 def test_a_token_is_asked_for_once(tokens):
     client = RegistryClient(tokens.address, credentials=WHO)
-    assert client.has_blob("team/name", DIGEST)
+    assert client.has_blob("team/name", DIGEST, 0)
     with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(lambda _: client.has_blob("team/name", DIGEST), range(50)))
+        assert all(pool.map(lambda _: client.has_blob("team/name", DIGEST, 0), range(50)))
     ((method, asked, header),) = tokens.given
     assert method == "GET"
     assert asked == {"service": ["test registry"], "scope": ["repository:team/name:pull"]}
@@ -101,7 +101,7 @@ def test_a_token_is_asked_for_once(tokens):
 def test_each_repository_has_its_own(tokens):
     client = RegistryClient(tokens.address, credentials=WHO)
     for name in ("team/one", "team/two", "team/one"):
-        client.has_blob(name, DIGEST)
+        client.has_blob(name, DIGEST, 0)
     assert [asked["scope"] for _, asked, _ in tokens.given] == [
         ["repository:team/one:pull"],
         ["repository:team/two:pull"],
@@ -110,15 +110,15 @@ def test_each_repository_has_its_own(tokens):
 
 def test_one_that_is_refused_is_replaced(tokens):
     client = RegistryClient(tokens.address, credentials=WHO)
-    assert client.has_blob("team/name", DIGEST)
+    assert client.has_blob("team/name", DIGEST, 0)
     tokens.stale.add("t1")
-    assert client.has_blob("team/name", DIGEST)
+    assert client.has_blob("team/name", DIGEST, 0)
     assert len(tokens.given) == 2
 
 
 def test_an_identity_token(tokens):
     who = Credentials(identity_token="again")
-    assert RegistryClient(tokens.address, credentials=who).has_blob("team/name", DIGEST)
+    assert RegistryClient(tokens.address, credentials=who).has_blob("team/name", DIGEST, 0)
     ((method, asked, header),) = tokens.given
     assert (method, header) == ("POST", None)
     assert asked["grant_type"] == ["refresh_token"]
@@ -127,12 +127,12 @@ def test_an_identity_token(tokens):
 
 def test_nobody_is_given_none(tokens):
     with pytest.raises(RegistryError, match="refuses anonymous users a token") as caught:
-        RegistryClient(tokens.address).has_blob("team/name", DIGEST)
+        RegistryClient(tokens.address).manifest("team/name", "v1")
     assert caught.value.hint == f"docker login {tokens.address}"
 
 
 def test_credentials_do_not_leave_unencrypted(tokens):
     tokens.realm = "http://tokens.example.com/token"
     with pytest.raises(RegistryError, match="is not encrypted") as caught:
-        RegistryClient(tokens.address, credentials=WHO).has_blob("team/name", DIGEST)
+        RegistryClient(tokens.address, credentials=WHO).manifest("team/name", "v1")
     assert "s3cr3t" not in str(caught.value)
