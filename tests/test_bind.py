@@ -307,8 +307,15 @@ def scale(data: float, params: FunctionParameters) -> float:
     ],
 )
 def test_an_artifact_of_a_class_that_no_file_defines_is_refused(
-    files: dict[str, str], message: str, task: Any, unlocked: None, tmp_path: Path
+    *,
+    files: dict[str, str],
+    message: str,
+    task: Any,
+    unlocked: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
     name = f"scales_{tmp_path.name}"
     folder = write(tmp_path / "project", {f"{name}.py": SCALES, **files})
     function = load_decorated(f"{folder / name}.py:scale")
@@ -319,7 +326,10 @@ def test_an_artifact_of_a_class_that_no_file_defines_is_refused(
     assert not list((tmp_path / "root").rglob("function.json"))
 
 
-def test_the_script_may_be_in_any_folder(task: Any, unlocked: None, tmp_path: Path) -> None:
+def test_the_script_may_be_in_any_folder(
+    task: Any, unlocked: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
     flow = (Path(__file__).parent / "support" / "flows" / "train.py").read_text()
     files = {"train.py": "class Other: pass", "flows/train.py": flow, "scales_any.py": SCALES}
     write(tmp_path / "project", files)
