@@ -12,6 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mfimage.capture.code._reading import defined_names
 from mfimage.capture.code.archive import CapturedCode, archive, capture_code
 from mfimage.capture.code.code_package import packaged_commit
 from mfimage.capture.code.imports import Code
@@ -28,7 +29,7 @@ from mfimage.capture.task.artifacts import (
     parameter_schema,
 )
 from mfimage.capture.task.pathspec import find_task
-from mfimage.capture.task.pickles import StoredBytes
+from mfimage.capture.task.pickles import StoredBytes, named_globals
 from mfimage.capture.task.roots import default_root
 from mfimage.capture.task.running import is_running, running_task
 from mfimage.capture.task.task import TaskInfo, describe_task
@@ -110,8 +111,10 @@ def bind(
     needs = needs_of(function, options.artifacts, values)
     info = describe_task(_task(task, options, needs))
     chosen = needs.choose(info)
-    script = info.metadata.get("script-name", "")
-    code = capture_code(function, locate(function), script=script)
+    script_name = info.metadata.get("script-name", "")
+    code = capture_code(function, locate(function), script=script_name)
+    scripts = code.scripts(script_name, info.flow)
+    script = scripts[0].removesuffix(".py").replace("/", ".") if len(scripts) == 1 else None
     archived = archive(code)
     # Nothing was written up to here. ``function.json`` is written last: an interrupted bind leaves
     # no package that looks complete.
@@ -131,6 +134,7 @@ def bind(
                 functions=[code.entrypoint.rpartition(":")[2]],
                 artifacts=stored,
                 needed=function.needed_modules,
+                script=script,
             ),
             project=code.root or Path.cwd(),
             declared=Path(options.environment) if options.environment else None,
@@ -140,12 +144,14 @@ def bind(
             meanwhile=schemas,
         )
         environment = describe_environment(request)
+    if needs.names is not None:  # of all artifacts, it may never read those
+        _check_main(info, code, scripts, stored)
     spec = FunctionSpec(
         name=name,
         kind=function.kind,
         batch=function.signature.batch,
         entrypoint=code.entrypoint,
-        script=code.module_of(script) if script else None,
+        script=script,
         description=inspect.cleandoc(function.__doc__ or ""),
         task=info.pathspec,
         parameter_schema=parameter_schema(function, needs, artifacts, values),
@@ -161,6 +167,29 @@ def bind(
 
         spec = replace(spec, examples=record_examples(spec, options.examples, store))
     return store.write(spec)
+
+
+def _check_main(
+    info: TaskInfo, code: CapturedCode, scripts: list[str], artifacts: Mapping[str, StoredBytes]
+) -> None:
+    """Check that the flow's script defines what pickles name of ``__main__``."""
+    known = defined_names(code.files[scripts[0]].read_bytes()) if len(scripts) == 1 else set()
+    reason = f"that file is not included with {code.module}"
+    if scripts:
+        reason = f"importing {scripts[0]} does not define it"
+    if scripts[1:]:
+        reason = f"{' and '.join(scripts)} both define {info.flow}"
+    script = info.metadata.get("script-name") or "a notebook"
+    for artifact, stored in artifacts.items():
+        for module, name in sorted(named_globals(artifact, stored)):
+            top = name.partition(".")[0]
+            if module == "__main__" and not {top, "*"} & known:
+                file = (code.root or Path.cwd()) / f"{top.lower()}.py"
+                raise CaptureError(
+                    f"artifact {artifact!r} names __main__.{name} of {script}, and {reason}",
+                    hint=f"move {top} to a file of its own, such as {file}, import it from there, "
+                    "and run the flow again",
+                )
 
 
 def _schemas(function: DecoratedFunction) -> dict[str, Any]:

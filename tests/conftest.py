@@ -40,6 +40,15 @@ __all__ = ["bucket", "s3_server"]  # fixtures
 _FLOWS = Path(__file__).parent / "support" / "flows"
 
 
+@pytest.fixture(autouse=True)
+def names_of_modules() -> Iterator[None]:
+    """What a test has loaded and not closed keeps no names of modules from the next test."""
+    yield
+    loading = sys.modules.get("mfimage.runtime.loading.modules")
+    for folder in list(loading._USERS if loading else ()):
+        loading._forget(folder)
+
+
 # The longest first, so that no worker is left with a long one at the end.
 _FIRST = ("ray", "e2e", "docker", "slow")
 

@@ -19,6 +19,7 @@ import pytest
 
 import mfimage.bind
 from mfimage.bind import BindOptions, bind
+from mfimage.capture.code.locate import load_decorated
 from mfimage.errors import (
     CaptureError,
     InputError,
@@ -275,6 +276,69 @@ def test_what_is_refused_writes_nothing(
         bind(function, task, BindOptions(root=tmp_path / "root", **options))
     assert message in caught.value.message
     assert not (tmp_path / "root").exists()
+
+
+SCALES = """
+from mfimage.function.decorator import json_function
+from mfimage.function.parameters import FunctionParameters
+
+@json_function
+def scale(data: float, params: FunctionParameters) -> float:
+    return params.scaler.scale(data)
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {},
+            "names __main__.Scaler of train.py, and that file is not included with scales_",
+        ),
+        ({"train.py": "class IrisFlow: pass"}, "and importing train.py does not define it"),
+        (
+            {"train.py": "class OtherFlow:\n    class Scaler: pass"},
+            "and that file is not included with ",
+        ),
+        (
+            {"a/train.py": "class IrisFlow: pass", "b/train.py": "class IrisFlow: x = 1"},
+            "and a/train.py and b/train.py both define IrisFlow",
+        ),
+    ],
+)
+def test_an_artifact_of_a_class_that_no_file_defines_is_refused(
+    *,
+    files: dict[str, str],
+    message: str,
+    task: Any,
+    unlocked: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    name = f"scales_{tmp_path.name}"
+    folder = write(tmp_path / "project", {f"{name}.py": SCALES, **files})
+    function = load_decorated(f"{folder / name}.py:scale")
+    with pytest.raises(CaptureError) as caught:
+        bind(function, task, BindOptions(root=tmp_path / "root"))
+    assert message in caught.value.message
+    assert f"move Scaler to a file of its own, such as {folder}/scaler.py" in str(caught.value.hint)
+    assert not list((tmp_path / "root").rglob("function.json"))
+
+
+def test_the_script_may_be_in_any_folder(
+    task: Any, unlocked: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    flow = (Path(__file__).parent / "support" / "flows" / "train.py").read_text()
+    files = {"train.py": "class Other: pass", "flows/train.py": flow, "scales_any.py": SCALES}
+    write(tmp_path / "project", files)
+    function = load_decorated(f"{tmp_path}/project/scales_any.py:scale")
+    reference = bind(function, task, BindOptions(root=tmp_path / "root"))
+    assert open_package(reference).spec.script == "flows.train"
+    del sys.modules["scales_any"]
+    sys.path.remove(str(tmp_path / "project"))
+    assert function_from_json(reference)(2) > 0
 
 
 def test_a_task_that_is_none_is_refused(module: Any, tmp_path: Path) -> None:

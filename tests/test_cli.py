@@ -111,3 +111,28 @@ def test_options_are_refused_by_name(tmp_path, monkeypatch, arguments, said):
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1
     assert result.stderr.startswith(f"error: {said}")
+
+
+def test_binding_prints_the_reference_alone_and_ends() -> None:
+    """What the module prints came before it, and a thread that it started kept it from ending."""
+    code = (
+        "import contextlib, threading, time\n"
+        "import mfimage.bind, mfimage.package.store, mfimage.capture.code.named as named\n"
+        "from types import SimpleNamespace as Any\n"
+        "from mfimage.cli import main\n"
+        "@contextlib.contextmanager\n"
+        "def find_function(*args, **options):\n"
+        "    print('Hello from the library')\n"
+        "    threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "    yield Any(function=None, package=None)\n"
+        "named.find_function = find_function\n"
+        "mfimage.bind.bind = lambda *args: 'the reference'\n"
+        "mfimage.package.store.open_package = lambda _: Any(spec=Any(name='f', task='T', "
+        "artifacts={}, environment=Any(source='s', python_minor='3')))\n"
+        "main(['bind', 'a:b', '--task', 'T'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == "the reference\n"
+    assert "Hello from the library" in done.stderr

@@ -8,9 +8,10 @@ from typing import Any
 
 from mfimage.backends.base import Backend
 from mfimage.backends.ray.options import RayOptions, check_names
-from mfimage.backends.satisfies import difference
+from mfimage.backends.satisfies import difference, isolated_python
 from mfimage.errors import LockError, OptionError
 from mfimage.package.store import Package
+from mfimage.runtime.loading.modules import NameTaken
 
 logger = logging.getLogger("mfimage")
 LOCAL, PROCESS, RAY = "local", "process", "ray"
@@ -35,21 +36,31 @@ def open_backend(
     cluster = cluster or {}
     _check(name, given, cluster)
     chosen, reason = (name, "backend= is given") if name else _choose(package, given)
-    if (package.reference, chosen) not in _logged:
-        _logged.add((package.reference, chosen))
-        text = "%s runs %s (backend %r): %s"
-        logger.info(text, package.spec.name, _PLACES[chosen], chosen, reason)
+    python = local = None
     if chosen == LOCAL:
         from mfimage.backends.local import LocalBackend
 
-        return LocalBackend(package)
+        try:
+            local = LocalBackend(package)
+        except NameTaken as taken:
+            chosen, reason = PROCESS, str(taken)
+            python = isolated_python(package)
+    if (package.reference, chosen) not in _logged:
+        _logged.add((package.reference, chosen))
+        text = "%s runs %s (backend %r): %s"
+        level = logging.INFO if name in (None, chosen) else logging.WARNING
+        logger.log(level, text, package.spec.name, _PLACES[chosen], chosen, reason)
+    if local is not None:
+        return local
     if chosen == RAY:
         from mfimage.backends.ray.backend import RayBackend
 
         return RayBackend(package, RayOptions(**cluster))
     from mfimage.backends.process.backend import ProcessBackend, ProcessOptions
 
-    options = ProcessOptions(workers=1 if workers is None else workers, timeout=timeout)
+    options = ProcessOptions(
+        workers=1 if workers is None else workers, timeout=timeout, python=python
+    )
     return ProcessBackend(package, options)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import site
 import sys
+from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 
@@ -11,14 +13,17 @@ from mfimage.capture.lock.pylock import read_lock
 from mfimage.package.store import Package
 
 
-def difference(package: Package) -> str | None:
-    """Return why this interpreter, which may have more, does not satisfy a lock; or None."""
+def difference(package: Package, path: list[str] | None = None) -> str | None:
+    """Return why this interpreter, which may have more, does not satisfy a lock; or None.
+
+    ``path`` is where distributions are searched, by default ``sys.path``.
+    """
     spec = package.spec.environment
     here = "{}.{}".format(*sys.version_info)
     if spec.python_minor != here:
         return f"this is Python {here}, and the lock is for {spec.python_minor}"
     for locked in read_lock(package.read(spec.lock)):
-        found = installed_version(locked.name)
+        found = installed_version(locked.name, path)
         if found is None:
             return f"{locked.name} {locked.version} is locked, and not installed here"
         if not equal_versions(found, locked.version):
@@ -26,12 +31,17 @@ def difference(package: Package) -> str | None:
     return None
 
 
-def installed_version(name: str) -> str | None:
+def isolated_python(package: Package) -> Path | None:
+    """Return this interpreter if it has mfimage and satisfies a lock without the caller's path."""
+    sites = site.getsitepackages()
+    has_mfimage = sys.executable and installed_version("mfimage", sites)
+    return Path(sys.executable) if has_mfimage and not difference(package, sites) else None
+
+
+def installed_version(name: str, path: list[str] | None = None) -> str | None:
     """Return the version of a distribution in this interpreter; None when it has none."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    found = importlib.metadata.distributions(name=name, path=sys.path if path is None else path)
+    return next((each.version for each in found), None)
 
 
 def equal_versions(one: str, other: str) -> bool:

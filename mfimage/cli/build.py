@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +30,18 @@ def bind(function: str, task: str, **given: Any) -> None:
 
     FUNCTION is file.py:name or module:name. Prints the reference of the function package.
     """
+    before = {*threading.enumerate()}
     click.echo(_bind(function, task, given))
+    if any(not thread.daemon for thread in {*threading.enumerate()} - before):
+        sys.stdout.flush()
+        os._exit(0)  # the function's module started it: it would never end
 
 
 def _bind(function: str, task: str, given: dict[str, Any]) -> str:
     from mfimage.capture.code.interpreter import early_interpreter
+    from mfimage.runtime.records.streams import results
 
-    with early_interpreter():
+    with early_interpreter(), results("-"):  # what the module prints is not the reference
         from mfimage.bind import bind as bind_function
         from mfimage.capture.code.named import find_function
         from mfimage.cli.console import note

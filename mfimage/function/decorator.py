@@ -99,6 +99,19 @@ def fill(function: DecoratedFunction, state: tuple[Any, ...]) -> None:
     DecoratedFunction.__init__(function, plain, batch=batch, kind=kind, schemas=schemas)
 
 
+def cached(function: Any, maxsize: int | None, typed: bool) -> Any:
+    """Return what ``functools.lru_cache`` made of a function, empty."""
+    return functools.lru_cache(maxsize, typed)(function)
+
+
+def dispatched(registry: Mapping[type, Any]) -> Any:
+    """Return what ``functools.singledispatch`` made of functions."""
+    function = functools.singledispatch(registry[object])
+    for kind, each in registry.items():
+        function.register(kind, each)
+    return function
+
+
 @overload
 def json_function(fn: Callable[..., Any], /) -> DecoratedFunction: ...
 @overload

@@ -69,7 +69,7 @@ def _is_member(document: Any, part: int | str) -> bool:
 def _is_place(detail: ErrorDetails, document: Any, last: int | str) -> bool:
     """Return whether the last part of a location is a member, not a union's tag."""
     if detail["type"] in _ABSENT:
-        return isinstance(document, dict)
+        return isinstance(document, dict | list)
     # A member may be called "int": compare the refused value.
     if not _is_member(document, last):
         return False

@@ -6,6 +6,7 @@ NaN as ``null`` and refuses some values that have a JSON form: only those are en
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import datetime
 import enum
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import orjson
-from pydantic_core import from_json
+from pydantic_core import from_json, to_jsonable_python
 
 from mfimage.errors import Fault, InputError, OutputError, ValueFault, join_path
 
@@ -39,21 +40,28 @@ class _NoJsonForm(Exception):
         self.fault = Fault(path=path, message=message)
 
 
-def dumps(value: Any, *, root: str, error: type[ValueFault] = OutputError) -> bytes:
+def dumps(
+    value: Any,
+    *,
+    root: str,
+    error: type[ValueFault] = OutputError,
+    default: Callable[[Any], Any] | None = None,
+) -> bytes:
     """Encode ``value`` as JSON; ``error`` names the first place without a JSON form."""
     # NumPy scalars and arrays become the equal number or list, models and dataclasses an object,
     # times and UUIDs their ISO form. NaN, infinities, sets, bytes, other keys than strings, and
-    # objects have none.
+    # objects have none, unless `default` gives objects one.
+    default = default or plain
     try:
-        data = orjson.dumps(value, plain, _OPTIONS)
+        data = orjson.dumps(value, default, _OPTIONS)
         if b"null" in data:
             # None, or NaN: Python's encoder, in C too, tells them apart.
-            json.dumps(value, default=plain, allow_nan=False)
+            json.dumps(value, default=default, allow_nan=False)
         return data
     except (TypeError, ValueError, RecursionError):
         pass
     try:
-        walked = _walk(value, root, 0)
+        walked = _walk(value, root, 0, default)
     except _NoJsonForm as refusal:
         raise error([refusal.fault]) from None
     return json.dumps(walked, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
@@ -127,13 +135,38 @@ def _plain_array(value: Any) -> Any:
     return simple
 
 
-def _walk(value: Any, path: str, depth: int) -> Any:  # noqa: PLR0911  (one per kind)
+def typed(value: Any) -> Any:
+    """Do what ``plain`` does, also for what pydantic has a JSON form for, if the hints have it."""
+    if isinstance(value, set | frozenset | collections.deque):
+        return list(value)
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json", by_alias=True, warnings=False)
+    try:
+        return plain(value)
+    except TypeError as error:
+        try:
+            return to_jsonable_python(value)
+        except ValueError:
+            raise error from None
+
+
+def opaque(value: Any) -> Any:
+    """Do what ``typed`` does, but return None for an object without a JSON form."""
+    try:
+        return typed(value)
+    except TypeError:
+        return None
+
+
+def _walk(  # noqa: PLR0911  (one per kind)
+    value: Any, path: str, depth: int, default: Callable[[Any], Any]
+) -> Any:
     if depth > MAX_DEPTH:
         raise _NoJsonForm(path, "nested too deeply, or refers to itself")
     if value is None or value is True or value is False:
         return value
     if isinstance(value, enum.Enum):
-        return _walk(value.value, path, depth + 1)
+        return _walk(value.value, path, depth + 1, default)
     if isinstance(value, str):
         return _text(value, path)
     if isinstance(value, int):
@@ -146,19 +179,19 @@ def _walk(value: Any, path: str, depth: int) -> Any:  # noqa: PLR0911  (one per 
         return float(value)
     if isinstance(value, dict):
         return {
-            _key(key, path): _walk(item, join_path(path, key), depth + 1)
+            _key(key, path): _walk(item, join_path(path, key), depth + 1, default)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_walk(item, join_path(path, i), depth + 1) for i, item in enumerate(value)]
-    return _walk(_plain_or_refused(value, path), path, depth + 1)
+        return [_walk(item, join_path(path, i), depth + 1, default) for i, item in enumerate(value)]
+    return _walk(_plain_or_refused(value, path, default), path, depth + 1, default)
 
 
-def _plain_or_refused(value: Any, path: str) -> Any:
+def _plain_or_refused(value: Any, path: str, default: Callable[[Any], Any]) -> Any:
     kind = type(value)
     name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
     try:
-        return plain(value)
+        return default(value)
     except TypeError:
         raise _NoJsonForm(path, f"{name} has no JSON form") from None
     except Exception as error:

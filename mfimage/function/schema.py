@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic._internal import _generate_schema
 from pydantic.errors import PydanticUserError
 from pydantic_core import (
     PydanticSerializationError,
@@ -18,7 +21,6 @@ from pydantic_core import (
 )
 
 from mfimage.errors import Fault, InputError, OutputError, SignatureError, ValueFault
-from mfimage.function import hints
 from mfimage.function import json as json_values
 from mfimage.function.avro import Codec
 from mfimage.function.faults import explain
@@ -27,6 +29,7 @@ from mfimage.function.json import may_be_infinite
 # Hints for which the validated value is the JSON value itself.
 _PLAIN = (Any, dict, list, str, int, bool, None, type(None), dict[str, Any], list[Any])
 RESULT = "result"
+_LOCK = threading.Lock()
 
 
 # JSON Schemas that every Avro schema is narrower than.
@@ -39,13 +42,15 @@ class Schema:
 
     ``data`` is the start of the paths in input errors. JSON is validated against given Avro schemas
     as well, so that a function gets the same value in either form. With ``plain_output``, a
-    validated result is the JSON value itself.
+    validated result is the JSON value itself. ``instances`` also validates the fields of
+    dataclasses, which check nothing when they are made.
     """
 
     data: str
     input: TypeAdapter[Any]
     output: TypeAdapter[Any]
     plain_output: bool
+    instances: SchemaValidator | None
     avro_input: Codec | None = None
     avro_output: Codec | None = None
 
@@ -55,10 +60,13 @@ class Schema:
     ) -> Schema:
         """Make the validators; ``SignatureError`` if pydantic has no schema for a hint."""
         codecs = {label: Codec(schema) for label, schema in avro.items()}
+        output = _adapter(result, f"{function}: return")
+        checking = _checking_instances(output.core_schema)
         return cls(
             data=data,
             input=_adapter(record, f"{function}: {data}"),
-            output=_adapter(result, f"{function}: return"),
+            output=output,
+            instances=SchemaValidator(checking) if checking != output.core_schema else None,
             plain_output=any(result is plain or result == plain for plain in _PLAIN),
             avro_input=codecs.get("input"),
             avro_output=codecs.get("output"),
@@ -97,11 +105,11 @@ class Schema:
 
     def dump(self, value: Any) -> bytes:
         """Return a function's result as JSON bytes; ``OutputError`` where it does not fit."""
-        payload = json_values.dumps(value, root=RESULT)
         if self.plain_output:
+            payload = json_values.dumps(value, root=RESULT)
             _validate(self.output, payload, RESULT, OutputError)
         else:
-            payload = self._typed(value, payload)
+            payload = self._typed(value)
         if self.avro_output is not None:
             payload = _by_avro(self.avro_output, payload, RESULT, OutputError)
         return payload
@@ -113,18 +121,52 @@ class Schema:
         payload = json_values.dumps(value, root=RESULT)
         return _validate(self.output, payload, RESULT, OutputError)
 
-    def _typed(self, value: Any, payload: bytes) -> bytes:
+    def _typed(self, value: Any) -> bytes:
         """Return the JSON form of the output's schema: with its aliases and defaults."""
+        refusal = None
         try:
-            # The value itself if possible: a model does not always accept its own JSON form.
+            payload = json_values.dumps(value, root=RESULT, default=json_values.typed)
+        except OutputError as error:
+            refusal = error
+            # NaN, for one, has no form whatever the hint is.
+            json_values.dumps(value, root=RESULT, default=json_values.opaque)
+        # The value itself if possible: a model does not always accept its own JSON form.
+        with suppress(ValidationError, PydanticSerializationError):
             checked = self.output.validate_python(value, strict=True)
-        except ValidationError:
-            checked = _validate(self.output, payload, RESULT, OutputError)
+            if self.instances is not None:
+                self.instances.validate_python(checked, strict=True)
+            return self._written(checked)
+        # What validating changes, as Base64Bytes does, is only valid as it is written.
+        with suppress(ValidationError, PydanticSerializationError):
+            written = self._written(value)
+            (self.instances or self.output.validator).validate_json(written, strict=True)
+            return written
+        if refusal is not None:
+            raise refusal
+        checked = _validate(self.output, payload, RESULT, OutputError)
         try:
-            return self.output.dump_json(checked, by_alias=True, warnings="error")
+            return self._written(checked)
         except PydanticSerializationError as error:
             message = " ".join(str(error).split())
             raise OutputError([Fault(path=RESULT, message=message)]) from error
+
+    def _written(self, value: Any) -> bytes:
+        return self.output.dump_json(value, by_alias=True, warnings="error")
+
+
+def _checking_instances(schema: Any) -> Any:
+    """Return a copy of a core schema by which the fields of dataclass instances are validated."""
+    if isinstance(schema, list | tuple):
+        return type(schema)(map(_checking_instances, schema))
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: _checking_instances(each) for key, each in schema.items()}
+    if made.get("type") == "dataclass" and "__pydantic_validator__" not in vars(made["cls"]):
+        made |= {"revalidate_instances": "always", "post_init": False}
+    elif made.get("type") == "dataclass-args":
+        kept = [each for each in made["fields"] if not each.get("init_only")]
+        made |= {"fields": [{**each, "init": True} for each in kept], "collect_init_only": False}
+    return made
 
 
 def _validate(adapter: TypeAdapter[Any], payload: bytes, root: str, error: type[ValueFault]) -> Any:
@@ -135,12 +177,19 @@ def _validate(adapter: TypeAdapter[Any], payload: bytes, root: str, error: type[
 
 
 def _adapter(hint: Any, where: str) -> TypeAdapter[Any]:
-    try:
-        adapter = TypeAdapter(hints.adaptable(hint))
-        adapter.rebuild(raise_errors=True)  # else an unknown name fails at a call
-        return adapter
-    except (PydanticUserError, NameError) as error:
-        raise SignatureError(f"{where}: {getattr(error, 'message', error)}") from None
+    # Before Python 3.12, pydantic refuses `typing.TypedDict` for mistakes in `__required_keys__`;
+    # but the marks of its members win there.
+    with _LOCK:
+        before = _generate_schema._SUPPORTS_TYPEDDICT
+        _generate_schema._SUPPORTS_TYPEDDICT = True
+        try:
+            adapter = TypeAdapter(hint)
+            adapter.rebuild(raise_errors=True)  # else an unknown name fails at a call
+            return adapter
+        except (PydanticUserError, NameError) as error:
+            raise SignatureError(f"{where}: {getattr(error, 'message', error)}") from None
+        finally:
+            _generate_schema._SUPPORTS_TYPEDDICT = before
 
 
 def _json_schema(label: str, schema: Callable[[], dict[str, Any]]) -> dict[str, Any]:

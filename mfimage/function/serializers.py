@@ -24,8 +24,6 @@ GROUP = "mfimage.serializers"
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]*/[a-z0-9][a-z0-9!#$&^_.+-]*")
 _SUFFIX = re.compile(r"\.[a-z0-9][a-z0-9._-]*")
-# What a caller's process puts before the names of a package's modules (`runtime/modules.py`).
-_PRIVATE = re.compile(r"_mfimage_[0-9a-f]+\.")
 
 
 @runtime_checkable
@@ -256,7 +254,7 @@ def _refuse_clash(new: Serializer, others: Mapping[str, Serializer]) -> None:
 
 def _is_same(one: Serializer, other: Serializer) -> bool:
     """Return whether two are of the same class, or of one that was loaded twice."""
-    modules = {_PRIVATE.sub("", type(each).__module__) for each in (one, other)}
+    modules = {type(each).__module__ for each in (one, other)}
     names = {(each.name, type(each).__qualname__) for each in (one, other)}
     # A script's module has another name once its package is loaded.
     return len(names) == 1 and (len(modules) == 1 or "__main__" in modules)
@@ -264,4 +262,4 @@ def _is_same(one: Serializer, other: Serializer) -> bool:
 
 def _label(serializer: Serializer) -> str:
     kind = type(serializer)
-    return f"{_PRIVATE.sub('', kind.__module__)}.{kind.__qualname__}"
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -69,7 +70,9 @@ class Signature:
             try:
                 found = hints.resolve(self.fn)
             except (NameError, TypeError) as error:
-                raise SignatureError(f"{self.fn.__name__}: {error} in its type hints") from None
+                hint = "define it, or import it outside of `if TYPE_CHECKING:`"
+                message = f"{self.fn.__name__}: {error} in its type hints"
+                raise SignatureError(message, hint=hint) from None
         pair = found.get(self.data, Any), found.get("return", Any)
         for label, hint in zip((self.data, "return"), pair, strict=True):
             refused = hints.refusal(hint)
@@ -148,7 +151,12 @@ def _check_kind(fn: Any) -> None:
 
 
 def _parameters(fn: Callable[..., Any]) -> list[inspect.Parameter]:
-    parameters = list(inspect.signature(fn).parameters.values())
+    options: dict[str, Any] = {}
+    if sys.version_info >= (3, 14):  # hints of names that are defined further down need no quotes
+        import annotationlib
+
+        options["annotation_format"] = annotationlib.Format.FORWARDREF
+    parameters = list(inspect.signature(fn, **options).parameters.values())
     hint = "a function takes data first, then FunctionParameters if it needs them"
     for parameter in parameters:
         if parameter.kind not in _BY_POSITION:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import sys
@@ -14,13 +15,14 @@ from typing import Any
 
 import pytest
 
+from mfimage.backends import choice
 from mfimage.backends.code_cache import code_folder
 from mfimage.errors import OptionError, PackageError, StorageError
 from mfimage.load import JsonFunction, function_from_json
 from mfimage.package.store import PackageStore, blob_name, open_package
 from tests.backends.calls import CALLS, PYTHON_CALLS, Call, Caller, check, check_backend
 from tests.support.packages import PREDICT, archive_of, make_package
-from tests.support.projects import python
+from tests.support.projects import python, write
 
 pytestmark = pytest.mark.slow
 Functions = Mapping[str, JsonFunction]
@@ -184,6 +186,48 @@ def test_two_versions_in_one_process(tmp_path: Path) -> None:
     third = function_from_json(make_package(tmp_path, artifacts={"factor": 5}))
     for _ in range(2):
         assert [fn({"x": 2}) for fn in (first, second, third)] == [{"y": 6}, {"y": 5}, {"y": 10}]
+    kinds = [type(fn._backend).__name__ for fn in (first, second, third)]
+    assert kinds == ["LocalBackend", "ProcessBackend", "LocalBackend"]
+    for fn in (first, second, third):
+        fn.close()
+    again = function_from_json(make_package(tmp_path, plus))
+    assert type(again._backend).__name__ == "LocalBackend", "its names are free again"
+
+
+BY_NAME = """
+import importlib
+from mfimage.function.decorator import json_function
+@json_function
+def predict(data: dict) -> dict:
+    return {"found": importlib.import_module("rules.one").VALUE}
+"""
+
+
+def test_the_package_runs_where_its_source_was_imported_and_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By name, code in this process found the edited source; asked for or not."""
+    code = {"predict.py": BY_NAME, "rules/__init__.py": "", "rules/one.py": "VALUE = 1\n"}
+    reference = make_package(tmp_path, code, artifacts={})
+    source = write(tmp_path / "source", {**code, "rules/one.py": "VALUE = 'edited'\n"})
+    monkeypatch.syspath_prepend(str(source))
+    for imported in (False, True):
+        if imported:
+            importlib.import_module("rules.one")
+        for backend, level in (("local", "WARNING"), (None, "INFO")):
+            choice._logged.clear()
+            caplog.clear()
+            with (
+                caplog.at_level("INFO", "mfimage"),
+                function_from_json(reference, backend=backend) as fn,
+            ):
+                assert fn({}) == {"found": 1}
+            (record,) = [each for each in caplog.records if "predict runs" in each.message]
+            here = "rules is already imported here" if imported else "rules is another module here"
+            assert record.levelname == level
+            assert f"in an interpreter of its own (backend 'process'): {here}" in record.message
+    assert importlib.import_module("rules.one").VALUE == "edited"
+    del sys.modules["rules"], sys.modules["rules.one"]
 
 
 def test_code_is_unpacked_once_and_checked_every_time(tmp_path: Path, cache: Path) -> None:

@@ -5,12 +5,24 @@ import datetime
 import enum
 import json
 import uuid
-from typing import Annotated, Any, Literal
+from decimal import Decimal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given
-from pydantic import BaseModel, Field, JsonValue, PlainSerializer, computed_field, create_model
+from pydantic import (
+    Base64Bytes,
+    BaseModel,
+    Field,
+    HttpUrl,
+    JsonValue,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+    computed_field,
+    create_model,
+)
 from typing_extensions import NotRequired, TypedDict
 
 from mfimage.errors import InputError, OutputError, SignatureError
@@ -18,6 +30,8 @@ from mfimage.function.decorator import json_function
 from mfimage.function.faults import MAX_FAULTS
 from mfimage.function.schema import Schema
 from tests.function.test_json import json_values, same
+
+UTC = datetime.timezone.utc
 
 
 def schema_of(data: Any = Any, result: Any = Any) -> Schema:
@@ -53,6 +67,60 @@ class Strict(BaseModel, extra="forbid"):
     b: int
 
 
+class Pair(NamedTuple):
+    x: int
+    y: str
+
+
+class Opaque:
+    """Only its hint says how it is written."""
+
+    def __repr__(self) -> str:
+        return "Opaque()"
+
+
+Written = Annotated[
+    Opaque,
+    PlainValidator(lambda value: value),
+    PlainSerializer(lambda value: "opaque", return_type=str),
+    WithJsonSchema({"type": "string"}),
+]
+Seconds = Annotated[datetime.datetime, PlainSerializer(lambda at: at.timestamp())]
+
+
+@dataclasses.dataclass
+class Share:
+    part: Annotated[float, Field(le=1)]
+    link: HttpUrl | None = None
+
+
+@dataclasses.dataclass
+class Counted:
+    """What it makes of its arguments is neither made nor asked for again."""
+
+    count: int
+    more: dataclasses.InitVar[int]
+    total: int = dataclasses.field(init=False, default=0)
+
+    def __post_init__(self, more: int) -> None:
+        self.total = self.count + more
+
+
+@dataclasses.dataclass
+class Coded:
+    data: Base64Bytes
+
+
+@dataclasses.dataclass
+class NotedBox:
+    what: Written
+
+
+@dataclasses.dataclass(slots=True)
+class SecondsBox:
+    at: Seconds
+
+
 @pytest.mark.parametrize(
     ("hint", "payload", "expected"),
     [
@@ -70,6 +138,12 @@ class Strict(BaseModel, extra="forbid"):
         (tuple[int, str], [1, "a"], (1, "a")),
         (Item | Strict, {"b": 1}, Strict(b=1)),
         (JsonValue, {"a": [1]}, {"a": [1]}),
+        (Decimal, "1.50", Decimal("1.50")),
+        (set[int], [1, 1], {1}),
+        (Base64Bytes, "aGk=", b"hi"),
+        (HttpUrl, "http://x.org", HttpUrl("http://x.org/")),
+        (Pair, [1, "a"], Pair(1, "a")),
+        (datetime.timedelta, "PT1S", datetime.timedelta(seconds=1)),
     ],
     ids=str,
 )
@@ -189,6 +263,24 @@ Wide = create_model("Wide", __base__=Strict, extra=(int, 1))
         (Point | None, None, None),
         (int, np.uint64(2**64 - 1), 2**64 - 1),
         (bool, np.bool_(True), True),
+        # What only pydantic has a JSON form for, in whatever holds it.
+        (Share, Share(0.5, HttpUrl("http://x.org/a")), {"part": 0.5, "link": "http://x.org/a"}),
+        (list[Share], [Share(1)], [{"part": 1.0, "link": None}]),
+        (Counted, Counted(2, 3), {"count": 2, "total": 5}),
+        (Coded, Coded(b"hi"), {"data": "aGk="}),
+        (Coded, {"data": "aGk="}, {"data": "aGk="}),
+        (Base64Bytes, b"hi", "aGk="),
+        (dict[str, Decimal], {"a": Decimal("1.50")}, {"a": "1.50"}),
+        (Decimal, np.int64(1), "1"),
+        (set[int], {1}, [1]),
+        (set[int], [1, 1], [1]),
+        (list[set[int]], [frozenset([1])], [[1]]),
+        (datetime.timedelta, datetime.timedelta(seconds=1), "PT1S"),
+        (Pair, Pair(1, "a"), [1, "a"]),
+        (tuple[Decimal, HttpUrl], (Decimal(1), HttpUrl("http://x.org")), ["1", "http://x.org/"]),
+        pytest.param(list[Written], [Opaque()], ["opaque"], id="written"),
+        (NotedBox, NotedBox(Opaque()), {"what": "opaque"}),
+        (SecondsBox, SecondsBox(datetime.datetime(1970, 1, 2, tzinfo=UTC)), {"at": 86400.0}),
     ],
     ids=str,
 )
@@ -209,7 +301,23 @@ def test_results_go_out_as_their_schema_says(hint: Any, value: Any, expected: An
         (Point, {"x": np.float32(3)}, "result.x: expected int, got 3.0"),
         (Box, {"tags": [1]}, "result.size: missing; result.tags[0]: expected str, got 1"),
         (Box, Box(float("nan")), "result.size: nan has no JSON form"),
-        (Item, Item.model_construct(name=5), "result: tests.function.test_schema.Item has no JSON"),
+        (Item, Item.model_construct(name=5), "result.name: expected str, got 5"),
+        # A dataclass checks nothing when it is made.
+        (Box, Box("high"), "result.size: expected float, got 'high'"),
+        (list[Box], [Box(1.0, [2])], "result[0].tags[0]: expected str, got 2"),
+        (Share, Share(3.0), "result.part: input should be less than or equal to 1, got 3.0"),
+        (Share, {"part": 0.5, "link": "x"}, "result.link: input should be a valid URL"),
+        (Share, Share(float("inf"), HttpUrl("http://x.org")), "result.part: inf has no JSON form"),
+        (set[int], {"a"}, "result[0]: expected int, got 'a'"),
+        (tuple[int, str], (1,), "result[1]: missing"),
+        (Pair, [1], "result[1]: missing"),
+        (
+            dict[str, Any],
+            {"a": Opaque()},
+            "result.a: tests.function.test_schema.Opaque has no JSON",
+        ),
+        (Point, {"x": Opaque()}, "result.x: tests.function.test_schema.Opaque has no JSON form"),
+        (Point, {"x": Decimal(1)}, "result.x: expected int, got '1'"),
         (dict, {"a": {1, 2}}, "result.a: set has no JSON form"),
         (Any, print, "result: builtin_function_or_method has no JSON form"),
     ],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any, TypedDict
 
 import pytest
@@ -62,7 +63,7 @@ def nothing() -> dict: ...
 def three(data: dict, params: Needs, more: int = 1) -> dict: ...
 def swapped(params: FunctionParameters, data: dict) -> dict: ...
 def wrong(data: dict, params: dict) -> dict: ...
-def sets(data: set[int]) -> dict: ...
+def raw(data: bytes) -> dict: ...
 def deep(data: dict) -> dict[str, list[bytes]]: ...
 def generates(data: dict) -> Any:
     yield 1
@@ -81,7 +82,7 @@ async def generates_too(data: dict) -> Any:
         (three, "three: 'more' is one parameter too many", "read everything else from"),
         (swapped, "swapped: data comes first, FunctionParameters second", "def swapped(data"),
         (wrong, "wrong: params: expected FunctionParameters, got dict", ""),
-        (sets, "sets: data: set[int] has no JSON Schema", "use dict, list"),
+        (raw, "raw: data: bytes has no JSON Schema", "use dict, list"),
         (deep, "deep: return: bytes has no JSON Schema", "use dict, list"),
         (generates, "generates is a generator", ""),
         (generates_too, "generates_too is a generator", ""),
@@ -107,7 +108,7 @@ def test_what_is_refused_when_it_is_decorated(fn: Any, message: str, hint: str) 
         ("typing.Sequence[int]", "typing.Iterable[str]", (int, str)),
         ("dict", "list", "a batch function takes and returns a list, got dict"),
         ("list[int]", "int", "return: a batch function takes and returns a list, got int"),
-        ("list[set[int]]", "list", "set[int] has no JSON Schema"),
+        ("list[bytes]", "list", "bytes has no JSON Schema"),
     ],
 )
 def test_the_hints_of_a_batch_function_are_those_of_one_record(
@@ -123,6 +124,15 @@ def test_the_hints_of_a_batch_function_are_those_of_one_record(
         assert item in caught.value.message
     else:
         assert Signature.of(space["fn"], batch=True).record_hints() == item
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="hints are evaluated at once")
+def test_a_hint_that_is_defined_further_down_needs_no_quotes() -> None:
+    space: dict[str, Any] = {"json_function": json_function, "Needs": Needs}
+    source = "@json_function\ndef fn(data: Later, params: Needs) -> list[Later]: ...\nLater = int\n"
+    exec(compile(source, "x", "exec", dont_inherit=True), space)
+    assert space["fn"].signature.params_type is Needs
+    assert space["fn"].signature.record_hints() == (int, list[int])
 
 
 def test_a_hint_that_is_never_defined_is_refused_when_it_is_needed() -> None:

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mfimage.backends.calls import RemoteBackend
@@ -29,6 +30,7 @@ class ProcessOptions:
     workers: int = 1
     timeout: float | None = None  # seconds that one record may take; then its worker is replaced
     start_timeout: float = 300.0  # seconds until the function must be imported
+    python: Path | None = None  # one that has mfimage and satisfies the lock; else it is made
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -47,7 +49,10 @@ class ProcessBackend(RemoteBackend):
         self._workers = options.workers
         self._data: str | None = None
         launch = worker_launch(
-            package, timeout=options.timeout, start_timeout=options.start_timeout
+            package,
+            python=options.python,
+            timeout=options.timeout,
+            start_timeout=options.start_timeout,
         )
         self._pool = WorkerPool(launch, options.workers)
         super().__init__(

@@ -36,8 +36,10 @@ _ASK = (
 _ASK_SECONDS = 20
 
 
-def worker_launch(package: Package, *, timeout: float | None, start_timeout: float) -> WorkerLaunch:
-    """Return how to start a worker; the environment is made if it does not exist."""
+def worker_launch(
+    package: Package, *, python: Path | None = None, timeout: float | None, start_timeout: float
+) -> WorkerLaunch:
+    """Return how to start a worker: with ``python``, which has mfimage, or in its environment."""
     # Artifacts by digest: a local root's own, verified where they are read; those of a remote one
     # are fetched into the cache, which keeps them as long as `package` exists.
     storage = package.store.storage
@@ -56,8 +58,8 @@ def worker_launch(package: Package, *, timeout: float | None, start_timeout: flo
     }
     return WorkerLaunch(
         name=package.spec.name,
-        python=environment_python(package),
-        runtime=runtime_folder(),
+        python=python or environment_python(package),
+        runtime=None if python else runtime_folder(),
         start=json.dumps(config).encode(),
         timeout=timeout,
         start_timeout=start_timeout,

@@ -43,7 +43,7 @@ class WorkerLaunch:
 
     name: str  # the function's
     python: Path  # interpreter of its environment
-    runtime: Path  # folder with mfimage's runtime
+    runtime: Path | None  # folder with mfimage's runtime; None if it is installed
     start: bytes  # what the worker loads: the payload of frames.START
     timeout: float | None  # seconds that one record may take
     start_timeout: float  # seconds until the function must be imported
@@ -53,7 +53,8 @@ def _spawn(launch: WorkerLaunch, control: socket.socket, lifeline: int) -> subpr
     environment = {name: text for name, text in os.environ.items() if name not in _NOT_INHERITED}
     folder = launch.python.parent
     # The worker itself reads none of these; Python processes that the function starts do.
-    environment["PYTHONPATH"] = str(launch.runtime)
+    runtime = [str(launch.runtime)] if launch.runtime else []
+    environment["PYTHONPATH"] = os.pathsep.join(runtime)
     environment["PYTHONNOUSERSITE"] = "1"
     environment["VIRTUAL_ENV"] = str(folder.parent)
     environment["PATH"] = os.pathsep.join([str(folder), environment.get("PATH", os.defpath)])
@@ -64,7 +65,7 @@ def _spawn(launch: WorkerLaunch, control: socket.socket, lifeline: int) -> subpr
         output = subprocess.DEVNULL
     passed = (control.fileno(), lifeline)
     return subprocess.Popen(
-        [launch.python, "-I", "-c", BOOT, *map(str, passed), launch.runtime],
+        [launch.python, "-I", "-c", BOOT, *map(str, passed), *runtime],
         stdin=subprocess.DEVNULL,
         stdout=output,
         env=environment,

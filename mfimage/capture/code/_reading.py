@@ -123,6 +123,25 @@ def read_source(source: bytes, *, package: str = "", label: str = "<source>") ->
     return SourceFile(reader.found, reader.mentions)
 
 
+def defined_names(source: bytes) -> set[str]:
+    """Return the names that importing a module defines at its top; ``*`` if not all are known."""
+    found: set[str] = set()
+    pending: list[ast.AST] = list(ast.parse(source).body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.If) and (runs := _runs(node.test)) is not None:
+            pending += node.body if runs else node.orelse
+        elif not isinstance(node, ast.Lambda):
+            pending += ast.iter_child_nodes(node)
+    return found
+
+
 class _Reader(ast.NodeVisitor):
     def __init__(self, package: str) -> None:
         self.found: list[Statement] = []

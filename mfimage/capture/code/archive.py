@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import os
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mfimage.capture.code._reading import defined_names
 from mfimage.capture.code.locate import Definition
 from mfimage.errors import CaptureError
 from mfimage.files import is_rendered
@@ -45,11 +47,16 @@ class CapturedCode:
         """Every path inside the archive, sorted."""
         return sorted({*self.files, *self.generated})
 
-    def module_of(self, script: str) -> str | None:
-        """Return the module of a script in the archive; None when it is not there."""
-        found = [name for name in self.files if name.rpartition("/")[2] == script]
-        shortest = min(found, key=lambda name: (name.count("/"), name), default=None)
-        return shortest.removesuffix(".py").replace("/", ".") if shortest else None
+    def scripts(self, name: str, flow: str) -> list[str]:
+        """Return the files of a script's name that define its flow; equal ones once."""
+        found: dict[bytes, str] = {}
+        for path in sorted(self.files, key=lambda path: (path.count("/"), path)):
+            if path.rpartition("/")[2] == name and name.endswith(".py"):
+                data = self.files[path].read_bytes()
+                with contextlib.suppress(SyntaxError):  # of another Python: not what ran
+                    if {flow, "*"} & defined_names(data):
+                        found.setdefault(data, path)
+        return list(found.values())
 
 
 def capture_code(

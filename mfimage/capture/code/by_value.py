@@ -5,18 +5,21 @@ from __future__ import annotations
 import copy
 import dataclasses
 import dis
+import functools
 import io
 import sys
 import types
+import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 
+from mfimage.capture.task.pickles import StoredBytes, named_globals
 from mfimage.errors import CaptureError
 from mfimage.function import hints
-from mfimage.function.decorator import DecoratedFunction, blank, fill, state_of
+from mfimage.function.decorator import DecoratedFunction, blank, cached, dispatched, fill, state_of
 
 MODULE = "_bound_function"
 MAX_SIZE = 256 << 20
@@ -61,6 +64,14 @@ def capture_value(function: DecoratedFunction) -> Value:
         message = f"{function.__name__} cannot be captured by value: {error}"
         hint = "define it in a .py file and import it from there"
         raise CaptureError(message, hint=hint) from error
+    stored = StoredBytes(encoding="pickle-v4", open=lambda: io.BytesIO(buffer.getvalue()))
+    for module, name in sorted(named_globals(function.__name__, stored)):
+        if module == "__main__":
+            message = (
+                f"{function.__name__} cannot be captured by value: {name} is known by its name"
+            )
+            hint = f"define {name} in a .py file and import it from there"
+            raise CaptureError(message, hint=hint)
     if buffer.tell() > MAX_SIZE:
         size = f"{buffer.tell() >> 20} MiB of data (at most {MAX_SIZE >> 20})"
         hint = "keep data in an artifact, and read it from the parameters"
@@ -112,6 +123,8 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has no hin
             return _SENTINELS[id(obj)]
         if isinstance(obj, DecoratedFunction) and obj.__module__ == "__main__":
             return blank, (), state_of(obj), None, None, fill
+        if getattr(obj, "__module__", None) == "__main__" and (made := _by_parts(obj)):
+            return made
         if isinstance(obj, types.FunctionType) and obj.__module__ == "__main__":
             self.optional |= _imports_in(obj.__code__)
             return super().reducer_override(self._clone(obj))
@@ -144,6 +157,18 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has no hin
         clone.__annotations__ = _resolved(function, function.__annotations__)
         self._clones[id(function)] = (function, clone)
         return clone
+
+
+def _by_parts(obj: Any) -> Any:
+    """Return how to make again what pickle knows by its name only, or not at all."""
+    if isinstance(obj, functools._lru_cache_wrapper):
+        options = obj.cache_parameters()
+        return cached, (obj.__wrapped__, options["maxsize"], options["typed"])
+    if hasattr(obj, "registry") and getattr(obj, "__globals__", None) is vars(functools):
+        return dispatched, (dict(obj.registry),)
+    if isinstance(obj, typing.NewType):
+        return typing.NewType, (obj.__name__, obj.__supertype__)
+    return None
 
 
 def _nameless(code: types.CodeType) -> types.CodeType:

@@ -16,10 +16,16 @@ from typing import Any, NamedTuple
 
 from packaging.utils import canonicalize_name
 
-from mfimage.capture.code._reading import find_local, prefixes
+from mfimage.capture.code._reading import (
+    FileImport,
+    find_local,
+    prefixes,
+    reached_imports,
+    walk_project,
+)
 from mfimage.capture.code.interpreter import Interpreter, open_interpreter
 from mfimage.capture.environment.installed import Installed, is_inside, parse_distributions
-from mfimage.capture.task.pickles import StoredBytes, named_modules
+from mfimage.capture.task.pickles import StoredBytes, named_globals
 from mfimage.errors import CaptureError, LockError
 
 # The function in which the stub of a function captured by value names its imports
@@ -85,6 +91,7 @@ class Code:
     module: str  # the function's
     artifacts: Mapping[str, StoredBytes]  # their pickles are read, never run
     functions: Sequence[str] = ()  # names of the module's definitions that are called
+    script: str | None = None  # the module that pickles call ``__main__``
     needed: Mapping[str, str] | None = None  # modules that it needs and does not import -> why
     python: str = sys.executable  # the interpreter to ask
 
@@ -146,16 +153,22 @@ class Search:
 
     @cached_property
     def _by_pickles(self) -> list[Asked]:
-        named: list[tuple[str, str]] = []
+        named: list[tuple[str, str, str]] = []
         for name, artifact in sorted(self._code.artifacts.items()):
             with suppress(*([] if self._run else [CaptureError])):
-                named += [(module, name) for module in sorted(named_modules(name, artifact))]
+                named += [(*found, name) for found in sorted(named_globals(name, artifact))]
         standard = set(self._read["standard"])
         wanted = {
             module: f"named by the pickle of artifact {name!r}"
-            for module, name in reversed(named)
+            for module, _, name in reversed(named)
             if module.partition(".")[0] not in standard
         }
+        behind = [each for each in self._behind_pickles(named) if each.module not in wanted]
+        optional = {each.module for each in behind if each.optional}
+        for each in behind:
+            if each.module.partition(".")[0] not in standard:
+                file = _relative(str(each.file), self._root)
+                wanted[each.module] = f"imported by {file}:{each.line}, which an artifact needs"
         # Most belong to a distribution that lists its files; the rest is looked up.
         names = [module for module in wanted if not self._installed.owners(module, ())]
         origins: dict[str, list[str]] = {}
@@ -164,11 +177,24 @@ class Search:
                 interpreter.ask(self._root, {"names": names})
                 origins = interpreter.read()["origins"]
         return [
-            Asked(module, reason, tuple(found), _is_below(found, self._root))
+            Asked(module, reason, tuple(found), module in optional or _is_below(found, self._root))
             for module, reason in wanted.items()
             if not _is_local(module, self._root)
             for found in [origins.get(module, [])]
         ]
+
+    def _behind_pickles(self, named: Iterable[tuple[str, str, str]]) -> list[FileImport]:
+        """Return what the project's files import when pickles are loaded, or their classes used."""
+        script = self._code.script
+        own = {script if script and module == "__main__" else module for module, _, _ in named}
+        own = {module for module in own if find_local(self._root, module)}
+        with suppress(SyntaxError):  # of another Python
+            project = walk_project(self._root, sorted(own), {})
+            names = [name.partition(".")[0] for _, name, _ in named]
+            parts = {part for module in own for part in prefixes(module)}
+            files = [file for part in parts if (file := find_local(self._root, part))]
+            return [each for each in reached_imports(project, files, names) if not each.means]
+        return []
 
 
 def _asked_by_code(found: Mapping[str, Any], root: Path, module: str) -> Iterator[Asked]:
@@ -226,8 +252,11 @@ def _import_error(error: Mapping[str, Any], module: str, root: Path) -> Exceptio
     if error["exit"]:
         hint = 'guard what should only run as a script: if __name__ == "__main__":'
         return CaptureError(f"importing {module} ends the program{where}", hint=hint)
+    hint = "the module must be importable by itself, as it is where the function runs"
+    if "Address already in use" in error["text"]:
+        hint = "it is imported here and in a fresh interpreter at once: open ports in a function"
     return CaptureError(
         f"importing {module} in a fresh interpreter failed{where}: "
         f"{error['type']}: {error['text']}",
-        hint="the module must be importable by itself, as it is where the function runs",
+        hint=hint,
     )

@@ -80,6 +80,7 @@ _HINTS = {
     "UV_INDEX_<NAME>_USERNAME and _PASSWORD, or by ~/.netrc",
     "No solution found": "change the requirement, add an index with --extra-index-url, or name "
     "the whole environment with environment=",
+    "Distribution not found at": "write name==version: that path is of another machine",
     "Failed to (download and )?build": "build the wheel yourself, and name its file in a "
     "requirements file",
 }
@@ -165,19 +166,22 @@ def _solve(
     raise failure
 
 
-def export_pylock(project: Path, *, with_project: bool, index: IndexOptions) -> str:
+def export_pylock(
+    project: Path, *, with_project: bool, index: IndexOptions, package: str | None
+) -> str:
     """Return a project's ``uv.lock`` as a pylock.toml for all platforms."""
     more = [] if with_project else ["--no-emit-project"]
     more += [f"--prune={name}" for name in NEVER_LOCKED]
-    return _export(project, ["--format", "pylock.toml", *more], index)
+    return _export(project, ["--format", "pylock.toml", *more], index, package)
 
 
-def export_notes(project: Path, *, index: IndexOptions) -> str:
+def export_notes(project: Path, *, index: IndexOptions, package: str | None) -> str:
     """Return a ``uv.lock`` as requirements with comments that name their requirers."""
-    return _export(project, ["--format", "requirements.txt", "--no-hashes"], index)
+    return _export(project, ["--format", "requirements.txt", "--no-hashes"], index, package)
 
 
-def _export(project: Path, more: Sequence[str], index: IndexOptions) -> str:
+def _export(project: Path, more: Sequence[str], index: IndexOptions, package: str | None) -> str:
+    more = [*more, "--package", package] if package else more
     arguments = ["export", "--quiet", "--no-header", "--locked", "--no-default-groups"]
     arguments += ["--project", str(project), *more]
     return run_uv(arguments, project, index.environment(os.environ, project))

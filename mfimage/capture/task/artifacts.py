@@ -51,31 +51,68 @@ def parameters_read(function: DecoratedFunction) -> set[str] | None:
     """Return the parameters that a function can read; None when any: it passes them on."""
     if not function.signature.takes_params:
         return set()
-    name = list(inspect.signature(function.__wrapped__).parameters)[1]
+    found: set[str] = set()
+    layer: Any = function.__wrapped__
+    while layer is not None:  # the decorators around the function run, too
+        found_here = _reads(layer, 1)
+        if found_here is None:
+            return None
+        found |= found_here
+        layer = getattr(layer, "__wrapped__", None)
+    return _through_class(found, function.signature.params_type, function.__name__)
+
+
+def _through_class(found: set[str], kind: type, label: str) -> set[str] | None:
+    """Replace the properties and methods of a parameters class by what they read."""
+    names, seen = set[str](), set[str]()
+    while found - seen:
+        name = (found - seen).pop()
+        seen.add(name)
+        member = inspect.getattr_static(kind, name, None)
+        names |= set() if hasattr(kind, name) else {name}
+        code = getattr(member, "fget", getattr(member, "func", member))
+        read = _reads(code, 0) if inspect.isfunction(code) else set()
+        if read is None:
+            return None
+        found = found | read
+    for name in sorted(names):
+        if name.startswith("_"):
+            message = f"{label} reads {name!r}, and a name that starts with _ is not a parameter"
+            hint = "give the artifact another name, and run the flow again"
+            raise CaptureError(message, hint=hint)
+    return names
+
+
+def _reads(function: Any, position: int) -> set[str] | None:
+    """Return the members of a function's argument that it reads; None when it passes it on."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function.__wrapped__)))
+        source = inspect.getsource(getattr(function, "__code__", function))
+        tree: ast.AST = ast.parse(textwrap.dedent(source)).body[0]
     except (OSError, SyntaxError, TypeError):
+        tree = ast.Pass()
+    if not isinstance(tree, ast.FunctionDef | ast.AsyncFunctionDef):
         return None
-    return _reads(tree.body[0], name)
-
-
-def _reads(function: ast.AST, name: str) -> set[str] | None:
-    arguments = getattr(function, "args", None)
-    own = [*arguments.posonlyargs, *arguments.args] if arguments else []
+    arguments = tree.args
+    own = [*arguments.posonlyargs, *arguments.args]
+    passed = None if position < len(own) else arguments.vararg
+    name = passed.arg if passed else own[position].arg if position < len(own) else ""
     found: set[str] = set()
     followed: set[ast.AST] = set()
-    for node in ast.walk(function):
+    for node in ast.walk(tree):
         value = getattr(node, "value", None)
         if isinstance(value, ast.Name) and value.id == name:
-            member = _member(node)
-            if member is None:
+            if passed is None:
+                member = _member(node)
+                if member is None:
+                    return None
+                found.add(member)
+            elif not isinstance(node, ast.Starred):
                 return None
-            found.add(member)
             followed.add(value)
-    for node in ast.walk(function):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id == name and node not in followed:
             return None
-        if isinstance(node, ast.arg) and node.arg == name and node not in own:
+        if isinstance(node, ast.arg) and node.arg == name and node not in [*own, passed]:
             return None
     return found
 
@@ -83,7 +120,7 @@ def _reads(function: ast.AST, name: str) -> set[str] | None:
 def _member(node: ast.AST) -> str | None:
     """Return ``model`` of ``params.model`` and ``params["model"]``."""
     if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-        return None if node.attr.startswith("_") else node.attr
+        return None if node.attr.startswith("__") else node.attr
     if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
         return str(node.slice.value)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _compat_pickle
+import functools
 import gzip
 import pickle
 import pickletools
@@ -26,15 +27,11 @@ class StoredBytes:
     open: Callable[[], BinaryIO]  # for reading, from the start, at every call
 
 
-def named_modules(name: str, artifact: StoredBytes) -> set[str]:
-    """Return the modules that unpickling an artifact would import."""
-    return {module for module, _ in named_globals(name, artifact)}
-
-
-def named_globals(name: str, artifact: StoredBytes) -> set[tuple[str, str]]:
+@functools.lru_cache(maxsize=128)  # large ones take long to read
+def named_globals(name: str, artifact: StoredBytes) -> frozenset[tuple[str, str]]:
     """Return the (module, qualified name) pairs that unpickling an artifact would look up."""
     if not _PICKLE.fullmatch(artifact.encoding):
-        return set()
+        return frozenset()
     wanted: set[int] | None = None
     try:
         while True:
@@ -44,7 +41,7 @@ def named_globals(name: str, artifact: StoredBytes) -> set[tuple[str, str]]:
                 reader = PickleReader(read, wanted)
                 reader.read()
             if not reader.missing:
-                return reader.found
+                return frozenset(reader.found)
             # The second reading remembers fewer strings, and may miss names that the first one had.
             if wanted is not None and reader.missing <= wanted:
                 raise Unreadable("a name is not a string of the pickle")

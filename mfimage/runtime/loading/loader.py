@@ -7,9 +7,9 @@ import functools
 import gzip
 import hashlib
 import io
-import operator
 import pickle
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,11 @@ class LiveFunction:
     """
 
     def __init__(
-        self, spec: FunctionSpec, function: DecoratedFunction, params: FunctionParameters
+        self,
+        spec: FunctionSpec,
+        function: DecoratedFunction,
+        params: FunctionParameters,
+        release: Callable[[], None] = lambda: None,
     ) -> None:
         self.spec = spec
         self.name = spec.name
@@ -49,6 +53,8 @@ class LiveFunction:
         self._fn = function.__wrapped__
         self._takes_params = function.signature.takes_params
         self._schema = function.signature.schema
+        self._release = weakref.finalize(self, release)
+        self._release.atexit = False
         self._loop: LoopThread | None = None
         self._lock = threading.Lock()
         self.data = self._schema.data
@@ -129,7 +135,8 @@ class LiveFunction:
             return self._loop
 
     def close(self) -> None:
-        """Stop the thread of an ``async def`` function."""
+        """Stop the thread of an ``async def`` function; give the names of the modules back."""
+        self._release()
         with self._lock:
             if self._loop is not None:
                 self._loop.close()
@@ -165,16 +172,19 @@ def load_function(
     bytes. ``dedicated``: this process runs only this function; see ``CodeSpace``.
     """
     space = CodeSpace(code, key=spec.code.hex[:16], dedicated=dedicated, main=spec.script)
-    function = _find(spec, space)
-    loaders = {
-        name: functools.partial(_load, name, ref, read_blob, space)
-        for name, ref in spec.artifacts.items()
-    }
-    # Copies: the function may change the values, but not the package.
-    values = copy.deepcopy(dict(spec.parameters))
-    return LiveFunction(
-        spec, function, lazy_parameters(function.signature.params_type, loaders, values)
-    )
+    try:
+        function = _find(spec, space)
+        loaders = {
+            name: functools.partial(_load, name, ref, read_blob, space)
+            for name, ref in spec.artifacts.items()
+        }
+        # Copies: the function may change the values, but not the package.
+        values = copy.deepcopy(dict(spec.parameters))
+        params = lazy_parameters(function.signature.params_type, loaders, values)
+        return LiveFunction(spec, function, params, space.release)
+    except BaseException:
+        space.release()
+        raise
 
 
 def _load(name: str, ref: ArtifactRef, read_blob: ReadBlob, space: CodeSpace) -> Any:
@@ -188,7 +198,7 @@ def _find(spec: FunctionSpec, space: CodeSpace) -> DecoratedFunction:
     except ModuleNotFoundError as error:
         raise PackageError(
             f"{spec.name}: importing {module_name} needs the module "
-            f"{space.public(error.name)!r}, which is not installed here",
+            f"{error.name!r}, which is not installed here",
             hint="run it where its environment is: the image, or a matching virtual environment",
         ) from error
     except (Exception, SystemExit) as error:
@@ -238,16 +248,18 @@ _GZIP = "gzip+"
 
 
 class _Unpickler(pickle.Unpickler):
-    """Imports the package's own classes from its ``CodeSpace``."""
+    """Finds what the script of the flow defined, which pickles call ``__main__``."""
 
     def __init__(self, data: bytes, code: CodeSpace) -> None:
         super().__init__(io.BytesIO(data))
         self._code = code
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        if not self._code.owns(module_name):
-            return super().find_class(module_name, global_name)
-        return operator.attrgetter(global_name)(self._code.import_module(module_name))
+        if module_name == "__main__":  # never the caller's, which another process does not have
+            if self._code.main is None:
+                raise AttributeError(f"the script that defined {global_name} is not in the package")
+            module_name = self._code.main
+        return super().find_class(module_name, global_name)
 
 
 def load_artifact(name: str, ref: ArtifactRef, data: bytes, code: CodeSpace) -> Any:
@@ -257,7 +269,7 @@ def load_artifact(name: str, ref: ArtifactRef, data: bytes, code: CodeSpace) -> 
     except Exception as error:
         message = f"parameter {name!r} ({ref.type})"
         if isinstance(error, ModuleNotFoundError):
-            message += f" needs the module {code.public(error.name)!r}, which is not installed here"
+            message += f" needs the module {error.name!r}, which is not installed here"
             hint = "run it where its environment is: the image, or a matching virtual environment"
         elif isinstance(error, ParameterError):
             message, hint = f"{message}: {error.message}", error.hint or ""

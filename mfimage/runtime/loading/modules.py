@@ -1,57 +1,92 @@
-"""Importing a package's code, isolated from other functions in the same process.
+"""Importing a package's code under its own names.
 
-In a process that runs one function (an image, a worker), its code folder is on ``sys.path``. In a
-caller's process the same module name may already be taken, by the source that was bound or another
-version of it. There, a package's modules are imported below ``_mfimage_<digest>``, and import
-statements inside them search there first.
+Code finds itself by name (``pkgutil``, ``importlib.resources``, pickles, ``multiprocessing``), so
+its modules are imported as what they are, from its folder on ``sys.path``. In a process that runs
+one function (an image, a worker), nothing else has their names. In a caller's process the source
+that was bound may have them, or another version of it: then the code is not loaded there.
 """
 
 from __future__ import annotations
 
-import builtins
 import importlib
-import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 import threading
 import types
-from collections.abc import Mapping, Sequence
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
-_LOCK = threading.RLock()
+from mfimage.errors import MfimageError
+
+_LOCK = threading.RLock()  # not held during imports: the garbage collector may release in one
+_STUBS = threading.RLock()
+# Folders of code that functions in a caller's process use, and how many.
+_USERS: Counter[Path] = Counter()
+# The stub of a function captured by value: nothing refers to it, and every such package has one.
+_STUB = "_bound_function"
+# Nothing that runs imports these, and most projects have them.
+_UNUSED = {_STUB, "conftest", "setup", "test", "tests"}
+
+
+class NameTaken(MfimageError):
+    """A module of the code is another one in this process."""
 
 
 class CodeSpace:
-    """The modules of one code folder.
+    """The modules of one code folder, importable until ``release``.
 
-    Equal keys, as digests of the code, share modules. ``dedicated``: this process runs only this
-    code. ``main`` is the module that pickles call ``__main__``.
+    ``dedicated``: this process runs only this code. Otherwise, ``NameTaken`` if importing it here
+    would give other modules, or give other code these. ``key`` is a digest of the code. ``main`` is
+    the module that pickles call ``__main__``.
     """
 
     def __init__(self, folder: Path, *, key: str, dedicated: bool, main: str | None) -> None:
-        self._prefix = "" if dedicated else f"_mfimage_{key}."
-        self._names = _top_level(folder)
-        self._main = main
-        if dedicated:
+        self._folder, self._key, self.main = folder, key, main
+        self._released = dedicated
+        with _LOCK:
+            if not dedicated:
+                for name in sorted(_top_level(folder)):
+                    _check_free(name, folder)
+                _USERS[folder] += 1
             if str(folder) not in sys.path:
                 sys.path.insert(0, str(folder))
-        else:
-            _register(self._prefix[:-1], folder, self._names)
-
-    def owns(self, name: str) -> bool:
-        """Tell whether a module's name, in an import or a pickle, is one of this code's."""
-        return name.partition(".")[0] in self._names or (name == "__main__" and bool(self._main))
 
     def import_module(self, name: str) -> types.ModuleType:
         """Import a module by its name in the project, or any other module."""
-        if name == "__main__" and self._main:
-            name = self._main
-        return importlib.import_module(f"{self._prefix}{name}" if self.owns(name) else name)
+        if name != _STUB:
+            return importlib.import_module(name)
+        alias = f"{_STUB}_{self._key}"
+        with _STUBS:
+            if alias not in sys.modules:
+                spec = importlib.util.spec_from_file_location(alias, self._folder / f"{_STUB}.py")
+                assert spec is not None
+                assert spec.loader is not None
+                module = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(module)
+                sys.modules[alias] = module
+        return sys.modules[alias]
 
-    def public(self, name: str | None) -> str | None:
-        """Return the name of a module in the project."""
-        return name.removeprefix(self._prefix) if name else name
+    def release(self) -> None:
+        """Forget the modules, once no other function uses them: their names are free again."""
+        with _LOCK:
+            if self._released:
+                return
+            self._released = True
+            _USERS[self._folder] -= 1
+            if not _USERS[self._folder]:
+                _forget(self._folder)
+
+
+def _forget(folder: Path) -> None:
+    _USERS.pop(folder, None)
+    if str(folder) in sys.path:
+        sys.path.remove(str(folder))
+    for name in list(sys.modules):  # not items(): collecting garbage meanwhile may call this, too
+        own = getattr(sys.modules.get(name), "__dict__", {})
+        place = own.get("__file__") or next(iter(own.get("__path__") or ()), "")
+        if str(place).startswith(f"{folder}/"):
+            sys.modules.pop(name, None)
 
 
 def _top_level(folder: Path) -> frozenset[str]:
@@ -62,7 +97,7 @@ def _top_level(folder: Path) -> frozenset[str]:
             names.add(entry.name.partition(".")[0])
         elif (entry / "__init__.py").is_file() or _is_namespace(entry):
             names.add(entry.name)
-    return frozenset(names)
+    return frozenset(names - _UNUSED)
 
 
 def _is_namespace(folder: Path) -> bool:
@@ -78,63 +113,39 @@ def _is_namespace(folder: Path) -> bool:
     return found is None or found.origin is None
 
 
-def _register(name: str, folder: Path, names: frozenset[str]) -> None:
-    with _LOCK:
-        if name in sys.modules:
-            return
-        package = types.ModuleType(name, "The code of one function package.")
-        package.__path__ = [str(folder)]
-        _FINDER.spaces[name] = _private_builtins(name, names)
-        if _FINDER not in sys.meta_path:
-            sys.meta_path.insert(0, _FINDER)
-        sys.modules[name] = package
+def _check_free(name: str, folder: Path) -> None:
+    """Raise ``NameTaken`` if a name is another module in this process, or would be later.
+
+    What ``sys.path`` or the code of another function has is as good if its files are the same.
+    """
+    module = sys.modules.get(name)
+    spec = importlib.util.find_spec(name) if module is None else getattr(module, "__spec__", None)
+    if module is None and spec is None:
+        return
+    places = getattr(spec, "submodule_search_locations", None)
+    file = next(iter(places or ()), None) or (spec.origin if spec and spec.has_location else None)
+    home = Path(file).parent if file else None  # None when it is built in
+    is_shared = home == folder or module is None or home in _USERS
+    if home is None or not (is_shared and _is_same(name, folder, home)):
+        here = "is already imported here" if module else "is another module here"
+        raise NameTaken(f"{name} {here}, from {getattr(spec, 'origin', None) or file or 'no file'}")
 
 
-def _private_builtins(prefix: str, names: frozenset[str]) -> dict[str, Any]:
-    """Return builtins whose ``import`` finds the package's modules first."""
-    original_import = builtins.__import__
+def _is_same(name: str, folder: Path, other: Path) -> bool:
+    """Return whether a module or package is the same in another folder, if it is there at all."""
 
-    def private_import(
-        name: str,
-        globals: Mapping[str, object] | None = None,
-        locals: Mapping[str, object] | None = None,
-        fromlist: Sequence[str] | None = (),
-        level: int = 0,
-    ) -> types.ModuleType:
-        top = name.partition(".")[0]
-        if level or top not in names:
-            return original_import(name, globals, locals, fromlist or (), level)
-        module = original_import(f"{prefix}.{name}", globals, locals, fromlist or (), 0)
-        return module if fromlist else sys.modules[f"{prefix}.{top}"]
+    def files(root: Path) -> set[Path]:
+        found = [*root.glob(f"{name}.*"), *(root / name).rglob("*")]
+        return {
+            path.relative_to(root) for path in found if path.suffix != ".pyc" and path.is_file()
+        }
 
-    return {**vars(builtins), "__import__": private_import}
+    def modules(paths: set[Path]) -> set[Path]:
+        return {path for path in paths if path.suffix in (".py", ".so")}
 
-
-class _PrivateLoader(importlib.machinery.SourceFileLoader):
-    def __init__(self, fullname: str, path: str, private: dict[str, Any]) -> None:
-        super().__init__(fullname, path)
-        self._private = private
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        module.__dict__["__builtins__"] = self._private
-        super().exec_module(module)
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    def __init__(self) -> None:
-        self.spaces: dict[str, dict[str, Any]] = {}
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        private = self.spaces.get(fullname.partition(".")[0])
-        if private is None or path is None:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
-            assert spec.origin is not None
-            spec.loader = _PrivateLoader(fullname, spec.origin, private)
-        return spec
-
-
-_FINDER = _Finder()
+    ours, theirs = files(folder), files(other)
+    return not modules(theirs) or (
+        modules(ours) == modules(theirs)
+        and ours <= theirs
+        and all((folder / each).read_bytes() == (other / each).read_bytes() for each in ours)
+    )

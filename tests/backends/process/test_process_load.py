@@ -45,7 +45,7 @@ def test_another_lock_goes_to_a_process(process_packages: Packages) -> None:
     environment = process_packages.environment("click")
     reference = process_packages.write(WHO, environment=environment).reference
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mfimage.backends.satisfies.installed_version", lambda name: "0.1")
+        patch.setattr("mfimage.backends.satisfies.installed_version", lambda *_: "0.1")
         with function_from_json(reference) as process:
             assert process({}) != os.getpid()
             assert process({}) == process({})

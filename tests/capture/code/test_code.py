@@ -110,20 +110,32 @@ def test_an_installed_function_has_no_files() -> None:
     assert (code.entrypoint, code.files, code.names) == ("pkg.mod:serve", {}, [])
 
 
+FLOW = "class MyFlow: pass\n"
+
+
 @pytest.mark.parametrize(
-    ("files", "script", "module"),
+    ("files", "scripts"),
     [
-        (["train.py", "flows/train.py"], "train.py", "train"),
-        (["flows/train.py", "predict.py"], "train.py", "flows.train"),
-        (["b/train.py", "a/train.py"], "train.py", "a.train"),
-        (["predict.py"], "train.py", None),
+        ({"train.py": FLOW, "flows/train.py": "class Other: pass"}, ["train.py"]),
+        ({"train.py": "class Other: pass", "flows/train.py": FLOW}, ["flows/train.py"]),
+        ({"train.py": "class Other: pass"}, []),
+        ({"a/train.py": FLOW, "b/train.py": f"{FLOW}X = 1\n"}, ["a/train.py", "b/train.py"]),
+        ({"build/lib/train.py": FLOW, "train.py": FLOW}, ["train.py"]),
+        ({"train.py": "if True:\n    from base import It as MyFlow"}, ["train.py"]),
+        ({"train.py": "from base import *"}, ["train.py"]),
+        ({"train.py": f"if __name__ == '__main__':\n    {FLOW}"}, []),
+        ({"train.py": "no Python"}, []),
+        ({"other.py": FLOW}, []),
     ],
 )
-def test_where_the_flows_script_went(files: list[str], script: str, module: str | None) -> None:
-    code = CapturedCode(
-        entrypoint="a:b", root=None, files={name: Path() for name in files}, generated={}
-    )
-    assert code.module_of(script) == module
+def test_the_flows_script_is_the_file_that_defines_the_flow(
+    files: dict[str, str], scripts: list[str], tmp_path: Path
+) -> None:
+    """Of two files of one name, the other flow's class was loaded without a word."""
+    write(tmp_path, files)
+    paths = {name: tmp_path / name for name in files}
+    code = CapturedCode(entrypoint="a:b", root=None, files=paths, generated={})
+    assert code.scripts("train.py", "MyFlow") == scripts
 
 
 def test_the_same_files_give_the_same_bytes_anywhere(tmp_path: Path) -> None:

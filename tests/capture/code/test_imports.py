@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import sys
@@ -13,6 +14,7 @@ from mfimage.capture.code import interpreter as fresh
 from mfimage.capture.code.imports import Code, search_imports
 from mfimage.capture.code.interpreter import early_interpreter
 from mfimage.capture.lock.platform import Platform
+from mfimage.capture.task.pickles import StoredBytes
 from mfimage.errors import LockError
 from tests.capture.projects import find, write
 from tests.capture.wheelhouse import Interpreter
@@ -165,6 +167,35 @@ def test_a_pickle_of_an_editable_module_is_looked_up(interpreter: Interpreter, r
     interpreter.install_editable(source, "encoder-lib")
     found = find(interpreter, root, artifacts={"model": b"cencoders.text\nEncoder\n."})
     assert list(found.distributions()) == ["encoder-lib"]
+
+
+def test_what_project_modules_import_that_pickles_name(
+    interpreter: Interpreter, root: Path
+) -> None:
+    """The module of an artifact's class was in the package, and what it imports was not."""
+    models = "import learn\nclass Table:\n    def render(self): import one_more\n"
+    models += "def unused(): import never_called\n"
+    for run in (True, False):
+        found = find(
+            interpreter, root, models=models, run=run, artifacts={"t": b"cmodels\nTable\n."}
+        )
+        asked = {each.module: each for each in found.asked}
+        assert asked["learn"].reason == "imported by models.py:1, which an artifact needs"
+        assert {"learn", "one_more"} <= asked.keys()
+        assert "never_called" not in asked
+
+
+def test_what_the_flows_script_imports_when_pickles_call_it_main(
+    interpreter: Interpreter, root: Path
+) -> None:
+    files = write(root, {"predict.py": "", "train.py": "import learn\nclass Scaler: pass\n"})
+    stored = StoredBytes(encoding="pickle-v4", open=lambda: io.BytesIO(b"c__main__\nScaler\n."))
+    code = Code(
+        root=root, files=files, module="predict", artifacts={"s": stored},
+        python=interpreter.python, script="train",
+    )  # fmt: skip
+    with search_imports(code) as search:
+        assert list(search.result().distributions()) == ["learn-kit"]
 
 
 def test_what_the_module_prints_is_kept_apart(

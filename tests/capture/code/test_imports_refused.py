@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 
@@ -33,6 +34,17 @@ def test_what_cannot_be_imported(
         find(interpreter, root, code).distributions()
     assert message in caught.value.message
     assert caught.value.hint
+
+
+def test_a_port_that_the_module_opens_when_it_is_imported(
+    interpreter: Interpreter, root: Path
+) -> None:
+    """It is imported here and in a fresh interpreter at once."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        code = f"import socket\nsocket.create_server({server.getsockname()})\n"
+        with pytest.raises(CaptureError, match=r"predict\.py:2: OSError") as caught:
+            find(interpreter, root, code)
+    assert "open ports in a function" in str(caught.value.hint)
 
 
 def test_a_module_that_no_distribution_has(

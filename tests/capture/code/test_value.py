@@ -139,7 +139,7 @@ def test_all_that_main_holds_goes_along(rich: tuple[Path, Any]) -> None:
         "inner": 2, "other": {"other": {}, "depth": 0}, "fit": 2.0, "offset": 0.5,
     }  # fmt: skip
     assert said["entrypoint"] == "_bound_function:predict"
-    assert not {"helper", "later", "inner_only"} & sys.modules.keys()
+    assert str(sys.modules["later"].__file__) == str(folder / "value" / "later.py")
 
 
 def test_it_says_what_it_imports(rich: tuple[Path, Any]) -> None:
@@ -238,12 +238,58 @@ def test_the_same_function_gives_the_same_bytes(rich: tuple[Path, Any]) -> None:
     ("source", "message"),
     [
         ("import threading\nLOCK = threading.Lock()", "cannot be captured by value: cannot pickle"),
+        (
+            "class Thing:\n    def __reduce__(self): return 'LOCK'\nLOCK = Thing()",
+            "predict cannot be captured by value: LOCK is known by its name",
+        ),
         ("LOCK = bytes(300 << 20)", "predict refers to 300 MiB of data (at most 256)"),
     ],
 )
 def test_what_cannot_go_along(source: str, message: str, tmp_path: Path) -> None:
     source += "\n@json_function\ndef predict(data: dict) -> dict: return {'x': bool(LOCK)}\n"
     assert message in capture(source, tmp_path, tmp_path / "value")["error"]
+
+
+BY_NAME = """
+import functools
+from typing import NewType
+
+Count = NewType("Count", int)
+
+@functools.lru_cache(maxsize=8)
+def slow(n):
+    return n if n < 2 else slow(n - 1) + slow(n - 2)
+
+@functools.singledispatch
+def describe(x):
+    return "thing"
+
+@describe.register
+def _(x: int):
+    return "number"
+
+@describe.register(list)
+def many(x):
+    return [describe(each) for each in x]
+
+class Model:
+    @functools.lru_cache
+    def twice(self, n):
+        return 2 * n
+
+@json_function
+def predict(data: Count) -> list:
+    return [slow(data), Model().twice(data), describe(data), describe([1, "x"])]
+"""
+
+
+def test_what_pickle_knows_by_name_only_is_made_again(tmp_path: Path) -> None:
+    """A cached function of a notebook was ``module '__main__' has no attribute 'slow'``."""
+    capture(BY_NAME, tmp_path, tmp_path / "value")
+    predict = load(tmp_path / "value", "by-name")
+    assert predict(10) == [55, 20, "number", ["number", "thing"]]
+    cached = predict.__wrapped__.__globals__["slow"]
+    assert (cached.cache_info().maxsize, cached.cache_info().currsize > 1) == (8, True)
 
 
 def test_another_python_is_refused(tmp_path: Path) -> None:

@@ -116,6 +116,27 @@ def test_a_requirements_file_is_read_as_uv_reads_it(tmp_path: Path) -> None:
     assert found.hashes == {"one-two": frozenset({digest})}
 
 
+def test_relative_paths_of_requirements_are_below_the_current_folder(
+    few: Interpreter, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for pip and uv; they meant the project's folder, which may be another."""
+    write_source(project / "libs" / "mine", "mine")
+    (project / "base.txt").write_text("-e ./libs/mine\n")
+    (project / "requirements.txt").write_text("-r base.txt\nnumeric\n")
+    (project / "src").mkdir()
+    (project / "src" / "predict.py").write_text("import numeric\n")
+    monkeypatch.chdir(project)
+    found = describe(few, project / "src", "../requirements.txt")
+    assert list(found.lock.wheels) == ["mine-1.0-py3-none-any.whl"]
+
+
+def test_a_requirements_file_of_another_encoding_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("numeric\n", encoding="utf-16")
+    with pytest.raises(LockError, match=r"a\.txt.*decode") as caught:
+        read_requirements(tmp_path / "a.txt")
+    assert caught.value.hint == "save it as UTF-8"
+
+
 @pytest.mark.parametrize("right", [True, False])
 def test_hashes_of_a_requirements_file_bind(
     few: Interpreter, project: Path, index: Index, right: bool

@@ -127,6 +127,32 @@ def test_the_projects_uv_lock_comes_before_imports(
     assert versions(describe(few, project, code_root=code))["app"] == "1.0"
 
 
+def test_a_workspace_gives_the_member_that_the_function_stands_in(
+    few: Interpreter, project: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All members came along, and a relative path meant another folder."""
+    index.add(wheel("trained"))
+    (project / "pyproject.toml").write_text('[tool.uv.workspace]\nmembers = ["*/"]\n')
+    for name, requires in (("scorer", ["core"]), ("trainer", ["trained"]), ("core", ["numeric"])):
+        write_source(project / name, name)
+        (project / name / "pyproject.toml").write_text(
+            f'[project]\nname = "{name}"\nversion = "1.0"\nrequires-python = ">=3.10"\n'
+            f"dependencies = {requires}\n[tool.uv.sources]\ncore = {{ workspace = true }}\n"
+            '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+        )
+    subprocess.run([uv.find_uv(), "lock", "-q"], cwd=project, check=True)
+    code = project / "scorer" / "src"
+    code.mkdir()
+    (code / "predict.py").write_text("import numeric, metaflow\n")
+    found = describe(few, code, code_root=code)
+    assert found.source == "uv.lock"
+    expected = {"core", "metaflow", "numeric", "orjson", "pydantic"}
+    assert versions(found).keys() == expected
+    assert list(found.lock.wheels) == ["core-1.0-py3-none-any.whl"]
+    monkeypatch.chdir(code)
+    assert versions(describe(few, Path(), "../../uv.lock", code_root=code)).keys() == expected
+
+
 def test_a_uv_lock_that_is_stale(few: Interpreter, project: Path, index: Index) -> None:
     index.add(wheel("pytest"))
     make_uv_project(project, packaged=False)

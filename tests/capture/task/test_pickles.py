@@ -21,8 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mfimage.capture.task import pickles
-from mfimage.capture.task.pickles import StoredBytes, named_globals, named_modules
+from mfimage.capture.task.pickles import StoredBytes, named_globals
 from mfimage.errors import CaptureError
+
+
+def named_modules(name: str, artifact: StoredBytes) -> set[str]:
+    return {module for module, _ in named_globals(name, artifact)}
 
 
 class Colour(enum.Enum):

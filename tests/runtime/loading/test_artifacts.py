@@ -64,9 +64,9 @@ def test_classes_of_the_project_come_from_the_package(tmp_path: Path) -> None:
     first = load_artifact("x", ref("pickle-v4"), data, space(tmp_path, main="train"))
     assert type(first[0]) is type(first[1])
     assert type(first[0].inner) is first[2]
-    other = load_artifact("x", ref("pickle-v4"), data, space(tmp_path, main="train"))
-    assert type(first[0]) is not type(other[0]), "each package has its own"
-    with pytest.raises(ParameterError, match=r"parameter 'x' \(object\) cannot be loaded: Attr"):
+    with pytest.raises(
+        ParameterError, match=r"cannot be loaded: AttributeError: the script that def"
+    ):
         load_artifact("x", ref("pickle-v4"), data, space(tmp_path))
 
 

@@ -83,11 +83,17 @@ class Maker:
     python: str  # full version
     platform: Platform
 
-    def lock(self, lines: Sequence[str], *, hashes: Mapping[str, frozenset[str]] = {}) -> Lock:
-        """Solve requirements."""
-        index, project = self.request.index, self.request.project
+    def lock(
+        self,
+        lines: Sequence[str],
+        *,
+        hashes: Mapping[str, frozenset[str]] = {},
+        directory: Path | None = None,
+    ) -> Lock:
+        """Solve requirements; relative paths are below ``directory``, by default the project's."""
+        index, directory = self.request.index, directory or self.request.project
         return lock_requirements(
-            lines, platform=self.platform, index=index, directory=project, hashes=hashes
+            lines, platform=self.platform, index=index, directory=directory, hashes=hashes
         )
 
     def lock_pins(self, pins: Sequence[str]) -> Lock:

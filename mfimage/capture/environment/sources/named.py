@@ -27,7 +27,7 @@ def find(request: Request) -> Callable[[], Environment] | None:
     if not file.is_file():
         raise LockError(f"environment: no file {str(file)!r}", hint="check the path")
     if file.name == "uv.lock":
-        return partial(describe_uv_lock, request, file)
+        return partial(describe_uv_lock, request, file.resolve())
     if _PYLOCK.fullmatch(file.name):
         return partial(_describe_pylock, request, file)
     if file.suffix in (".txt", ".in"):
@@ -49,7 +49,8 @@ def _describe_requirements(request: Request, file: Path) -> Environment:
     """Solve it, with what mfimage's loader needs, and Metaflow if it is imported."""
     maker, read = request.read(), read_requirements(file)
     lines = [f"-r {file.resolve()}", *RUNTIME_REQUIREMENTS, *maker.metaflow(read.names)]
-    lock = maker.lock(lines, hashes=read.hashes)
+    directory = Path.cwd() if read.has_paths else None
+    lock = maker.lock(lines, hashes=read.hashes, directory=directory)
     maker.check(lock, file.name, remedy="it")
     named = dict.fromkeys(read.names, f"named in {file.name}")
     return maker.environment(lock, "requirements", named=named)
@@ -59,6 +60,7 @@ def _describe_requirements(request: Request, file: Path) -> Environment:
 
 _COMMENT = re.compile(r"(^|\s+)#.*$")
 _HASH = re.compile(r"--hash[= ]\s*(\w+):([0-9a-fA-F]+)")
+_PATH = re.compile(r"(-e|--editable)[ =]|\.\.?/|\.$")
 _INCLUDE = re.compile(r"(?:-r|--requirement)[ =]?\s*(\S.*)")
 
 
@@ -69,13 +71,16 @@ class RequirementsRead:
     names: frozenset[str]  # canonical; with those of the files that it includes
     # Name -> the sha256 of the files that may be used. Uv ignores them when it solves.
     hashes: Mapping[str, frozenset[str]]
+    has_paths: bool  # relative ones, below the folder in which uv runs
 
 
 def read_requirements(path: Path) -> RequirementsRead:
     """Read a requirements file and those that it includes."""
     names: set[str] = set()
     hashes: dict[str, frozenset[str]] = {}
+    has_paths = False
     for line in _lines(path, set()):
+        has_paths |= bool(_PATH.match(line))
         name = _name_of(_HASH.sub("", line))
         if name:
             names.add(name)
@@ -84,7 +89,7 @@ def read_requirements(path: Path) -> RequirementsRead:
             if not allowed:
                 raise LockError(f"{path}: {name} has hashes, but none is a sha256")
             hashes[name] = hashes.get(name, frozenset()) | allowed
-    return RequirementsRead(names=frozenset(names), hashes=hashes)
+    return RequirementsRead(names=frozenset(names), hashes=hashes, has_paths=has_paths)
 
 
 def _lines(path: Path, seen: set[Path]) -> Iterator[str]:
@@ -94,7 +99,8 @@ def _lines(path: Path, seen: set[Path]) -> Iterator[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise LockError(f"cannot read {path}: {error}") from None
+        hint = "save it as UTF-8" if isinstance(error, ValueError) else None
+        raise LockError(f"cannot read {path}: {error}", hint=hint) from None
     for line in text.replace("\\\n", " ").splitlines():
         bare = _COMMENT.sub("", line).strip()
         include = _INCLUDE.fullmatch(bare)

@@ -9,6 +9,7 @@ from pathlib import Path
 from mfimage.capture.environment.sources.base import Environment, Maker, Request
 from mfimage.capture.lock import pylock
 from mfimage.capture.lock.notes import parse_comments
+from mfimage.capture.lock.toml import loads
 from mfimage.capture.lock.uv import export_notes, export_pylock
 
 
@@ -33,13 +34,26 @@ def find_uv_lock(project: Path) -> Path | None:
 def describe_uv_lock(request: Request, file: Path) -> Environment:
     """Export it, with the project's own distribution if the code imports that."""
     maker, folder = request.read(), file.parent
-    with_project = _imports_project(maker, folder)
-    text = export_pylock(folder, with_project=with_project, index=request.index)
+    member, package = _member(request.project.resolve(), folder)
+    with_project = _imports_project(maker, member)
+    text = export_pylock(folder, with_project=with_project, index=request.index, package=package)
     parsed = pylock.parse_pylock(text, where=str(file))
     lock = maker.settle(parsed, base=folder, where=file.name)
     maker.check(lock, file.name, remedy="the dependencies in pyproject.toml")
-    notes = parse_comments(export_notes(folder, index=request.index))
+    notes = parse_comments(export_notes(folder, index=request.index, package=package))
     return maker.environment(lock, "uv.lock", notes=notes, otherwise="locked in uv.lock")
+
+
+def _member(project: Path, root: Path) -> tuple[Path, str | None]:
+    """Return the folder and the name of the workspace's member that a project's folder is in."""
+    for folder in (project, *project.parents):
+        if folder == root:
+            break
+        if root in folder.parents and (folder / "pyproject.toml").is_file():
+            found = loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+            if name := found.get("project", {}).get("name"):
+                return folder, str(name)
+    return root, None
 
 
 def _imports_project(maker: Maker, project: Path) -> bool:
