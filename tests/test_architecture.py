@@ -34,6 +34,7 @@ FLOORS = {
     "mfimage.manifests": 5,
     "mfimage.bind": 5,
     "mfimage.copy": 5,
+    "mfimage.steps": 5,
     "mfimage.load": 6,
     "mfimage.build": 6,
     "mfimage.push": 6,

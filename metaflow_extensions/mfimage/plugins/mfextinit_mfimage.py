@@ -1,0 +1,5 @@
+"""Tells Metaflow which step decorators and environments there are."""
+
+STEP_DECORATORS_DESC = [
+    ("docker", "mfimage.steps.decorators.DockerDecorator"),
+]

@@ -1,0 +1,66 @@
+"""The files of options that say where a step's commands run, and the prefix that reads them."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What `launch` needs to know about a step.
+
+    Attributes
+    ----------
+    executor : str
+        A name in the table of executors.
+    flow, step : str
+        Their names.
+    options : mapping
+        The executor's keyword arguments, as JSON has them. No secrets.
+    """
+
+    executor: str
+    flow: str
+    step: str
+    options: Mapping[str, Any]
+
+    def write(self) -> str:
+        """Write the step's file of options, in a folder only for this process; return its path."""
+        path = run_folder() / f"{self.step}.json"
+        path.write_text(json.dumps(asdict(self)))
+        return str(path)
+
+    @classmethod
+    def read(cls, path: str) -> Launch:
+        """Read what `write` wrote."""
+        return cls(**json.loads(Path(path).read_text()))
+
+
+@functools.cache
+def run_folder() -> Path:
+    """Return this process's private folder; it is removed when the process exits."""
+    folder = Path(tempfile.mkdtemp(prefix="mfimage-steps-"))
+    owner = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # not in a forked child
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
+
+
+def prefix(options: str) -> Sequence[str]:
+    """Return what to put before a command line so that `launch` runs it elsewhere."""
+    # Isolated: what the user's variables and site-packages hold cannot break the launcher.
+    return [sys.executable, "-ISE", str(Path(__file__).with_name("launch.py")), options, "--"]
