@@ -1,4 +1,4 @@
-"""``@docker``: thin step decorators that write down where a step runs.
+"""``@docker``: a step decorator that writes down where the step runs.
 
 Metaflow imports this module with ``import metaflow``: only the standard library and Metaflow stand
 at its top.
@@ -6,22 +6,74 @@ at its top.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from metaflow.decorators import StepDecorator
+from metaflow.exception import MetaflowException
+from metaflow.metadata_provider import MetaDatum
 
 from mfimage.steps.command import Launch, prefix
 
-# Where these decorate the same step, the step runs there.
+# A step with one of these runs there.
 ELSEWHERE = ("kubernetes", "batch")
+# Where a task finds what the launcher knows about it, for its metadata.
+FIELDS = {
+    "step.executor": "MFIMAGE_STEP_EXECUTOR",
+    "step.image": "MFIMAGE_STEP_IMAGE",
+    "step.worker": "MFIMAGE_STEP_WORKER",
+    "step.pool": "MFIMAGE_STEP_POOL",
+}
 
 
-class DockerDecorator(StepDecorator):
-    """Runs a step in a container on this machine."""
+class StepError(MetaflowException):
+    """A step cannot run where its decorator says."""
+
+    headline = "Step cannot run there"
+
+
+class DockerDecorator(StepDecorator):  # type: ignore[misc]
+    """
+    Run a step in a container on this machine.
+
+    Parameters
+    ----------
+    image : str, optional
+        The image to run in. It needs Python, and Metaflow.
+    network : str, optional
+        As `docker run --network` has it: `host`, `none`, or the name of a network.
+    memory : int, optional
+        Memory limit in MB. `@resources(memory=)` counts if it is larger.
+    cpu : float, optional
+        How many cores the step may use. `@resources(cpu=)` counts if it is larger.
+    gpus : str or int, optional
+        `all`, or how many. `@resources(gpu=)` counts if there is none.
+    volumes : List[str], optional
+        Folders to mount beside the flow's own: `/data`, `/data:/inside` or `/data:/inside:ro`.
+    user : str, optional
+        `uid[:gid]` to run as; the caller by default.
+    read_only : bool, default False
+        Make the image's files read-only; `/tmp` is then in memory.
+    runtime : str, optional
+        One of the engine's runtimes, such as `runsc`.
+    """
 
     name = "docker"
-    defaults: ClassVar[dict[str, Any]] = {
+    defaults = {  # noqa: RUF012 - as Metaflow declares it
         "image": None,
+        "network": None,
+        "memory": None,
+        "cpu": None,
+        "gpus": None,
+        "volumes": None,
+        "user": None,
+        "read_only": False,
+        "runtime": None,
     }
 
     def step_init(
@@ -29,24 +81,196 @@ class DockerDecorator(StepDecorator):
         flow: Any,
         graph: Any,
         step_name: str,
-        decorators: list[StepDecorator],
+        decorators: Sequence[StepDecorator],
         environment: Any,
         flow_datastore: Any,
         logger: Any,
     ) -> None:
         """Note what surrounds the step."""
         self.flow_name, self.step_name = flow.name, step_name
+        self.decorators = decorators
         self.elsewhere = any(each.name in ELSEWHERE for each in decorators)
 
     def runtime_init(self, flow: Any, graph: Any, package: Any, run_id: str) -> None:
-        """Write the step's options down."""
-        self.options = Launch(
-            executor="fake", flow=self.flow_name, step=self.step_name, options={}
-        ).write()
+        """Write the executor's options."""
+        if not self.elsewhere:
+            launch = Launch(
+                executor="docker",
+                flow=self.flow_name,
+                step=self.step_name,
+                options=self.executor_options(),
+            )
+            self.launch_file = launch.write()
 
     def runtime_step_cli(
         self, cli_args: Any, retry_count: int, max_user_code_retries: int, ubf_context: Any
     ) -> None:
         """Put the launcher before the command line of an attempt."""
+        # What follows the last retry is the fallback of @catch, which has to run in any case.
         if retry_count <= max_user_code_retries and not self.elsewhere:
-            cli_args.entrypoint = [*prefix(self.options), *cli_args.entrypoint]
+            cli_args.entrypoint = [*prefix(self.launch_file), *cli_args.entrypoint]
+
+    def task_pre_step(
+        self,
+        step_name: str,
+        task_datastore: Any,
+        metadata: Any,
+        run_id: str,
+        task_id: str,
+        flow: Any,
+        graph: Any,
+        retry_count: int,
+        max_user_code_retries: int,
+        ubf_context: Any,
+        inputs: Any,
+    ) -> None:
+        """Register where the task runs."""
+        register_place(metadata, run_id, step_name, task_id, retry_count)
+
+    def executor_options(self) -> dict[str, Any]:
+        """Return the keyword arguments of `mfimage.steps.docker.DockerExecutor`."""
+        where = f"@{self.name} of step {self.step_name}"
+        wanted = dict(self.attributes)
+        if not wanted["image"]:
+            raise StepError(
+                f"{where}: no image. Set image=, to one with Python and Metaflow in it, or run "
+                "the flow with --environment=fast-bakery."
+            )
+        resources = requested(self.decorators)
+        # A flow may ask for more than this machine has; here it gets what there is.
+        cores = min(resources.get("cpu", 0), os.cpu_count() or 1)
+        gpus = wanted["gpus"] or int(resources.get("gpu", 0)) or None
+        return {
+            "image": str(wanted["image"]),
+            "network": wanted["network"],
+            "memory": int(max(_number(wanted, "memory", where), resources.get("memory", 0))) or None,
+            "shared_memory": int(resources.get("shared_memory", 0)) or None,
+            "cpu": max(_number(wanted, "cpu", where), cores) or None,
+            "gpus": None if gpus is None else str(gpus),
+            "volumes": [volume(each, where) for each in wanted["volumes"] or ()],
+            "user": None if wanted["user"] is None else str(wanted["user"]),
+            "read_only": bool(wanted["read_only"]),
+            "runtime": wanted["runtime"],
+            **surroundings(self.decorators),
+        }
+
+
+def register_place(
+    metadata: Any, run_id: str, step_name: str, task_id: str, retry_count: int
+) -> None:
+    """Register what a task's environment says about where it runs."""
+    tags = [f"attempt_id:{retry_count}"]
+    found = [
+        MetaDatum(field=field, value=os.environ[name], type=field, tags=tags)
+        for field, name in FIELDS.items()
+        if name in os.environ
+    ]
+    if found:
+        metadata.register_metadata(run_id, step_name, task_id, found)
+
+
+def requested(decorators: Sequence[StepDecorator]) -> dict[str, float]:
+    """Return what ``@resources`` asks for, without what it would ask for by default."""
+    return {
+        key: float(value)
+        for each in decorators
+        if each.name == "resources"
+        for key, value in each.attributes.items()
+        if key in each._user_defined_attributes and value is not None
+    }
+
+
+def volume(text: str, where: str) -> str:
+    """Return what ``docker run --volume`` takes for an item of ``volumes``."""
+    source, *rest = str(text).split(":")
+    if not rest:
+        rest = [source]
+    if source.startswith((".", "~", "/")):
+        source = str(Path(source).expanduser().absolute())
+        if not Path(source).exists():
+            raise StepError(f"{where}: volumes: the folder {source} does not exist.")
+    if not rest[0].startswith("/"):
+        rest[0] = str(Path(rest[0]).expanduser().absolute())
+    return ":".join([source, *rest])
+
+
+def surroundings(decorators: Sequence[StepDecorator]) -> dict[str, Any]:
+    """Return the options by which a container sees what a local step sees."""
+    import mfimage
+    from mfimage.steps.docker import EXTENSION
+
+    package = Path(mfimage.__file__).parent
+    registration = package.parent / "metaflow_extensions" / "mfimage"
+    mounts = [
+        {"source": str(source), "target": f"{EXTENSION}/{target}", "read_only": True}
+        for source, target in (
+            (package, "mfimage"),
+            (registration, "metaflow_extensions/mfimage"),
+        )
+    ]
+    variables = {"METAFLOW_USER": user_name()}
+    for name, default in DEFAULT_FILES.items():
+        path = Path(default).expanduser()
+        if name not in os.environ and path.exists():
+            variables[name] = str(path)
+            mounts.append({"source": str(path), "read_only": True})
+    folders = code_folders()
+    mounts += [{"source": each, "read_only": True} for each in folders]
+    # Metadata may be local where the datastore is not.
+    if metadata := metadata_folder():
+        mounts.append({"source": metadata})
+    names = [
+        str(name)
+        for each in decorators
+        if each.name == "environment"
+        for name in each.attributes["vars"] or ()
+    ]
+    return {"mounts": mounts, "names": names, "variables": variables, "path": folders}
+
+
+# What libraries read where no variable names another file.
+DEFAULT_FILES: Mapping[str, str] = {
+    "METAFLOW_HOME": "~/.metaflowconfig",
+    "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials",
+    "AWS_CONFIG_FILE": "~/.aws/config",
+    "GOOGLE_APPLICATION_CREDENTIALS": "~/.config/gcloud/application_default_credentials.json",
+}
+
+
+def user_name() -> str:
+    """Return the user in whose name the flow runs."""
+    from metaflow.util import get_username
+
+    return str(get_username())
+
+
+def metadata_folder() -> str | None:
+    """Return the folder of the local datastore and of local metadata."""
+    from metaflow.plugins.datastores.local_storage import LocalStorage
+
+    found = LocalStorage.get_datastore_root_from_config(lambda _: None, create_on_absent=False)
+    return None if found is None else str(Path(found).absolute())
+
+
+def code_folders() -> list[str]:
+    """Return the folders of ``sys.path`` with the user's own code, not an installation's."""
+    installed = {*sysconfig.get_paths().values(), *site.getsitepackages()}
+    installed.add(site.getusersitepackages())
+    return [
+        str(folder)
+        for folder in map(Path, dict.fromkeys(sys.path))
+        if folder.is_absolute()
+        and folder.is_dir()
+        and not any(folder.is_relative_to(each) for each in installed)
+    ]
+
+
+def _number(attributes: Mapping[str, Any], name: str, where: str) -> float:
+    value = attributes[name]
+    try:
+        number = float(value or 0)
+    except (TypeError, ValueError):
+        number = -1
+    if number < 0:
+        raise StepError(f"{where}: {name}={value!r} is not a positive number.")
+    return number

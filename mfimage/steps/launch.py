@@ -11,7 +11,9 @@ import importlib
 import os
 import resource
 import signal
+import stat
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -24,6 +26,7 @@ from mfimage.steps.command import Launch
 from mfimage.steps.executor import FAILED, REFUSED, Executor, Job, Refused, StepCommand
 
 EXECUTORS = {
+    "docker": "mfimage.steps.docker:DockerExecutor",
     "fake": "mfimage.steps.executor:FakeExecutor",
 }
 
@@ -64,6 +67,8 @@ def run(executor: Executor, command: StepCommand) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        threading.Thread(target=watch, daemon=True).start()
     job = executor.start(command)
     if received:
         job.kill()
@@ -71,6 +76,15 @@ def run(executor: Executor, command: StepCommand) -> int:
         write(stream, chunk)
     status = job.wait()
     return 128 + received if received else status
+
+
+def watch() -> None:
+    """End this process when its stdin does: a pipe whose other end is the process of the run."""
+    try:
+        while os.read(0, 4096):
+            pass
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def write(stream: int, chunk: bytes) -> None:
