@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mfimage.capture.code._reading import defined_names
 from mfimage.capture.code.archive import CapturedCode, archive, capture_code
-from mfimage.capture.code.code_package import packaged_commit
+from mfimage.capture.code.code_package import git_commit, packaged_commit
 from mfimage.capture.code.imports import Code
 from mfimage.capture.code.interpreter import IMPORTING
 from mfimage.capture.code.locate import locate, require_decorated
@@ -239,15 +238,6 @@ def _lineage(info: TaskInfo, code: CapturedCode) -> Lineage:
         task=info.task,
         user=info.metadata.get("user"),
         metaflow_version=info.metadata.get("metaflow_version"),
-        git_commit=(code.root and packaged_commit(code.root)) or _git_commit(code.root),
+        git_commit=(code.root and packaged_commit(code.root)) or git_commit(code.root),
         created=now.strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
-
-
-def _git_commit(folder: Path | None) -> str | None:
-    command = ["git", "-C", str(folder or "."), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None

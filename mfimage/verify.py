@@ -16,21 +16,23 @@ from mfimage.image.checks.built import placed
 from mfimage.image.checks.compare import FileChange, compare_layers
 from mfimage.image.checks.config import LOCK_FILE
 from mfimage.image.find.places import find_image, read_member
-from mfimage.image.plan.labels import FUNCTION_DIGEST, TARGET
-from mfimage.image.plan.options import BuildOptions
+from mfimage.image.plan.labels import TARGET
+from mfimage.image.plan.options import LABEL_PREFIX, BuildOptions
 from mfimage.image.plan.plan import make_plan
+from mfimage.image.plan.subject import FUNCTION, STEP
 from mfimage.image.registry.reference import Reference, parse_reference
 from mfimage.image.secrets.build import read_secrets
 from mfimage.image.targets import find_target
 from mfimage.package.platforms import machine_platform
 from mfimage.package.spec import sha256_digest
-from mfimage.package.store import open_package
+from mfimage.steps.capture import open_source
 
 if TYPE_CHECKING:
     from mfimage.image.oci.images import StoredImage, StoredLayer
 
 Say = Callable[[str], None]
 _BASE = "org.opencontainers.image.base."
+_REFERENCES = {FUNCTION: "function package", STEP: "file and step"}
 _OCI_HISTORY = "mfimage "  # how the history's lines of the oci builder start
 
 
@@ -91,7 +93,7 @@ def verify(
     image : str
         ``oci:DIR``, ``oci-archive:FILE``, ``docker-archive:FILE``, or a name or ID.
     reference : str
-        The function package.
+        The function package; for an image of a step, ``file.py:step``.
     options : BuildOptions
         Options of the original build that the image does not state: variables, labels, packages, a
         base without a digest, credentials.
@@ -101,17 +103,18 @@ def verify(
     Raises
     ------
     MfimageError
-        If the image is not of this function, or cannot be built.
+        If the image is not of this function or step, or cannot be built.
     """
-    package = open_package(reference)
     platform = options.platform or machine_platform()
     with find_image(image, platform=platform).open() as original:
         labels = (original.config.get("config") or {}).get("Labels") or {}
-        if labels.get(FUNCTION_DIGEST) != package.spec.digest:
+        source = open_source(reference, dataclasses.replace(options, target=labels.get(TARGET, options.target)))
+        subject = source.subject
+        held = labels.get(f"{LABEL_PREFIX}{subject.kind}.digest")
+        if held != subject.digest:
             raise OptionError(
-                f"image: {image} holds the function {labels.get(FUNCTION_DIGEST)}, "
-                f"not {package.spec.digest}",
-                hint="name the function package that it was built from",
+                f"image: {image} holds the {subject.kind} {held}, not {subject.digest}",
+                hint=f"name the {_REFERENCES[subject.kind]} that it was built from",
             )
         lock = read_member(original.layers[-1].open, LOCK_FILE)
         if lock is None:
@@ -126,9 +129,9 @@ def verify(
         with closing(opened) as builder:
             assert options.base_image is not None
             base = builder.base(options.base_image, platform)
-            plan = make_plan(package.spec, base=base, lock=lock, options=options)
-            say(f"building {plan.function} on {base.pinned} again, by {builder.name}")
-            built = builder.build(plan, package.store.unverified_file)
+            plan = make_plan(subject, base=base, lock=lock, options=options)
+            say(f"building {subject.name} on {base.pinned} again, by {builder.name}")
+            built = builder.build(plan, source.store.unverified_file)
             names = [layer.name for layer in built.layers]
             with (
                 placed(builder, built) as name,

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from mfimage.cli import main
 from mfimage.image.plan.lock import target_lock
 from mfimage.image.plan.options import BuildOptions
+from mfimage.image.plan.subject import function_source
 from mfimage.image.registry.reference import parse_tag
 from mfimage.package.storage.cache import read_only
 from mfimage.package.store import PackageStore, open_package
@@ -27,7 +28,7 @@ from tests.support.quirks import quirky
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine without an engine, in an empty folder; nothing has to be locked."""
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
-    monkeypatch.setattr("mfimage.build.target_lock", lambda *_: LOCK)
+    monkeypatch.setattr("mfimage.image.build.target_lock", lambda *_: LOCK)
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -166,7 +167,7 @@ def test_a_plan_keeps_no_lock(sample: Sample, cache: Path, monkeypatch: pytest.M
     options = BuildOptions()
     for reading in (True, False):
         with read_only() if reading else nullcontext():
-            assert target_lock(opened, options, "linux/amd64", lambda _: None) == LOCK
+            assert target_lock(function_source(opened), options, "linux/amd64", lambda _: None) == LOCK
         assert [*Path("root").rglob("locks"), *cache.rglob("locks")].__len__() == (
             0 if reading else 2
         )

@@ -10,6 +10,7 @@ import pytest
 from mfimage.errors import PackageError
 from mfimage.image.plan import lock as module
 from mfimage.image.plan.options import BuildOptions
+from mfimage.image.plan.subject import function_source
 from mfimage.package.store import open_package
 from tests.support.packages import make_package
 
@@ -36,7 +37,7 @@ def solved(monkeypatch) -> list[str]:
 
 def lock(reference: str, platform: str = "linux/amd64", said: list[str] | None = None, **options):
     say = (said if said is not None else []).append
-    return module.target_lock(open_package(reference), BuildOptions(**options), platform, say)
+    return module.target_lock(function_source(open_package(reference)), BuildOptions(**options), platform, say)
 
 
 def kept(reference: str) -> list[Path]:

@@ -62,6 +62,7 @@ class Image:
         """Return the report as JSON values."""
         pushed = self.digests[0].partition("@")[2] if self.digests else None
         several = len(self.images) > 1
+        subject = self.plan.subject
         digest = pushed or (None if several else self.images[0].digest)
         found = {
             "image": self.name,
@@ -76,7 +77,7 @@ class Image:
             "size": self.size,
             "target": self.plan.target.name,
             "platform": ",".join(image.platform for image in self.images),
-            "function": {"name": self.plan.function, "digest": self.plan.digest},
+            subject.kind: {"name": subject.name, "digest": subject.digest},
             "lock": self.plan.dependencies.digest,
             "base": str(self.plan.base.pinned),
             "platforms": [_image(image, None if several else digest) for image in self.images],

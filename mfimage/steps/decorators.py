@@ -88,12 +88,18 @@ class DockerDecorator(StepDecorator):  # type: ignore[misc]
     ) -> None:
         """Note what surrounds the step."""
         self.flow_name, self.step_name = flow.name, step_name
-        self.decorators = decorators
+        self.decorators, self.environment = decorators, environment
+        self.datastore = getattr(flow_datastore, "TYPE", None)
         self.elsewhere = any(each.name in ELSEWHERE for each in decorators)
 
     def runtime_init(self, flow: Any, graph: Any, package: Any, run_id: str) -> None:
         """Write the executor's options."""
         if not self.elsewhere:
+            if not self.attributes["image"]:  # of all such steps at once
+                from mfimage.steps.environment import set_images
+
+                set_images(flow, environment=self.environment.TYPE, datastore=self.datastore,
+                           only=self.name)
             launch = Launch(
                 executor="docker",
                 flow=self.flow_name,

@@ -14,6 +14,7 @@ from mfimage.image.docker.render import context_files
 from mfimage.image.plan.base import BaseImage, default_base
 from mfimage.image.plan.options import BuildOptions
 from mfimage.image.plan.plan import ImagePlan, make_plan
+from mfimage.image.plan.subject import function_subject
 from mfimage.image.registry.reference import parse_reference
 from mfimage.package.spec import (
     ArtifactRef,
@@ -120,9 +121,9 @@ class Sample:
     ) -> ImagePlan:
         spec = self.spec()
         if not isinstance(base, BaseImage):
-            reference = parse_reference(base) if base else default_base(spec)
+            reference = parse_reference(base) if base else default_base(spec.environment.python_minor)
             base = BaseImage(reference=reference, python="3.11.2", digest=digest)
-        return make_plan(spec, lock=self.lock, base=base, options=BuildOptions(**options))
+        return make_plan(function_subject(spec), lock=self.lock, base=base, options=BuildOptions(**options))
 
 
 def make_sample(folder: Path) -> Sample:

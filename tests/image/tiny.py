@@ -14,6 +14,7 @@ from mfimage.image.builder import BuiltImage
 from mfimage.image.oci.builder import OciBuilder
 from mfimage.image.plan.options import BuildOptions
 from mfimage.image.plan.plan import ImagePlan, make_plan
+from mfimage.image.plan.subject import function_subject
 from mfimage.image.registry.location import Location
 from mfimage.image.secrets.scan import scan_image
 from tests.image.sample import Sample
@@ -64,7 +65,7 @@ def open_oci(secrets: dict[str, bytes] | None = None, **options: Any) -> OciBuil
 def plan_on(builder: OciBuilder, base: Location, sample: Sample, **options: Any) -> ImagePlan:
     """Plan a sample on a base."""
     return make_plan(
-        sample.spec(),
+        function_subject(sample.spec()),
         lock=sample.lock,
         base=builder.base(base, "linux/amd64"),
         options=BuildOptions(platform="linux/amd64", **options),

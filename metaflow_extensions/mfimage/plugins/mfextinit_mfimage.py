@@ -2,4 +2,8 @@
 
 STEP_DECORATORS_DESC = [
     ("docker", "mfimage.steps.decorators.DockerDecorator"),
+    ("step_image", "mfimage.steps.environment.StepImageDecorator"),
+]
+ENVIRONMENTS_DESC = [
+    ("fast-bakery", "mfimage.steps.environment.FastBakeryEnvironment"),
 ]

@@ -78,12 +78,14 @@ def capture_code(
             tops = {name.partition(".")[0] for name in value.modules}
             if not any((root / f"{top}.py").is_file() or (root / top).is_dir() for top in tops):
                 root = None
-    files = _project_files(root, definition.module.partition(".")[0]) if root else {}
+    files = project_files(root, definition.module.partition(".")[0]) if root else {}
     root = definition.root
     return CapturedCode(entrypoint=entrypoint, root=root, files=files, generated=generated)
 
 
-def _project_files(root: Path, package: str) -> dict[str, Path]:
+def project_files(root: Path, package: str) -> dict[str, Path]:
+    """Return the files of a project's folder that are included, by their path there."""
+    # Of ``package``, the one that the code is in, data files are included, too.
     from metaflow.metaflow_config import DEFAULT_PACKAGE_SUFFIXES
 
     given = (suffix.strip().lower() for suffix in DEFAULT_PACKAGE_SUFFIXES.split(","))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -59,3 +60,13 @@ def packaged_commit(folder: Path) -> str | None:
         raise PackageError(f"{file}: not JSON", hint="run the flow again") from None
     commit = found.get("commit_sha")
     return str(commit) if commit else None
+
+
+def git_commit(folder: Path | None) -> str | None:
+    """Return the commit that a folder's repository is at."""
+    command = ["git", "-C", str(folder or "."), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -37,7 +37,7 @@ def load_decorated(text: str, folder: Path | None = None) -> DecoratedFunction:
         raise CaptureError(
             f"{text!r} does not name a function", hint="write file.py:function or module:function"
         )
-    module = _import(place, folder)
+    module = import_place(place, folder)
     found = getattr(module, name, None)
     if found is None:
         members = vars(module).items()
@@ -62,7 +62,8 @@ def is_file(place: str) -> bool:
     return place.endswith(".py") or "/" in place
 
 
-def _import(place: str, folder: Path | None) -> ModuleType:
+def import_place(place: str, folder: Path | None = None) -> ModuleType:
+    """Import the module that a file or a dotted name in ``folder`` names."""
     previous = os.environ.get(IMPORTING)
     os.environ[IMPORTING] = "1"
     try:

@@ -66,6 +66,8 @@ def lock_for_target(
     # again. The minor version of ``python`` must be that of the function's lock.
     wanted = Platform(python=python, name=platform)
     function_lock = relock(function_lock, wanted, index=index, directory=Path.cwd())
+    if not extra:
+        return function_lock
     return extend_lock(function_lock, extra, wanted, index=index, label="the target")
 
 

@@ -8,6 +8,7 @@ from mfimage.image.checks.runner import Container, ImageRunner
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.plan.labels import LOCK_DIGEST, TARGET, VERSION, image_labels
 from mfimage.image.plan.options import LABEL_PREFIX, refuse_credentials
+from mfimage.image.plan.subject import function_subject
 from mfimage.image.targets import TARGETS
 from mfimage.package.spec import FunctionSpec, parse_spec, sha256_digest
 from mfimage.runtime.layout import FUNCTION, FUNCTION_JSON, LOCK
@@ -44,7 +45,7 @@ def _expected(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> dict[s
     has = info.labels
     target = TARGETS.get(has.get(TARGET, ""))
     labels = image_labels(
-        spec,
+        function_subject(spec),
         target=target.name if target else " or ".join(TARGETS),
         # Without a lock in the image, any digest will do.
         lock=sha256_digest(lock) if lock is not None else has.get(LOCK_DIGEST) or "sha256:...",

@@ -87,7 +87,7 @@ class DockerBuilder:
         """Write the context and build it."""
         start = time.perf_counter()
         # The context is named by what builds have in common whose contexts are worth comparing.
-        names = ",".join(tag.name for tag in self._tags) or f"{plan.function},{plan.target.name}"
+        names = ",".join(tag.name for tag in self._tags) or f"{plan.subject.name},{plan.target.name}"
         digest = hashlib.sha256(names.encode()).hexdigest()
         with ended_by_signals(), tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
             context = Path(folder, f"mfimage-{digest[:16]}")
@@ -228,4 +228,4 @@ def _steps(plan: ImagePlan) -> Iterable[tuple[str, str, str]]:
         folder = artifact_folder(layer)
         yield f"artifact:{','.join(layer.names)}", f"artifact {digests}", f"layers/{folder}/"
     yield "runtime", f"mfimage {plan.version}", "layers/runtime/"
-    yield "code", f"function {plan.digest}", "layers/code/"
+    yield "code", f"{plan.subject.kind} {plan.subject.digest}", "layers/code/"

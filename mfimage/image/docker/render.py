@@ -78,6 +78,7 @@ def render(plan: ImagePlan) -> str:
         plan=plan,
         venv=PurePosixPath(VENV),
         programs=PROGRAMS,
+        workdir_mode=None if plan.workdir_mode == 0o755 else f"{plan.workdir_mode:o}",
         epoch=EPOCH,
         artifacts=[(artifact_folder(layer), layer.names) for layer in plan.artifacts],
         credentials=_dependency_step(plan),

@@ -111,11 +111,14 @@ def planned_layers(
         )
     )
     # The working directory exists even without files.
-    code: list[Member] = [*code_files(plan, blob_path), Folder(path=plan.workdir.lstrip("/"))]
+    code: list[Member] = [
+        *code_files(plan, blob_path),
+        Folder(path=plan.workdir.lstrip("/"), mode=plan.workdir_mode),
+    ]
     layers.append(
         PlannedLayer(
             name="code",
-            reason=f"function {plan.digest}",
+            reason=f"{plan.subject.kind} {plan.subject.digest}",
             inputs=("code", stamp, *map(_identity, code)),
             chunks=lambda: tar(code),
         )

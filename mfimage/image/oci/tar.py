@@ -25,6 +25,7 @@ class Folder:
     """An empty folder in an image."""
 
     path: str
+    mode: int = 0o755
 
 
 Member = ContextFile | Link | Folder
@@ -41,7 +42,9 @@ def layer_tar(members: Iterable[Member], *, epoch: int) -> Iterator[bytes]:
             missing.append(folder)
             folder = _parent(folder)
         for name in reversed(missing):
-            yield _header(f"{name}/", epoch, mode=0o755, kind=tarfile.DIRTYPE)
+            own = isinstance(member, Folder) and name == member.path
+            mode = member.mode if isinstance(member, Folder) and own else 0o755
+            yield _header(f"{name}/", epoch, mode=mode, kind=tarfile.DIRTYPE)
         if isinstance(member, Link):
             yield _header(member.path, epoch, mode=0o777, kind=tarfile.SYMTYPE, link=member.target)
         elif isinstance(member, ContextFile):

@@ -9,7 +9,9 @@ from mfimage.errors import OptionError
 from mfimage.image.plan.options import parse_platform
 from mfimage.image.registry.location import Location
 from mfimage.image.registry.reference import Reference, parse_reference
-from mfimage.package.spec import FunctionSpec
+from mfimage.image.plan.subject import FUNCTION, STEP, Subject
+
+_MADE = {FUNCTION: "was bound with", STEP: "needs"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,20 +40,20 @@ class BaseImage:
         return self.reference.with_digest(self.known_digest)
 
 
-def default_base(spec: FunctionSpec) -> Reference:
-    """Return the base image for a function when none is asked for."""
-    return parse_reference(f"python:{spec.environment.python_minor}-slim")
+def default_base(python: str) -> Reference:
+    """Return the base image for a minor version of Python when none is asked for."""
+    return parse_reference(f"python:{python}-slim")
 
 
-def check_base(spec: FunctionSpec, base: BaseImage, platform: str) -> None:
+def check_base(subject: Subject, base: BaseImage, platform: str) -> None:
     """Refuse a base with another Python or platform than the image's."""
-    wanted = spec.environment.python_minor
+    wanted = subject.environment.python_minor
     found = ".".join(base.python.split(".")[:2])
     if found != wanted:
         raise OptionError(
             f"base-image: {base.reference} has Python {found}, "
-            f"but {spec.name} was bound with Python {wanted}",
-            hint=f"use a base with Python {wanted}, as --base-image {default_base(spec)}",
+            f"but {subject.name} {_MADE[subject.kind]} Python {wanted}",
+            hint=f"use a base with Python {wanted}, as --base-image {default_base(wanted)}",
         )
     if base.platform and parse_platform(base.platform, field="base-image") != platform:
         raise OptionError(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 from mfimage import __version__
 from mfimage.errors import OptionError
 from mfimage.image.plan.options import LABEL_PREFIX, LONGEST_VALUE, check_text
-from mfimage.package.spec import FunctionSpec
+from mfimage.image.plan.subject import Subject
 
 VERSION = f"{LABEL_PREFIX}version"
 TARGET = f"{LABEL_PREFIX}target"
@@ -26,7 +24,7 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 
 
 def image_labels(
-    spec: FunctionSpec,
+    subject: Subject,
     *,
     target: str,
     # The digest of the one that is installed.
@@ -36,27 +34,23 @@ def image_labels(
     base_id: str | None = None,
     more: Mapping[str, str] = _NONE,
 ) -> dict[str, str]:
-    """Return the labels of a function's image, sorted by name; ``more`` are the target's own."""
+    """Return the labels of an image, sorted by name; ``more`` are the target's own."""
     # None contains a time: equal inputs give equal images.
     labels = {
-        f"{_OCI}title": spec.name,
-        f"{_OCI}description": _paragraph(spec.description),
-        f"{_OCI}version": spec.digest.removeprefix("sha256:")[:12],
-        f"{_OCI}revision": spec.lineage.git_commit or "",
+        f"{_OCI}title": subject.name,
+        f"{_OCI}description": _paragraph(subject.description),
+        f"{_OCI}version": subject.digest.removeprefix("sha256:")[:12],
+        f"{_OCI}revision": subject.revision,
         f"{_OCI}base.name": base,
         f"{_OCI}base.digest": base_digest or "",
         BASE_ID: base_id or "",
         VERSION: __version__,
         TARGET: target,
-        FUNCTION_NAME: spec.name,
-        FUNCTION_DIGEST: spec.digest,
-        f"{LABEL_PREFIX}task": spec.task,
-        f"{LABEL_PREFIX}python": spec.environment.python_minor,
+        f"{LABEL_PREFIX}{subject.kind}.name": subject.name,
+        f"{LABEL_PREFIX}{subject.kind}.digest": subject.digest,
+        f"{LABEL_PREFIX}python": subject.environment.python_minor,
         LOCK_DIGEST: lock,
-        f"{LABEL_PREFIX}artifacts": _json({k: ref.digest for k, ref in spec.artifacts.items()}),
-        f"{LABEL_PREFIX}schema.input": _json(spec.input_schema),
-        f"{LABEL_PREFIX}schema.output": _json(spec.output_schema),
-        f"{LABEL_PREFIX}schema.parameters": _json(spec.parameter_schema),
+        **{LABEL_PREFIX + name: value for name, value in subject.labels.items()},
         **more,
     }
     # What is too long for a label is in the image's function.json only.
@@ -72,11 +66,6 @@ def _paragraph(text: str) -> str:
     if len(words) > _LONGEST_DESCRIPTION:
         words = words[: _LONGEST_DESCRIPTION - 1] + "…"
     return "".join(char for char in words if char.isprintable())
-
-
-def _json(value: Mapping[str, Any]) -> str:
-    # ASCII, so that what a line of a Dockerfile cannot hold is escaped.
-    return json.dumps(value, sort_keys=True, separators=(",", ":")) if value else ""
 
 
 def check_labels(labels: Mapping[str, str]) -> None:

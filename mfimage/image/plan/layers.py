@@ -58,13 +58,7 @@ def blob_file(path: str, blob: BlobRef, blob_path: BlobPath) -> ContextFile:
 
 def runtime_files(plan: ImagePlan) -> list[ContextFile]:
     """List mfimage's own files."""
-    # The extension is beside the package, installed or not.
-    root = Path(mfimage.__file__).parent.parent
-    found = {path for pattern in plan.runtime for path in root.glob(pattern) if path.is_file()}
-    files = []
-    for path in sorted(found):
-        name = inside(layout.RUNTIME, path.relative_to(root).as_posix())
-        files.append(ContextFile(path=name, content=path.read_bytes()))
+    files = own_files(plan.runtime)
     for name, module in sorted(plan.programs.items()):
         # Without site-packages it starts in half the time; probes call it every few seconds.
         text = (
@@ -76,19 +70,31 @@ def runtime_files(plan: ImagePlan) -> list[ContextFile]:
     return files
 
 
+def own_files(patterns: Iterable[str]) -> list[ContextFile]:
+    """List the files of this mfimage that match patterns, as they are in an image."""
+    # The extension is beside the package, installed or not.
+    root = Path(mfimage.__file__).parent.parent
+    found = {path for pattern in patterns for path in root.glob(pattern) if path.is_file()}
+    files = []
+    for path in sorted(found):
+        name = inside(layout.RUNTIME, path.relative_to(root).as_posix())
+        files.append(ContextFile(path=name, content=path.read_bytes()))
+    return files
+
+
 def code_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
-    """List the function's code and description, the lock that is installed, and the SBOM."""
+    """List the code and its description, the lock that is installed, and the SBOM."""
     for known, made in _made:
         if known is plan:
             return list(made)
-    data = b"".join(verified(blob_file("", plan.code.archive, blob_path)))
-    files = [
-        ContextFile(path=_in_function(layout.FUNCTION_JSON), content=plan.code.function_json),
-        ContextFile(path=_in_function(layout.LOCK), content=plan.dependencies.lock),
-    ]
-    for name, content, mode in members(data, where=f"the code of {plan.function}"):
-        path = _in_function(layout.CODE, name)
-        files.append(ContextFile(path=path, content=content, mode=mode))
+    subject = plan.subject
+    described = {**subject.files, layout.LOCK: plan.dependencies.lock}
+    files = [ContextFile(path=_in_function(k), content=data) for k, data in described.items()]
+    if subject.code:
+        data = b"".join(verified(blob_file("", subject.code, blob_path)))
+        for name, content, mode in members(data, where=f"the code of {subject.name}"):
+            path = _in_function(layout.CODE, name)
+            files.append(ContextFile(path=path, content=content, mode=mode))
     sbom = make_sbom(plan, files, runtime_files(plan))
     files.append(ContextFile(path=_in_function(layout.SBOM), content=sbom))
     _made.append((plan, files))

@@ -160,6 +160,16 @@ def parse_cache(text: str, *, field: str) -> Reference | BuildxCache:
     return BuildxCache(text)
 
 
+def parse_repository(text: str, *, field: str) -> Reference:
+    """Parse the name of a repository, without a tag or digest."""
+    found = parse_reference(text, field=field)
+    if found.tag or found.digest:
+        raise OptionError(
+            f"{field}: {text!r} names an image", hint=f"name the repository: {found.name}"
+        )
+    return found
+
+
 _BUILDS = ("build", "plan")
 
 
@@ -168,7 +178,7 @@ class BuildOptions:
     """What to build; the help of each field says what it is for."""
 
     target: str = option(
-        DEFAULT_TARGET, metavar="NAME", help=f"Interface of the image: {' or '.join(TARGETS)}."
+        DEFAULT_TARGET, metavar="NAME", help=f"Interface of the image: {', '.join(TARGETS)}."
     )
     tags: tuple[Reference, ...] = option(
         (), "-t", "--tag", commands=_BUILDS, metavar="NAME[:TAG]", parse=parse_tag,
@@ -242,6 +252,10 @@ class BuildOptions:
     extra_index_urls: tuple[str, ...] = option(
         (), "--extra-index-url", metavar="[NAME=]URL",
         help="Additional package index.",
+    )  # fmt: skip
+    step_registry: Reference | None = option(
+        None, commands=(), metavar="NAME", parse=partial(parse_repository, field="step-registry"),
+        help="Repository of the images that a flow's steps run in; by default the engine alone.",
     )  # fmt: skip
     ray_version: str | None = option(
         None, metavar="VERSION",

@@ -9,7 +9,6 @@ Whatever builds it, the same plan gives the same files in the same layers.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,10 +22,11 @@ from mfimage.image.plan.options import (
     parse_platform,
     refuse_credentials,
 )
+from mfimage.image.plan.subject import Subject
 from mfimage.image.targets.target import Target
 from mfimage.package.platforms import MACHINES
-from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec, sha256_digest
-from mfimage.runtime.layout import CODE, FUNCTION, RUNTIME, RUNTIME_FILES, TARGET_VARIABLE, VENV
+from mfimage.package.spec import ArtifactRef, BlobRef, sha256_digest
+from mfimage.runtime.layout import RUNTIME, TARGET_VARIABLE
 
 # It exists and is writable by anyone, with a read-only root (--tmpfs /tmp) too.
 HOME = "/tmp"  # noqa: S108  (in the image)
@@ -67,19 +67,10 @@ class ArtifactLayer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodeLayer:
-    """The function's code and its description."""
-
-    archive: BlobRef  # `code.tar.gz`, unpacked into the image
-    function_json: bytes  # without the time of binding
-
-
-@dataclass(frozen=True, kw_only=True)
 class ImagePlan:
     """Everything that decides what an image is; made by `make_plan`."""
 
-    function: str
-    digest: str
+    subject: Subject
     target: Target
     version: str
     base: BaseImage
@@ -89,12 +80,12 @@ class ImagePlan:
     dependencies: DependencyLayer
     artifacts: tuple[ArtifactLayer, ...]
     runtime: tuple[str, ...]  # patterns of mfimage's own files, and commands as in `Target`
-    code: CodeLayer
     # As in the image's configuration; PATH is the base's with `VENV` before it.
     env: Mapping[str, str]
     labels: Mapping[str, str]
     user: str
     workdir: str
+    workdir_mode: int
     stop_signal: str
     entrypoint: tuple[str, ...]
     cmd: tuple[str, ...]
@@ -106,20 +97,20 @@ class ImagePlan:
 
 
 def make_plan(
-    spec: FunctionSpec, *, lock: bytes, base: BaseImage, options: BuildOptions
+    subject: Subject, *, lock: bytes, base: BaseImage, options: BuildOptions
 ) -> ImagePlan:
     """Decide what the image will be."""
-    # ``lock`` is the ``pylock.toml`` of the function's environment and the target's requirements
+    # ``lock`` is the ``pylock.toml`` of the subject's environment and the target's requirements
     # together. A base or a wheel that does not fit is refused, and whatever would show a password.
-    target = options.image_target
-    platform = options.platform or parse_platform(spec.environment.platform)
-    check_base(spec, base, platform)
-    _check_wheels(spec, platform)
+    target, environment = options.image_target, subject.environment
+    platform = options.platform or parse_platform(environment.platform)
+    check_base(subject, base, platform)
+    _check_wheels(subject, platform)
     _check_lock(lock)
-    check_packages(spec.environment.system_packages, field="system_packages")
-    dependencies = DependencyLayer(lock=lock, wheels=dict(sorted(spec.environment.wheels.items())))
+    check_packages(environment.system_packages, field="system_packages")
+    dependencies = DependencyLayer(lock=lock, wheels=dict(sorted(environment.wheels.items())))
     labels = image_labels(
-        spec,
+        subject,
         target=target.name,
         lock=dependencies.digest,
         base=base.reference.canonical,
@@ -130,27 +121,24 @@ def make_plan(
     check_labels(labels)
     # A base's are of its own server, or of the function of another image of ours.
     own = {"PORT": "8000", TARGET_VARIABLE: target.name}
-    # Like the package's digest, the image does not depend on when the function was bound.
-    timeless = dataclasses.replace(spec, lineage=dataclasses.replace(spec.lineage, created=None))
     return ImagePlan(
-        function=spec.name,
-        digest=spec.digest,
+        subject=subject,
         target=target,
         version=__version__,
         base=base,
-        python=spec.environment.python_minor,
+        python=environment.python_minor,
         platform=platform,
-        system_packages=tuple(sorted({*spec.environment.system_packages, *options.apt})),
+        system_packages=tuple(sorted({*environment.system_packages, *options.apt})),
         dependencies=dependencies,
-        artifacts=_artifact_layers(spec.artifacts),
-        runtime=RUNTIME_FILES,
-        code=CodeLayer(archive=spec.code, function_json=timeless.to_json()),
+        artifacts=_artifact_layers(subject.artifacts),
+        runtime=target.runtime,
         env={**_ENV, **{k: own[k] for k in own if k in base.env}, **target.env, **options.env},
         labels={**labels, **options.labels},
         user=USER,
-        workdir=f"{FUNCTION}/{CODE}",
+        workdir=target.workdir,
+        workdir_mode=target.workdir_mode,
         stop_signal="SIGTERM",
-        entrypoint=(f"{VENV}/bin/python", "-m", "mfimage.runtime"),
+        entrypoint=target.entrypoint,
         cmd=target.cmd,
         ports=target.ports,
         programs=target.programs,
@@ -160,13 +148,13 @@ def make_plan(
     )
 
 
-def _check_wheels(spec: FunctionSpec, platform: str) -> None:
+def _check_wheels(subject: Subject, platform: str) -> None:
     """Refuse wheels in the package that do not run on the image's platform."""
-    if not spec.environment.wheels:
+    if not subject.environment.wheels:
         return
     from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
-    for name in spec.environment.wheels:
+    for name in subject.environment.wheels:
         try:
             tags = parse_wheel_filename(name)[3]
         except InvalidWheelFilename as error:
@@ -175,8 +163,8 @@ def _check_wheels(spec: FunctionSpec, platform: str) -> None:
         runs = any(each.endswith(MACHINES[platform]) for each in linux)
         if not runs and all(tag.platform != "any" for tag in tags):
             raise LockError(
-                f"the wheel {name} in the package of {spec.name} is not for {platform}",
-                hint=f"bind the function on {platform}, or build for {spec.environment.platform}",
+                f"the wheel {name} in the package of {subject.name} is not for {platform}",
+                hint=f"bind the function on {platform}, or build for {subject.environment.platform}",
             )
 
 

@@ -47,9 +47,9 @@ class PlannedImage:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
-        plan = self.plan
+        plan, subject = self.plan, self.plan.subject
         return {
-            "function": {"name": plan.function, "digest": plan.digest},
+            subject.kind: {"name": subject.name, "digest": subject.digest},
             "target": plan.target.name,
             "platform": plan.platform,
             "base": str(plan.base.pinned),
@@ -63,7 +63,7 @@ class PlannedImage:
         """Return a line for each part, and one for each reason."""
         plan = self.plan
         against = f"compared with {self.before}" if self.before else "no image to compare with"
-        lines = [f"{plan.function} for {plan.target.name}, {plan.platform}; {against}"]
+        lines = [f"{plan.subject.name} for {plan.target.name}, {plan.platform}; {against}"]
         width = max(len(part.name) for part in self.parts)
         for part in self.parts:
             size = f", {part.size / 1e6:.1f} MB" if part.size is not None else ""
@@ -89,7 +89,7 @@ def explain(plan: ImagePlan, blob_path: BlobPath, before: FoundImage | None) -> 
         return PlannedImage(plan=plan, before=None, parts=tuple(new))
     info = dataclasses.replace(before.info, env=_without_path(before.info.env))
     known = contents_of(info, before.sbom())
-    changes = diff(known, after, names=(before.name, plan.function)).changes
+    changes = diff(known, after, names=(before.name, plan.subject.name)).changes
     relocked = before.info.labels.get(LOCK_DIGEST) != plan.dependencies.digest
     parts = list(_removed(plan, changes))
     for name, holds, size, sections in layers:
@@ -157,7 +157,7 @@ def _layers(
         yield f"{_ARTIFACT}{','.join(layer.names)}", digests, size, ("artifacts",)
     yield "runtime", f"mfimage {plan.version}", sizes["runtime"], ("runtime",)
     files = len(after["code"] or ())
-    holds = f"{files} files, function {plan.digest[:19]}"
+    holds = f"{files} files, {plan.subject.kind} {plan.subject.digest[:19]}"
     yield "code", holds, sizes["code"], ("code", "function")
     holds = f"{len(plan.env)} variables, {len(plan.labels)} labels, {' '.join(plan.cmd)}"
     yield "configuration", holds, None, ("env", "labels", "config")

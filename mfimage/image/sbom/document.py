@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from mfimage.image.plan.files import ContextFile
     from mfimage.image.plan.plan import ImagePlan
+    from mfimage.package.spec import ArtifactRef
 
 MEDIA_TYPE = "application/vnd.cyclonedx+json"
 PREFIX = "mfimage:"
@@ -38,13 +39,11 @@ def make_sbom(
     plan: ImagePlan, code: Sequence[ContextFile], runtime: Sequence[ContextFile]
 ) -> bytes:
     """Return the document of an image, whose serial number is derived from its content."""
-    function = json.loads(plan.code.function_json)
-    names = ("flow", "run", "step", "task", "user", "metaflow_version", "git_commit")
-    lineage = {name.replace("_", "."): function["lineage"].get(name) for name in names}
+    subject = plan.subject
     components = [
         *_installed(plan),
         _runtime(plan, runtime),
-        *(_artifact(name, ref) for name, ref in sorted(function["artifacts"].items())),
+        *(_artifact(name, ref) for name, ref in sorted(subject.artifacts.items())),
         *_code(code),
     ]
     tool = {"type": "application", "name": "mfimage", "version": plan.version}
@@ -54,13 +53,13 @@ def make_sbom(
         "specVersion": "1.6",
         "version": 1,
         "metadata": {
-            "component": _function(plan, function),
-            "properties": _properties({**lineage, "pathspec": function["task"]}),
+            "component": _subject(plan),
+            "properties": _properties(subject.lineage),
             "tools": {"components": [tool]},
         },
         "components": components,
         "dependencies": [
-            {"ref": "function", "dependsOn": sorted(each["bom-ref"] for each in components)}
+            {"ref": subject.kind, "dependsOn": sorted(each["bom-ref"] for each in components)}
         ],
     }
     encoded = json.dumps(document, sort_keys=True, indent=1).encode() + b"\n"
@@ -72,20 +71,21 @@ def make_sbom(
     )  # fmt: skip
 
 
-# The function's own parts, as plain JSON: importing the library takes longer than they do
+# The subject's own parts, as plain JSON: importing the library takes longer than they do
 
 
-def _function(plan: ImagePlan, function: Mapping[str, Any]) -> dict[str, Any]:
+def _subject(plan: ImagePlan) -> dict[str, Any]:
+    subject = plan.subject
     properties = {
-        "function.digest": plan.digest,
-        "entrypoint": function["entrypoint"],
+        f"{subject.kind}.digest": subject.digest,
+        "entrypoint": subject.entrypoint,
         "target": plan.target.name,
         "platform": plan.platform,
         "lock.digest": plan.dependencies.digest,
     }
-    more = {"version": plan.digest.removeprefix("sha256:")[:12]}
-    more |= {"description": function["description"]} if function["description"] else {}
-    return _part("application", "function", plan.function, properties, **more)
+    more = {"version": subject.digest.removeprefix("sha256:")[:12]}
+    more |= {"description": subject.description} if subject.description else {}
+    return _part("application", subject.kind, subject.name, properties, **more)
 
 
 def _runtime(plan: ImagePlan, files: Iterable[ContextFile]) -> dict[str, Any]:
@@ -94,9 +94,10 @@ def _runtime(plan: ImagePlan, files: Iterable[ContextFile]) -> dict[str, Any]:
     return _part("library", "runtime", "mfimage", properties, version=plan.version)
 
 
-def _artifact(name: str, ref: Mapping[str, Any]) -> dict[str, Any]:
-    properties = {"kind": "artifact"} | {k: str(ref[k]) for k in ("size", "encoding", "type")}
-    return _part("data", f"artifact:{name}", name, properties, hashes=_sha256(ref["digest"]))
+def _artifact(name: str, ref: ArtifactRef) -> dict[str, Any]:
+    about = {"size": str(ref.size), "encoding": ref.encoding, "type": ref.type}
+    properties = {"kind": "artifact", **about}
+    return _part("data", f"artifact:{name}", name, properties, hashes=_sha256(ref.digest))
 
 
 def _code(files: Iterable[ContextFile]) -> Iterable[dict[str, Any]]:

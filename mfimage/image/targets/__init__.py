@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from mfimage.errors import OptionError, suggest
 from mfimage.image.targets.fastapi import FastapiTarget
 from mfimage.image.targets.ray import RayTarget
+from mfimage.image.targets.step import StepTarget
 from mfimage.image.targets.target import Target
 
-TARGETS: Mapping[str, type[Target]] = {each.name: each for each in (FastapiTarget, RayTarget)}
+_ALL: tuple[type[Target], ...] = (FastapiTarget, RayTarget, StepTarget)
+TARGETS: Mapping[str, type[Target]] = {each.name: each for each in _ALL}
 DEFAULT_TARGET = next(iter(TARGETS))
 
 

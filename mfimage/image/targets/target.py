@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from mfimage.runtime.layout import CODE, FUNCTION, RUNTIME_FILES, VENV
+
 # What mfimage's own files in an image import: the same in every target.
 RUNTIME_REQUIREMENTS = ("orjson>=3.10", "pydantic>=2.10")
 
@@ -19,6 +21,10 @@ class Target:
     check: ClassVar[str]  # function that `mfimage test` runs on such an image, as ``module:name``
     env: ClassVar[Mapping[str, str]] = {}
     ports: ClassVar[tuple[int, ...]] = ()
+    entrypoint: ClassVar[tuple[str, ...]] = (f"{VENV}/bin/python", "-m", "mfimage.runtime")
+    workdir: ClassVar[str] = f"{FUNCTION}/{CODE}"
+    workdir_mode: ClassVar[int] = 0o755
+    runtime: ClassVar[tuple[str, ...]] = RUNTIME_FILES  # patterns of mfimage's own files
     # Commands that mfimage adds at the end of ``PATH``: name to module with a ``main``.
     programs: ClassVar[Mapping[str, str]] = {}
     label_names: ClassVar[tuple[str, ...]] = ()  # names of what `labels` returns

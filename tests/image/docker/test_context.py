@@ -32,7 +32,7 @@ def test_what_is_in_it(sample):
         == sample.artifacts["model"]
     )
     assert found["layers/code/opt/function/code/predict.py"] == sample.code["predict.py"]
-    assert found["layers/code/opt/function/function.json"] == plan.code.function_json
+    assert found["layers/code/opt/function/function.json"] == plan.subject.files["function.json"]
     assert b"__version__" in found["layers/runtime/opt/mfimage/mfimage/__init__.py"]
 
 
@@ -149,7 +149,7 @@ def test_a_damaged_artifact(sample, tmp_path, damage):
 
 def test_a_damaged_archive(sample):
     plan = sample.plan()
-    sample.blobs.path(plan.code.archive).write_bytes(b"other")
+    sample.blobs.path(plan.subject.code).write_bytes(b"other")
     with pytest.raises(PackageError):
         context_files(plan, sample.blobs.path)
 

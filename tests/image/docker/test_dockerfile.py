@@ -77,7 +77,7 @@ def test_golden(sample, name, monkeypatch):
     if name == "ray":
         sample.lock = RAY_LOCK
     plan = everything(sample) if name == "fastapi-everything" else sample.plan(target=name)
-    hexes = plan.digest.removeprefix("sha256:")
+    hexes = plan.subject.digest.removeprefix("sha256:")
     text = render(plan).replace(hexes, "<function>").replace(f'"{hexes[:12]}"', '"<function>"')
     path = GOLDEN / f"{name}.Dockerfile"
     if os.environ.get("MFIMAGE_WRITE_GOLDEN"):

@@ -201,6 +201,7 @@ from mfimage.image.plan.base import BaseImage
 from mfimage.image.registry.location import Location
 from mfimage.image.plan.options import BuildOptions
 from mfimage.image.plan.plan import make_plan
+from mfimage.image.plan.subject import function_subject
 from mfimage.package.spec import ArtifactRef
 from tests.image.oci.building import oci_builder
 from tests.image.sample import make_sample
@@ -212,7 +213,7 @@ ref = ArtifactRef(digest="sha256:{hasher.hexdigest()}", size=600 << 20,
 spec = dataclasses.replace(spec, artifacts={{"large": ref}})
 with oci_builder() as builder:
     base = builder.base(Location(kind="oci", path=folder / "base"), "linux/amd64")
-    plan = make_plan(spec, lock=sample.lock, base=base, options=BuildOptions())
+    plan = make_plan(function_subject(spec), lock=sample.lock, base=base, options=BuildOptions())
     image = builder.build(plan, sample.blobs.path)
     builder.write([image], Location(kind="oci-archive", path=folder / "out.tar"), [])
 # Not getrusage: its peak is that of the process that started this one, too.

@@ -13,6 +13,7 @@ from mfimage.errors import LockError, OptionError
 from mfimage.image.plan.base import BaseImage
 from mfimage.image.plan.options import OPTIONS, BuildOptions
 from mfimage.image.plan.plan import MOST_ARTIFACT_LAYERS, make_plan
+from mfimage.image.plan.subject import function_subject
 from mfimage.image.registry.reference import parse_reference
 from mfimage.image.targets import TARGETS
 from mfimage.image.targets.fastapi import SERVE_REQUIREMENTS, FastapiTarget
@@ -53,7 +54,7 @@ def test_planning_reads_nothing(sample):
     spec = sample.spec()
     shutil.rmtree(sample.blobs.folder)
     base = BaseImage(reference=parse_reference("python"), python="3.11")
-    plan = make_plan(spec, lock=LOCK, base=base, options=BuildOptions())
+    plan = make_plan(function_subject(spec), lock=LOCK, base=base, options=BuildOptions())
     assert plan.dependencies.digest == sha256_digest(LOCK)
 
 
@@ -93,11 +94,11 @@ def test_binding_again_at_another_time_plans_the_same(sample):
     plan = sample.plan()
     sample.created = "2031-01-01T00:00:00Z"
     assert sample.plan() == plan
-    assert json.loads(plan.code.function_json)["lineage"]["created"] is None
+    assert json.loads(plan.subject.files["function.json"])["lineage"]["created"] is None
 
 
 def test_the_function_json_in_the_image_is_the_same_function(sample):
-    plain = json.loads(sample.plan().code.function_json)
+    plain = json.loads(sample.plan().subject.files["function.json"])
     assert plain["name"] == "predict"
     assert set(plain["artifacts"]) == {"model", "feature_names"}
 
@@ -106,7 +107,7 @@ def test_the_function_json_in_the_image_is_the_same_function(sample):
 def test_a_base_of_another_python_is_refused(sample, python):
     base = BaseImage(reference=parse_reference("own/base:1"), python=python)
     with pytest.raises(OptionError) as caught:
-        make_plan(sample.spec(), lock=LOCK, base=base, options=BuildOptions())
+        make_plan(function_subject(sample.spec()), lock=LOCK, base=base, options=BuildOptions())
     assert "own/base:1 has Python " + ".".join(python.split(".")[:2]) in caught.value.message
     assert "bound with Python 3.11" in caught.value.message
     assert "--base-image python:3.11-slim" in caught.value.hint
@@ -115,9 +116,10 @@ def test_a_base_of_another_python_is_refused(sample, python):
 def test_a_base_for_another_platform_is_refused(sample):
     base = BaseImage(reference=parse_reference("b"), python="3.11", platform="linux/arm64")
     with pytest.raises(OptionError, match="is for linux/arm64, the image for linux/amd64"):
-        make_plan(sample.spec(), lock=LOCK, base=base, options=BuildOptions())
+        make_plan(function_subject(sample.spec()), lock=LOCK, base=base, options=BuildOptions())
     plan = make_plan(
-        sample.spec(), lock=LOCK, base=base, options=BuildOptions(platform="linux/arm64/v8")
+        function_subject(sample.spec()), lock=LOCK, base=base,
+        options=BuildOptions(platform="linux/arm64/v8"),
     )
     assert plan.platform == "linux/arm64"
 
@@ -237,7 +239,7 @@ def test_a_schema_too_long_for_a_label_is_left_out(sample):
     sample.input_schema = {"description": "x" * 40_000}
     plan = sample.plan()
     assert "io.mfimage.schema.input" not in plan.labels
-    assert b"x" * 40_000 in plan.code.function_json
+    assert b"x" * 40_000 in plan.subject.files["function.json"]
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,12 @@ _LIBRARIES = {
 }
 
 
+def wheel_name(name: str) -> str:
+    """Return the name of the wheel with the content of a conda package."""
+    name = canonicalize_name(name)
+    return _WHEEL_NAMES.get(name, name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CondaPackage:
     """A conda package, read from its file name."""
@@ -72,8 +78,7 @@ class CondaPackage:
         """The requirement for the same version as a wheel; None when it is not a distribution."""
         if not _PYTHON_BUILD.search(self.build):
             return None
-        name = canonicalize_name(self.name)
-        return f"{_WHEEL_NAMES.get(name, name)}=={self.version}"
+        return f"{wheel_name(self.name)}=={self.version}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +142,26 @@ def require_wheels(
     packages: Sequence[CondaPackage], platform: Platform, *, index: IndexOptions, directory: Path
 ) -> list[str]:
     """Return the requirements for the wheels of conda packages."""
+    pins = {each.requirement: str(each) for each in packages if each.requirement is not None}
+    refuse_lost(
+        pins, platform, index=index, directory=directory,
+        lost=[str(each) for each in packages if each.requirement is None],
+        hint="use @pypi for the step, or name the environment with environment=",
+    )  # fmt: skip
+    return list(pins)
+
+
+def refuse_lost(
+    pins: Mapping[str, str],
+    platform: Platform,
+    *,
+    index: IndexOptions,
+    directory: Path,
+    lost: Sequence[str] = (),
+    hint: str,
+) -> None:
+    """Refuse conda packages that have no wheel, by name."""
+    # ``pins`` has a requirement for each package; ``lost`` are those that cannot have one.
 
     def has_wheels(pins: Iterable[str]) -> bool:
         text = "\n".join(pins)
@@ -150,15 +175,12 @@ def require_wheels(
             return False
         return True
 
-    pins = {each.requirement: each for each in packages if each.requirement is not None}
-    lost = [each for each in packages if each.requirement is None]
+    missing = list(lost)
     if not has_wheels(pins):
         with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
             found = list(pool.map(lambda pin: has_wheels([pin]), pins))
-        lost += [each for each, has in zip(pins.values(), found, strict=True) if not has]
-    if lost:
-        names = ", ".join(sorted(map(str, lost)))
+        missing += [each for each, has in zip(pins.values(), found, strict=True) if not has]
+    if missing:
+        names = ", ".join(sorted(missing))
         message = f"the step's @conda has packages that have no wheel: {names}"
-        hint = "use @pypi for the step, or name the environment with environment="
         raise LockError(message, hint=hint)
-    return list(pins)
