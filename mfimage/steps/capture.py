@@ -17,7 +17,7 @@ from mfimage.image.plan.subject import STEP, Source, Subject, function_source
 from mfimage.package.platforms import machine_platform
 from mfimage.package.spec import sha256_of
 from mfimage.package.store import open_package
-from mfimage.steps.declared import Declared, FlowFile, declare
+from mfimage.steps.declared import Declared, FlowFile, declare_steps
 from mfimage.steps.environments import solved, step_store
 
 _EXAMPLE = "write file.py:step, or file.py:Flow.step"
@@ -38,7 +38,7 @@ def capture_step(reference: str, options: BuildOptions) -> Source:
         index=index_options(options),
     )  # fmt: skip
     platform = next(iter(options.platforms), machine_platform())
-    declared = declare(flow, step, file, platform=platform)
+    declared = declare_steps(flow, {step.name: platform}, file)[step.name]
     store = step_store()
     code = CapturedCode(
         entrypoint=f"{path.stem}:{flow.name}.{step.name}",

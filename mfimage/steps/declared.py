@@ -22,6 +22,7 @@ from mfimage.errors import LockError, OptionError
 from mfimage.package.spec import sha256_of
 
 PYPI, CONDA, UV, IMPORTS = "pypi", "conda", "uv.lock", "imports"
+UV_TYPE = "uv"  # of Metaflow's environment
 # What Metaflow needs to reach its datastore, by the datastore's type.
 DATASTORES: Mapping[str, tuple[str, ...]] = {
     "local": (),
@@ -150,40 +151,61 @@ def merged(flow: Any, step: Any, name: str) -> dict[str, Any] | None:
     return {"packages": packages, "python": first("python"), "disabled": first("disabled")}
 
 
-def declare(flow: Any, step: Any, file: FlowFile, *, platform: str) -> Declared:
-    """Return the environment that a step declares."""
-    needed = (f"metaflow=={_metaflow()}", "requests", *DATASTORES.get(file.datastore, ()))
-    shared = partial(Declared, platform=platform, project=file.root, index=file.index)
-    if file.environment != "uv" and (kind := declares(flow, step)):
-        attributes = merged(flow, step, kind) or {}
-        lines = (_pypi_lines if kind == PYPI else _conda_lines)(attributes["packages"], step.name)
-        return shared(
-            source=kind,
-            python=_minor(attributes["python"], step.name),
-            requirements=tuple(lines),
-            needed=needed,
-        )
+def declare_steps(
+    flow: Any, platforms: Mapping[str, str], file: FlowFile
+) -> dict[str, Declared]:
+    """Return the environment of each step that ``platforms`` has the platform of."""
+    # Steps that declare none share one: what any of them imports.
+    shared: dict[str, Declared] = {}
+    found = {}
+    for step in flow:
+        if (platform := platforms.get(step.name)) is None:
+            continue
+        if file.environment != UV_TYPE and (kind := declares(flow, step)):
+            found[step.name] = _by_decorator(flow, step, kind, file, platform)
+        else:
+            if platform not in shared:
+                shared[platform] = _by_project(flow, file, platform)
+            found[step.name] = shared[platform]
+    return found
+
+
+def _needed(file: FlowFile) -> tuple[str, ...]:
+    return (f"metaflow=={_metaflow()}", "requests", *DATASTORES.get(file.datastore, ()))
+
+
+def _by_decorator(flow: Any, step: Any, kind: str, file: FlowFile, platform: str) -> Declared:
+    attributes = merged(flow, step, kind) or {}
+    lines = (_pypi_lines if kind == PYPI else _conda_lines)(attributes["packages"], step.name)
+    return Declared(
+        source=kind, python=_minor(attributes["python"], step.name), platform=platform,
+        requirements=tuple(lines), needed=_needed(file), project=file.root, index=file.index,
+    )  # fmt: skip
+
+
+def _by_project(flow: Any, file: FlowFile, platform: str) -> Declared:
     request = Request(
         code=Code(
-            root=file.root, files=[], module=file.path.stem, functions=[file.flow], artifacts={}
-        ),
+            root=file.root, files=[], module=file.path.stem, functions=[file.flow], artifacts={},
+            steps=[step.name for step in flow if not declares(flow, step)],
+        ),  # fmt: skip
         project=file.root,
         platform=platform,
         index=file.index,
     )
+    shared = partial(
+        Declared, platform=platform, needed=_needed(file), project=file.root, index=file.index
+    )
     if found := project.find(request):
         locked = found()
-        return shared(
-            source=UV, python=_minor(locked.python, step.name), exported=locked.lock, needed=needed
-        )
-    if file.environment == "uv":
+        return shared(source=UV, python=_minor(locked.python, "start"), exported=locked.lock)
+    if file.environment == UV_TYPE:
         raise LockError(
             f"--environment=uv: no uv.lock in {file.root} or above it", hint="run `uv lock`"
         )
     return shared(
-        source=IMPORTS, python=_minor(None, step.name),
-        requirements=tuple(_imported(request)), needed=needed,
-    )  # fmt: skip
+        source=IMPORTS, python=_minor(None, "start"), requirements=tuple(_imported(request))
+    )
 
 
 def _imported(request: Request) -> list[str]:

@@ -33,7 +33,7 @@ from mfimage.image.story import BuildStory, note, show
 from mfimage.package.platforms import machine_platform
 from mfimage.package.spec import sha256_digest, sha256_of
 from mfimage.steps.capture import environment_labels
-from mfimage.steps.declared import Declared, FlowFile, declare
+from mfimage.steps.declared import Declared, FlowFile, declare_steps
 from mfimage.steps.environments import solved, step_store
 
 # The repository of images that stay in the engine.
@@ -86,10 +86,8 @@ def set_images(
         path=path, flow=flow.name, environment=environment, datastore=datastore,
         index=index_options(options),
     )  # fmt: skip
-    declared = {
-        name: declare(flow, step, file, platform=_platform(runner))
-        for name, (step, runner) in runners.items()
-    }
+    platforms = {name: _platform(runner) for name, (_, runner) in runners.items()}
+    declared = declare_steps(flow, platforms, file)
     kinds = {name: runner.name for name, (_, runner) in runners.items()}
     wanted = list(_shared(declared, kinds, options))
     named = ensure(wanted, options, fresh=fresh)

@@ -285,7 +285,7 @@ def _read(
     """Return what the project's files import, by their source and by what the tracer saw."""
     module = request["module"]
     start = [module, *loaded] if module else []
-    project = reading.walk_project(tracer.root, start, loaded)
+    project = reading.walk_project(tracer.root, start, loaded, request["steps"])
     foreign = [each for each in project.imports if not each.means]
     parts = reading.prefixes(request["module"])
     own = [file for file in (reading.find_local(tracer.root, name) for name in parts) if file]

@@ -7,7 +7,7 @@ not have mfimage, so that code is parsed by the Python that will run it.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,7 +64,9 @@ def prefixes(module: str) -> list[str]:
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
-def walk_project(root: Path, start: Iterable[str], loaded: Mapping[str, Path]) -> Project:
+def walk_project(
+    root: Path, start: Iterable[str], loaded: Mapping[str, Path], steps: Collection[str] = ()
+) -> Project:
     """Read every project file that ``start`` reaches, following imports between them."""
     # `loaded` are those that importing the function's module loads: what they import is not
     # optional because of how they were reached.
@@ -81,7 +83,9 @@ def walk_project(root: Path, start: Iterable[str], loaded: Mapping[str, Path]) -
         seen[path] = SourceFile([], {})
         if path.suffix == ".py":
             package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-            seen[path] = read_source(path.read_bytes(), package=package, label=str(path))
+            seen[path] = read_source(
+                path.read_bytes(), package=package, label=str(path), steps=steps
+            )
         for name, line, soft, within in seen[path].imports:
             is_optional = soft or (optional and module not in loaded)
             names = prefixes(name)
@@ -114,11 +118,13 @@ def reached_imports(
             return found
 
 
-def read_source(source: bytes, *, package: str = "", label: str = "<source>") -> SourceFile:
+def read_source(
+    source: bytes, *, package: str = "", label: str = "<source>", steps: Collection[str] = ()
+) -> SourceFile:
     """Return the imports of a module, at its top and inside its functions."""
-    # Not those for type checkers, below `if __name__ == "__main__":`, and of a flow's steps: none
-    # of them runs when the function does.
-    reader = _Reader(package)
+    # Not those for type checkers, below `if __name__ == "__main__":`, and of a flow's steps except
+    # ``steps``: none of them runs when the function does.
+    reader = _Reader(package, steps)
     reader.visit(ast.parse(source, label))
     return SourceFile(reader.found, reader.mentions)
 
@@ -143,7 +149,8 @@ def defined_names(source: bytes) -> set[str]:
 
 
 class _Reader(ast.NodeVisitor):
-    def __init__(self, package: str) -> None:
+    def __init__(self, package: str, steps: Collection[str]) -> None:
+        self._steps = steps
         self.found: list[Statement] = []
         self.mentions: dict[str, set[str]] = {}
         self._package = package
@@ -206,7 +213,10 @@ class _Reader(ast.NodeVisitor):
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         self._visit([*node.decorator_list, *node.bases])
-        self._define(node.name, [item for item in node.body if not _is_step(item)])
+        self._define(node.name, [item for item in node.body if self._is_read(item)])
+
+    def _is_read(self, item: ast.stmt) -> bool:
+        return not _is_step(item) or getattr(item, "name", "") in self._steps
 
     def visit_Name(self, node: ast.Name) -> None:
         self._mention(node.id)

@@ -91,6 +91,7 @@ class Code:
     module: str  # the function's
     artifacts: Mapping[str, StoredBytes]  # their pickles are read, never run
     functions: Sequence[str] = ()  # names of the module's definitions that are called
+    steps: Sequence[str] = ()  # those of the module's flow that count
     script: str | None = None  # the module that pickles call ``__main__``
     needed: Mapping[str, str] | None = None  # modules that it needs and does not import -> why
     python: str = sys.executable  # the interpreter to ask
@@ -102,7 +103,12 @@ def search_imports(code: Code, *, run: bool = True) -> Iterator[Search]:
     # Without `run` the module is not imported: only source is read, and a pickle that cannot be
     # read is ignored.
     root = code.root.resolve()
-    request = {"module": code.module, "functions": [*code.functions, _NEEDS], "run": run}
+    request = {
+        "module": code.module,
+        "functions": [*code.functions, _NEEDS],
+        "steps": list(code.steps),
+        "run": run,
+    }
     with open_interpreter(code.python) as interpreter:
         interpreter.ask(root, request)
         yield Search(code, root, interpreter, run=run)

@@ -26,7 +26,9 @@ from mfimage.errors import CaptureError
 IMPORTING = "MFIMAGE_IMPORTING"
 _PROBE = Path(__file__).with_name("_probe.py")
 _TIMEOUT = 300
-_NOTHING: Mapping[str, Any] = {"module": "", "functions": [], "run": False, "names": []}
+_NOTHING: Mapping[str, Any] = {"module": "", "functions": [], "steps": [], "run": False,
+    "names": [],
+}
 _waiting: list[Interpreter] = []
 
 
