@@ -10,6 +10,7 @@ from mfimage.image.build import build_image, plan_image, render_image
 from mfimage.image.builder import OnEvent
 from mfimage.image.plan.options import BuildOptions
 from mfimage.image.report import Image
+from mfimage.package.storage.cache import read_only
 from mfimage.steps.capture import open_source
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def plan_build(
     reference: str, options: BuildOptions, *, push: bool = False, note: Note = lambda _: None
 ) -> tuple[PlannedImage, ...]:
     """Describe what `build` would make for each platform, and why each layer would change."""
-    return plan_image(open_source(reference, options), options, push=push, note=note)
+    with read_only():  # of a step, the environment that is solved is not kept
+        return plan_image(open_source(reference, options), options, push=push, note=note)
 
 
 def render(reference: str, options: BuildOptions, folder: Path) -> Path:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mfimage.image.plan.options import BuildOptions
 
 _TASK = "FLOW[/RUN[/STEP[/TASK]]]"
+STEP = "step"  # the target
 
 
 @click.command()
@@ -107,7 +108,8 @@ def build(
 ) -> None:
     """Build an image; print its name.
 
-    FUNCTION is the reference of a function package; with --task, file.py:name or module:name.
+    FUNCTION is the reference of a function package; with --task, file.py:name or module:name;
+    with --target step, a flow's step as file.py:step.
     """
     from mfimage.build import build as build_image
     from mfimage.cli.console import BuildStory, note, show
@@ -121,10 +123,10 @@ def build(
 
         with TemporaryDirectory(prefix="mfimage-") as folder:  # for the package
             given["root"] = folder
-            reference = _bind(function, task, given) if task is not None else _bound(function)
+            reference = _reference(function, task, given, wanted)
             _show_plan(reference, wanted, push=push, as_json=as_json)
         return
-    reference = _bind(function, task, given) if task is not None else _bound(function)
+    reference = _reference(function, task, given, wanted)
     with show(BuildStory, verbose=verbose) as on_event:
         image = build_image(
             reference, wanted, push=push, force=force, test=test, max_size=limit,
@@ -136,6 +138,19 @@ def build(
     if metadata_file:
         write_metadata(Path(metadata_file), report)
     click.echo(json.dumps(report, indent=2) if as_json else image.name)
+
+
+def _reference(
+    function: str, task: str | None, given: dict[str, Any], wanted: BuildOptions
+) -> str:
+    """Return what to build: a reference, that of a function bound now, or a step."""
+    if wanted.target == STEP:
+        if task is not None:
+            raise OptionError(
+                f"task: a step is built from its file: {function}", hint="leave out --task"
+            )
+        return function
+    return _bind(function, task, given) if task is not None else _bound(function)
 
 
 def _bound(reference: str) -> str:
@@ -155,7 +170,7 @@ def _bound(reference: str) -> str:
 def plan(reference: str, as_json: bool, **given: Any) -> None:
     """Show what a build would make, and why.
 
-    Each layer is compared with the image that --tag names now.
+    REFERENCE is a function package; with --target step, file.py:step. Each layer is compared with the image that --tag names now.
     """
     _show_plan(reference, build_options(given), push=False, as_json=as_json)
 
