@@ -7,6 +7,7 @@ ended, and no container may stay behind.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -46,7 +47,9 @@ def main(arguments: Sequence[str]) -> int:
     returncode = _wait(command.pid)
     if returncode and (limit := _out_of_memory()):
         message = f"error: killed: out of memory, {limit}\n"
-        message += "hint: give the step more, @docker(memory=...) or @resources(memory=...), in MB\n"
+        message += (
+            "hint: give the step more, @docker(memory=...) or @resources(memory=...), in MB\n"
+        )
         os.write(2, message.encode())
     return returncode if returncode >= 0 else 128 - returncode
 
@@ -72,10 +75,8 @@ def _end(child: int) -> None:
 
 
 def _signal(child: int, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
         os.killpg(child, number)
-    except ProcessLookupError:  # it has just ended
-        pass
 
 
 def _out_of_memory() -> str | None:
