@@ -1,13 +1,15 @@
-"""inspect: a function package or an image -> its description; compare: two images -> a diff."""
+"""inspect: a package, an image or a task -> its description; compare: two images -> a diff."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mfimage.errors import TaskError
 from mfimage.package.spec import FunctionSpec
 from mfimage.package.storage.cache import read_only
 from mfimage.package.store import FILE_NAME, open_package
@@ -16,16 +18,19 @@ if TYPE_CHECKING:
     from mfimage.image.find.contents import ImageDiff
 
 _PREFIX = "io.mfimage."
+_STEP_IMAGE = "step.image"
+# As Flow/12/train/3: names of images have no capital letters, and seldom a number alone in them.
+_PATHSPEC = re.compile(r"(?:(?=[^/]*[A-Z])\w+/[^/:@]+|\w+/\d+)/\w+(?:/[^/:@]+)?", re.ASCII)
 
 
 def inspect(what: str, *, platform: str | None = None) -> dict[str, Any]:
-    """Describe a function package or an image.
+    """Describe a function package, an image, or the image that a task ran in.
 
     Parameters
     ----------
     what : str
         The package's reference; or an image's name or ID, ``oci:DIR``, ``oci-archive:FILE`` or
-        ``docker-archive:FILE``. Nothing is pulled.
+        ``docker-archive:FILE``; or a task's pathspec, ``Flow/run/step[/task]``. Nothing is pulled.
     platform : str, optional
         Which image of an index; this machine's by default.
 
@@ -39,7 +44,23 @@ def inspect(what: str, *, platform: str | None = None) -> dict[str, Any]:
         package = open_package(what)
         return {"reference": package.reference, **_package(package.spec)}
     with read_only():
+        if _PATHSPEC.fullmatch(what) and not Path(what).exists():
+            return _task(what, platform)
         return _image(what, platform)
+
+
+def _task(pathspec: str, platform: str | None) -> dict[str, Any]:
+    from mfimage.capture.task.pathspec import find_task
+
+    task = find_task(pathspec, namespace="")
+    metadata = {key: str(value) for key, value in task.metadata_dict.items()}
+    if not (image := metadata.get(_STEP_IMAGE)):
+        raise TaskError(
+            f"task {task.pathspec} records no image",
+            hint="a step has one with @docker, or with --environment=fast-bakery",
+        )
+    about = {key: value for key, value in metadata.items() if key.startswith("step.")}
+    return {"task": task.pathspec, **about, **_image(image, platform)}
 
 
 def _package(spec: FunctionSpec) -> dict[str, Any]:

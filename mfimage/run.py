@@ -258,8 +258,10 @@ def _become(package: Package, command: Sequence[str], note: Callable[[str], None
     if command[0] == "serve":
         from mfimage.image.plan.lock import target_lock
         from mfimage.image.plan.options import BuildOptions
+        from mfimage.image.plan.subject import function_source
 
-        lock = target_lock(package, BuildOptions(), this_platform(), note)
+        source = function_source(package)
+        lock = target_lock(source, BuildOptions(), this_platform(), note)
     python, runtime = environment_python(package, lock), str(runtime_folder())
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONHOME"} | {
         "PYTHONPATH": runtime,

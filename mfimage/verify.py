@@ -108,7 +108,9 @@ def verify(
     platform = options.platform or machine_platform()
     with find_image(image, platform=platform).open() as original:
         labels = (original.config.get("config") or {}).get("Labels") or {}
-        source = open_source(reference, dataclasses.replace(options, target=labels.get(TARGET, options.target)))
+        source = open_source(
+            reference, dataclasses.replace(options, target=labels.get(TARGET, options.target))
+        )
         subject = source.subject
         held = labels.get(f"{LABEL_PREFIX}{subject.kind}.digest")
         if held != subject.digest:

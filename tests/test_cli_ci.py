@@ -167,7 +167,9 @@ def test_a_plan_keeps_no_lock(sample: Sample, cache: Path, monkeypatch: pytest.M
     options = BuildOptions()
     for reading in (True, False):
         with read_only() if reading else nullcontext():
-            assert target_lock(function_source(opened), options, "linux/amd64", lambda _: None) == LOCK
+            assert (
+                target_lock(function_source(opened), options, "linux/amd64", lambda _: None) == LOCK
+            )
         assert [*Path("root").rglob("locks"), *cache.rglob("locks")].__len__() == (
             0 if reading else 2
         )

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from mfimage.errors import PackageError, ReferenceNotFound
-from mfimage.image.plan.plan import RUNTIME_FILES
 from mfimage.load import JsonFunction, function_from_json
+from mfimage.runtime.layout import RUNTIME_FILES
 from tests.support.packages import PREDICT, make_package
 from tests.support.projects import python, write
 

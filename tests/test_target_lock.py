@@ -37,7 +37,9 @@ def solved(monkeypatch) -> list[str]:
 
 def lock(reference: str, platform: str = "linux/amd64", said: list[str] | None = None, **options):
     say = (said if said is not None else []).append
-    return module.target_lock(function_source(open_package(reference)), BuildOptions(**options), platform, say)
+    return module.target_lock(
+        function_source(open_package(reference)), BuildOptions(**options), platform, say
+    )
 
 
 def kept(reference: str) -> list[Path]:

@@ -140,9 +140,7 @@ def build(
     click.echo(json.dumps(report, indent=2) if as_json else image.name)
 
 
-def _reference(
-    function: str, task: str | None, given: dict[str, Any], wanted: BuildOptions
-) -> str:
+def _reference(function: str, task: str | None, given: dict[str, Any], wanted: BuildOptions) -> str:
     """Return what to build: a reference, that of a function bound now, or a step."""
     if wanted.target == STEP:
         if task is not None:
@@ -170,7 +168,8 @@ def _bound(reference: str) -> str:
 def plan(reference: str, as_json: bool, **given: Any) -> None:
     """Show what a build would make, and why.
 
-    REFERENCE is a function package; with --target step, file.py:step. Each layer is compared with the image that --tag names now.
+    REFERENCE is a function package; with --target step, file.py:step. Each layer is compared with
+    the image that --tag names now.
     """
     _show_plan(reference, build_options(given), push=False, as_json=as_json)
 

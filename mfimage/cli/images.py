@@ -25,14 +25,14 @@ _platform_flag = click.option(
 
 
 @click.command()
-@click.argument("what", metavar="REFERENCE|IMAGE")
+@click.argument("what", metavar="REFERENCE|IMAGE|TASK")
 @_platform_flag
 @json_flag
 def inspect(what: str, platform: str | None, as_json: bool) -> None:
-    """Describe a function package or an image.
+    """Describe a function package, an image, or the image that a task ran in.
 
-    An image is in the engine, a registry (nothing is pulled), oci:DIR, oci-archive:FILE or
-    docker-archive:FILE.
+    TASK is Flow/run/step[/task]. An image is in the engine, a registry (nothing is pulled),
+    oci:DIR, oci-archive:FILE or docker-archive:FILE.
     """
     from mfimage.inspect import inspect as inspect_it
 

@@ -67,7 +67,8 @@ def build_image(
             # An engine reads only what it does not have: damage in the rest would go unnoticed.
             blob_path = _verified_path(source)
         platforms = " and ".join(each.platform for each in plans)
-        note(f"building {plan.subject.name} for {plan.target.name} on {plan.base.pinned}, {platforms}")
+        what = f"{plan.subject.name} for {plan.target.name}"
+        note(f"building {what} on {plan.base.pinned}, {platforms}")
         found = None
         # An image that was pushed before need not have been tested.
         if push and not (force or test or options.no_cache):

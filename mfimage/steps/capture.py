@@ -99,7 +99,9 @@ def _flows(module: ModuleType) -> list[type]:
     return [
         each
         for each in own
-        if isinstance(each, type) and issubclass(each, FlowSpec) and each.__module__ == module.__name__
+        if isinstance(each, type)
+        and issubclass(each, FlowSpec)
+        and each.__module__ == module.__name__
     ]
 
 

@@ -38,7 +38,7 @@ DATASTORES: Mapping[str, tuple[str, ...]] = {
 }
 # Conda packages that no wheel stands for, and what has their content.
 _CUDA = "the wheels of PyTorch, TensorFlow and JAX contain CUDA: leave it out"
-_CONDA_ONLY = {name: _CUDA for name in ("cudatoolkit", "cuda-toolkit", "cudnn", "pytorch-cuda")}
+_CONDA_ONLY = dict.fromkeys(("cudatoolkit", "cuda-toolkit", "cudnn", "pytorch-cuda"), _CUDA)
 _PYTHON = re.compile(r"3\.\d+(\.\d+)?")
 _SPECIFIED = ("<", ">", "!", "~", "=")
 
@@ -151,9 +151,7 @@ def merged(flow: Any, step: Any, name: str) -> dict[str, Any] | None:
     return {"packages": packages, "python": first("python"), "disabled": first("disabled")}
 
 
-def declare_steps(
-    flow: Any, platforms: Mapping[str, str], file: FlowFile
-) -> dict[str, Declared]:
+def declare_steps(flow: Any, platforms: Mapping[str, str], file: FlowFile) -> dict[str, Declared]:
     """Return the environment of each step that ``platforms`` has the platform of."""
     # Steps that declare none share one: what any of them imports.
     shared: dict[str, Declared] = {}
@@ -186,9 +184,13 @@ def _by_decorator(flow: Any, step: Any, kind: str, file: FlowFile, platform: str
 def _by_project(flow: Any, file: FlowFile, platform: str) -> Declared:
     request = Request(
         code=Code(
-            root=file.root, files=[], module=file.path.stem, functions=[file.flow], artifacts={},
+            root=file.root,
+            files=[],
+            module=file.path.stem,
+            functions=[file.flow],
+            artifacts={},
             steps=[step.name for step in flow if not declares(flow, step)],
-        ),  # fmt: skip
+        ),
         project=file.root,
         platform=platform,
         index=file.index,

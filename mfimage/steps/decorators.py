@@ -99,10 +99,12 @@ class DockerDecorator(StepDecorator):
         """Write the executor's options."""
         if not self.elsewhere:
             if not self.attributes["image"]:  # of all such steps at once
-                from mfimage.steps.environment import set_images
-
-                set_images(flow, environment=self.environment.TYPE, datastore=self.datastore,
-                           only=self.name)
+                set_images(
+                    flow,
+                    environment=self.environment.TYPE,
+                    datastore=self.datastore,
+                    only=self.name,
+                )
             launch = Launch(
                 executor="docker",
                 flow=self.flow_name,
@@ -284,3 +286,25 @@ def _number(attributes: Mapping[str, Any], name: str, where: str) -> float:
     if number < 0:
         raise StepError(f"{where}: {name}={value!r} is not a positive number.")
     return number
+
+
+def set_images(flow: Any, **given: Any) -> dict[str, str]:
+    """Give an image to each step that runs in one; see `mfimage.steps.images.set_images`."""
+    with explained():
+        from mfimage.steps.images import set_images as set_them
+
+        return set_them(flow, **given)
+
+
+class explained:
+    """Raises mfimage's errors as Metaflow's, which it prints without a traceback."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        from mfimage.errors import MfimageError
+
+        if isinstance(error, MfimageError):
+            hint = f"\n{error.hint}" if error.hint else ""
+            raise StepError(f"{error.message}{hint}") from None

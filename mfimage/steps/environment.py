@@ -13,20 +13,19 @@ from typing import Any
 from metaflow.decorators import StepDecorator
 from metaflow.metaflow_environment import MetaflowEnvironment
 
-from mfimage.steps.decorators import FIELDS, StepError, register_place
+from mfimage.steps.decorators import FIELDS, explained, register_place, set_images
 
 _IMAGE = FIELDS["step.image"]
 _RECORD = "step_image"
 
 
-class FastBakeryEnvironment(MetaflowEnvironment):  # type: ignore[misc]
+class FastBakeryEnvironment(MetaflowEnvironment):
     """Builds the images of a flow's steps, and sets them on what executes the steps."""
 
     TYPE = "fast-bakery"
     _force_rebuild = False
 
     def __init__(self, flow: Any) -> None:
-        super().__init__(flow)
         self.flow = flow
         self.images: dict[str, str] = {}
 
@@ -39,7 +38,7 @@ class FastBakeryEnvironment(MetaflowEnvironment):  # type: ignore[misc]
 
     def decospecs(self) -> Sequence[str]:
         """Let each task record its image."""
-        return (_RECORD, *super().decospecs())
+        return (_RECORD,)
 
     def init_environment(self, echo: Any, only_steps: Any = None) -> None:
         """Build the images; a step with @pypi or @conda that nothing executes runs in @docker."""
@@ -76,20 +75,20 @@ class FastBakeryEnvironment(MetaflowEnvironment):  # type: ignore[misc]
         return [f"export {_IMAGE}={shlex.quote(image)}"] if image else []
 
 
-class StepImageDecorator(StepDecorator):  # type: ignore[misc]
+class StepImageDecorator(StepDecorator):
     """Records the image of a task that runs on a cluster; the environment adds it."""
 
     name = _RECORD
     defaults: dict[str, Any] = {}  # noqa: RUF012 - as Metaflow declares it
 
-    def step_init(
+    def step_init(  # noqa: PLR0917 - Metaflow's signature
         self, flow: Any, graph: Any, step_name: str, decorators: Any, environment: Any,
         flow_datastore: Any, logger: Any,
     ) -> None:  # fmt: skip
         """Leave the record to @docker where it runs the step."""
         self.recorded = any(each.name == "docker" for each in decorators)
 
-    def task_pre_step(
+    def task_pre_step(  # noqa: PLR0917 - Metaflow's signature
         self, step_name: str, task_datastore: Any, metadata: Any, run_id: str, task_id: str,
         flow: Any, graph: Any, retry_count: int, max_user_code_retries: int, ubf_context: Any,
         inputs: Any,
@@ -97,25 +96,3 @@ class StepImageDecorator(StepDecorator):  # type: ignore[misc]
         """Register the image."""
         if not self.recorded:
             register_place(metadata, run_id, step_name, task_id, retry_count)
-
-
-def set_images(flow: Any, **given: Any) -> dict[str, str]:
-    """Give an image to each step that runs in one; see `mfimage.steps.images.set_images`."""
-    with explained():
-        from mfimage.steps.images import set_images as set_them
-
-        return set_them(flow, **given)
-
-
-class explained:  # noqa: N801 - used as a function
-    """Raises mfimage's errors as Metaflow's, which it prints without a traceback."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        from mfimage.errors import MfimageError
-
-        if isinstance(error, MfimageError):
-            hint = f"\n{error.hint}" if error.hint else ""
-            raise StepError(f"{error.message}{hint}") from None

@@ -19,6 +19,7 @@ from typing import Any
 
 from mfimage import __version__
 from mfimage.errors import EngineError, OptionError
+from mfimage.files import sha256_hex
 from mfimage.image.build import build_image
 from mfimage.image.builder import BuildEvent, OnEvent
 from mfimage.image.docker.local import connect
@@ -31,7 +32,7 @@ from mfimage.image.registry.client import open_registry, repository_of
 from mfimage.image.registry.reference import Reference, parse_reference
 from mfimage.image.story import BuildStory, note, show
 from mfimage.package.platforms import machine_platform
-from mfimage.package.spec import sha256_digest, sha256_of
+from mfimage.package.spec import sha256_of
 from mfimage.steps.capture import environment_labels
 from mfimage.steps.declared import Declared, FlowFile, declare_steps
 from mfimage.steps.environments import solved, step_store
@@ -157,7 +158,7 @@ def _shared(
 def image_name(declared: Declared, options: BuildOptions) -> Reference:
     """Return the name of the image of a declared environment."""
     target = options.image_target
-    own = [[file.path, sha256_digest(bytes(file.content))] for file in own_files(target.runtime)]  # type: ignore[arg-type]
+    own = [[file.path, sha256_hex(file.chunks())] for file in own_files(target.runtime)]
     key = sha256_of(
         {
             "environment": declared.digest,

@@ -29,10 +29,10 @@ from mfimage.image.oci.base import read_image
 from mfimage.image.oci.builder import OciBuilder
 from mfimage.image.oci.config import recompose
 from mfimage.image.oci.outputs import write_images
-from mfimage.image.plan.plan import RUNTIME_FILES
 from mfimage.image.registry.location import Location
 from mfimage.image.registry.reference import parse_tag
 from mfimage.image.secrets.build import parse_secret, read_secrets
+from mfimage.runtime.layout import RUNTIME_FILES
 from tests.image.sample import Sample, make_sample
 from tests.support.docker import ensure_base_image, host_ca_bundle
 

@@ -121,9 +121,13 @@ class Sample:
     ) -> ImagePlan:
         spec = self.spec()
         if not isinstance(base, BaseImage):
-            reference = parse_reference(base) if base else default_base(spec.environment.python_minor)
+            reference = (
+                parse_reference(base) if base else default_base(spec.environment.python_minor)
+            )
             base = BaseImage(reference=reference, python="3.11.2", digest=digest)
-        return make_plan(function_subject(spec), lock=self.lock, base=base, options=BuildOptions(**options))
+        return make_plan(
+            function_subject(spec), lock=self.lock, base=base, options=BuildOptions(**options)
+        )
 
 
 def make_sample(folder: Path) -> Sample:

@@ -26,7 +26,11 @@ from mfimage.errors import CaptureError
 IMPORTING = "MFIMAGE_IMPORTING"
 _PROBE = Path(__file__).with_name("_probe.py")
 _TIMEOUT = 300
-_NOTHING: Mapping[str, Any] = {"module": "", "functions": [], "steps": [], "run": False,
+_NOTHING: Mapping[str, Any] = {
+    "module": "",
+    "functions": [],
+    "steps": [],
+    "run": False,
     "names": [],
 }
 _waiting: list[Interpreter] = []

@@ -12,9 +12,11 @@ from mfimage.image.checks import config
 from mfimage.image.checks.report import Check, Recorder, Report
 from mfimage.image.checks.runner import ImageRunner, open_image
 from mfimage.image.checks.server import CheckOptions
+from mfimage.image.checks.step import check_step
 from mfimage.image.docker.engine import connect
 from mfimage.image.plan.labels import TARGET
 from mfimage.image.targets import DEFAULT_TARGET, TARGETS
+from mfimage.image.targets.step import StepTarget
 from mfimage.package.spec import FunctionSpec
 
 _DEFAULTS = CheckOptions()
@@ -38,8 +40,10 @@ def check_image(
                 hint="name one that `mfimage build` made",
             )
         say(f"testing {image} by {runner.name}")
-        spec = _check_what_it_says(runner, recorder)
-        if spec is not None:
+        if target == StepTarget.name:
+            _check_configuration(runner, recorder)
+            check_step(runner, recorder, options)
+        elif (spec := _check_what_it_says(runner, recorder)) is not None:
             found = TARGETS.get(target or DEFAULT_TARGET, TARGETS[DEFAULT_TARGET])
             resolve_name(found.check)(runner, spec, recorder, options)
     checks = tuple(recorder.checks)
@@ -59,9 +63,13 @@ def _check_what_it_says(runner: ImageRunner, recorder: Recorder) -> FunctionSpec
     if found:
         lock = runner.read(config.LOCK_FILE)
         recorder.run("labels", lambda: config.check_labels(info, found[0], lock))
-    recorder.run("credentials", lambda: config.check_credentials(info))
-    recorder.run("user", lambda: config.check_user(info))
+    _check_configuration(runner, recorder)
     return found[0] if found else None
+
+
+def _check_configuration(runner: ImageRunner, recorder: Recorder) -> None:
+    recorder.run("credentials", lambda: config.check_credentials(runner.info))
+    recorder.run("user", lambda: config.check_user(runner.info))
 
 
 def _connect(image: str) -> docker.APIClient:

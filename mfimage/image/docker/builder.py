@@ -87,7 +87,9 @@ class DockerBuilder:
         """Write the context and build it."""
         start = time.perf_counter()
         # The context is named by what builds have in common whose contexts are worth comparing.
-        names = ",".join(tag.name for tag in self._tags) or f"{plan.subject.name},{plan.target.name}"
+        names = (
+            ",".join(tag.name for tag in self._tags) or f"{plan.subject.name},{plan.target.name}"
+        )
         digest = hashlib.sha256(names.encode()).hexdigest()
         with ended_by_signals(), tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
             context = Path(folder, f"mfimage-{digest[:16]}")

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from mfimage.errors import OptionError
 from mfimage.image.plan.options import parse_platform
+from mfimage.image.plan.subject import FUNCTION, STEP, Subject
 from mfimage.image.registry.location import Location
 from mfimage.image.registry.reference import Reference, parse_reference
-from mfimage.image.plan.subject import FUNCTION, STEP, Subject
 
 _MADE = {FUNCTION: "was bound with", STEP: "needs"}
 

@@ -150,11 +150,12 @@ def make_plan(
 
 def _check_wheels(subject: Subject, platform: str) -> None:
     """Refuse wheels in the package that do not run on the image's platform."""
-    if not subject.environment.wheels:
+    environment = subject.environment
+    if not environment.wheels:
         return
     from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
-    for name in subject.environment.wheels:
+    for name in environment.wheels:
         try:
             tags = parse_wheel_filename(name)[3]
         except InvalidWheelFilename as error:
@@ -164,7 +165,7 @@ def _check_wheels(subject: Subject, platform: str) -> None:
         if not runs and all(tag.platform != "any" for tag in tags):
             raise LockError(
                 f"the wheel {name} in the package of {subject.name} is not for {platform}",
-                hint=f"bind the function on {platform}, or build for {subject.environment.platform}",
+                hint=f"bind the function on {platform}, or build for {environment.platform}",
             )
 
 

@@ -208,6 +208,7 @@ def table() -> str:
     for option in OPTIONS:
         takes = option.metavar or "|".join(option.choices)
         flags = [*option.flags[:-1], f"{option.flags[-1]} {takes}".strip()]
+        flags = flags if option.commands else []  # a setting only
         cells = (
             ", ".join(f"`{flag}`" for flag in flags).replace("|", "\\|"),
             f"`{option.key}`" if option.key else "",

@@ -118,7 +118,9 @@ def test_a_base_for_another_platform_is_refused(sample):
     with pytest.raises(OptionError, match="is for linux/arm64, the image for linux/amd64"):
         make_plan(function_subject(sample.spec()), lock=LOCK, base=base, options=BuildOptions())
     plan = make_plan(
-        function_subject(sample.spec()), lock=LOCK, base=base,
+        function_subject(sample.spec()),
+        lock=LOCK,
+        base=base,
         options=BuildOptions(platform="linux/arm64/v8"),
     )
     assert plan.platform == "linux/arm64"
