@@ -16,7 +16,10 @@ from mfimage import templating
 from mfimage.errors import OptionError
 from mfimage.files import MARKER
 from mfimage.image.docker.render import comment, exec_form, line, quote, render, word
+from mfimage.image.plan.base import BaseImage, default_base
 from mfimage.image.plan.options import BuildOptions
+from mfimage.image.plan.plan import make_plan
+from mfimage.image.plan.subject import STEP, Subject
 from mfimage.image.secrets.build import parse_secret
 from tests.image.builds import builder
 from tests.image.sample import RAY_LOCK, make_sample
@@ -70,13 +73,25 @@ def everything(sample):
     )
 
 
-@pytest.mark.parametrize("name", ["fastapi", "fastapi-everything", "ray"])
+def step_plan(sample):
+    environment = sample.spec().environment
+    subject = Subject(
+        kind=STEP, name="train", digest=DIGEST, environment=environment,
+        code=sample.spec().code, labels={"flow": "TrainFlow"},
+    )  # fmt: skip
+    base = BaseImage(reference=default_base("3.11"), python="3.11.2")
+    return make_plan(subject, lock=sample.lock, base=base, options=BuildOptions(target="step"))
+
+
+@pytest.mark.parametrize("name", ["fastapi", "fastapi-everything", "ray", "step"])
 def test_golden(sample, name, monkeypatch):
     monkeypatch.setattr("mfimage.image.plan.plan.__version__", "1.2.3")
     monkeypatch.setattr("mfimage.image.plan.labels.__version__", "1.2.3")
     if name == "ray":
         sample.lock = RAY_LOCK
     plan = everything(sample) if name == "fastapi-everything" else sample.plan(target=name)
+    if name == "step":
+        plan = step_plan(sample)
     hexes = plan.subject.digest.removeprefix("sha256:")
     text = render(plan).replace(hexes, "<function>").replace(f'"{hexes[:12]}"', '"<function>"')
     path = GOLDEN / f"{name}.Dockerfile"
