@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.steps.running import Flows, containers
+from tests.steps.running import Flows, containers, metadata_of
+from tests.support.s3 import Bucket
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
