@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
+import sysconfig
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,8 +107,6 @@ def set_images(
 
 def step_options(folder: Path) -> BuildOptions:
     """Return the options of a project's step images: its settings, and the variable's registry."""
-    import os
-
     settings = read_settings(folder)
     kept = {name: value for name, value in settings.items() if name not in _OF_FUNCTIONS}
     given = {"target": STEP, "step_registry": os.environ.get(REGISTRY_VARIABLE)}
@@ -179,6 +179,8 @@ def ensure(
     wanted: Sequence[StepImage], options: BuildOptions, *, fresh: bool = False
 ) -> dict[str, tuple[str, str]]:
     """Return name, and name by digest, of each image; build those that do not exist."""
+    # Its first use is not safe in threads before Python 3.13; uv and pydantic use it.
+    sysconfig.get_config_vars()
     found: dict[str, tuple[str, str]] = {}
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="mfimage-step") as pool:
         if not fresh:

@@ -176,7 +176,7 @@ def test_uv_lock_comes_before_imports(declared: Declare, tmp_path: Path) -> None
 
 
 def test_uv_without_a_lock_is_refused(declared: Declare) -> None:
-    with pytest.raises(LockError, match="--environment=uv: no uv.lock in"):
+    with pytest.raises(LockError, match=r"--environment=uv: no uv\.lock in"):
         declared(environment="uv")
 
 
