@@ -215,10 +215,10 @@ class Sandbox:
 
     def _check_blob(self, name: str) -> None:
         digest = hashlib.sha1(usedforsecurity=False)  # Metaflow's own
-        with opened(self.own, name) as raw, suppress(OSError, EOFError, zlib.error):
-            with gzip.open(raw) as file:
-                while chunk := file.read(CHUNK):
-                    digest.update(chunk)
+        failed = suppress(OSError, EOFError, zlib.error)
+        with failed, opened(self.own, name) as raw, gzip.open(raw) as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
         if digest.hexdigest() == name[-40:]:
             return
         digest = hashlib.sha1(usedforsecurity=False)
