@@ -136,20 +136,23 @@ class DockerDecorator(StepDecorator):
 
     def executor_options(self) -> dict[str, Any]:
         """Return the keyword arguments of `mfimage.steps.docker.DockerExecutor`."""
-        where = f"@{self.name} of step {self.step_name}"
-        wanted = dict(self.attributes)
-        if not wanted["image"]:
+        if not self.attributes["image"]:
             raise StepError(
-                f"{where}: no image. Set image=, to one with Python and Metaflow in it, or run "
-                "the flow with --environment=fast-bakery."
+                f"@docker of step {self.step_name}: no image. Set image=, to one with Python and "
+                "Metaflow in it, or run the flow with --environment=fast-bakery."
             )
+        return self.docker_options(self.attributes, str(self.attributes["image"]))
+
+    def docker_options(self, wanted: Mapping[str, Any], image: str) -> dict[str, Any]:
+        """Return the executor's keyword arguments for attributes and an image."""
+        where = f"@{self.name} of step {self.step_name}"
         resources = requested(self.decorators)
         # A flow may ask for more than this machine has; here it gets what there is.
         cores = min(resources.get("cpu", 0), os.cpu_count() or 1)
         memory = max(_number(wanted, "memory", where), resources.get("memory", 0))
         gpus = wanted["gpus"] or int(resources.get("gpu", 0)) or None
         return {
-            "image": str(wanted["image"]),
+            "image": image,
             "network": wanted["network"],
             "memory": int(memory) or None,
             "shared_memory": int(resources.get("shared_memory", 0)) or None,
@@ -178,6 +181,54 @@ class DockerDecorator(StepDecorator):
                     "folder inside between."
                 )
         return True
+
+
+class DevContainerDecorator(DockerDecorator):
+    """
+    Run a step in a container as a devcontainer.json describes it.
+
+    Parameters
+    ----------
+    config : str, optional
+        The file; `.devcontainer/devcontainer.json` or what else is found by default.
+    memory : int, optional
+        Memory limit in MB. `@resources(memory=)` counts if it is larger.
+    cpu : float, optional
+        How many cores the step may use. `@resources(cpu=)` counts if it is larger.
+    """
+
+    name = "devcontainer"
+    defaults = {  # noqa: RUF012 - as Metaflow declares it
+        "config": None,
+        "memory": None,
+        "cpu": None,
+    }
+
+    def executor_options(self) -> dict[str, Any]:
+        """Return the keyword arguments of `mfimage.steps.docker.DockerExecutor`."""
+        from mfimage.errors import MfimageError
+        from mfimage.steps.devcontainer import build_image, find, read
+
+        try:
+            container = read(find(Path.cwd(), self.attributes["config"]), os.environ)
+            image = build_image(container)
+        except MfimageError as error:
+            hint = f"\n{error.hint}" if error.hint else ""
+            where = f"@devcontainer of step {self.step_name}"
+            raise StepError(f"{where}: {error.message}{hint}") from None
+        options = self.docker_options({**DockerDecorator.defaults, **self.attributes}, image)
+        options["mounts"].append({"source": str(container.workspace), "target": container.inside})
+        return {
+            **options,
+            "user": container.user,
+            "arguments": [
+                *(part for each in container.mounts for part in ("--mount", each)),
+                *container.run_args,
+            ],
+            "container_env": container.container_env,
+            "remote_env": container.remote_env,
+            "before": [[container.inside, each] for each in container.commands],
+        }
 
 
 def register_place(

@@ -5,6 +5,8 @@ Contexts, ``DOCKER_HOST``, credential helpers and proxies work as they do for ``
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import re
 import secrets
@@ -128,6 +130,13 @@ class DockerExecutor:
         Further variables. No secrets: they stand on the command line.
     path : sequence of str
         Folders for ``sys.path``, behind the image's own.
+    arguments : sequence of str
+        Further arguments of ``docker run``.
+    container_env, remote_env : mapping
+        Variables for all, and for the command alone; ``${localEnv:NAME}`` in them is filled in
+        from the attempt's environment when it starts.
+    before : sequence
+        ``[folder, command]`` of each command to run first, in the same container.
     sandbox : str, optional
         A private folder: commands run without a network, privileges and credentials, and their
         results are checked there (`mfimage.steps.sandbox`).
@@ -147,16 +156,29 @@ class DockerExecutor:
     names: Sequence[str] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
     path: Sequence[str] = ()
+    arguments: Sequence[str] = ()
+    container_env: Mapping[str, str] = field(default_factory=dict)
+    remote_env: Mapping[str, str] = field(default_factory=dict)
+    before: Sequence[Sequence[Any]] = ()
     sandbox: str | None = None
 
     def start(self, command: StepCommand) -> Job:
         """Start a container."""
         name = container_name(command)
+        command = dataclasses.replace(
+            command, env={**command.env, **dict(self._settings(command.env))}
+        )
         if self.sandbox is None:
             return DockerJob.start(self.run_arguments(command, name=name), command, name=name)
         box = Sandbox.make(command, self.sandbox)
         arguments = self.run_arguments(command, name=name, box=box)
         return SandboxedJob(DockerJob.start(arguments, command, name=name), box)
+
+    def _settings(self, env: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+        """Yield variables under names that mean nothing to ``docker`` itself."""
+        for prefix, values in (("SET", self.container_env), ("REMOTE", self.remote_env)):
+            for name, value in values.items():
+                yield f"MFIMAGE_{prefix}_{name}", fill_local(value, env)
 
     def run_arguments(
         self, command: StepCommand, *, name: str, box: Sandbox | None = None
@@ -187,6 +209,7 @@ class DockerExecutor:
             *("--workdir", command.cwd),
             *self._options(),
             *(SANDBOX if box else ()),
+            *self.arguments,
             *(part for each in mounts for part in ("--mount", each.argument())),
             # Names alone: the values may be secrets, and other users can read command lines.
             *(part for each in sorted(passed) for part in ("--env", each)),
@@ -199,6 +222,7 @@ class DockerExecutor:
             *("--entrypoint", "python", self.image),
             *("-ISE", f"{EXTENSION}/mfimage/steps/inside.py"),
             *(part for each in (*self.path, EXTENSION) for part in ("--path", each)),
+            *(part for each in self.before for part in ("--before", json.dumps(each))),
             *("--", "python", *command.argv[1:]),
         ]
 
@@ -311,6 +335,16 @@ def environment(command: StepCommand, names: Sequence[str] = ()) -> dict[str, st
         for name, value in command.env.items()
         if name.startswith(PREFIXES) or name in NAMES or name in names
     }
+
+
+def fill_local(text: str, env: Mapping[str, str]) -> str:
+    """Replace ``${localEnv:NAME:default}``."""
+
+    def value(found: re.Match[str]) -> str:
+        name, _, default = found[1].partition(":")
+        return env.get(name, default)
+
+    return re.sub(r"\$\{(?:localEnv|env):([^}]*)\}", value, text)
 
 
 def needed_mounts(
