@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from mfimage.cli import main
 from mfimage.errors import OptionError
 from mfimage.steps.devcontainer import DevContainer, find, read, strip_comments, write
 from tests.steps.running import Flows, metadata_of
@@ -220,6 +222,23 @@ def test_what_is_written(tmp_path: Path) -> None:
         write(tmp_path, "train", image="team/train:2", title="TrainFlow/train")
     write(tmp_path, "train", image="team/train:2", title="TrainFlow/train", overwrite=True)
     assert read(path, {}).image == "team/train:2"
+
+
+def test_the_command_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("")
+    run = CliRunner()
+    done = run.invoke(main, ["devcontainer", "train.py:fit", "--image", "team/fit:1"])
+    assert (done.exit_code, done.stdout) == (0, ".devcontainer/fit/devcontainer.json\n")
+    found = json.loads((tmp_path / done.stdout.strip()).read_text())
+    assert (found["name"], found["image"]) == ("train/fit", "team/fit:1")
+    done = run.invoke(main, ["devcontainer", "train.py:fit", "--image", "team/fit:2"])
+    assert done.exit_code == 1
+    assert "hint: --force replaces it" in done.stderr
+    done = run.invoke(main, ["devcontainer", "train.py:fit", "--image", "team/fit:2", "--force"])
+    assert done.exit_code == 0
+    done = run.invoke(main, ["devcontainer", "fit", "--image", "x"])
+    assert "error: step: there is no file ''" in done.stderr
 
 
 @pytest.mark.docker
