@@ -45,6 +45,7 @@ async def read_body(request: HttpRequest, service: Service) -> bytes:
         if not more and not whole:
             return body
         whole += body
+        del message, body  # not twice in memory while more is waited for
     return bytes(whole)
 
 
