@@ -20,7 +20,7 @@ def record(root: Path, inputs: list[Any], source: str = NOISY) -> tuple[Example,
     code = store.put_bytes(archive({"predict.py": source}))
     artifacts = {"factor": put_artifact(store, 3)}
     spec = make_spec(code, store.put_bytes(LOCK), artifacts=artifacts)
-    return record_examples(spec, inputs, store)
+    return record_examples(spec, inputs, store).examples
 
 
 def test_examples_run_in_a_fresh_interpreter_from_the_package(

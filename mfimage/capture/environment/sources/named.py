@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -97,8 +98,13 @@ def _lines(path: Path, seen: set[Path]) -> Iterator[str]:
         return
     seen.add(path.resolve())
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        data = path.read_bytes()
+        # As pip and uv read it: what PowerShell's `>` writes is UTF-16.
+        marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if marked else "utf-8-sig")
+        if "\0" in text:
+            raise ValueError("it has zero bytes, as UTF-16 without a byte order mark")
+    except (OSError, ValueError) as error:
         hint = "save it as UTF-8" if isinstance(error, ValueError) else None
         raise LockError(f"cannot read {path}: {error}", hint=hint) from None
     for line in text.replace("\\\n", " ").splitlines():
