@@ -138,6 +138,17 @@ def test_requirements_in_utf_16_are_read_as_pip_reads_them(few: Interpreter, pro
     assert "numeric" in versions(describe(few, project, "requirements.txt"))
 
 
+def test_variables_in_requirements_are_expanded_as_pip_expands_them(
+    few: Interpreter, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMERIC_VERSION", "1.0")
+    (project / "limits.txt").write_text("orjson<3.11\n")
+    (project / "predict.py").write_text("import numeric\n")
+    (project / "requirements.txt").write_text("-c limits.txt\nnumeric==${NUMERIC_VERSION}\n")
+    found = versions(describe(few, project, "requirements.txt"))
+    assert (found["numeric"], found["orjson"]) == ("1.0", "3.10")
+
+
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32", "latin-1"])
 def test_a_requirements_file_of_another_encoding_says_what_to_do(
     encoding: str, tmp_path: Path
