@@ -21,6 +21,7 @@ from mfimage.image.oci.base import BasePython, Images
 from mfimage.image.oci.cache import LayerCache, work_folder
 from mfimage.image.oci.compression import installed_version
 from mfimage.image.oci.images import StoredLayer, encode, layer_descriptor
+from mfimage.image.oci.libraries import note_expected
 from mfimage.image.oci.tar import Folder, Member, layer_tar
 from mfimage.image.plan.files import ContextFile
 from mfimage.image.plan.layers import BlobPath, artifact_files, code_files, runtime_files
@@ -85,6 +86,7 @@ def planned_layers(
         with laid_out(
             plan, blob_path, python=python.path, compiled=compiled, secrets=secrets
         ) as members:
+            note_expected(inputs, members)
             yield from tar([*members, *_HIDDEN])
 
     runtime = runtime_files(plan)
@@ -98,14 +100,15 @@ def planned_layers(
 
     lock = plan.dependencies.digest
     stamp = f"time {epoch}"
+    inputs = (
+        "dependencies", stamp, lock, plan.platform, plan.python, python.path,
+        python.version, f"uv {_uv_version()}", f"compiled {compiled}", *_OURS,
+    )  # fmt: skip
     layers = [
         PlannedLayer(
             name="dependencies",
             reason=f"lock {lock}",
-            inputs=(
-                "dependencies", stamp, lock, plan.platform, plan.python, python.path,
-                python.version, f"uv {_uv_version()}", f"compiled {compiled}", *_OURS,
-            ),
+            inputs=inputs,
             chunks=dependencies,
         ),
         *(_artifact(layer, blob_path, stamp, tar) for layer in plan.artifacts),
