@@ -12,8 +12,8 @@ from mfimage.errors import OptionError
 
 @click.command()
 @click.argument("step", metavar="FILE.py:STEP")
-@click.option("--image", help="The image to open; by default the step's own, built now.")
-@click.option("--force", is_flag=True, help="Replace the file if it differs.")
+@click.option("--image", help="Open this image; by default the step's own is built now.")
+@click.option("--force", is_flag=True, help="Replace a file that differs.")
 def devcontainer(step: str, image: str | None, force: bool) -> None:
     """Write a devcontainer.json that opens a step's environment in an editor; print its path.
 
