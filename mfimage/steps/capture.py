@@ -43,7 +43,7 @@ def capture_step(reference: str, options: BuildOptions) -> Source:
     code = CapturedCode(
         entrypoint=f"{path.stem}:{flow.name}.{step.name}",
         root=path.parent,
-        files=project_files(path.parent, path.stem),
+        files=project_files(path.parent),
         generated={},
     )
     blob = store.put_bytes(archive(code))

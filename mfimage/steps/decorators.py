@@ -18,7 +18,7 @@ from metaflow.decorators import StepDecorator
 from metaflow.exception import MetaflowException
 from metaflow.metadata_provider import MetaDatum
 
-from mfimage.steps.command import Launch, prefix
+from mfimage.steps.command import Launch, prefix, run_folder
 
 # A step with one of these runs there.
 ELSEWHERE = ("kubernetes", "batch")
@@ -64,6 +64,9 @@ class DockerDecorator(StepDecorator):
         Make the image's files read-only; `/tmp` is then in memory.
     runtime : str, optional
         One of the engine's runtimes, such as `runsc`.
+    sandbox : str, optional
+        `strict`, for code that is not trusted: no network, no privileges, no credentials, files
+        read-only, and results that are checked before they are kept (docs/sandboxing.md).
     """
 
     name = "docker"
@@ -77,6 +80,7 @@ class DockerDecorator(StepDecorator):
         "user": None,
         "read_only": False,
         "runtime": None,
+        "sandbox": None,
     }
 
     def step_init(  # noqa: PLR0917 - Metaflow's signature
@@ -140,20 +144,23 @@ class DockerDecorator(StepDecorator):
 
     def executor_options(self) -> dict[str, Any]:
         """Return the keyword arguments of `mfimage.steps.docker.DockerExecutor`."""
-        where = f"@{self.name} of step {self.step_name}"
-        wanted = dict(self.attributes)
-        if not wanted["image"]:
+        if not self.attributes["image"]:
             raise StepError(
-                f"{where}: no image. Set image=, to one with Python and Metaflow in it, or run "
-                "the flow with --environment=fast-bakery."
+                f"@docker of step {self.step_name}: no image. Set image=, to one with Python and "
+                "Metaflow in it, or run the flow with --environment=fast-bakery."
             )
+        return self.docker_options(self.attributes, str(self.attributes["image"]))
+
+    def docker_options(self, wanted: Mapping[str, Any], image: str) -> dict[str, Any]:
+        """Return the executor's keyword arguments for attributes and an image."""
+        where = f"@{self.name} of step {self.step_name}"
         resources = requested(self.decorators)
         # A flow may ask for more than this machine has; here it gets what there is.
         cores = min(resources.get("cpu", 0), os.cpu_count() or 1)
         memory = max(_number(wanted, "memory", where), resources.get("memory", 0))
         gpus = wanted["gpus"] or int(resources.get("gpu", 0)) or None
         return {
-            "image": str(wanted["image"]),
+            "image": image,
             "network": wanted["network"],
             "memory": int(memory) or None,
             "shared_memory": int(resources.get("shared_memory", 0)) or None,
@@ -163,7 +170,72 @@ class DockerDecorator(StepDecorator):
             "user": None if wanted["user"] is None else str(wanted["user"]),
             "read_only": bool(wanted["read_only"]),
             "runtime": wanted["runtime"],
-            **surroundings(self.decorators),
+            **surroundings(self.decorators, sandbox=bool(wanted["sandbox"])),
+            "sandbox": str(run_folder()) if self._strict(wanted, where) else None,
+        }
+
+    @staticmethod
+    def _strict(wanted: Mapping[str, Any], where: str) -> bool:
+        if wanted["sandbox"] not in (None, "strict"):
+            raise StepError(f'{where}: sandbox={wanted["sandbox"]!r} is not "strict".')
+        if not wanted["sandbox"]:
+            return False
+        if wanted["network"] not in (None, "none"):
+            raise StepError(f'{where}: sandbox="strict" has no network; leave network= out.')
+        for each in wanted["volumes"] or ():
+            if not str(each).endswith(":ro"):
+                raise StepError(
+                    f'{where}: sandbox="strict" only reads volumes; write "{each}:ro", with the '
+                    "folder inside between."
+                )
+        return True
+
+
+class DevContainerDecorator(DockerDecorator):
+    """
+    Run a step in a container as a devcontainer.json describes it.
+
+    Parameters
+    ----------
+    config : str, optional
+        The file; `.devcontainer/devcontainer.json` or what else is found by default.
+    memory : int, optional
+        Memory limit in MB. `@resources(memory=)` counts if it is larger.
+    cpu : float, optional
+        How many cores the step may use. `@resources(cpu=)` counts if it is larger.
+    """
+
+    name = "devcontainer"
+    defaults = {  # noqa: RUF012 - as Metaflow declares it
+        "config": None,
+        "memory": None,
+        "cpu": None,
+    }
+
+    def executor_options(self) -> dict[str, Any]:
+        """Return the keyword arguments of `mfimage.steps.docker.DockerExecutor`."""
+        from mfimage.errors import MfimageError
+        from mfimage.steps.devcontainer import build_image, find, read
+
+        try:
+            container = read(find(Path.cwd(), self.attributes["config"]), os.environ)
+            image = build_image(container)
+        except MfimageError as error:
+            hint = f"\n{error.hint}" if error.hint else ""
+            where = f"@devcontainer of step {self.step_name}"
+            raise StepError(f"{where}: {error.message}{hint}") from None
+        options = self.docker_options({**DockerDecorator.defaults, **self.attributes}, image)
+        options["mounts"].append({"source": str(container.workspace), "target": container.inside})
+        return {
+            **options,
+            "user": container.user,
+            "arguments": [
+                *(part for each in container.mounts for part in ("--mount", each)),
+                *container.run_args,
+            ],
+            "container_env": container.container_env,
+            "remote_env": container.remote_env,
+            "before": [[container.inside, each] for each in container.commands],
         }
 
 
@@ -206,8 +278,11 @@ def volume(text: str, where: str) -> str:
     return ":".join([source, *rest])
 
 
-def surroundings(decorators: Sequence[StepDecorator]) -> dict[str, Any]:
-    """Return the options by which a container sees what a local step sees."""
+def surroundings(decorators: Sequence[StepDecorator], *, sandbox: bool = False) -> dict[str, Any]:
+    """Return the options by which a container sees what a local step sees.
+
+    A sandbox sees the code alone.
+    """
     import mfimage
     from mfimage.steps.docker import EXTENSION
 
@@ -223,13 +298,13 @@ def surroundings(decorators: Sequence[StepDecorator]) -> dict[str, Any]:
     variables = {"METAFLOW_USER": user_name()}
     for name, default in DEFAULT_FILES.items():
         path = Path(default).expanduser()
-        if name not in os.environ and path.exists():
+        if name not in os.environ and path.exists() and not sandbox:
             variables[name] = str(path)
             mounts.append({"source": str(path), "read_only": True})
     folders = code_folders()
     mounts += [{"source": each, "read_only": True} for each in folders]
     # Metadata may be local where the datastore is not.
-    if metadata := metadata_folder():
+    if not sandbox and (metadata := metadata_folder()):
         mounts.append({"source": metadata})
     names = [
         str(name)

@@ -2,6 +2,7 @@
 
 STEP_DECORATORS_DESC = [
     ("docker", "mfimage.steps.decorators.DockerDecorator"),
+    ("devcontainer", "mfimage.steps.decorators.DevContainerDecorator"),
     ("step_image", "mfimage.steps.environment.StepImageDecorator"),
 ]
 ENVIRONMENTS_DESC = [
