@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from mfimage.cli.flags import build_options
 from mfimage.errors import OptionError
 
 
@@ -31,9 +30,6 @@ def devcontainer(step: str, image: str | None, force: bool) -> None:
 
 
 def _image(step: str) -> str:
-    from mfimage.build import build
-    from mfimage.cli.console import BuildStory, note, show
+    from mfimage.steps.images import image_of
 
-    options = build_options({"target": "step"})
-    with show(BuildStory) as on_event:
-        return build(step, options, on_event=on_event, note=note).name
+    return image_of(step)

@@ -34,7 +34,7 @@ def capture_step(reference: str, options: BuildOptions) -> Source:
     """Return a step with its environment and its flow's code; ``reference`` is ``file.py:step``."""
     flow, step, path = find_step(reference)
     file = FlowFile(
-        path=path, flow=flow.name, environment="local", datastore=_datastore(),
+        path=path, flow=flow.name, environment="local", datastore=default_datastore(),
         index=index_options(options),
     )  # fmt: skip
     platform = next(iter(options.platforms), machine_platform())
@@ -105,7 +105,8 @@ def _flows(module: ModuleType) -> list[type]:
     ]
 
 
-def _datastore() -> str:
+def default_datastore() -> str:
+    """Return the TYPE of the datastore that flows use here when they name none."""
     from metaflow.metaflow_config import DEFAULT_DATASTORE
 
     return str(DEFAULT_DATASTORE)

@@ -36,13 +36,20 @@ RUN --mount=type=cache,id=mfimage-uv,target=/var/cache/mfimage/uv \
     mv /opt/venv /out/opt/venv && \
     find /out -exec touch --no-dereference --date=@315532800 {} +
 
+# mfimage's own files, compiled too.
+FROM python:3.11-slim AS runtime
+USER 0:0
+COPY layers/runtime/ /out/
+RUN { PYTHONHASHSEED=0 python3 -m compileall -qq -s /out -p / --invalidation-mode unchecked-hash /out/opt/mfimage || true; } && \
+    find /out -exec touch --no-dereference --date=@315532800 {} +
+
 # The image.
 FROM python:3.11-slim
 USER 0:0
 COPY --from=build /out/ /
 # It makes an empty layer, so it comes before those that change often.
 WORKDIR /metaflow
-COPY layers/runtime/ /
+COPY --from=runtime /out/ /
 COPY layers/code/ /
 ENV PATH="/opt/venv/bin:$PATH" \
     PYTHONPATH="/opt/mfimage" \

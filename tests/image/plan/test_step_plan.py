@@ -92,6 +92,6 @@ def test_a_step_registry_is_a_repository(text: str, tmp_path: Path) -> None:
     from mfimage.image.plan.settings import read_settings
 
     (tmp_path / "pyproject.toml").write_text(f'[tool.mfimage]\nstep-registry = "{text}"\n')
-    with pytest.raises(OptionError, match="step-registry: .* names an image") as caught:
+    with pytest.raises(OptionError, match=r"step-registry: .* names an image") as caught:
         read_settings(tmp_path)
     assert "team/steps" in str(caught.value.hint)
