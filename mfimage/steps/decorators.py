@@ -10,7 +10,7 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,104 @@ class StepError(MetaflowException):
         super().__init__(message)  # type: ignore[no-untyped-call]
 
 
-class DockerDecorator(StepDecorator):
+class ContainerDecorator(StepDecorator):
+    """Runs a step in a container: what such decorators have in common."""
+
+    def step_init(  # noqa: PLR0917 - Metaflow's signature
+        self,
+        flow: Any,
+        graph: Any,
+        step_name: str,
+        decorators: Sequence[StepDecorator],
+        environment: Any,
+        flow_datastore: Any,
+        logger: Any,
+    ) -> None:
+        """Note what surrounds the step."""
+        self.flow_name, self.step_name = flow.name, step_name
+        self.decorators, self.environment = decorators, environment
+        self.datastore = getattr(flow_datastore, "TYPE", None)
+        self.elsewhere = any(each.name in ELSEWHERE for each in decorators)
+
+    def runtime_init(self, flow: Any, graph: Any, package: Any, run_id: str) -> None:
+        """Write the executor's options."""
+        if not self.elsewhere:
+            launch = Launch(
+                executor="docker",
+                flow=self.flow_name,
+                step=self.step_name,
+                options=self.executor_options(),
+            )
+            self.launch_file = launch.write()
+
+    def runtime_step_cli(
+        self, cli_args: Any, retry_count: int, max_user_code_retries: int, ubf_context: Any
+    ) -> None:
+        """Put the launcher before the command line of an attempt."""
+        # What follows the last retry is the fallback of @catch, which has to run in any case.
+        if retry_count <= max_user_code_retries and not self.elsewhere:
+            cli_args.entrypoint = [*prefix(self.launch_file), *cli_args.entrypoint]
+
+    def task_pre_step(  # noqa: PLR0917 - Metaflow's signature
+        self,
+        step_name: str,
+        task_datastore: Any,
+        metadata: Any,
+        run_id: str,
+        task_id: str,
+        flow: Any,
+        graph: Any,
+        retry_count: int,
+        max_user_code_retries: int,
+        ubf_context: Any,
+        inputs: Any,
+    ) -> None:
+        """Register where the task runs."""
+        register_place(metadata, run_id, step_name, task_id, retry_count)
+
+    executor_options: Callable[[], dict[str, Any]]  # keyword arguments of a `DockerExecutor`
+
+    def docker_options(self, wanted: Mapping[str, Any], image: str) -> dict[str, Any]:
+        """Return the executor's keyword arguments for attributes and an image."""
+        where = f"@{self.name} of step {self.step_name}"
+        resources = requested(self.decorators)
+        # A flow may ask for more than this machine has; here it gets what there is.
+        cores = min(resources.get("cpu", 0), os.cpu_count() or 1)
+        memory = max(_number(wanted, "memory", where), resources.get("memory", 0))
+        gpus = wanted["gpus"] or int(resources.get("gpu", 0)) or None
+        return {
+            "image": image,
+            "network": wanted["network"],
+            "memory": int(memory) or None,
+            "shared_memory": int(resources.get("shared_memory", 0)) or None,
+            "cpu": max(_number(wanted, "cpu", where), cores) or None,
+            "gpus": None if gpus is None else str(gpus),
+            "volumes": [volume(each, where) for each in wanted["volumes"] or ()],
+            "user": None if wanted["user"] is None else str(wanted["user"]),
+            "read_only": bool(wanted["read_only"]),
+            "runtime": wanted["runtime"],
+            **surroundings(self.decorators, sandbox=bool(wanted["sandbox"])),
+            "sandbox": str(run_folder()) if self._strict(wanted, where) else None,
+        }
+
+    @staticmethod
+    def _strict(wanted: Mapping[str, Any], where: str) -> bool:
+        if wanted["sandbox"] not in (None, "strict"):
+            raise StepError(f'{where}: sandbox={wanted["sandbox"]!r} is not "strict".')
+        if not wanted["sandbox"]:
+            return False
+        if wanted["network"] not in (None, "none"):
+            raise StepError(f'{where}: sandbox="strict" has no network; leave network= out.')
+        for each in wanted["volumes"] or ():
+            if not str(each).endswith(":ro"):
+                raise StepError(
+                    f'{where}: sandbox="strict" only reads volumes; write "{each}:ro", with the '
+                    "folder inside between."
+                )
+        return True
+
+
+class DockerDecorator(ContainerDecorator):
     """
     Run a step in a container on this machine.
 
@@ -83,64 +180,13 @@ class DockerDecorator(StepDecorator):
         "sandbox": None,
     }
 
-    def step_init(  # noqa: PLR0917 - Metaflow's signature
-        self,
-        flow: Any,
-        graph: Any,
-        step_name: str,
-        decorators: Sequence[StepDecorator],
-        environment: Any,
-        flow_datastore: Any,
-        logger: Any,
-    ) -> None:
-        """Note what surrounds the step."""
-        self.flow_name, self.step_name = flow.name, step_name
-        self.decorators, self.environment = decorators, environment
-        self.datastore = getattr(flow_datastore, "TYPE", None)
-        self.elsewhere = any(each.name in ELSEWHERE for each in decorators)
-
     def runtime_init(self, flow: Any, graph: Any, package: Any, run_id: str) -> None:
-        """Write the executor's options."""
-        if not self.elsewhere:
-            if not self.attributes["image"]:  # of all such steps at once
-                set_images(
-                    flow,
-                    environment=self.environment.TYPE,
-                    datastore=self.datastore,
-                    only=self.name,
-                )
-            launch = Launch(
-                executor="docker",
-                flow=self.flow_name,
-                step=self.step_name,
-                options=self.executor_options(),
+        """Find or build the images of all steps that name none; write the executor's options."""
+        if not (self.elsewhere or self.attributes["image"]):
+            set_images(
+                flow, environment=self.environment.TYPE, datastore=self.datastore, only=self.name
             )
-            self.launch_file = launch.write()
-
-    def runtime_step_cli(
-        self, cli_args: Any, retry_count: int, max_user_code_retries: int, ubf_context: Any
-    ) -> None:
-        """Put the launcher before the command line of an attempt."""
-        # What follows the last retry is the fallback of @catch, which has to run in any case.
-        if retry_count <= max_user_code_retries and not self.elsewhere:
-            cli_args.entrypoint = [*prefix(self.launch_file), *cli_args.entrypoint]
-
-    def task_pre_step(  # noqa: PLR0917 - Metaflow's signature
-        self,
-        step_name: str,
-        task_datastore: Any,
-        metadata: Any,
-        run_id: str,
-        task_id: str,
-        flow: Any,
-        graph: Any,
-        retry_count: int,
-        max_user_code_retries: int,
-        ubf_context: Any,
-        inputs: Any,
-    ) -> None:
-        """Register where the task runs."""
-        register_place(metadata, run_id, step_name, task_id, retry_count)
+        super().runtime_init(flow, graph, package, run_id)
 
     def executor_options(self) -> dict[str, Any]:
         """Return the keyword arguments of `mfimage.steps.docker.DockerExecutor`."""
@@ -151,47 +197,8 @@ class DockerDecorator(StepDecorator):
             )
         return self.docker_options(self.attributes, str(self.attributes["image"]))
 
-    def docker_options(self, wanted: Mapping[str, Any], image: str) -> dict[str, Any]:
-        """Return the executor's keyword arguments for attributes and an image."""
-        where = f"@{self.name} of step {self.step_name}"
-        resources = requested(self.decorators)
-        # A flow may ask for more than this machine has; here it gets what there is.
-        cores = min(resources.get("cpu", 0), os.cpu_count() or 1)
-        memory = max(_number(wanted, "memory", where), resources.get("memory", 0))
-        gpus = wanted["gpus"] or int(resources.get("gpu", 0)) or None
-        return {
-            "image": image,
-            "network": wanted["network"],
-            "memory": int(memory) or None,
-            "shared_memory": int(resources.get("shared_memory", 0)) or None,
-            "cpu": max(_number(wanted, "cpu", where), cores) or None,
-            "gpus": None if gpus is None else str(gpus),
-            "volumes": [volume(each, where) for each in wanted["volumes"] or ()],
-            "user": None if wanted["user"] is None else str(wanted["user"]),
-            "read_only": bool(wanted["read_only"]),
-            "runtime": wanted["runtime"],
-            **surroundings(self.decorators, sandbox=bool(wanted["sandbox"])),
-            "sandbox": str(run_folder()) if self._strict(wanted, where) else None,
-        }
 
-    @staticmethod
-    def _strict(wanted: Mapping[str, Any], where: str) -> bool:
-        if wanted["sandbox"] not in (None, "strict"):
-            raise StepError(f'{where}: sandbox={wanted["sandbox"]!r} is not "strict".')
-        if not wanted["sandbox"]:
-            return False
-        if wanted["network"] not in (None, "none"):
-            raise StepError(f'{where}: sandbox="strict" has no network; leave network= out.')
-        for each in wanted["volumes"] or ():
-            if not str(each).endswith(":ro"):
-                raise StepError(
-                    f'{where}: sandbox="strict" only reads volumes; write "{each}:ro", with the '
-                    "folder inside between."
-                )
-        return True
-
-
-class DevContainerDecorator(DockerDecorator):
+class DevContainerDecorator(ContainerDecorator):
     """
     Run a step in a container as a devcontainer.json describes it.
 
@@ -211,6 +218,34 @@ class DevContainerDecorator(DockerDecorator):
         "memory": None,
         "cpu": None,
     }
+
+    def step_init(  # noqa: PLR0917 - Metaflow's signature
+        self,
+        flow: Any,
+        graph: Any,
+        step_name: str,
+        decorators: Sequence[StepDecorator],
+        environment: Any,
+        flow_datastore: Any,
+        logger: Any,
+    ) -> None:
+        """Note what surrounds the step."""
+        super().step_init(flow, graph, step_name, decorators, environment, flow_datastore, logger)
+        for other in ("docker", "worker_pool"):
+            if any(each.name == other for each in decorators):
+                raise StepError(
+                    f"step {step_name}: @devcontainer and @{other} both say where it runs. "
+                    "Remove one."
+                )
+
+    def runtime_init(self, flow: Any, graph: Any, package: Any, run_id: str) -> None:
+        """Write the executor's options; the file says which image."""
+        if not self.elsewhere:
+            options = self.executor_options()
+            launch = Launch(
+                executor="docker", flow=self.flow_name, step=self.step_name, options=options
+            )
+            self.launch_file = launch.write()
 
     def executor_options(self) -> dict[str, Any]:
         """Return the keyword arguments of `mfimage.steps.docker.DockerExecutor`."""

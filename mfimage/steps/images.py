@@ -35,7 +35,7 @@ from mfimage.image.registry.reference import Reference, parse_reference
 from mfimage.image.story import BuildStory, note, show
 from mfimage.package.platforms import machine_platform
 from mfimage.package.spec import sha256_of
-from mfimage.steps.capture import default_datastore, environment_labels, find_step
+from mfimage.steps.capture import environment_labels
 from mfimage.steps.declared import Declared, FlowFile, declare_steps
 from mfimage.steps.environments import solved, step_store
 
@@ -103,22 +103,6 @@ def set_images(
             runners[name][1].attributes["image"] = found[name]
             note(f"step {name}: image {found[name]}")
     return found
-
-
-def image_of(reference: str) -> str:
-    """Return the image that ``file.py:step`` runs in, for this machine; built if there is none."""
-    flow, step, path = find_step(reference)
-    options = step_options(path.parent)
-    file = FlowFile(
-        path=path, flow=flow.name, environment="local", datastore=default_datastore(),
-        index=index_options(options),
-    )  # fmt: skip
-    declared = declare_steps(flow, {step.name: machine_platform()}, file)[step.name]
-    wanted = StepImage(
-        declared=declared, name=image_name(declared, options), steps=(step.name,), local=True,
-        remote=(),
-    )  # fmt: skip
-    return ensure([wanted], options)[str(wanted.name)][0]
 
 
 def step_options(folder: Path) -> BuildOptions:

@@ -115,6 +115,17 @@ def test_a_command_that_fails_fails_the_task(flows: Flows, step_image: str) -> N
     assert "error: echo nothing to install; exit 7: exit status 7" in printed
 
 
+@pytest.mark.parametrize("other", ["docker"])
+def test_one_decorator_says_where_a_step_runs(other: str, flows: Flows) -> None:
+    flows.write(
+        FLOW.replace("    @devcontainer", f"    @{other}\n    @devcontainer").replace(
+            "import FlowSpec,", f"import FlowSpec, {other},"
+        )
+    )
+    printed = flows.run("run", fails=True)
+    assert f"step start: @devcontainer and @{other} both say where it runs" in printed
+
+
 def test_features_need_the_devcontainer_command(flows: Flows) -> None:
     flows.write(FLOW)
     given(flows.folder, '{"image": "x", "features": {"ghcr.io/devcontainers/features/git:1": {}}}')
