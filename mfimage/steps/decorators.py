@@ -144,7 +144,8 @@ class DockerDecorator(ContainerDecorator):
     Parameters
     ----------
     image : str, optional
-        The image to run in. It needs Python, and Metaflow.
+        The image to run in. It needs Python, and Metaflow. By default it is one of the step's own
+        environment.
     network : str, optional
         As `docker run --network` has it: `host`, `none`, or the name of a network.
     memory : int, optional
@@ -190,11 +191,6 @@ class DockerDecorator(ContainerDecorator):
 
     def executor_options(self) -> dict[str, Any]:
         """Return the keyword arguments of `mfimage.steps.docker.DockerExecutor`."""
-        if not self.attributes["image"]:
-            raise StepError(
-                f"@docker of step {self.step_name}: no image. Set image=, to one with Python and "
-                "Metaflow in it, or run the flow with --environment=fast-bakery."
-            )
         return self.docker_options(self.attributes, str(self.attributes["image"]))
 
 

@@ -243,12 +243,6 @@ def test_an_engine_that_goes_away_is_tried_again(
     wait_for(lambda: not containers(flows.latest().pathspec))
 
 
-def test_an_image_is_needed(flows: Flows) -> None:
-    flows.write(FLOW.format(decorators="@docker", body="pass"))
-    printed = flows.run("run", fails=True)
-    assert "@docker of step start: no image. Set image=" in printed, printed
-
-
 def test_what_is_passed_on(wrote: Callable[..., Flows], monkeypatch: pytest.MonkeyPatch) -> None:
     """Metaflow's variables, credentials and proxies; not what belongs to this machine."""
     flows = wrote(
