@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mfimage.errors import OptionError
 from mfimage.image.build import build_image, plan_image, render_image
 from mfimage.image.builder import OnEvent
 from mfimage.image.plan.options import BuildOptions
@@ -56,6 +57,10 @@ def build(
     MfimageError
         Naming what is wrong with the package, the options, the engine or a step.
     """
+    if push and not options.tags:
+        raise OptionError(
+            "push: the image has no name", hint="give it one: --tag REGISTRY/NAME:TAG"
+        )
     return build_image(
         open_source(reference, options), options, push=push, force=force, test=test,
         max_size=max_size, on_event=on_event, note=note,

@@ -47,10 +47,6 @@ def build_image(
     note: Note = lambda _: None,
 ) -> Image:
     """Build an image; see `mfimage.build.build`."""
-    if push and not options.tags:
-        raise OptionError(
-            "push: the image has no name", hint="give it one: --tag REGISTRY/NAME:TAG"
-        )
     options = _trusting_host(options)
     secrets, timings = read_secrets(options.secrets), dict[str, float]()
     phase = partial(timed, timings)

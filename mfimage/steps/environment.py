@@ -16,7 +16,7 @@ from metaflow.metaflow_environment import MetaflowEnvironment
 from mfimage.steps.decorators import FIELDS, explained, register_place, set_images
 
 _IMAGE = FIELDS["step.image"]
-_RECORD = "step_image"
+_RECORD = "step_image_internal"
 
 
 class FastBakeryEnvironment(MetaflowEnvironment):

@@ -3,7 +3,7 @@
 STEP_DECORATORS_DESC = [
     ("docker", "mfimage.steps.decorators.DockerDecorator"),
     ("devcontainer", "mfimage.steps.decorators.DevContainerDecorator"),
-    ("step_image", "mfimage.steps.environment.StepImageDecorator"),
+    ("step_image_internal", "mfimage.steps.environment.StepImageDecorator"),
 ]
 ENVIRONMENTS_DESC = [
     ("fast-bakery", "mfimage.steps.environment.FastBakeryEnvironment"),

@@ -17,6 +17,7 @@ import pytest
 
 from mfimage.image.plan.lock import _asked, _kept, _write
 from mfimage.image.plan.options import BuildOptions
+from mfimage.image.plan.subject import function_source
 from mfimage.package.store import PackageStore, open_package
 from tests.image.oci.bases import layout
 from tests.image.oci.building import Written
@@ -46,7 +47,7 @@ def root(tmp_path_factory) -> Path:
     wheels = {WHEEL: store.put_bytes(data)}
     environment = replace(spec.environment, wheels=wheels, lock=store.put_bytes(lock))
     reference = store.write(replace(spec, environment=environment))
-    package = open_package(reference)
+    package = function_source(open_package(reference))
     asked = _asked(package, BuildOptions(), "linux/amd64")
     _write(package, _kept(package, asked), asked, lock, print)
     (folder / "reference").write_text(str(Path(reference).relative_to(folder)))
