@@ -220,7 +220,7 @@ class DockerExecutor:
                 for part in ("--env", f"{k}={v}")
             ),
             *("--entrypoint", "python", self.image),
-            *("-ISE", f"{EXTENSION}/mfimage/steps/inside.py"),
+            *("-I", f"{EXTENSION}/mfimage/steps/inside.py"),
             *(part for each in (*self.path, EXTENSION) for part in ("--path", each)),
             *(part for each in self.before for part in ("--before", json.dumps(each))),
             *("--", "python", *command.argv[1:]),
