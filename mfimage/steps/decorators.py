@@ -372,14 +372,17 @@ def metadata_folder() -> str | None:
 
 def code_folders() -> list[str]:
     """Return the folders of ``sys.path`` with the user's own code, not an installation's."""
+    import mfimage
+
     installed = {*sysconfig.get_paths().values(), *site.getsitepackages()}
-    installed.add(site.getusersitepackages())
+    installed |= {site.getusersitepackages(), str(Path(mfimage.__file__).parents[1])}
     return [
         str(folder)
         for folder in map(Path, dict.fromkeys(sys.path))
         if folder.is_absolute()
         and folder.is_dir()
         and not any(folder.is_relative_to(each) for each in installed)
+        and not any(folder.glob("*.dist-info"))
     ]
 
 

@@ -220,7 +220,7 @@ class DockerExecutor:
                 for part in ("--env", f"{k}={v}")
             ),
             *("--entrypoint", "python", self.image),
-            *("-ISE", f"{EXTENSION}/mfimage/steps/inside.py"),
+            *("-I", f"{EXTENSION}/mfimage/steps/inside.py"),
             *(part for each in (*self.path, EXTENSION) for part in ("--path", each)),
             *(part for each in self.before for part in ("--before", json.dumps(each))),
             *("--", "python", *command.argv[1:]),
@@ -405,7 +405,9 @@ def check(status: int, stderr: str) -> None:
     """
     # 125 is the status of docker run itself, 126 and 127 those of a command that cannot start. A
     # command may exit so as well, but then the last words are its own.
-    said = re.findall(r'^(?:docker: |time=.* level=error msg=")(.+)', stderr, re.MULTILINE)
+    said = re.findall(r"^docker: (.+)", stderr, re.MULTILINE)
+    # Logged when the connection breaks; after a refusal as well, by chance.
+    said = said or re.findall(r'^time=.* level=error msg="(.+)"', stderr, re.MULTILINE)
     if status not in (125, 126, 127) or not said:
         return
     message = said[-1].removeprefix("Error response from daemon: ")

@@ -1,6 +1,6 @@
 """Process 1 of a step's container: ``inside.py [OPTION VALUE]... -- COMMAND...``.
 
-A script for Python without site-packages; nothing of `mfimage` is imported. It runs the command
+A script that imports nothing of `mfimage`. It runs the command
 and ends when the command does, or when its stdin is closed: then the launcher is gone, however it
 ended, and no container may stay behind.
 
@@ -25,6 +25,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+# Where this file is below: mounted, or part of the image.
+EXTENSION = str(Path(__file__).parents[2])
 # After Ctrl-C, Metaflow gives its tasks 5 seconds.
 GRACE = 4.0
 # Where a control group, of version 2 or 1, counts what it killed, and where its limit stands.
@@ -43,6 +45,8 @@ def main(arguments: Sequence[str]) -> int:
     options = [(arguments[at], arguments[at + 1]) for at in range(0, split, 2)]
     path = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
     path += [value for name, value in options if name == "--path" and value not in path]
+    if _is_installed(path):  # Metaflow refuses to load an extension twice
+        path = [each for each in path if each != EXTENSION]
     if path:
         os.environ["PYTHONPATH"] = os.pathsep.join(path)
     _set_variables()
@@ -104,6 +108,16 @@ class Job:
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             if self._child:
                 os.killpg(self._child, number)
+
+
+def _is_installed(path: Sequence[str]) -> bool:
+    """Return whether the image has mfimage beside its Metaflow."""
+    return any(
+        found
+        for folder in {*sys.path, *path}
+        if Path(folder).is_dir()
+        for found in Path(folder).glob("mfimage-*.dist-info")
+    )
 
 
 def _set_variables() -> None:

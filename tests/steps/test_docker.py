@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.steps.running import Flows, containers, metadata_of
+from tests.steps.running import ROOT, Flows, containers, metadata_of
 from tests.support.s3 import Bucket
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
@@ -282,6 +283,32 @@ def test_code_beside_the_flow_and_on_the_path(wrote: Callable[..., Flows], tmp_p
     (tmp_path / "src" / "elsewhere.py").write_text("x = 2\n")
     flows.run("run", PYTHONPATH=str(tmp_path / "src"))
     assert flows.tasks("start")[0]["x"].data == (1, 2)
+
+
+def test_an_image_that_has_mfimage(flows: Flows, step_image: str) -> None:
+    """Metaflow refuses to load an extension that it finds twice."""
+    tag = "mfimage-test-step:with"
+    here = flows.folder / "image"
+    for name in ("mfimage", "metaflow_extensions"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, here / "site" / name, ignore=ignored)
+    about = here / "site" / "mfimage-0.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mfimage\nVersion: 0.0\n")
+    (about / "top_level.txt").write_text("metaflow_extensions\nmfimage\n")
+    names = (path.relative_to(here / "site") for path in (here / "site").rglob("*.*"))
+    (about / "RECORD").write_text("".join(f"{name},,\n" for name in names))
+    (here / "Dockerfile").write_text(f"FROM {step_image}\nCOPY site /opt/site\n")
+    command = ["docker", "build", "--quiet", "--tag", tag, str(here)]
+    subprocess.run(command, check=True, capture_output=True)
+    flows.write(
+        FLOW.format(
+            decorators=f"@docker(image={tag!r})",
+            body="import mfimage as m\n        self.file = m.__file__",
+        )
+    )
+    flows.run()
+    assert flows.tasks("start")[0]["file"].data == "/opt/site/mfimage/__init__.py"
 
 
 def test_options(wrote: Callable[..., Flows], tmp_path: Path) -> None:

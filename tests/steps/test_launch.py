@@ -192,6 +192,11 @@ ENGINE = "docker: Error response from daemon: "
         (125, f"Unable to find image 'x' locally\n{ENGINE}pull access denied", Unavailable),
         (125, f"{ENGINE}write /var: no space left on device", Unavailable),
         (125, f"{ENGINE}Unknown runtime specified x", Refused),
+        (
+            125,
+            f'{ENGINE}no network\ntime=1 level=error msg="error waiting for container: x"',
+            Refused,
+        ),
         (125, f"Unable to find image\nStatus: Downloaded newer\n{ENGINE}no such network", Refused),
         (127, f'{ENGINE}exec: "python": executable file not found in $PATH', Refused),
         (125, "docker: permission denied while trying to connect to the Docker", Refused),
