@@ -2,4 +2,5 @@
 
 STEP_DECORATORS_DESC = [
     ("docker", "mfimage.steps.decorators.DockerDecorator"),
+    ("worker_pool", "mfimage.steps.pool.decorator.WorkerPoolDecorator"),
 ]
