@@ -287,7 +287,7 @@ class Server:
 
     def _drain(self, worker: Worker) -> None:
         """Read the report of an item that had ended before its worker died."""
-        if worker in self._workers and worker.current:
+        if worker in self._workers and worker.current and worker.channel.fileno() >= 0:
             worker.channel.setblocking(False)
             with suppress(OSError):
                 if worker.channel.recv(1, socket.MSG_PEEK):

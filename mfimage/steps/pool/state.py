@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from metaflow.decorators import Decorator
-from metaflow.flowspec import FlowSpec
+from metaflow.decorators import Decorator, flow_decorators
+from metaflow.flowspec import FlowSpec, FlowStateItems
 from metaflow.metaflow_current import current
 from metaflow.parameters import Parameter
 
@@ -54,7 +54,8 @@ def _holders(flow: Any) -> Iterator[Any]:
         for decorator in (*step.decorators, *step.wrappers, *step.config_decorators):
             yield decorator
             yield from _classes(decorator)
-    for decorator in _decorators(vars(type(flow))["_flow_state"]):
+    state = type(flow)._flow_state
+    for decorator in (*flow_decorators(type(flow)), *state[FlowStateItems.FLOW_MUTATORS]):
         yield decorator
         yield from _classes(decorator)
 
@@ -63,12 +64,6 @@ def _classes(decorator: object) -> Iterator[type]:
     for cls in type(decorator).__mro__:
         if cls not in (object, Decorator) and cls.__module__ != "builtins":
             yield cls
-
-
-def _decorators(state: Any) -> Iterator[object]:
-    for value in state.values():
-        for each in value.values() if isinstance(value, dict) else value or ():
-            yield from each if isinstance(each, list) else ()
 
 
 def copied(value: Any) -> Any:

@@ -113,7 +113,7 @@ class Worker:
         """Run items until the server has no more; return only in a child."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if self._fork:
-            warm(sys.argv)
+            warm(flow)
             gc.collect()
             gc.freeze()  # what is never looked at again stays shared with the children
         else:
@@ -262,7 +262,12 @@ def unsafe(files: str = "/proc/self/fd") -> str | None:
     return None
 
 
-def warm(argv: list[str]) -> None:
-    """Import what Metaflow imports for a step, so that children find it."""
-    import metaflow.cli_components.step_cmd
-    import metaflow.plugins
+def warm(flow: Any) -> None:
+    """Do what Metaflow does alike for each task, and keeps: children find it done."""
+    import metaflow.cli_components.step_cmd  # noqa: F401
+    from metaflow import metaflow_version
+    from metaflow.metaflow_environment import MetaflowEnvironment
+
+    # Both ask git.
+    metaflow_version.get_version(public=True)
+    MetaflowEnvironment(flow).get_environment_info()
