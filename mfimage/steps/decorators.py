@@ -143,7 +143,8 @@ class DockerDecorator(StepDecorator):  # type: ignore[misc]
         return {
             "image": str(wanted["image"]),
             "network": wanted["network"],
-            "memory": int(max(_number(wanted, "memory", where), resources.get("memory", 0))) or None,
+            "memory": int(max(_number(wanted, "memory", where), resources.get("memory", 0)))
+            or None,
             "shared_memory": int(resources.get("shared_memory", 0)) or None,
             "cpu": max(_number(wanted, "cpu", where), cores) or None,
             "gpus": None if gpus is None else str(gpus),

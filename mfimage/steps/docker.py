@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mfimage.errors import MfimageError
 from mfimage.steps.executor import Job, Refused, StepCommand, Unavailable, exit_status
 
 # Where the extension is in a container: mounted, or part of the image.
@@ -167,7 +166,12 @@ class DockerExecutor:
             *(part for each in mounts for part in ("--mount", each.argument())),
             # Names alone: the values may be secrets, and other users can read command lines.
             *(part for each in sorted(passed) for part in ("--env", each)),
-            *(part for k, v in variables.items() if k not in passed for part in ("--env", f"{k}={v}")),
+            *(
+                part
+                for k, v in variables.items()
+                if k not in passed
+                for part in ("--env", f"{k}={v}")
+            ),
             *("--entrypoint", "python", self.image),
             *("-ISE", f"{EXTENSION}/mfimage/steps/inside.py"),
             *(part for each in (*self.path, EXTENSION) for part in ("--path", each)),

@@ -46,7 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     returncode = _wait(command.pid)
     if returncode and (limit := _out_of_memory()):
         message = f"error: killed: out of memory, {limit}\n"
-        message += "hint: give the step more, @docker(memory=...) or @resources(memory=...), in MB\n"
+        message += (
+            "hint: give the step more, @docker(memory=...) or @resources(memory=...), in MB\n"
+        )
         os.write(2, message.encode())
     return returncode if returncode >= 0 else 128 - returncode
 
