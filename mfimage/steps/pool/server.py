@@ -227,7 +227,7 @@ class Server:
         """Return the exit status and the message for a process that did not end by itself."""
         if status >= 0:
             text = f"the item's process exited with status {status} before the step had ended"
-            return status or 1, f"error: {text}\nhint: os._exit() ends it so\n"
+            return status or 1, f"error: {text}\n"
         if killed:
             return 128 - status, ""
         if status == -signal.SIGKILL and (kills := out_of_memory()) > self._kills:
