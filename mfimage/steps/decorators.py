@@ -36,8 +36,11 @@ class StepError(MetaflowException):
 
     headline = "Step cannot run there"
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message)  # type: ignore[no-untyped-call]
 
-class DockerDecorator(StepDecorator):  # type: ignore[misc]
+
+class DockerDecorator(StepDecorator):
     """
     Run a step in a container on this machine.
 
@@ -76,7 +79,7 @@ class DockerDecorator(StepDecorator):  # type: ignore[misc]
         "runtime": None,
     }
 
-    def step_init(
+    def step_init(  # noqa: PLR0917 - Metaflow's signature
         self,
         flow: Any,
         graph: Any,
@@ -110,7 +113,7 @@ class DockerDecorator(StepDecorator):  # type: ignore[misc]
         if retry_count <= max_user_code_retries and not self.elsewhere:
             cli_args.entrypoint = [*prefix(self.launch_file), *cli_args.entrypoint]
 
-    def task_pre_step(
+    def task_pre_step(  # noqa: PLR0917 - Metaflow's signature
         self,
         step_name: str,
         task_datastore: Any,
@@ -139,12 +142,12 @@ class DockerDecorator(StepDecorator):  # type: ignore[misc]
         resources = requested(self.decorators)
         # A flow may ask for more than this machine has; here it gets what there is.
         cores = min(resources.get("cpu", 0), os.cpu_count() or 1)
+        memory = max(_number(wanted, "memory", where), resources.get("memory", 0))
         gpus = wanted["gpus"] or int(resources.get("gpu", 0)) or None
         return {
             "image": str(wanted["image"]),
             "network": wanted["network"],
-            "memory": int(max(_number(wanted, "memory", where), resources.get("memory", 0)))
-            or None,
+            "memory": int(memory) or None,
             "shared_memory": int(resources.get("shared_memory", 0)) or None,
             "cpu": max(_number(wanted, "cpu", where), cores) or None,
             "gpus": None if gpus is None else str(gpus),

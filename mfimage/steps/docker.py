@@ -43,8 +43,9 @@ SYSTEM = {"/", "/bin", "/dev", "/etc", "/lib", "/lib64", "/opt", "/proc", "/run"
 # How long a container may take to end when it is told to.
 PATIENCE = 15.0
 GONE = re.compile(
-    r"Cannot connect to the Docker daemon|error during connect|connection (refused|reset)|"
-    r"\bEOF\b|i/o timeout|no space left on device|context deadline exceeded|is shutting down",
+    r"Cannot connect to the Docker daemon|error during connect|error waiting for container|"
+    r"connection (refused|reset)|\bEOF\b|i/o timeout|no space left on device|"
+    r"context deadline exceeded|is shutting down",
     re.IGNORECASE,
 )
 
@@ -153,6 +154,7 @@ class DockerExecutor:
         if not self.user:
             variables["HOME"] = "/tmp"  # noqa: S108 - the image may know no home for the caller
         variables |= self.variables
+        variables = {k: v for k, v in variables.items() if k not in passed}
         mounts = needed_mounts(command, [Mount(**each) for each in self.mounts])
         return [
             *("docker", "run", "--rm", "--interactive", "--sig-proxy=false"),
@@ -190,7 +192,7 @@ class DockerExecutor:
         if self.gpus:
             yield from ("--gpus", self.gpus)
         if self.read_only:
-            yield from ("--read-only", "--tmpfs", "/tmp:mode=1777")
+            yield from ("--read-only", "--tmpfs", "/tmp:mode=1777")  # noqa: S108
         if self.runtime:
             yield from ("--runtime", self.runtime)
         for volume in self.volumes:
@@ -250,7 +252,8 @@ class DockerJob:
         timer.start()
 
     def _remove(self) -> None:
-        subprocess.run(["docker", "rm", "--force", self._name], capture_output=True, check=False)
+        remove = ["docker", "rm", "--force", self._name]
+        subprocess.run(remove, capture_output=True, check=False)
         self._process.kill()
 
 
@@ -295,9 +298,9 @@ def needed_mounts(command: StepCommand, further: Sequence[Mount] = ()) -> list[M
             for each in chosen
         )
         taken = any(mount.at == each.at for each in chosen)
-        if mount.source.startswith("/") and Path(mount.source).exists():
-            if not (covered or taken):
-                chosen.append(mount)
+        there = mount.source.startswith("/") and Path(mount.source).exists()
+        if there and not (covered or taken):
+            chosen.append(mount)
     return chosen
 
 
@@ -320,7 +323,7 @@ def check(status: int, stderr: str) -> None:
     """
     # 125 is the status of docker run itself, 126 and 127 those of a command that cannot start. A
     # command may exit so as well, but then the last words are its own.
-    said = re.findall(r"^docker: (.+)", stderr, re.MULTILINE)
+    said = re.findall(r'^(?:docker: |time=.* level=error msg=")(.+)', stderr, re.MULTILINE)
     if status not in (125, 126, 127) or not said:
         return
     message = said[-1].removeprefix("Error response from daemon: ")

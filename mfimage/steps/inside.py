@@ -7,6 +7,7 @@ ended, and no container may stay behind.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -74,10 +75,8 @@ def _end(child: int) -> None:
 
 
 def _signal(child: int, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
         os.killpg(child, number)
-    except ProcessLookupError:  # it has just ended
-        pass
 
 
 def _out_of_memory() -> str | None:

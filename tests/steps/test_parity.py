@@ -142,9 +142,9 @@ ROWS = {
     "resources": Row(decorators="@resources(cpu=1, memory=300)", body="self.result = 1"),
     "current": Row(
         body="""
-        names = ["flow_name", "step_name", "retry_count", "username", "namespace", "parameter_names",
-                 "project_name", "is_parallel", "tags"]
-        self.result = {n: str(getattr(current, n, None)) for n in names if n != "tags"}
+        names = ["flow_name", "step_name", "retry_count", "username", "namespace",
+                 "parameter_names", "project_name", "is_parallel"]
+        self.result = {n: str(getattr(current, n, None)) for n in names}
         assert current.pathspec == f"F/{current.run_id}/work/{current.task_id}"
         assert self.foreach_stack()[0][2] == self.input
         """
