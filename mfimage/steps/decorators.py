@@ -92,7 +92,8 @@ class DockerDecorator(StepDecorator):
         """Note what surrounds the step."""
         self.flow_name, self.step_name = flow.name, step_name
         self.decorators = decorators
-        self.elsewhere = any(each.name in ELSEWHERE for each in decorators)
+        # A pool is started in one container for all its items.
+        self.elsewhere = any(each.name in (*ELSEWHERE, "worker_pool") for each in decorators)
 
     def runtime_init(self, flow: Any, graph: Any, package: Any, run_id: str) -> None:
         """Write the executor's options."""

@@ -148,7 +148,16 @@ class DockerExecutor:
         return DockerJob.start(self.run_arguments(command, name=name), command, name=name)
 
     def run_arguments(self, command: StepCommand, *, name: str) -> list[str]:
-        """Return the command line for one container."""
+        """Return the command line for one container that runs a command."""
+        return [
+            *self.container(command, name=name),
+            *("-ISE", f"{EXTENSION}/mfimage/steps/inside.py"),
+            *(part for each in (*self.path, EXTENSION) for part in ("--path", each)),
+            *("--", "python", *command.argv[1:]),
+        ]
+
+    def container(self, command: StepCommand, *, name: str) -> list[str]:
+        """Return the command line for a container that suits a command, up to Python's options."""
         passed = environment(command, self.names)
         variables = {"MFIMAGE_STEP_EXECUTOR": "docker", "MFIMAGE_STEP_IMAGE": self.image}
         if not self.user:
@@ -175,9 +184,6 @@ class DockerExecutor:
                 for part in ("--env", f"{k}={v}")
             ),
             *("--entrypoint", "python", self.image),
-            *("-ISE", f"{EXTENSION}/mfimage/steps/inside.py"),
-            *(part for each in (*self.path, EXTENSION) for part in ("--path", each)),
-            *("--", "python", *command.argv[1:]),
         ]
 
     def _options(self) -> Iterator[str]:

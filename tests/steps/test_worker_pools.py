@@ -462,3 +462,66 @@ def test_messages_carry_fields_and_open_files(tmp_path: Path) -> None:
     theirs.close()
     item = protocol.Item(b"/", [b"a", b"b"], [b"K=v"])
     assert protocol.Item.unpack(item.pack()) == item
+
+
+def containers(run: str) -> str:
+    """Return the containers of a run's pools."""
+    label = f"label=io.mfimage.task={run}"
+    return subprocess.run(
+        ["docker", "ps", "--all", "--quiet", "--filter", label],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("mode", ["fork", "loop"])
+def test_a_pool_in_one_container(flows: Flows, step_image: str, mode: str) -> None:
+    source = flow(
+        """
+        if self.input == 1 and current.retry_count == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.result = os.uname().nodename, os.getuid(), self.config.depth, os.environ.get("EXTRA")
+        """,
+        items=6,
+        pool=f"size=2, mode={mode!r}",
+        decorators=f"@docker(image={step_image!r}, network='none')\n"
+        "@environment(vars={'EXTRA': 'x'})\n"
+        "@retry(times=1, minutes_between_retries=0)",
+    )
+    source = source.replace("import FlowSpec", "import Config, docker, environment, FlowSpec")
+    source = source.replace(
+        "class F(FlowSpec):", "class F(FlowSpec):\n    config = Config('c', default_value={'depth': 5})"
+    )
+    flows.write(source)
+    printed = flows.run()
+    assert "error: the item's process was killed by SIGKILL" in printed
+    assert "6 items done, 1 failed" in printed
+    assert len(set(results(flows))) == 1
+    assert results(flows)[0][1:] == (os.getuid(), 5, "x")
+    shown = metadata_of(flows.tasks("work")[0])
+    assert (shown["step.executor"], shown["step.image"]) == ("docker", step_image)
+    assert shown["step.pool"] == f"{mode}, 2"
+    assert containers(f"{flows.latest().pathspec}/work/pool") == ""
+
+
+@pytest.mark.docker
+def test_the_container_of_a_pool_ends_with_a_killed_run(flows: Flows, step_image: str) -> None:
+    source = flow(LONG, items=2, decorators=f"@docker(image={step_image!r})")
+    flows.write(source.replace("import FlowSpec", "import docker, FlowSpec"))
+    run = flows.start("run")
+    wait_until(lambda: ready(flows), 60)
+    task = f"{flows.latest().pathspec}/work/pool"
+    assert containers(task)
+    run.kill()
+    run.communicate()
+    wait_until(lambda: not containers(task))
+
+
+@pytest.mark.docker
+def test_a_container_that_cannot_start_fails_the_items(flows: Flows, step_image: str) -> None:
+    source = flow("self.result = 1", items=1, decorators="@docker(image='localhost:1/none:1')")
+    flows.write(source.replace("import FlowSpec", "import docker, FlowSpec"))
+    printed = flows.run(fails=True)
+    assert "docker: Error response from daemon:" in printed
+    assert "error: the pool of workers has ended\n" in printed
+    assert "hint: the run's own output says why\n" in printed

@@ -7,22 +7,26 @@ at its top.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from metaflow.decorators import StepDecorator
 from metaflow.unbounded_foreach import UBF_CONTROL, UBF_TASK
+from metaflow.user_configs.config_parameters import dump_config_values
 
 from mfimage.steps.command import run_folder
-from mfimage.steps.decorators import ELSEWHERE, StepError, register_place
+from mfimage.steps.decorators import ELSEWHERE, DockerDecorator, StepError, register_place
 from mfimage.steps.pool.protocol import LOCK
 
 HERE = Path(__file__).parent
 MODES = ("fork", "loop")
+CONFIG = "config.json"
 # Workers get 5 seconds to end.
 PATIENCE = 10.0
 
@@ -62,11 +66,12 @@ class WorkerPoolDecorator(StepDecorator):  # type: ignore[misc]
         logger: Any,
     ) -> None:
         """Validate the options, and refuse what a pool cannot run."""
-        self._step = step_name
+        self._flow, self._step = flow, step_name
+        self._docker = next((e for e in decorators if isinstance(e, DockerDecorator)), None)
         self._where = f"@worker_pool of step {step_name}"
         self._size = None if self.attributes["size"] == "auto" else self._positive("size", "auto")
         self._max_items = (
-            0
+            None
             if self.attributes["max_items_per_worker"] in (None, "None")
             else self._positive("max_items_per_worker", None)
         )
@@ -110,14 +115,47 @@ class WorkerPoolDecorator(StepDecorator):  # type: ignore[misc]
         # What follows the last retry is the fallback of @catch, which has to run in any case.
         if retry_count <= max_user_code_retries:
             if self._pool is None or self._pool.ended():
-                self._pool = Pool(
-                    title=f"{self._run_id}/{self._step} pool",
-                    folder=run_folder() / f"pool-{self._step}",
-                    size=self._size or automatic(),
-                    mode=self.attributes["mode"],
-                    max_items=self._max_items,
-                )
+                self._pool = self._start(cli_args)
             cli_args.entrypoint = [*self._pool.prefix, *cli_args.entrypoint]
+
+    def _start(self, cli_args: Any) -> Pool:
+        folder = run_folder() / f"pool-{self._step}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        options: dict[str, Any] = {
+            "folder": str(folder),
+            "title": f"{self._run_id}/{self._step} pool",
+            "size": self._size or automatic(),
+            "mode": self.attributes["mode"],
+            "max_items": self._max_items,
+        }
+        if self._docker is None:
+            return Pool(folder, [sys.executable, "-ISE", str(HERE / "server.py")], options)
+        from mfimage.steps.docker import EXTENSION, DockerExecutor, container_name
+        from mfimage.steps.executor import StepCommand
+
+        executor = DockerExecutor(**self._docker.executor_options())
+        mounts = [*executor.mounts, {"source": str(folder)}]
+        command = StepCommand(
+            argv=tuple(cli_args.get_args()),
+            env={**os.environ, **cli_args.get_env()},
+            cwd=os.getcwd(),  # noqa: PTH109
+            pathspec=f"{self._flow.name}/{self._run_id}/{self._step}/pool",
+            attempt=0,
+        )
+        # Metaflow has a file of the run's configs, and names it only after this hook.
+        config = dump_config_values(self._flow)
+        if config:
+            (folder / CONFIG).write_text(json.dumps(config))
+        options["inside"] = {
+            "names": list(executor.names),
+            "path": [*executor.path, EXTENSION],
+            "config": str(folder / CONFIG) if config else None,
+        }
+        container = replace(executor, mounts=mounts).container(
+            command, name=container_name(command)
+        )
+        server = f"{EXTENSION}/mfimage/steps/pool/server.py"
+        return Pool(folder, [*container, "-ISE", server], options, env=command.env)
 
     def runtime_finished(self, exception: Any) -> None:
         """End the pool."""
@@ -140,7 +178,8 @@ class WorkerPoolDecorator(StepDecorator):  # type: ignore[misc]
         inputs: Any,
     ) -> None:
         """Register which worker runs the task."""
-        register_place(metadata, run_id, step_name, task_id, retry_count)
+        if self._docker is None:  # else @docker does
+            register_place(metadata, run_id, step_name, task_id, retry_count)
 
     def _positive(self, name: str, default: object) -> int:
         value = self.attributes[name]
@@ -158,14 +197,19 @@ class WorkerPoolDecorator(StepDecorator):  # type: ignore[misc]
 class Pool:
     """A running server."""
 
-    def __init__(self, *, title: str, folder: Path, size: int, mode: str, max_items: int) -> None:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        options = [str(folder), title, str(size), mode, str(max_items)]
+    def __init__(
+        self,
+        folder: Path,
+        command: Sequence[str],
+        options: Mapping[str, Any],
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)  # as long as the server has the file open
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as long as the command has the file open
         # A session of its own: Ctrl-C reaches items through their clients, once.
         self._server = subprocess.Popen(
-            [sys.executable, "-ISE", str(HERE / "server.py"), *options],
+            [*command, json.dumps(options)],
+            env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             pass_fds=[lock],

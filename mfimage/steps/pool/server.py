@@ -1,12 +1,15 @@
-"""The workers of one step: ``server.py FOLDER TITLE SIZE MODE MAX_ITEMS [PYTHON]``.
+"""The workers of one step: ``server.py OPTIONS``, the arguments of `Server` as JSON.
 
-A script for Python without site-packages. It takes items from `client` over a socket in FOLDER,
-keeps up to SIZE workers and gives each item to one that is free, or to a new one. It ends, and all
-workers with it, when its stdin does: a pipe whose other end is the process of the run.
+A script for Python without site-packages. It takes items from `client` over a socket in a folder,
+keeps up to so many workers and gives each item to one that is free, or to a new one. It ends, and
+all workers with it, when its stdin does: a pipe whose other end is the process of the run.
+
+With `Inside` it is process 1 of a container.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import selectors
 import signal
@@ -15,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -65,15 +68,58 @@ class Worker:
             os.killpg(self.process.pid, number)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inside:
+    """What differs in a container.
+
+    Attributes
+    ----------
+    names : sequence of str
+        Variables to take from an item, beside Metaflow's own, credentials and proxies.
+    path : sequence of str
+        Folders for ``sys.path``, behind the image's own.
+    config : str, optional
+        The file to read in place of the one that ``--local-config-file`` names.
+    """
+
+    names: Sequence[str]
+    path: Sequence[str]
+    config: str | None
+
+    def translate(self, item: Item) -> Item:
+        """Return the item with the container's Python and variables."""
+        from mfimage.steps.docker import NAMES, PREFIXES
+
+        argv = [b"python", *item.argv[1:]]
+        if self.config and b"--local-config-file" in argv:
+            argv[argv.index(b"--local-config-file") + 1] = os.fsencode(self.config)
+        env = dict(os.environ)
+        for each in item.env:
+            name, _, value = os.fsdecode(each).partition("=")
+            if name.startswith(PREFIXES) or name in NAMES or name in self.names:
+                env[name] = value
+        path = env.get("PYTHONPATH", "").split(os.pathsep)
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [*path, *self.path]))
+        return item._replace(argv=argv, env=[os.fsencode(f"{k}={v}") for k, v in env.items()])
+
+
 class Server:
     """One loop over the sockets of clients and workers."""
 
     def __init__(
-        self, folder: str, title: str, size: str, mode: str, max_items: str, python: str = ""
+        self,
+        *,
+        folder: str,
+        title: str,
+        size: int,
+        mode: str,
+        max_items: int | None,
+        inside: Mapping[str, Any] | None = None,
     ) -> None:
         self._folder = Path(folder)
-        self._title, self._mode, self._python = title, mode, python
-        self._size, self._max_items = int(size), int(max_items)
+        self._title, self._mode = title, mode
+        self._size, self._max_items = size, max_items
+        self._inside = Inside(**inside) if inside else None
         self._script = str(Path(__file__).with_name("worker.py"))
         self._selector = selectors.DefaultSelector()
         self._queue: deque[Waiting] = deque()
@@ -125,7 +171,10 @@ class Server:
             return
         client.setblocking(True)
         fields, files = message
-        waiting = Waiting(client=client, item=Item.unpack(fields), files=files)
+        item = Item.unpack(fields)
+        if self._inside:
+            item = self._inside.translate(item)
+        waiting = Waiting(client=client, item=item, files=files)
         self._first = self._first or time.monotonic()
         self._queue.append(waiting)
         self._watch(client, lambda: self._from_client(waiting))
@@ -153,7 +202,7 @@ class Server:
         self._number += 1
         python, *argv = item.argv
         passed = (theirs.fileno(), self._lifeline)
-        command = [self._python or python, self._script, *map(str, passed), self._mode, "--", *argv]
+        command = [python, self._script, *map(str, passed), self._mode, "--", *argv]
         stdin, stdout, stderr = waiting.files
         try:
             process = subprocess.Popen(
@@ -181,7 +230,7 @@ class Server:
             "WORKER": f"{worker.number}, pid {worker.process.pid}",
         }
         known = dict(each.split(b"=", 1) for each in waiting.item.env)
-        if b"MFIMAGE_STEP_EXECUTOR" in known:  # a container has set it
+        if b"MFIMAGE_STEP_EXECUTOR" in known:  # that of the container
             del place["EXECUTOR"]
         env = [f"MFIMAGE_STEP_{name}={value}".encode() for name, value in place.items()]
         item = waiting.item._replace(env=[*waiting.item.env, *env])
@@ -366,4 +415,4 @@ def out_of_memory(groups: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup"
 
 
 if __name__ == "__main__":
-    Server(*sys.argv[1:]).run()
+    Server(**json.loads(sys.argv[1])).run()
