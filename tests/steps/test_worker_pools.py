@@ -490,7 +490,8 @@ def test_a_pool_in_one_container(flows: Flows, step_image: str, mode: str) -> No
     )
     source = source.replace("import FlowSpec", "import Config, docker, environment, FlowSpec")
     source = source.replace(
-        "class F(FlowSpec):", "class F(FlowSpec):\n    config = Config('c', default_value={'depth': 5})"
+        "class F(FlowSpec):",
+        "class F(FlowSpec):\n    config = Config('c', default_value={'depth': 5})",
     )
     flows.write(source)
     printed = flows.run()

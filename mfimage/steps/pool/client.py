@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
         write("error: the pool of workers has ended\nhint: the run's own output says why\n")
         return UNAVAILABLE
     item = Item(
-        os.fsencode(os.getcwd()),
+        os.getcwdb(),  # noqa: PTH109 - pathlib would cost more than the rest
         [os.fsencode(each) for each in argv],
         [name + b"=" + value for name, value in os.environb.items()],
     )
@@ -51,8 +51,11 @@ def main(arguments: list[str]) -> int:
 
 def connect(folder: str) -> socket | None:
     """Return a connection to the server, once it listens; None if there is none."""
-    # The path of a socket has at most 107 characters.
-    path = f"/proc/self/fd/{os.open(folder, os.O_PATH)}/{SOCKET}"
+    try:
+        file = os.open(folder, os.O_PATH)
+    except FileNotFoundError:
+        return None
+    path = f"/proc/self/fd/{file}/{SOCKET}"  # that of a socket has at most 107 characters
     while True:
         connection = socket(AF_UNIX, SOCK_STREAM)
         try:
@@ -87,7 +90,8 @@ def ended(folder: str) -> bool:
 
 def forward_signals(connection: socket) -> None:
     """Pass on the signals that ask a process to end; its exit status follows as usual."""
-    import _signal
+    # Each item pays for what this process imports, and `signal` would import `enum`.
+    import _signal  # type: ignore[import-not-found]
 
     def forward(number: int, frame: object) -> None:
         try:
@@ -107,15 +111,14 @@ def write(text: str) -> None:
 def leave(status: int) -> NoReturn:
     """Exit as the item did: Metaflow words a signal otherwise than an exit status."""
     if status > 128:
-        import _signal
         import resource
+        import signal
 
         number = status - 128
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would be the client's
-        if number < _signal.NSIG and number not in (_signal.SIGKILL, _signal.SIGSTOP):
-            _signal.signal(number, _signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        elif number == _signal.SIGKILL:
+        if number in signal.valid_signals():
+            if number not in (signal.SIGKILL, signal.SIGSTOP):
+                signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
     os._exit(status)
 

@@ -31,7 +31,7 @@ CONFIG = "config.json"
 PATIENCE = 10.0
 
 
-class WorkerPoolDecorator(StepDecorator):  # type: ignore[misc]
+class WorkerPoolDecorator(StepDecorator):
     """
     Run the items of a foreach in a pool of warm workers.
 
@@ -55,7 +55,7 @@ class WorkerPoolDecorator(StepDecorator):  # type: ignore[misc]
 
     _pool: Pool | None = None
 
-    def step_init(
+    def step_init(  # noqa: PLR0917 - Metaflow's signature
         self,
         flow: Any,
         graph: Any,
@@ -163,7 +163,7 @@ class WorkerPoolDecorator(StepDecorator):  # type: ignore[misc]
             self._pool.end()
             self._pool = None
 
-    def task_pre_step(
+    def task_pre_step(  # noqa: PLR0917 - Metaflow's signature
         self,
         step_name: str,
         task_datastore: Any,

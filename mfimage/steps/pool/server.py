@@ -200,7 +200,7 @@ class Server:
         ours, theirs = socket.socketpair()
         item = waiting.item
         self._number += 1
-        python, *argv = item.argv
+        python, *argv = map(os.fsdecode, item.argv)
         passed = (theirs.fileno(), self._lifeline)
         command = [python, self._script, *map(str, passed), self._mode, "--", *argv]
         stdin, stdout, stderr = waiting.files
@@ -375,7 +375,7 @@ class Server:
         self._reported = count
         rate = count / max(self._last - self._first, 1e-3)
         failed = f", {self._failed} failed" if self._failed else ""
-        stamp = datetime.now().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]  # noqa: DTZ005  (as Metaflow)
+        stamp = datetime.now().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
         line = f"{stamp} [{self._title}] {self._done} items done{failed}, {rate:.1f} a second"
         with suppress(OSError):
             os.write(2, f"{line}, {len(self._workers)} workers\n".encode())

@@ -19,7 +19,9 @@ _ABSENT = object()
 
 def remember(flow: Any) -> Callable[[], None]:
     """Return a function that puts back the state that a flow and Metaflow have now."""
-    saved = [(each, {key: copied(value) for key, value in vars(each).items()}) for each in holders(flow)]
+    saved = [
+        (each, {key: copied(value) for key, value in vars(each).items()}) for each in holders(flow)
+    ]
 
     def restore() -> None:
         for holder, attributes in saved:
@@ -44,7 +46,9 @@ def _holders(flow: Any) -> Iterator[Any]:
     from metaflow.system_context import system_context
 
     yield from (current, type(current), system_context, core)
-    own = [each for each in type(flow).__mro__ if issubclass(each, FlowSpec) and each is not FlowSpec]
+    own = [
+        each for each in type(flow).__mro__ if issubclass(each, FlowSpec) and each is not FlowSpec
+    ]
     yield from own
     for cls in own:
         yield vars(cls)["_flow_state"]

@@ -13,7 +13,6 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
-import io
 import mmap
 import os
 import signal
@@ -23,16 +22,18 @@ import traceback
 import warnings
 from _socket import socket
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 if __name__ == "__main__":
     sys.path.insert(0, __file__.rsplit("/", 4)[0])
-    from mfimage.steps.pool.worker import start
-
+    worker = import_module("mfimage.steps.pool.worker")
     del sys.path[0]
-    start(sys.argv[1:])
+    worker.start(sys.argv[1:])
 
 from mfimage.runtime.worker.lifeline import die_with
 from mfimage.steps.pool.protocol import Item, receive, send
@@ -51,9 +52,9 @@ def start(arguments: list[str]) -> NoReturn:
     worker = Worker(socket(fileno=int(channel)), int(lifeline), fork=mode == "fork")
     sys.meta_path.insert(0, worker.hook())
     sys.argv = argv
-    path = os.path.abspath(argv[0])
+    path = str(Path(argv[0]).absolute())
     if not getattr(sys.flags, "safe_path", False):
-        sys.path[0] = os.path.dirname(os.path.realpath(path))
+        sys.path[0] = str(Path(path).resolve().parent)
     main = sys.modules["__main__"].__dict__
     loader = main["__loader__"]
     main.clear()
@@ -67,8 +68,7 @@ def start(arguments: list[str]) -> NoReturn:
         __cached__=None,
         __doc__=None,
     )
-    with io.open_code(path) as file:
-        code = compile(file.read(), path, "exec")
+    code = compile(Path(path).read_bytes(), path, "exec")
     worker.end(run(lambda: exec(code, main)))  # noqa: S102  (the user's own file)
 
 
@@ -143,7 +143,8 @@ class Worker:
             if (child := fork()) == 0:
                 self._be_child()
                 self._enter(item, files)
-                return main(flow, *args, **options)
+                main(flow, *args, **options)
+                return
             for file in files:
                 os.close(file)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -219,8 +220,8 @@ def run(function: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         traceback.print_exc()
         return 128 + signal.SIGINT
-    except BaseException:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+    except BaseException:  # noqa: BLE001 - whatever it is, this process reports it
+        sys.excepthook(*sys.exc_info())
         return 1
     return 0
 
@@ -228,10 +229,8 @@ def run(function: Callable[[], object]) -> int:
 def flush() -> None:
     """Write what stdout and stderr still hold."""
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(AttributeError, OSError, ValueError):  # none, or closed
             stream.flush()
-        except (AttributeError, OSError, ValueError):  # none, or closed
-            pass
 
 
 def fork() -> int:
@@ -249,9 +248,9 @@ def unsafe(files: str = "/proc/self/fd") -> str | None:
             f"importing the flow has started threads ({', '.join(threads)})\n"
             "hint: start them in the step, or use @worker_pool(mode='loop')"
         )
-    for file in os.listdir(files):
+    for file in Path(files).iterdir():
         try:
-            target = os.readlink(f"{files}/{file}")
+            target = str(file.readlink())
         except OSError:  # that of the listing itself
             continue
         if target.startswith(DEVICES):
