@@ -97,8 +97,8 @@ def test_from_an_editable_install(project: Path, tmp_path: Path) -> None:
 def test_it_adds_its_names_and_takes_none(installed: Venv, tmp_path: Path) -> None:
     plain = Venv(tmp_path / "plain", "metaflow")
     ours = {
-        "FunctionParameters", "JsonFunction", "avro_function", "function_from_json",
-        "json_function", "register_serializer",
+        "FunctionParameters", "JsonFunction", "avro_function", "docker", "function_from_json",
+        "json_function", "register_serializer", "worker_pool",
     }  # fmt: skip
     before, after = (set(venv.run("-c", NAMES).split()) for venv in (plain, installed))
     # Metaflow leaves a loop's variable behind once it has an extension to look at.

@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,10 @@ class Launch:
 @functools.cache
 def run_folder() -> Path:
     """Return this process's private folder; it is removed when the process exits."""
-    folder = Path(tempfile.mkdtemp(prefix="mfimage-steps-"))
     owner = os.getpid()
+    for left in Path(tempfile.gettempdir()).glob("mfimage-steps-*-*"):
+        _remove_if_left(left)
+    folder = Path(tempfile.mkdtemp(prefix=f"mfimage-steps-{owner}-"))
 
     def remove() -> None:
         if os.getpid() == owner:  # not in a forked child
@@ -58,6 +61,16 @@ def run_folder() -> Path:
 
     atexit.register(remove)
     return folder
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Remove a folder of this user's whose process was killed."""
+    with suppress(OSError, ValueError):
+        if folder.stat().st_uid == os.getuid():
+            try:
+                os.kill(int(folder.name.split("-")[2]), 0)
+            except ProcessLookupError:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def prefix(options: str) -> Sequence[str]:

@@ -18,7 +18,7 @@ from metaflow.decorators import StepDecorator
 from metaflow.exception import MetaflowException
 from metaflow.metadata_provider import MetaDatum
 
-from mfimage.steps.command import Launch, prefix
+from mfimage.steps.command import Launch, prefix, run_folder
 
 # A step with one of these runs there.
 ELSEWHERE = ("kubernetes", "batch")
@@ -64,6 +64,9 @@ class DockerDecorator(StepDecorator):
         Make the image's files read-only; `/tmp` is then in memory.
     runtime : str, optional
         One of the engine's runtimes, such as `runsc`.
+    sandbox : str, optional
+        `strict`, for code that is not trusted: no network, no privileges, no credentials, files
+        read-only, and results that are checked before they are kept (docs/sandboxing.md).
     """
 
     name = "docker"
@@ -77,6 +80,7 @@ class DockerDecorator(StepDecorator):
         "user": None,
         "read_only": False,
         "runtime": None,
+        "sandbox": None,
     }
 
     def step_init(  # noqa: PLR0917 - Metaflow's signature
@@ -156,8 +160,25 @@ class DockerDecorator(StepDecorator):
             "user": None if wanted["user"] is None else str(wanted["user"]),
             "read_only": bool(wanted["read_only"]),
             "runtime": wanted["runtime"],
-            **surroundings(self.decorators),
+            **surroundings(self.decorators, sandbox=bool(wanted["sandbox"])),
+            "sandbox": str(run_folder()) if self._strict(wanted, where) else None,
         }
+
+    @staticmethod
+    def _strict(wanted: Mapping[str, Any], where: str) -> bool:
+        if wanted["sandbox"] not in (None, "strict"):
+            raise StepError(f'{where}: sandbox={wanted["sandbox"]!r} is not "strict".')
+        if not wanted["sandbox"]:
+            return False
+        if wanted["network"] not in (None, "none"):
+            raise StepError(f'{where}: sandbox="strict" has no network; leave network= out.')
+        for each in wanted["volumes"] or ():
+            if not str(each).endswith(":ro"):
+                raise StepError(
+                    f'{where}: sandbox="strict" only reads volumes; write "{each}:ro", with the '
+                    "folder inside between."
+                )
+        return True
 
 
 def register_place(
@@ -199,8 +220,11 @@ def volume(text: str, where: str) -> str:
     return ":".join([source, *rest])
 
 
-def surroundings(decorators: Sequence[StepDecorator]) -> dict[str, Any]:
-    """Return the options by which a container sees what a local step sees."""
+def surroundings(decorators: Sequence[StepDecorator], *, sandbox: bool = False) -> dict[str, Any]:
+    """Return the options by which a container sees what a local step sees.
+
+    A sandbox sees the code alone.
+    """
     import mfimage
     from mfimage.steps.docker import EXTENSION
 
@@ -216,13 +240,13 @@ def surroundings(decorators: Sequence[StepDecorator]) -> dict[str, Any]:
     variables = {"METAFLOW_USER": user_name()}
     for name, default in DEFAULT_FILES.items():
         path = Path(default).expanduser()
-        if name not in os.environ and path.exists():
+        if name not in os.environ and path.exists() and not sandbox:
             variables[name] = str(path)
             mounts.append({"source": str(path), "read_only": True})
     folders = code_folders()
     mounts += [{"source": each, "read_only": True} for each in folders]
     # Metadata may be local where the datastore is not.
-    if metadata := metadata_folder():
+    if not sandbox and (metadata := metadata_folder()):
         mounts.append({"source": metadata})
     names = [
         str(name)

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from mfimage.steps.executor import Job, Refused, StepCommand, Unavailable, exit_status
+from mfimage.steps.sandbox import ARGUMENTS as SANDBOX
+from mfimage.steps.sandbox import CARDS, Sandbox
+from mfimage.steps.sandbox import variables as sandboxed_variables
 
 # Where the extension is in a container: mounted, or part of the image.
 EXTENSION = "/opt/mfimage"
@@ -125,6 +128,9 @@ class DockerExecutor:
         Further variables. No secrets: they stand on the command line.
     path : sequence of str
         Folders for ``sys.path``, behind the image's own.
+    sandbox : str, optional
+        A private folder: commands run without a network, privileges and credentials, and their
+        results are checked there (`mfimage.steps.sandbox`).
     """
 
     image: str
@@ -141,30 +147,47 @@ class DockerExecutor:
     names: Sequence[str] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
     path: Sequence[str] = ()
+    sandbox: str | None = None
 
     def start(self, command: StepCommand) -> Job:
         """Start a container."""
         name = container_name(command)
-        return DockerJob.start(self.run_arguments(command, name=name), command, name=name)
+        if self.sandbox is None:
+            return DockerJob.start(self.run_arguments(command, name=name), command, name=name)
+        box = Sandbox.make(command, self.sandbox)
+        arguments = self.run_arguments(command, name=name, box=box)
+        return SandboxedJob(DockerJob.start(arguments, command, name=name), box)
 
-    def run_arguments(self, command: StepCommand, *, name: str) -> list[str]:
+    def run_arguments(
+        self, command: StepCommand, *, name: str, box: Sandbox | None = None
+    ) -> list[str]:
         """Return the command line for one container that runs a command."""
         return [
-            *self.container(command, name=name),
+            *self.container(command, name=name, box=box),
             *("-ISE", f"{EXTENSION}/mfimage/steps/inside.py"),
             *(part for each in (*self.path, EXTENSION) for part in ("--path", each)),
             *("--", "python", *command.argv[1:]),
         ]
 
-    def container(self, command: StepCommand, *, name: str) -> list[str]:
+    def container(
+        self, command: StepCommand, *, name: str, box: Sandbox | None = None
+    ) -> list[str]:
         """Return the command line for a container that suits a command, up to Python's options."""
         passed = environment(command, self.names)
+        further = [Mount(**each) for each in self.mounts]
+        if box:
+            kept = sandboxed_variables(passed)
+            passed = {k: v for k, v in passed.items() if k in kept or k in self.names}
+            passed.pop("METAFLOW_CARD_LOCALROOT", None)
+            further += [Mount(**each) for each in box.mounts()]
         variables = {"MFIMAGE_STEP_EXECUTOR": "docker", "MFIMAGE_STEP_IMAGE": self.image}
         if not self.user:
             variables["HOME"] = "/tmp"  # noqa: S108 - the image may know no home for the caller
         variables |= self.variables
         variables = {k: v for k, v in variables.items() if k not in passed}
-        mounts = needed_mounts(command, [Mount(**each) for each in self.mounts])
+        if box:
+            variables["METAFLOW_CARD_LOCALROOT"] = str(box.root / CARDS)
+        mounts = needed_mounts(command, further, sandbox=bool(box))
         return [
             *("docker", "run", "--rm", "--interactive", "--sig-proxy=false"),
             *("--log-driver", "none"),  # Metaflow keeps the output
@@ -174,6 +197,7 @@ class DockerExecutor:
             *("--user", self.user or f"{os.getuid()}:{os.getgid()}"),
             *("--workdir", command.cwd),
             *self._options(),
+            *(SANDBOX if box else ()),
             *(part for each in mounts for part in ("--mount", each.argument())),
             # Names alone: the values may be secrets, and other users can read command lines.
             *(part for each in sorted(passed) for part in ("--env", each)),
@@ -197,12 +221,31 @@ class DockerExecutor:
             yield from ("--cpus", f"{self.cpu:g}")
         if self.gpus:
             yield from ("--gpus", self.gpus)
-        if self.read_only:
+        if self.read_only or self.sandbox:
             yield from ("--read-only", "--tmpfs", "/tmp:mode=1777")  # noqa: S108
         if self.runtime:
             yield from ("--runtime", self.runtime)
         for volume in self.volumes:
             yield from ("--volume", volume)
+
+
+class SandboxedJob:
+    """A container's job whose results are checked, and then kept, when it has ended."""
+
+    def __init__(self, job: DockerJob, box: Sandbox) -> None:
+        self._job = job
+        self._box = box
+        self.output = job.output
+        self.kill = job.kill
+
+    def wait(self) -> int:
+        """Return the exit status of what ran in the container."""
+        try:
+            status = self._job.wait()
+            self._box.collect()
+            return status
+        finally:
+            self._box.remove()
 
 
 class DockerJob:
@@ -278,19 +321,26 @@ def environment(command: StepCommand, names: Sequence[str] = ()) -> dict[str, st
     }
 
 
-def needed_mounts(command: StepCommand, further: Sequence[Mount] = ()) -> list[Mount]:
-    """Return what a command reads and writes, each folder once, parents first."""
-    script = Path(command.cwd, command.argv[1]).parent
-    written = [command.cwd, str(script), *_values(command.argv, WRITTEN)]
-    read = [*_values(command.argv, READ), *(command.env.get(name, "") for name in FILES)]
-    for each in written[:2]:
+def needed_mounts(
+    command: StepCommand, further: Sequence[Mount] = (), *, sandbox: bool = False
+) -> list[Mount]:
+    """Return what a command reads and writes, each folder once, parents first.
+
+    In a sandbox it only reads, and the datastore's place is among the further ones.
+    """
+    code = [command.cwd, str(Path(command.cwd, command.argv[1]).parent)]
+    for each in code:
         if each in SYSTEM:
             raise Refused(
                 f"the folder {each} cannot be mounted: it would hide the image's own",
                 hint="run the flow in its project's folder",
             )
+    read = _values(command.argv, READ)
+    if not sandbox:
+        code += _values(command.argv, WRITTEN)
+        read += [command.env.get(name, "") for name in FILES]
     mounts = [
-        *(Mount(source=each) for each in written),
+        *(Mount(source=each, read_only=sandbox) for each in code),
         *(Mount(source=each, read_only=True) for each in read),
         *further,
     ]

@@ -20,7 +20,8 @@ IMAGE = "mfimage-test-step:1"
 DOCKERFILE = """
 FROM python:3.11-slim
 COPY site /opt/site
-ENV PYTHONPATH=/opt/site PYTHONDONTWRITEBYTECODE=1
+RUN python -m compileall -q /opt/site || true
+ENV PYTHONPATH=/opt/site
 """
 
 

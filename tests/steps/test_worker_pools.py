@@ -277,10 +277,14 @@ REFUSALS = {
     ),
     "mode": ("@worker_pool(mode='thread')", "mode='thread' is not one of fork, loop"),
     "kubernetes": ("@kubernetes\n    @worker_pool", "runs on this machine, @kubernetes does not"),
+    "sandbox": (
+        "@docker(image='x', sandbox='strict')\n    @worker_pool",
+        "the items of a pool share a container, and a sandbox is for one task",
+    ),
     "batch": ("@batch\n    @worker_pool", "runs on this machine, @batch does not"),
 }
 SMALL = """
-from metaflow import FlowSpec, batch, kubernetes, parallel, step, worker_pool
+from metaflow import FlowSpec, batch, docker, kubernetes, parallel, step, worker_pool
 
 class F(FlowSpec):
     {start}

@@ -85,6 +85,11 @@ class WorkerPoolDecorator(StepDecorator):
                     f"{self._where} runs on this machine, @{each.name} does not. "
                     "Remove one of them."
                 )
+        if self._docker and self._docker.attributes["sandbox"]:
+            raise StepError(
+                f"{self._where}: the items of a pool share a container, and a sandbox is for one "
+                "task. Remove @worker_pool, or sandbox= of @docker."
+            )
         if graph[step_name].parallel_step:
             raise StepError(
                 f"{self._where}: the tasks of a @parallel step run at the same time and talk to "
