@@ -161,6 +161,26 @@ def test_items_of_a_loop_share_a_process_but_not_their_state(flows: Flows) -> No
     assert {metadata_of(task)["step.pool"] for task in flows.tasks("work")} == {"loop, 1"}
 
 
+@pytest.mark.parametrize("mode", ["fork", "loop"])
+def test_an_item_finds_what_the_import_has_set(flows: Flows, mode: str) -> None:
+    top = (
+        "os.environ['SET'] = 'x'; os.environ.pop('GIVEN', None)\n"
+        "os.chdir('inner')\n"
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)"
+    )
+    flows.write(
+        flow(
+            "self.result = os.environ['SET'], 'GIVEN' in os.environ, os.path.basename(os.getcwd()),"
+            " int(signal.getsignal(signal.SIGINT))",
+            pool=f"size=1, mode={mode!r}",
+            top=f"if 'work' in sys.argv:\n    {'; '.join(top.splitlines())}",
+        )
+    )
+    (flows.folder / "inner").mkdir()
+    flows.run(GIVEN="1")
+    assert set(results(flows)) == {("x", False, "inner", 0)}
+
+
 def test_a_worker_is_replaced_after_so_many_items(flows: Flows) -> None:
     flows.write(
         flow(

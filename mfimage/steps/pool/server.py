@@ -135,6 +135,7 @@ class Server:
     def run(self) -> None:
         """Serve until stdin ends."""
         folder = os.open(self._folder, os.O_PATH)
+        (self._folder / f"{SOCKET}.new").unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(f"/proc/self/fd/{folder}/{SOCKET}.new")
         listener.listen(4096)

@@ -82,7 +82,7 @@ class Worker:
         # Set by a child that has come to its end, whatever its exit status.
         self._ended = mmap.mmap(-1, 1)
         self._idle = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        self._interrupt = signal.getsignal(signal.SIGINT)
+        self._before = dict(os.environb), Path.cwd()
 
     def hook(self) -> Any:
         """Return an import hook that makes `serve` of Metaflow's command line."""
@@ -111,7 +111,12 @@ class Worker:
 
     def serve(self, main: Callable[..., None], flow: Any, *args: Any, **options: Any) -> None:
         """Run items until the server has no more; return only in a child."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        variables, folder = self._before
+        # What the flow itself sets on import, each item finds set.
+        self._set = dict(os.environb.items() - variables.items())
+        self._unset = variables.keys() - os.environb.keys()
+        self._folder = Path.cwd() if Path.cwd() != folder else None
         if self._fork:
             warm(flow)
             gc.collect()
@@ -184,11 +189,11 @@ class Worker:
         self._stdio(files)
         for file in files:
             os.close(file)
-        variables = dict(each.split(b"=", 1) for each in item.env)
-        for name in set(os.environb) - set(variables):
-            del os.environb[name]
-        os.environb.update(variables)
-        os.chdir(item.cwd)
+        variables = dict(each.split(b"=", 1) for each in item.env) | self._set
+        for name in (os.environb.keys() - variables.keys()) | self._unset:
+            os.environb.pop(name, None)
+        os.environb.update({k: v for k, v in variables.items() if k not in self._unset})
+        os.chdir(self._folder or item.cwd)
         sys.argv = [os.fsdecode(each) for each in item.argv[1:]]
         self._signals = [(each, signal.getsignal(each)) for each in CAUGHT]
         signal.signal(signal.SIGINT, self._interrupt)
