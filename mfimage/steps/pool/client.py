@@ -1,4 +1,4 @@
-"""Runs one item in a pool: ``client.py FOLDER -- python flow.py ... step ...``.
+"""Runs one item in a pool: ``client.py FOLDER PYTHON -- python flow.py ... step ...``.
 
 A script for Python without site-packages. Metaflow starts it in the place of the command line
 that follows ``--``; that one writes to this process's own stdout and stderr, and this process
@@ -28,7 +28,11 @@ UNAVAILABLE = 1
 
 def main(arguments: list[str]) -> int:
     """Run the command line after ``--``; return its exit status, 128 + n after signal n."""
-    folder, _, *argv = arguments
+    folder, python, _, *argv = arguments
+    if sys.executable != python:
+        # A decorator such as @conda has put the step's Python in the place of the run's, which now
+        # executes this script instead.
+        argv[0] = sys.executable
     connection = connect(folder)
     if connection is None:
         write("error: the pool of workers has ended\nhint: the run's own output says why\n")

@@ -221,7 +221,8 @@ class Pool:
             start_new_session=True,
         )
         os.close(lock)
-        self.prefix = [sys.executable, "-ISE", str(HERE / "client.py"), str(folder), "--"]
+        client = str(HERE / "client.py")
+        self.prefix = [sys.executable, "-ISE", client, str(folder), sys.executable, "--"]
 
     def ended(self) -> bool:
         """Return whether the server has ended by itself, as if it was killed."""
