@@ -2,14 +2,15 @@
 
 Run it with ``python -m benchmarks.steps``: 200 items that do nothing, 20 of a flow whose import
 takes a second, 20 in containers, and a single one. All on this machine, as many at once as it has
-cores; seconds are those of the whole run, by the number of items. ``python -m benchmarks.steps
---plot docs/worker-pools.svg`` measures how many items a second pools of some sizes run, and draws
-it.
+cores; seconds are those from the first item's start to the last one's end, by the number of items.
+``python -m benchmarks.steps --plot docs/worker-pools.svg`` measures how many items a second pools
+of some sizes run, and draws it.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -17,7 +18,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.steps.running import build_step_image
 
@@ -59,9 +62,16 @@ IMPORT = "until = time.process_time() + 1\nwhile time.process_time() < until: pa
 POOLS = {"anew": (), "fork": ("@worker_pool",), "loop": ("@worker_pool(mode='loop')",)}
 
 
+class Took(NamedTuple):
+    """Seconds of a whole run, and of its items from the first's start to the last's end."""
+
+    run: float
+    items: float
+
+
 def seconds(
     decorators: Sequence[str], items: int, *, top: str = "", body: str = "", workers: int = 0
-) -> float:
+) -> Took:
     """Run a flow; return how long it took."""
     with tempfile.TemporaryDirectory(prefix="mfimage-bench-") as folder:
         Path(folder, "flow.py").write_text(
@@ -80,17 +90,19 @@ def seconds(
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, check=False)
         took = time.perf_counter() - began
     assert not done.returncode, done.stdout[-4000:].decode()
-    return took
+    lines = re.findall(r"^(\S+ \S+) \[\d+/work/", done.stdout.decode(), re.MULTILINE)
+    first, last = map(datetime.fromisoformat, (lines[0], lines[-1]))
+    return Took(took, (last - first).total_seconds())
 
 
 def compare(
     title: str, ways: Mapping[str, Sequence[str]], items: int, *, least: float, top: str = ""
 ) -> bool:
     """Print seconds per item of each way, and how many times faster than the first it is."""
-    found = {way: seconds(decorators, items, top=top) for way, decorators in ways.items()}
+    found = {way: seconds(decorators, items, top=top).items for way, decorators in ways.items()}
     first = next(iter(found.values()))
     for way, took in found.items():
-        print(f"{title:32}{way:8}{took / items:8.3f} s an item{first / took:8.1f} x")
+        print(f"{title:32}{way:8}{took / items:8.3f} s an item{first / took:8.1f} x", flush=True)
     best = max(first / took for took in found.values())
     print(f"{title}: {best:.1f} x, at least {least} x: {'ok' if best >= least else 'MISSED'}")
     return best >= least
@@ -101,7 +113,7 @@ def one(repeats: int = 5) -> bool:
     found: dict[str, list[float]] = {way: [] for way in POOLS}
     for _ in range(repeats):
         for way, decorators in POOLS.items():
-            found[way].append(seconds(decorators, 1))
+            found[way].append(seconds(decorators, 1).run)
     medians = {way: statistics.median(took) for way, took in found.items()}
     for way, took in medians.items():
         print(f"{'one item':32}{way:8}{took:8.3f} s the run")
@@ -112,7 +124,6 @@ def one(repeats: int = 5) -> bool:
 
 def measure() -> dict[str, list[float]]:
     """Return items a second: for each length of an item, by the size of the pool."""
-    base = seconds(("@worker_pool(size=1)",), 1)  # start, join and end, and the first worker
     found = {}
     for length in LENGTHS:
         name = f"{length:g} s" if length else "nothing"
@@ -120,7 +131,7 @@ def measure() -> dict[str, list[float]]:
         for size in SIZES:
             body = f"time.sleep({length})" if length else ""
             took = seconds((f"@worker_pool(size={size})",), ITEMS, body=body, workers=max(SIZES))
-            rates.append(ITEMS / max(took - base, 0.05))
+            rates.append(ITEMS / took.items)
             print(f"items of {name:10}{size:3} workers{rates[-1]:8.1f} items a second", flush=True)
         found[f"items of {name}"] = rates
     return found
