@@ -121,29 +121,33 @@ def bind(
     store = PackageStore(options.root or default_root(info.store.kind, info.store.root))
     artifacts = copy_artifacts(info, chosen, store)
     schemas = cache(partial(_schemas, function))
-    with extracted(archived, where="the captured code") as folder:
-        stored = {
-            name: StoredBytes(encoding=ref.encoding, open=partial(store.open_blob, ref))
-            for name, ref in artifacts.items()
-        }
-        request = Request(
-            code=Code(
-                root=folder,
-                files=[Path(name) for name in code.names],
-                module=code.module,
-                functions=[code.entrypoint.rpartition(":")[2]],
-                artifacts=stored,
-                needed=function.needed_modules,
-                script=script,
-            ),
-            project=code.root or Path.cwd(),
-            declared=Path(options.environment) if options.environment else None,
-            resolution=partial(find_resolution, info, platform=options.platform),
-            platform=options.platform,
-            index=options.index,
-            meanwhile=schemas,
-        )
-        environment = describe_environment(request)
+    stored = {
+        name: StoredBytes(encoding=ref.encoding, open=partial(store.open_blob, ref))
+        for name, ref in artifacts.items()
+    }
+
+    def describe(needed: Mapping[str, str]) -> Environment:
+        with extracted(archived, where="the captured code") as folder:
+            request = Request(
+                code=Code(
+                    root=folder,
+                    files=[Path(name) for name in code.names],
+                    module=code.module,
+                    functions=[code.entrypoint.rpartition(":")[2]],
+                    artifacts=stored,
+                    needed={**function.needed_modules, **needed},
+                    script=script,
+                ),
+                project=code.root or Path.cwd(),
+                declared=Path(options.environment) if options.environment else None,
+                resolution=partial(find_resolution, info, platform=options.platform),
+                platform=options.platform,
+                index=options.index,
+                meanwhile=schemas,
+            )
+            return describe_environment(request)
+
+    found = describe({})
     if needs.names is not None:  # of all artifacts, it may never read those
         _check_main(info, code, scripts, stored)
     spec = FunctionSpec(
@@ -157,7 +161,7 @@ def bind(
         parameter_schema=parameter_schema(function, needs, artifacts, values),
         parameters=values,
         code=store.put_bytes(archived),
-        environment=_stored_environment(environment, store),
+        environment=_stored_environment(found, store),
         artifacts=artifacts,
         lineage=_lineage(info, code),
         **schemas(),
@@ -165,7 +169,11 @@ def bind(
     if options.examples:
         from mfimage.capture.examples import record_examples
 
-        spec = replace(spec, examples=record_examples(spec, options.examples, store))
+        recorded = record_examples(spec, options.examples, store, outside=found.outside)
+        if recorded.needed:
+            environment = _stored_environment(describe(recorded.needed), store)
+            spec = replace(spec, environment=environment)
+        spec = replace(spec, examples=recorded.examples)
     return store.write(spec)
 
 

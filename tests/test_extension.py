@@ -83,7 +83,9 @@ def installed(wheel: str, tmp_path_factory: pytest.TempPathFactory) -> Venv:
 
 def test_from_a_wheel(installed: Venv) -> None:
     assert installed.run("-c", OURS) == "mfimage"
-    assert "kubernetes" in installed.run("-c", NAMES).split()
+    assert {"kubernetes", "batch", "docker", "devcontainer"} <= {
+        *installed.run("-c", NAMES).split()
+    }
     shown = installed.run("-m", "mfimage.runtime", "--help")
     assert "serve" in shown
 
@@ -97,8 +99,8 @@ def test_from_an_editable_install(project: Path, tmp_path: Path) -> None:
 def test_it_adds_its_names_and_takes_none(installed: Venv, tmp_path: Path) -> None:
     plain = Venv(tmp_path / "plain", "metaflow")
     ours = {
-        "FunctionParameters", "JsonFunction", "avro_function", "docker", "function_from_json",
-        "json_function", "register_serializer", "worker_pool",
+        "FunctionParameters", "JsonFunction", "avro_function", "function_from_json",
+        "json_function", "register_serializer", "docker", "devcontainer", "worker_pool",
     }  # fmt: skip
     before, after = (set(venv.run("-c", NAMES).split()) for venv in (plain, installed))
     # Metaflow leaves a loop's variable behind once it has an extension to look at.
@@ -135,7 +137,9 @@ def test_metaflow_works_with_any_of_our_dependencies_broken(
 ) -> None:
     """A flow's steps run where only Metaflow is; a failing import there would break them all."""
     write(tmp_path, {f"{name}.py": "raise RuntimeError('broken')\n" for name in broken})
-    found = installed.run("-c", f"import metaflow\n{OURS}{DECORATE}", PYTHONPATH=str(tmp_path))
+    steps = "from metaflow import batch, devcontainer, docker, kubernetes\n"
+    code = f"import metaflow\n{steps}{OURS}{DECORATE}"
+    found = installed.run("-c", code, PYTHONPATH=str(tmp_path))
     assert found == "mfimage\n{'x': 1} 3"
 
 

@@ -40,7 +40,10 @@ def isolated_python(package: Package) -> Path | None:
 
 def installed_version(name: str, path: list[str] | None = None) -> str | None:
     """Return the version of a distribution in this interpreter; None when it has none."""
-    found = importlib.metadata.distributions(name=name, path=sys.path if path is None else path)
+    places = sys.path if path is None else path
+    found = importlib.metadata.distributions(name=name, path=places)
+    if path is not None:  # Metaflow's finder lists what a code package has, whatever the path
+        found = (each for each in found if str(each.locate_file("")) in places)
     return next((each.version for each in found), None)
 
 

@@ -15,6 +15,7 @@ from mfimage.cli.build import bind, build, plan, render
 from mfimage.cli.images import copy, diff, env, inspect, push, test, verify
 from mfimage.cli.kuberay import kuberay
 from mfimage.cli.run import call, map_, serve
+from mfimage.cli.steps import devcontainer
 from mfimage.errors import MfimageError
 
 
@@ -58,6 +59,6 @@ def main(debug: bool) -> None:
 
 for command in (
     bind, build, plan, render, inspect, env, diff, test, verify, push, copy, serve, call, map_,
-    kuberay,
+    kuberay, devcontainer,
 ):  # fmt: skip
     main.add_command(command)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from codecs import BOM_UTF8
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic._internal import _generate_schema
 from pydantic.errors import PydanticUserError
 from pydantic_core import (
     PydanticSerializationError,
@@ -177,17 +177,31 @@ def _validate(adapter: TypeAdapter[Any], payload: bytes, root: str, error: type[
 
 
 def _adapter(hint: Any, where: str) -> TypeAdapter[Any]:
-    # Before Python 3.12, pydantic refuses `typing.TypedDict` for mistakes in `__required_keys__`;
-    # but the marks of its members win there.
-    with _LOCK:
-        before = _generate_schema._SUPPORTS_TYPEDDICT
-        _generate_schema._SUPPORTS_TYPEDDICT = True
+    with _typed_dicts():
         try:
             adapter = TypeAdapter(hint)
             adapter.rebuild(raise_errors=True)  # else an unknown name fails at a call
             return adapter
         except (PydanticUserError, NameError) as error:
             raise SignatureError(f"{where}: {getattr(error, 'message', error)}") from None
+
+
+@contextmanager
+def _typed_dicts() -> Iterator[None]:
+    """Let pydantic accept ``typing.TypedDict`` before Python 3.12.
+
+    It refuses them for mistakes in ``__required_keys__``, but the marks of members win there.
+    """
+    if sys.version_info >= (3, 12):
+        yield
+        return
+    from pydantic._internal import _generate_schema
+
+    with _LOCK:
+        before = _generate_schema._SUPPORTS_TYPEDDICT
+        _generate_schema._SUPPORTS_TYPEDDICT = True
+        try:
+            yield
         finally:
             _generate_schema._SUPPORTS_TYPEDDICT = before
 

@@ -180,6 +180,11 @@ class Settings:
         "1", "`0` turns off the log line for each request.", partial(_one_of, _FLAGS), "1 or 0"
     )
 
+    @property
+    def max_held(self) -> int:
+        """Maximum size of all request bodies that a process holds at once."""
+        return 16 * max(self.max_body, type(self).max_body)
+
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read the variables; an empty one counts as not set."""

@@ -10,7 +10,7 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,48 +40,8 @@ class StepError(MetaflowException):
         super().__init__(message)  # type: ignore[no-untyped-call]
 
 
-class DockerDecorator(StepDecorator):
-    """
-    Run a step in a container on this machine.
-
-    Parameters
-    ----------
-    image : str, optional
-        The image to run in. It needs Python, and Metaflow.
-    network : str, optional
-        As `docker run --network` has it: `host`, `none`, or the name of a network.
-    memory : int, optional
-        Memory limit in MB. `@resources(memory=)` counts if it is larger.
-    cpu : float, optional
-        How many cores the step may use. `@resources(cpu=)` counts if it is larger.
-    gpus : str or int, optional
-        `all`, or how many. `@resources(gpu=)` counts if there is none.
-    volumes : List[str], optional
-        Folders to mount beside the flow's own: `/data`, `/data:/inside` or `/data:/inside:ro`.
-    user : str, optional
-        `uid[:gid]` to run as; the caller by default.
-    read_only : bool, default False
-        Make the image's files read-only; `/tmp` is then in memory.
-    runtime : str, optional
-        One of the engine's runtimes, such as `runsc`.
-    sandbox : str, optional
-        `strict`, for code that is not trusted: no network, no privileges, no credentials, files
-        read-only, and results that are checked before they are kept (docs/sandboxing.md).
-    """
-
-    name = "docker"
-    defaults = {  # noqa: RUF012 - as Metaflow declares it
-        "image": None,
-        "network": None,
-        "memory": None,
-        "cpu": None,
-        "gpus": None,
-        "volumes": None,
-        "user": None,
-        "read_only": False,
-        "runtime": None,
-        "sandbox": None,
-    }
+class ContainerDecorator(StepDecorator):
+    """Runs a step in a container: what such decorators have in common."""
 
     def step_init(  # noqa: PLR0917 - Metaflow's signature
         self,
@@ -135,22 +95,18 @@ class DockerDecorator(StepDecorator):
         """Register where the task runs."""
         register_place(metadata, run_id, step_name, task_id, retry_count)
 
-    def executor_options(self) -> dict[str, Any]:
-        """Return the keyword arguments of `mfimage.steps.docker.DockerExecutor`."""
+    executor_options: Callable[[], dict[str, Any]]  # keyword arguments of a `DockerExecutor`
+
+    def docker_options(self, wanted: Mapping[str, Any], image: str) -> dict[str, Any]:
+        """Return the executor's keyword arguments for attributes and an image."""
         where = f"@{self.name} of step {self.step_name}"
-        wanted = dict(self.attributes)
-        if not wanted["image"]:
-            raise StepError(
-                f"{where}: no image. Set image=, to one with Python and Metaflow in it, or run "
-                "the flow with --environment=fast-bakery."
-            )
         resources = requested(self.decorators)
         # A flow may ask for more than this machine has; here it gets what there is.
         cores = min(resources.get("cpu", 0), os.cpu_count() or 1)
         memory = max(_number(wanted, "memory", where), resources.get("memory", 0))
         gpus = wanted["gpus"] or int(resources.get("gpu", 0)) or None
         return {
-            "image": str(wanted["image"]),
+            "image": image,
             "network": wanted["network"],
             "memory": int(memory) or None,
             "shared_memory": int(resources.get("shared_memory", 0)) or None,
@@ -179,6 +135,135 @@ class DockerDecorator(StepDecorator):
                     "folder inside between."
                 )
         return True
+
+
+class DockerDecorator(ContainerDecorator):
+    """
+    Run a step in a container on this machine.
+
+    Parameters
+    ----------
+    image : str, optional
+        The image to run in. It needs Python, and Metaflow.
+    network : str, optional
+        As `docker run --network` has it: `host`, `none`, or the name of a network.
+    memory : int, optional
+        Memory limit in MB. `@resources(memory=)` counts if it is larger.
+    cpu : float, optional
+        How many cores the step may use. `@resources(cpu=)` counts if it is larger.
+    gpus : str or int, optional
+        `all`, or how many. `@resources(gpu=)` counts if there is none.
+    volumes : List[str], optional
+        Folders to mount beside the flow's own: `/data`, `/data:/inside` or `/data:/inside:ro`.
+    user : str, optional
+        `uid[:gid]` to run as; the caller by default.
+    read_only : bool, default False
+        Make the image's files read-only; `/tmp` is then in memory.
+    runtime : str, optional
+        One of the engine's runtimes, such as `runsc`.
+    sandbox : str, optional
+        `strict`, for code that is not trusted: no network, no privileges, no credentials, files
+        read-only, and results that are checked before they are kept (docs/sandboxing.md).
+    """
+
+    name = "docker"
+    defaults = {  # noqa: RUF012 - as Metaflow declares it
+        "image": None,
+        "network": None,
+        "memory": None,
+        "cpu": None,
+        "gpus": None,
+        "volumes": None,
+        "user": None,
+        "read_only": False,
+        "runtime": None,
+        "sandbox": None,
+    }
+
+    def executor_options(self) -> dict[str, Any]:
+        """Return the keyword arguments of `mfimage.steps.docker.DockerExecutor`."""
+        if not self.attributes["image"]:
+            raise StepError(
+                f"@docker of step {self.step_name}: no image. Set image=, to one with Python and "
+                "Metaflow in it, or run the flow with --environment=fast-bakery."
+            )
+        return self.docker_options(self.attributes, str(self.attributes["image"]))
+
+
+class DevContainerDecorator(ContainerDecorator):
+    """
+    Run a step in a container as a devcontainer.json describes it.
+
+    Parameters
+    ----------
+    config : str, optional
+        The file; `.devcontainer/devcontainer.json` or what else is found by default.
+    memory : int, optional
+        Memory limit in MB. `@resources(memory=)` counts if it is larger.
+    cpu : float, optional
+        How many cores the step may use. `@resources(cpu=)` counts if it is larger.
+    """
+
+    name = "devcontainer"
+    defaults = {  # noqa: RUF012 - as Metaflow declares it
+        "config": None,
+        "memory": None,
+        "cpu": None,
+    }
+
+    def step_init(  # noqa: PLR0917 - Metaflow's signature
+        self,
+        flow: Any,
+        graph: Any,
+        step_name: str,
+        decorators: Sequence[StepDecorator],
+        environment: Any,
+        flow_datastore: Any,
+        logger: Any,
+    ) -> None:
+        """Note what surrounds the step."""
+        super().step_init(flow, graph, step_name, decorators, environment, flow_datastore, logger)
+        for other in ("docker", "worker_pool"):
+            if any(each.name == other for each in decorators):
+                raise StepError(
+                    f"step {step_name}: @devcontainer and @{other} both say where it runs. "
+                    "Remove one."
+                )
+
+    def runtime_init(self, flow: Any, graph: Any, package: Any, run_id: str) -> None:
+        """Write the executor's options; the file says which image."""
+        if not self.elsewhere:
+            options = self.executor_options()
+            launch = Launch(
+                executor="docker", flow=self.flow_name, step=self.step_name, options=options
+            )
+            self.launch_file = launch.write()
+
+    def executor_options(self) -> dict[str, Any]:
+        """Return the keyword arguments of `mfimage.steps.docker.DockerExecutor`."""
+        from mfimage.errors import MfimageError
+        from mfimage.steps.devcontainer import build_image, find, read
+
+        try:
+            container = read(find(Path.cwd(), self.attributes["config"]), os.environ)
+            image = build_image(container)
+        except MfimageError as error:
+            hint = f"\n{error.hint}" if error.hint else ""
+            where = f"@devcontainer of step {self.step_name}"
+            raise StepError(f"{where}: {error.message}{hint}") from None
+        options = self.docker_options({**DockerDecorator.defaults, **self.attributes}, image)
+        options["mounts"].append({"source": str(container.workspace), "target": container.inside})
+        return {
+            **options,
+            "user": container.user,
+            "arguments": [
+                *(part for each in container.mounts for part in ("--mount", each)),
+                *container.run_args,
+            ],
+            "container_env": container.container_env,
+            "remote_env": container.remote_env,
+            "before": [[container.inside, each] for each in container.commands],
+        }
 
 
 def register_place(
@@ -283,14 +368,17 @@ def metadata_folder() -> str | None:
 
 def code_folders() -> list[str]:
     """Return the folders of ``sys.path`` with the user's own code, not an installation's."""
+    import mfimage
+
     installed = {*sysconfig.get_paths().values(), *site.getsitepackages()}
-    installed.add(site.getusersitepackages())
+    installed |= {site.getusersitepackages(), str(Path(mfimage.__file__).parents[1])}
     return [
         str(folder)
         for folder in map(Path, dict.fromkeys(sys.path))
         if folder.is_absolute()
         and folder.is_dir()
         and not any(folder.is_relative_to(each) for each in installed)
+        and not any(folder.glob("*.dist-info"))
     ]
 
 

@@ -5,6 +5,8 @@ Contexts, ``DOCKER_HOST``, credential helpers and proxies work as they do for ``
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import re
 import secrets
@@ -128,6 +130,13 @@ class DockerExecutor:
         Further variables. No secrets: they stand on the command line.
     path : sequence of str
         Folders for ``sys.path``, behind the image's own.
+    arguments : sequence of str
+        Further arguments of ``docker run``.
+    container_env, remote_env : mapping
+        Variables for all, and for the command alone; ``${localEnv:NAME}`` in them is filled in
+        from the attempt's environment when it starts.
+    before : sequence
+        ``[folder, command]`` of each command to run first, in the same container.
     sandbox : str, optional
         A private folder: commands run without a network, privileges and credentials, and their
         results are checked there (`mfimage.steps.sandbox`).
@@ -147,16 +156,29 @@ class DockerExecutor:
     names: Sequence[str] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
     path: Sequence[str] = ()
+    arguments: Sequence[str] = ()
+    container_env: Mapping[str, str] = field(default_factory=dict)
+    remote_env: Mapping[str, str] = field(default_factory=dict)
+    before: Sequence[Sequence[Any]] = ()
     sandbox: str | None = None
 
     def start(self, command: StepCommand) -> Job:
         """Start a container."""
         name = container_name(command)
+        command = dataclasses.replace(
+            command, env={**command.env, **dict(self._settings(command.env))}
+        )
         if self.sandbox is None:
             return DockerJob.start(self.run_arguments(command, name=name), command, name=name)
         box = Sandbox.make(command, self.sandbox)
         arguments = self.run_arguments(command, name=name, box=box)
         return SandboxedJob(DockerJob.start(arguments, command, name=name), box)
+
+    def _settings(self, env: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+        """Yield variables under names that mean nothing to ``docker`` itself."""
+        for prefix, values in (("SET", self.container_env), ("REMOTE", self.remote_env)):
+            for name, value in values.items():
+                yield f"MFIMAGE_{prefix}_{name}", fill_local(value, env)
 
     def run_arguments(
         self, command: StepCommand, *, name: str, box: Sandbox | None = None
@@ -164,8 +186,9 @@ class DockerExecutor:
         """Return the command line for one container that runs a command."""
         return [
             *self.container(command, name=name, box=box),
-            *("-ISE", f"{EXTENSION}/mfimage/steps/inside.py"),
+            *("-I", f"{EXTENSION}/mfimage/steps/inside.py"),
             *(part for each in (*self.path, EXTENSION) for part in ("--path", each)),
+            *(part for each in self.before for part in ("--before", json.dumps(each))),
             *("--", "python", *command.argv[1:]),
         ]
 
@@ -198,6 +221,7 @@ class DockerExecutor:
             *("--workdir", command.cwd),
             *self._options(),
             *(SANDBOX if box else ()),
+            *self.arguments,
             *(part for each in mounts for part in ("--mount", each.argument())),
             # Names alone: the values may be secrets, and other users can read command lines.
             *(part for each in sorted(passed) for part in ("--env", each)),
@@ -321,6 +345,16 @@ def environment(command: StepCommand, names: Sequence[str] = ()) -> dict[str, st
     }
 
 
+def fill_local(text: str, env: Mapping[str, str]) -> str:
+    """Replace ``${localEnv:NAME:default}``."""
+
+    def value(found: re.Match[str]) -> str:
+        name, _, default = found[1].partition(":")
+        return env.get(name, default)
+
+    return re.sub(r"\$\{(?:localEnv|env):([^}]*)\}", value, text)
+
+
 def needed_mounts(
     command: StepCommand, further: Sequence[Mount] = (), *, sandbox: bool = False
 ) -> list[Mount]:
@@ -379,7 +413,9 @@ def check(status: int, stderr: str) -> None:
     """
     # 125 is the status of docker run itself, 126 and 127 those of a command that cannot start. A
     # command may exit so as well, but then the last words are its own.
-    said = re.findall(r'^(?:docker: |time=.* level=error msg=")(.+)', stderr, re.MULTILINE)
+    said = re.findall(r"^docker: (.+)", stderr, re.MULTILINE)
+    # Logged when the connection breaks; after a refusal as well, by chance.
+    said = said or re.findall(r'^time=.* level=error msg="(.+)"', stderr, re.MULTILINE)
     if status not in (125, 126, 127) or not said:
         return
     message = said[-1].removeprefix("Error response from daemon: ")

@@ -35,6 +35,13 @@ RUN --mount=type=cache,id=mfimage-uv,target=/var/cache/mfimage/uv \
     mv /opt/venv /out/opt/venv && \
     find /out -exec touch --no-dereference --date=@315532800 {} +
 
+# mfimage's own files, compiled too.
+FROM python:3.11-slim AS runtime
+USER 0:0
+COPY layers/runtime/ /out/
+RUN { PYTHONHASHSEED=0 python3 -m compileall -qq -s /out -p / --invalidation-mode unchecked-hash /out/opt/mfimage || true; } && \
+    find /out -exec touch --no-dereference --date=@315532800 {} +
+
 # The image.
 FROM python:3.11-slim
 USER 0:0
@@ -45,7 +52,7 @@ WORKDIR /opt/function/code
 COPY layers/artifact-8dc41a85a349b16d/ /
 # feature_names
 COPY layers/artifact-aeb24056810d3d1f/ /
-COPY layers/runtime/ /
+COPY --from=runtime /out/ /
 COPY layers/code/ /
 ENV PATH="/opt/venv/bin:$PATH" \
     PYTHONPATH="/opt/mfimage" \

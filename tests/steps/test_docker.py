@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.steps.running import Flows, containers, metadata_of
+from tests.steps.running import ROOT, Flows, containers, metadata_of
 from tests.support.s3 import Bucket
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
@@ -67,8 +68,8 @@ def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
 def test_memory_that_runs_out_is_told_with_what_to_do(wrote: Callable[..., Flows]) -> None:
     flows = wrote("self.x = len(b'x' * 400_000_000)", "memory=128")
     printed = flows.run("run", fails=True)
-    assert "error: killed: out of memory, 128 MB\n" in printed
-    assert "@resources(memory=...)" in printed
+    assert "error: killed: out of memory, 128 MB\n" in printed, printed
+    assert "@resources(memory=...)" in printed, printed
 
 
 def test_memory_that_runs_out_in_a_child_process(wrote: Callable[..., Flows]) -> None:
@@ -146,16 +147,16 @@ def test_an_image_that_cannot_be_pulled_is_tried_again(flows: Flows) -> None:
         )
     )
     printed = flows.run("run", fails=True)
-    assert "error: the image cannot be pulled: " in printed
-    assert "hint: check image=" in printed
+    assert "error: the image cannot be pulled: " in printed, printed
+    assert "hint: check image=" in printed, printed
     assert attempts(printed) == 2
 
 
 def test_an_engine_that_is_gone_is_tried_again(wrote: Callable[..., Flows]) -> None:
     flows = wrote("pass", further=RETRY)
     printed = flows.run("run", fails=True, DOCKER_HOST="unix:///nowhere/docker.sock")
-    assert "error: the Docker engine is not available: " in printed
-    assert "hint: `docker version`" in printed
+    assert "error: the Docker engine is not available: " in printed, printed
+    assert "hint: `docker version`" in printed, printed
     assert attempts(printed) == 2
 
 
@@ -175,7 +176,7 @@ def test_a_refused_option_is_not_tried_again(
 ) -> None:
     flows = wrote("pass", options, RETRY)
     printed = flows.run("run", fails=True)
-    assert expected in printed
+    assert expected in printed, printed
     assert attempts(printed) == 1
 
 
@@ -185,7 +186,8 @@ def test_an_image_without_python(flows: Flows, step_image: str) -> None:
         input=f"FROM {step_image}\nENV PATH=/nowhere\n", text=True, check=True, capture_output=True,
     )  # fmt: skip
     flows.write(FLOW.format(decorators='@docker(image="mfimage-test-step:bare")', body="pass"))
-    assert "hint: the image needs python on its PATH" in flows.run("run", fails=True)
+    printed = flows.run("run", fails=True)
+    assert "hint: the image needs python on its PATH" in printed, printed
 
 
 @contextmanager
@@ -236,7 +238,8 @@ def test_an_engine_that_goes_away_is_tried_again(
         wait_for((flows.folder / "started").exists)
         cut()
         printed, _ = process.communicate(timeout=60)
-    assert "error: the Docker engine is not available: error waiting for container" in printed
+    expected = "error: the Docker engine is not available: error waiting for container"
+    assert expected in printed, printed
     assert attempts(printed) == 2
     wait_for(lambda: not containers(flows.latest().pathspec))
 
@@ -244,7 +247,7 @@ def test_an_engine_that_goes_away_is_tried_again(
 def test_an_image_is_needed(flows: Flows) -> None:
     flows.write(FLOW.format(decorators="@docker", body="pass"))
     printed = flows.run("run", fails=True)
-    assert "@docker of step start: no image. Set image=" in printed
+    assert "@docker of step start: no image. Set image=" in printed, printed
 
 
 def test_what_is_passed_on(wrote: Callable[..., Flows], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,6 +289,32 @@ def test_code_beside_the_flow_and_on_the_path(wrote: Callable[..., Flows], tmp_p
     (tmp_path / "src" / "elsewhere.py").write_text("x = 2\n")
     flows.run("run", PYTHONPATH=str(tmp_path / "src"))
     assert flows.tasks("start")[0]["x"].data == (1, 2)
+
+
+def test_an_image_that_has_mfimage(flows: Flows, step_image: str) -> None:
+    """Metaflow refuses to load an extension that it finds twice."""
+    tag = "mfimage-test-step:with"
+    here = flows.folder / "image"
+    for name in ("mfimage", "metaflow_extensions"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, here / "site" / name, ignore=ignored)
+    about = here / "site" / "mfimage-0.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mfimage\nVersion: 0.0\n")
+    (about / "top_level.txt").write_text("metaflow_extensions\nmfimage\n")
+    names = (path.relative_to(here / "site") for path in (here / "site").rglob("*.*"))
+    (about / "RECORD").write_text("".join(f"{name},,\n" for name in names))
+    (here / "Dockerfile").write_text(f"FROM {step_image}\nCOPY site /opt/site\n")
+    command = ["docker", "build", "--quiet", "--tag", tag, str(here)]
+    subprocess.run(command, check=True, capture_output=True)
+    flows.write(
+        FLOW.format(
+            decorators=f"@docker(image={tag!r})",
+            body="import mfimage as m\n        self.file = m.__file__",
+        )
+    )
+    flows.run()
+    assert flows.tasks("start")[0]["file"].data == "/opt/site/mfimage/__init__.py"
 
 
 def test_options(wrote: Callable[..., Flows], tmp_path: Path) -> None:
@@ -334,7 +363,7 @@ def test_resume_and_spin(wrote: Callable[..., Flows]) -> None:
 def test_a_step_on_kubernetes_is_left_alone(flows: Flows) -> None:
     flows.write(FLOW.format(decorators="@docker", body="pass"))
     printed = flows.run("run", "--with", "kubernetes", fails=True)
-    assert "The @kubernetes decorator requires --datastore=s3" in printed
+    assert "The @kubernetes decorator requires --datastore=s3" in printed, printed
 
 
 def test_the_datastore_in_s3(wrote: Callable[..., Flows], bucket: Bucket) -> None:

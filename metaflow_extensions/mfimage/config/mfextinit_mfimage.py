@@ -2,4 +2,8 @@
 
 import metaflow.metaflow_config as config
 
-SPIN_ALLOWED_DECORATORS = [*getattr(config, "SPIN_ALLOWED_DECORATORS", ()), "docker"]
+SPIN_ALLOWED_DECORATORS = [
+    *getattr(config, "SPIN_ALLOWED_DECORATORS", ()),
+    "docker",
+    "devcontainer",
+]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mfimage.capture.code._reading import defined_names
+from mfimage.capture.code._reading import defined_names, prefixes
 from mfimage.capture.code.locate import Definition
 from mfimage.errors import CaptureError
 from mfimage.files import is_rendered
@@ -78,17 +78,25 @@ def capture_code(
             tops = {name.partition(".")[0] for name in value.modules}
             if not any((root / f"{top}.py").is_file() or (root / top).is_dir() for top in tops):
                 root = None
-    files = _project_files(root, definition.module.partition(".")[0]) if root else {}
+    files = _project_files(root, _own_package(root, definition.module)) if root else {}
     root = definition.root
     return CapturedCode(entrypoint=entrypoint, root=root, files=files, generated=generated)
 
 
-def _project_files(root: Path, package: str) -> dict[str, Path]:
+def _own_package(root: Path, module: str) -> Path | None:
+    """Return the folder of the package that a module is in, whose data files are included."""
+    # A namespace may be shared by all of a repository: its part that is a package, else the
+    # folder of the module.
+    folders = [root.joinpath(*name.split(".")) for name in prefixes(module)]
+    packages = [folder for folder in folders if (folder / "__init__.py").is_file()]
+    return next(iter([*packages, *reversed(folders[:-1])]), None)
+
+
+def _project_files(root: Path, own: Path | None) -> dict[str, Path]:
     from metaflow.metaflow_config import DEFAULT_PACKAGE_SUFFIXES
 
     given = (suffix.strip().lower() for suffix in DEFAULT_PACKAGE_SUFFIXES.split(","))
     suffixes = tuple(filter(None, given))
-    own = root / package if (root / package / "__init__.py").is_file() else None
     files: dict[str, Path] = {}
     size = 0
     for path in _walk(root, frozenset()):

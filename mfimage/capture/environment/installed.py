@@ -128,8 +128,19 @@ class Installed:
                         return [each]
         return self._by_source(origins)
 
-    def close(self, start: Mapping[str, str], platform: Platform) -> dict[str, str]:
+    def outside(self, locked: Iterable[str]) -> dict[str, str]:
+        """Return modules that are here, and not in an environment -> their distribution."""
+        inside = {*self.close(dict.fromkeys(locked, "")), *NEVER_LOCKED}
+        return {
+            module: owners[0].name
+            for module, owners in self._by_module.items()
+            if inside.isdisjoint(owner.name for owner in owners)
+        }
+
+    def close(self, start: Mapping[str, str], platform: Platform | None = None) -> dict[str, str]:
         """Follow requirements; what is not installed is left out: the solver chooses it."""
+        # Without a platform: this machine's.
+        markers = platform.markers if platform else {}
         reasons = dict(start)
         done: set[tuple[str, str]] = set()
         queue = deque((name, "") for name in start)
@@ -138,7 +149,7 @@ class Installed:
             if (name, extra) in done or name not in self:
                 continue
             done.add((name, extra))
-            for required in _requirements(self[name], extra, platform):
+            for required in _requirements(self[name], extra, markers):
                 other = canonicalize_name(required.name)
                 if other in NEVER_LOCKED or other not in self:
                     continue
@@ -166,13 +177,15 @@ def _holds(distribution: Distribution, module: str) -> bool:
     )
 
 
-def _requirements(distribution: Distribution, extra: str, platform: Platform) -> list[Requirement]:
+def _requirements(
+    distribution: Distribution, extra: str, markers: Mapping[str, str]
+) -> list[Requirement]:
     found = []
     for text in distribution.requires:
         try:
             requirement = Requirement(text)
             marker = requirement.marker
-            if marker is None or marker.evaluate({**platform.markers, "extra": extra}):
+            if marker is None or marker.evaluate({**markers, "extra": extra}):
                 found.append(requirement)
         except (InvalidRequirement, UndefinedEnvironmentName):
             continue  # uv, which reads the metadata too, may understand it

@@ -13,6 +13,7 @@ import weakref
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 from packaging.utils import parse_wheel_filename
 
 from mfimage.capture.lock import pylock
+from mfimage.capture.lock.history import give_history
 from mfimage.capture.lock.indexes import OWN_CONFIGURATION, IndexOptions, without_credentials
 from mfimage.capture.lock.notes import Note
 from mfimage.capture.lock.platform import Platform
@@ -133,7 +135,7 @@ class _Settler:
         if directory := package.get("directory"):
             path = self.base / directory["path"] / directory.get("subdirectory", "")
             source = Path(os.path.abspath(path))  # noqa: PTH100
-            copy = _copy_source(name, source, work / "source")
+            copy = _copy_source(name, source, work / "tree")
             try:
                 built = build_directory(copy, work / "out", platform=platform, index=self.index)
             except LockError as error:
@@ -211,7 +213,7 @@ def _source_url(package: Mapping[str, Any], base: Path) -> str:
     return f"{file.resolve().as_uri() if file else table['url']}{part} --hash=sha256:{digest}"
 
 
-def _copy_source(name: str, source: Path, copy: Path) -> Path:
+def _copy_source(name: str, source: Path, work: Path) -> Path:
     """Copy a source tree: a build in place leaves folders behind, which the next one takes in."""
     if not source.is_dir():
         message = f"{name} was installed from {source}, which is gone"
@@ -230,14 +232,25 @@ def _copy_source(name: str, source: Path, copy: Path) -> Path:
             )
         return left_out
 
+    top = next((each for each in (source, *source.parents) if (each / ".git").exists()), None)
+    copy = work / source.relative_to(top or source.parent)
     shutil.copytree(source, copy, ignore=ignored, ignore_dangling_symlinks=True)
-    # The copy has its history: some build backends take the version from it.
-    git, link = source / ".git", copy / ".git"
-    if git.is_dir():
-        link.write_text(f"gitdir: {git.resolve()}\n")
-    elif git.is_file():
-        place = git.read_text().partition("gitdir:")[2].strip()
-        link.write_text(f"gitdir: {(source / place).resolve()}\n")
+    # Some build backends read what is above: a version in the repository's history, a README, a
+    # neighbour that is required by path.
+    links = list[Path]()
+    above, folder = source, copy
+    while folder != work:
+        above, folder = above.parent, folder.parent
+        with suppress(PermissionError):
+            for entry in above.iterdir():
+                link = folder / entry.name
+                if entry.name.startswith(".git") and entry.is_file():
+                    shutil.copyfile(entry, link)  # git reads no links
+                elif entry.name not in _NEVER and not link.exists():
+                    link.symlink_to(entry)
+                    links.append(link)
+    if top:
+        give_history(work, top, links)
     return copy
 
 

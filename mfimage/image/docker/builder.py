@@ -227,5 +227,5 @@ def _steps(plan: ImagePlan) -> Iterable[tuple[str, str, str]]:
         digests = ", ".join(blob.digest for blob in layer.blobs)
         folder = artifact_folder(layer)
         yield f"artifact:{','.join(layer.names)}", f"artifact {digests}", f"layers/{folder}/"
-    yield "runtime", f"mfimage {plan.version}", "layers/runtime/"
+    yield "runtime", f"mfimage {plan.version}", "COPY --from=runtime /out/"
     yield "code", f"function {plan.digest}", "layers/code/"

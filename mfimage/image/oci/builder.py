@@ -19,6 +19,7 @@ from mfimage.image.oci.compression import NONE, decompressed
 from mfimage.image.oci.config import Composed, NewLayer, compose
 from mfimage.image.oci.images import StoredImage, StoredLayer
 from mfimage.image.oci.layers import PlannedLayer, SharedCache, image_epoch, planned_layers
+from mfimage.image.oci.libraries import FilesOf, lacking, package_of
 from mfimage.image.oci.outputs import load_into, write_images
 from mfimage.image.oci.pushing import (
     Push,
@@ -68,7 +69,7 @@ class OciBuilder:
         self._on_event = on_event
         self._say = say
         self._epoch = image_epoch()
-        self._bases: dict[tuple[str, str], tuple[StoredImage, BasePython]] = {}
+        self._bases: dict[tuple[str, str], tuple[StoredImage, BasePython, FilesOf | None]] = {}
         # By id, since hashing a plan takes long; the plan is held so that its id stays its own.
         self._planned: dict[int, tuple[ImagePlan, StoredImage, list[PlannedLayer]]] = {}
         self._composed: dict[str, _Made] = {}  # by the image's ID
@@ -81,7 +82,7 @@ class OciBuilder:
 
     def base(self, source: Reference | Location, platform: str) -> BaseImage:
         """Read a base: the engine's image of that name if there is one, else the registry's."""
-        info = files = None
+        info, files = None, None
         if isinstance(source, Reference) and (info := self._in_engine(source, platform)):
             image = self._images.read_engine(self.engine, info)
             digest = info.digest_of(source)
@@ -92,7 +93,7 @@ class OciBuilder:
             image = self._images.read(source, platform)
             digest, where = image.digest, _place(source)
         python = find_python(image, str(source), files)
-        self._bases[str(source), platform] = image, python
+        self._bases[str(source), platform] = image, python, files
         self._say(f"base: {source}, from {where}")
         settings = image.config.get("config") or {}
         return BaseImage(
@@ -163,6 +164,7 @@ class OciBuilder:
                     shared=layer.shared,
                 )
             )  # fmt: skip
+        self._warn(plan, layers[0])
         composed = compose(plan, base, new, epoch=self._epoch)
         self._composed[composed.id] = _Made(
             image=composed, plan=plan, base=base, layers=new, key=self._key(plan, base, layers),
@@ -175,6 +177,16 @@ class OciBuilder:
             size=sum(layer.size for layer in built), timings=timings,
         )  # fmt: skip
 
+    def _warn(self, plan: ImagePlan, dependencies: PlannedLayer) -> None:
+        """Name what wheels expect of the base and it lacks; they may work without it."""
+        base, python, files = self._bases[str(plan.base.reference), plan.platform]
+        missing = lacking(plan, dependencies.inputs, base, python.path, files)
+        for library, module in missing.items():
+            self._say(
+                f"warning: {module} needs {library}, which {plan.base.reference} does not have: "
+                f"give --apt {package_of(library)}"
+            )
+
     def _parts(
         self, plan: ImagePlan, blob_path: BlobPath
     ) -> tuple[StoredImage, list[PlannedLayer]]:
@@ -186,7 +198,7 @@ class OciBuilder:
             )
         if (known := self._planned.get(id(plan))) is not None:
             return known[1:]
-        base, python = self._bases[str(plan.base.reference), plan.platform]
+        base, python, _ = self._bases[str(plan.base.reference), plan.platform]
         layers = planned_layers(
             plan, blob_path, python,
             epoch=self._epoch, compiled=self._compiled, secrets=self._secrets,

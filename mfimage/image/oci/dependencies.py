@@ -68,8 +68,13 @@ def compiled_files(members: Iterable[Member], minor: str, work: Path) -> list[Me
             continue
         if not _TESTS.isdisjoint(path.parts[:-1]):
             continue
+        source = member.content
+        if isinstance(source, bytes):
+            source = work / "sources" / path
+            source.parent.mkdir(parents=True, exist_ok=True)
+            source.write_bytes(cast(bytes, member.content))
         name = str(path.parent / "__pycache__" / f"{path.stem}.{tag}.pyc")
-        jobs.append(json.dumps([str(member.content), f"/{path}", str(work / "compiled" / name)]))
+        jobs.append(json.dumps([str(source), f"/{path}", str(work / "compiled" / name)]))
         files.append(ContextFile(path=name, content=work / "compiled" / name))
     if jobs:
         _run(find_python(minor), jobs)

@@ -18,9 +18,10 @@ from pathlib import Path
 from mfimage.errors import OptionError, RegistryError
 from mfimage.files import EPOCH
 from mfimage.image.oci.base import BasePython, Images
-from mfimage.image.oci.cache import LayerCache
+from mfimage.image.oci.cache import LayerCache, work_folder
 from mfimage.image.oci.compression import installed_version
 from mfimage.image.oci.images import StoredLayer, encode, layer_descriptor
+from mfimage.image.oci.libraries import note_expected
 from mfimage.image.oci.tar import Folder, Member, layer_tar
 from mfimage.image.plan.files import ContextFile
 from mfimage.image.plan.layers import BlobPath, artifact_files, code_files, runtime_files
@@ -85,29 +86,41 @@ def planned_layers(
         with laid_out(
             plan, blob_path, python=python.path, compiled=compiled, secrets=secrets
         ) as members:
+            note_expected(inputs, members)
             yield from tar([*members, *_HIDDEN])
+
+    runtime = runtime_files(plan)
+
+    def runtime_tar() -> Iterator[bytes]:
+        from mfimage.image.oci.dependencies import compiled_files
+
+        with work_folder() as folder:
+            more = compiled_files(runtime, plan.python, folder) if compiled else []
+            yield from tar([*runtime, *more])
 
     lock = plan.dependencies.digest
     stamp = f"time {epoch}"
+    inputs = (
+        "dependencies", stamp, lock, plan.platform, plan.python, python.path,
+        python.version, f"uv {_uv_version()}", f"compiled {compiled}", *_OURS,
+    )  # fmt: skip
     layers = [
         PlannedLayer(
             name="dependencies",
             reason=f"lock {lock}",
-            inputs=(
-                "dependencies", stamp, lock, plan.platform, plan.python, python.path,
-                python.version, f"uv {_uv_version()}", f"compiled {compiled}", *_OURS,
-            ),
+            inputs=inputs,
             chunks=dependencies,
         ),
         *(_artifact(layer, blob_path, stamp, tar) for layer in plan.artifacts),
     ]  # fmt: skip
-    runtime = runtime_files(plan)
+    # Compiled files depend on the minor version, as the magic number and the code do.
+    kind = f"compiled {plan.python}" if compiled else "not compiled"
     layers.append(
         PlannedLayer(
             name="runtime",
             reason=f"mfimage {plan.version}",
-            inputs=("runtime", stamp, *map(_identity, runtime)),
-            chunks=lambda: tar(runtime),
+            inputs=("runtime", stamp, kind, *map(_identity, runtime)),
+            chunks=runtime_tar,
         )
     )
     # The working directory exists even without files.

@@ -8,6 +8,7 @@ import gc
 import logging
 import signal
 import threading
+import time
 from codecs import BOM_UTF8
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -201,6 +202,8 @@ def run(folder: Path, settings: Settings) -> int:
 # GET  /healthz, /readyz               Serve's own: /-/healthz
 
 _SPACE = b" \t\r\n" + BOM_UTF8
+# A list that starts later is not recognized; what is kept until then counts nowhere.
+_MAX_SPACE = 64 * 1024
 
 
 class MountedApp:
@@ -231,13 +234,30 @@ class MountedApp:
             record = root or f"/{spec.name}"
             is_record = path == record or (root and path == f"{root}/")
             if is_record and scope["method"] == "POST" and not self._takes_lists:
-                assert self.service.media_types is not None
-                is_list, receive = await _peek(scope, receive, self.service.media_types.codecs)
+                is_list, receive = await self._peek(scope, receive)
                 path = f"{record}/batch" if is_list else path
             if root not in self._apps:
                 # Serve logs requests itself.
                 self._apps[root] = App(self.service, mounted(spec, root), access=None)
             await self._apps[root]({**scope, "path": path}, receive, send)
+
+    async def _peek(self, scope: Scope, receive: Receive) -> tuple[bool, Receive]:
+        """Do what ``_peek`` does, while the request counts as arriving and has its time."""
+        service = self.service
+        assert service.media_types is not None
+        started = time.monotonic()
+        try:
+            peeking = _peek(scope, receive, service.media_types.codecs)
+            return await service.admit().arrive(started, peeking)
+        except Exception as error:  # noqa: BLE001  (the app has the response to it)
+            return False, _failing(error)
+
+
+def _failing(error: Exception) -> Receive:
+    async def receive() -> Message:
+        raise error
+
+    return receive
 
 
 async def _peek(scope: Scope, receive: Receive, codecs: Collection[str]) -> tuple[bool, Receive]:
@@ -246,10 +266,11 @@ async def _peek(scope: Scope, receive: Receive, codecs: Collection[str]) -> tupl
     if kind.partition(";")[0].strip().lower() in codecs:
         return False, receive
     read: list[Message] = []
-    start = b""
-    while not start:
+    start, size = b"", 0
+    while not start and size < _MAX_SPACE:
         read.append(await receive())
-        start = read[-1].get("body", b"").lstrip(_SPACE)
+        body = read[-1].get("body", b"")
+        start, size = body.lstrip(_SPACE), size + len(body)
         if not read[-1].get("more_body", False):
             break
 

@@ -107,6 +107,7 @@ class App:
             given = headers.get(b"x-request-id")
             valid = given is not None and _REQUEST_ID.fullmatch(given)
             request_id = valid[0].decode() if valid else next(ids)
+            request = HttpRequest(scope, receive, headers, request_id, started, routes)
             status = _CLIENT_LEFT
             if meter is not None:
                 meter.begin()
@@ -114,7 +115,6 @@ class App:
                 reply: Response | BaseException
                 try:
                     if while_loading or service.inflight is not None:
-                        request = HttpRequest(scope, receive, headers, request_id, started, routes)
                         reply = await handler(service, request)
                     else:
                         reply = unavailable(LOADING)
@@ -130,7 +130,7 @@ class App:
                     (b"content-length", b"%d" % len(body)),
                     (b"x-request-id", request_id.encode()),
                 ]
-                if service.draining:
+                if service.draining and _CLOSE not in head:
                     head.append(_CLOSE)
                 if self._origins:
                     head += self._cors(headers.get(b"origin", b""))
@@ -139,6 +139,7 @@ class App:
                 await send({"type": "http.response.body", "body": body if with_body else b""})
                 status = reply.status
             finally:
+                service.held -= request.held
                 if meter is not None:
                     seconds = time.monotonic() - started
                     meter.end(status, seconds)

@@ -12,17 +12,22 @@ from mfimage.runtime.calls.queue import Disconnected, Outcome
 from mfimage.runtime.serving.content import MediaCodec
 from mfimage.runtime.serving.problems import Problem, problem_of
 from mfimage.runtime.serving.route import REFUSED, HttpRequest
+from mfimage.runtime.serving.service import Service
 
 _DECODE = json.JSONDecoder().raw_decode
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
-async def read_body(request: HttpRequest, limit: int) -> bytes:
-    """Return the whole request body; raise ``Disconnected``, or a 413 as soon as it is known."""
+async def read_body(request: HttpRequest, service: Service) -> bytes:
+    """Return the whole request body; raise ``Disconnected``, or a 413 as soon as it is known.
+
+    Its bytes count in ``Service.held`` until the request ends; a 503 if they are too many.
+    """
+    limit = service.settings.max_body
     if int(request.headers.get(b"content-length", 0)) > limit:
         raise _too_large(limit)
     receive, scope = request.receive, request.scope
-    parts: list[bytes] = []
+    whole = bytearray()  # one block: the allocator does not give many small ones back
     size, more = 0, True
     while more:
         message = await receive()
@@ -34,11 +39,14 @@ async def read_body(request: HttpRequest, limit: int) -> bytes:
         size += len(body)
         if size > limit:
             raise _too_large(limit)
+        service.hold(len(body))
+        request.held = size
         more = message.get("more_body", False)
-        if not more and not parts:
+        if not more and not whole:
             return body
-        parts.append(body)
-    return b"".join(parts)
+        whole += body
+        del message, body  # not twice in memory while more is waited for
+    return bytes(whole)
 
 
 def _too_large(limit: int) -> Problem:

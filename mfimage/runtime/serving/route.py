@@ -30,6 +30,7 @@ class HttpRequest:
     id: str
     started: float  # of time.monotonic()
     routes: Sequence[Route]
+    held: int = 0  # bytes of its body that count in `Service.held`
 
 
 @dataclass(eq=False, slots=True)

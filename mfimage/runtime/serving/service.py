@@ -190,6 +190,7 @@ class Service:
     media_types: MediaTypes | None = field(init=False, default=None)
     inflight: InFlight | None = field(init=False, default=None)
     draining: bool = field(init=False, default=False)  # the server is about to end
+    held: int = field(init=False, default=0)  # bytes of the bodies of unanswered requests
     _dispatcher: Dispatcher | None = field(init=False, default=None)
 
     def start(self, fn: LiveFunction, media_types: MediaTypes) -> None:
@@ -235,3 +236,10 @@ class Service:
         if len(self.inflight) >= self.settings.max_waiting:
             raise unavailable("too many requests are waiting (MFIMAGE_MAX_WAITING)")
         return self.inflight
+
+    def hold(self, size: int) -> None:
+        """Count bytes of a body, until the request ends; raise a 503 when they are too many."""
+        if self.held + size > self.settings.max_held:
+            limit = self.settings.max_held
+            raise unavailable(f"request bodies of {limit} bytes in total wait already")
+        self.held += size

@@ -160,7 +160,7 @@ class WorkerPoolDecorator(StepDecorator):
             command, name=container_name(command)
         )
         server = f"{EXTENSION}/mfimage/steps/pool/server.py"
-        return Pool(folder, [*container, "-ISE", server], options, env=command.env)
+        return Pool(folder, [*container, "-I", server], options, env=command.env)
 
     def runtime_finished(self, exception: Any) -> None:
         """End the pool."""

@@ -72,6 +72,30 @@ def test_what_goes_along(tmp_path: Path) -> None:
     assert (inside.entrypoint, inside.module) == ("pkg.deep.more:predict", "pkg.deep.more")
 
 
+@pytest.mark.parametrize(
+    ("files", "taken"),
+    [
+        (["shop/__init__.py"], ["acme/shop/deep/a.json", "acme/shop/labels.json"]),
+        (
+            ["shop/__init__.py", "shop/deep/__init__.py"],
+            ["acme/shop/deep/a.json", "acme/shop/labels.json"],
+        ),
+        (["shop/deep/__init__.py"], ["acme/shop/deep/a.json"]),
+        ([], ["acme/shop/deep/a.json"]),
+        (["__init__.py"], ["acme/large.json", "acme/shop/deep/a.json", "acme/shop/labels.json"]),
+    ],
+)
+def test_data_files_of_a_namespaces_part_are_included(
+    files: list[str], taken: list[str], tmp_path: Path
+) -> None:
+    """The namespace itself may be shared by all of a repository."""
+    data = ["acme/large.json", "acme/shop/labels.json", "acme/shop/deep/a.json", "x.json"]
+    code = [f"acme/{name}" for name in files]
+    write(tmp_path, dict.fromkeys([*code, *data, "acme/shop/deep/predict.py"], ""))
+    found = captured(tmp_path, "acme.shop.deep.predict")
+    assert [name for name in found.files if name.endswith(".json")] == taken
+
+
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     write(tmp_path, {"code/a.py": "", "code/pkg/b.py": "", "shared/lib/c.py": ""})
     root = tmp_path / "code"

@@ -130,9 +130,31 @@ def test_relative_paths_of_requirements_are_below_the_current_folder(
     assert list(found.lock.wheels) == ["mine-1.0-py3-none-any.whl"]
 
 
-def test_a_requirements_file_of_another_encoding_says_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("numeric\n", encoding="utf-16")
-    with pytest.raises(LockError, match=r"a\.txt.*decode") as caught:
+def test_requirements_in_utf_16_are_read_as_pip_reads_them(few: Interpreter, project: Path) -> None:
+    """So PowerShell's `pip freeze > requirements.txt` writes them."""
+    (project / "predict.py").write_text("import numeric\n")
+    (project / "more.txt").write_text("numeric\r\n", encoding="utf-16")
+    (project / "requirements.txt").write_text("-r more.txt\r\n", encoding="utf-16")
+    assert "numeric" in versions(describe(few, project, "requirements.txt"))
+
+
+def test_variables_in_requirements_are_expanded_as_pip_expands_them(
+    few: Interpreter, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMERIC_VERSION", "1.0")
+    (project / "limits.txt").write_text("orjson<3.11\n")
+    (project / "predict.py").write_text("import numeric\n")
+    (project / "requirements.txt").write_text("-c limits.txt\nnumeric==${NUMERIC_VERSION}\n")
+    found = versions(describe(few, project, "requirements.txt"))
+    assert (found["numeric"], found["orjson"]) == ("1.0", "3.10")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32", "latin-1"])
+def test_a_requirements_file_of_another_encoding_says_what_to_do(
+    encoding: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("numeric # é\n", encoding=encoding)
+    with pytest.raises(LockError, match=r"cannot read .*a\.txt") as caught:
         read_requirements(tmp_path / "a.txt")
     assert caught.value.hint == "save it as UTF-8"
 

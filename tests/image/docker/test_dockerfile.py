@@ -111,7 +111,7 @@ def test_nothing_is_installed_in_the_final_stage(sample):
 def test_credentials_reach_the_dependency_steps_only(sample):
     plan = everything(sample)
     text = render(plan)
-    build, final = text.split("\nFROM ")[1:]
+    build, _, final = text.split("\nFROM ")[1:]
     assert build.count("type=secret,id=UV_INDEX_COMPANY_PASSWORD") == 2
     assert re.findall("type=secret,id=([^, ]*)", final) == ["ca"]
     assert "type=secret" not in render(sample.plan(apt=("git",)))
@@ -119,7 +119,7 @@ def test_credentials_reach_the_dependency_steps_only(sample):
 
 def test_what_changes_least_comes_first(sample):
     text = render(everything(sample))
-    order = ["apt-get", "COPY --from=build", "COPY layers/artifact", "COPY layers/runtime"]
+    order = ["apt-get", "COPY --from=build", "COPY layers/artifact", "COPY --from=runtime"]
     order += ["COPY layers/code", "ENV PATH", "LABEL", "USER 1000:0", "ENTRYPOINT"]
     final = text.index("# The image.")
     places = [text.index(step, final) for step in order]

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -38,7 +38,7 @@ OWN = {
 }
 
 
-def wheel(files: dict[str, str] = OWN, name: str = "mfown") -> bytes:
+def wheel(files: Mapping[str, str | bytes] = OWN, name: str = "mfown") -> bytes:
     """Make a wheel whose RECORD is right."""
     folder = f"{name}-1.0.dist-info"
     files = {
@@ -47,7 +47,9 @@ def wheel(files: dict[str, str] = OWN, name: str = "mfown") -> bytes:
         f"{folder}/WHEEL": "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\n"
         "Tag: py3-none-any\n",
     }
-    record = "".join(f"{n},{entry(c.encode())}\n" for n, c in files.items())
+    record = "".join(
+        f"{n},{entry(c if isinstance(c, bytes) else c.encode())}\n" for n, c in files.items()
+    )
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
         for path, content in {**files, f"{folder}/RECORD": record}.items():

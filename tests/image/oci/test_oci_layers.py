@@ -171,6 +171,19 @@ def test_the_time_of_files_is_what_the_variable_says(tmp_path, monkeypatch):
         build(sample, base)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_own_files_are_compiled_when_asked_for(tmp_path, compiled):
+    sample, base = make_sample(tmp_path / "blobs"), layout(tmp_path / "base")
+    with oci_builder(compiled=compiled) as builder:
+        image = builder.build(plan_on(builder, sample, base), sample.blobs.path)
+        builder.write([image], Location(kind="oci", path=tmp_path / "out"), [])
+    names = set(Written(tmp_path / "out").members(-2))
+    sources = {name for name in names if name.endswith(".py")}
+    assert "opt/mfimage/mfimage/runtime/__main__.py" in sources
+    expected = len(sources) if compiled else 0
+    assert len([name for name in names if name.endswith(".pyc")]) == expected
+
+
 def test_a_damaged_artifact_stops_the_build(tmp_path):
     sample, base = make_sample(tmp_path / "blobs"), layout(tmp_path / "base")
     with oci_builder() as builder:

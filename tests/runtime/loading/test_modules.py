@@ -208,3 +208,45 @@ def test_a_process_of_its_own_has_the_code_on_its_path(tmp_path: Path) -> None:
     assert (
         done.stdout == "entry ('helper', 'data', 'data', True, ('sub', 'helper')) ('later', True)\n"
     )
+
+
+def test_modules_are_forgotten_while_collected_garbage_forgets_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking at modules may run the garbage collector, which releases other functions."""
+    write(tmp_path / "a", {"forgotten_a.py": ""})
+    write(tmp_path / "b", {"forgotten_b.py": "", "forgotten_c.py": ""})
+    first, second = space(tmp_path / "a"), space(tmp_path / "b")
+    first.import_module("forgotten_a")
+    for name in ("forgotten_b", "forgotten_c"):
+        second.import_module(name)
+
+    class Collects:
+        @property
+        def __dict__(self) -> dict[str, object]:  # type: ignore[override]
+            second.release()
+            return {}
+
+    monkeypatch.setitem(sys.modules, "collects", Collects())
+    first.release()
+    assert not {"forgotten_a", "forgotten_b", "forgotten_c"} & sys.modules.keys()
+
+
+def test_a_stub_is_imported_while_another_thread_releases(tmp_path: Path) -> None:
+    """Collected garbage may release a function in any thread, as one that a stub waits for."""
+    write(tmp_path / "a", {"_bound_function.py": "import sys\nsys.modules['gate'].wait()\n"})
+    write(tmp_path / "b", {"released_b.py": ""})
+    stub, other = space(tmp_path / "a"), space(tmp_path / "b")
+
+    class Gate:
+        @staticmethod
+        def wait() -> None:
+            thread = threading.Thread(target=other.release, daemon=True)
+            thread.start()
+            thread.join(10)
+            assert not thread.is_alive()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "gate", Gate())
+        stub.import_module("_bound_function")
+    stub.release()

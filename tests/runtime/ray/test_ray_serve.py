@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -121,6 +122,27 @@ def test_a_list_is_one_record_where_the_function_takes_lists(tmp_path: Path) -> 
     )
     assert one.json() == 3
     assert many.json() == [{"result": 1}, {"result": 2}]
+
+
+@pytest.mark.parametrize("parts", [[], [b" "], [b"[1"]])
+def test_a_body_that_stalls_ends_the_request(
+    folder: Path, parts: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first byte of its body nothing limited its time."""
+    monkeypatch.setenv("MFIMAGE_TIMEOUT", "0.2")
+
+    async def stall() -> AsyncIterator[bytes]:
+        for part in parts:
+            yield part
+        await asyncio.sleep(60)
+
+    async def ask() -> httpx.Response:
+        async with replica(folder) as (_, client):
+            return await client.post("/predict", content=stall())
+
+    response = asyncio.run(asyncio.wait_for(ask(), 30))
+    assert response.status_code == 408
+    assert response.headers["content-type"] == "application/problem+json"
 
 
 def test_other_forms_are_no_lists(folder: Path) -> None:
@@ -252,10 +274,13 @@ def test_an_image_without_serve_says_how_to_get_it(folder: Path) -> None:
 
 
 @pytest.fixture
-def server(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def server(
+    request: pytest.FixtureRequest, folder: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """What ``docker run IMAGE`` runs, and its address."""
     port = free_port()
     env = {**os.environ, **SETTINGS, "MFIMAGE_TARGET": "ray", "MFIMAGE_HOST": "127.0.0.1"}
+    env |= getattr(request, "param", {})
     command = [sys.executable, "-m", "mfimage.runtime", "serve", "--folder", str(folder)]
     with subprocess.Popen(command, env={**env, "PORT": str(port)}) as process:
         url = f"http://127.0.0.1:{port}"
@@ -292,3 +317,17 @@ def test_requests_in_flight_are_answered_when_it_stops(server: Any) -> None:
     assert [each.status_code for each in found] == [200, 200, 200]
     # Those that wait while the function is busy go along in its next call.
     assert sorted(each.json() for each in found) == [1, 2, 2]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("server", [{"MFIMAGE_TIMEOUT": "2"}], indirect=True)
+@pytest.mark.parametrize("sent", [b"", b" ", b'{"n": '])
+def test_a_body_that_stalls_gets_408(server: Any, sent: bytes) -> None:
+    url = httpx.URL(server[1])
+    with socket.create_connection((url.host, url.port), timeout=30) as client:
+        head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"
+        client.sendall(head + sent)
+        response = client.recv(65536)
+        assert response.startswith(b"HTTP/1.1 408"), response
+        assert b"application/problem+json" in response
+    assert httpx.post(f"{url}/predict", json={"n": -1}, timeout=30).json() == 1

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from mfimage.runtime.calls.queue import Disconnected
 from mfimage.runtime.serving.body import read_body, split_list
 from mfimage.runtime.serving.problems import Problem
 from mfimage.runtime.serving.route import HttpRequest
+from mfimage.runtime.settings import Settings
 
 SPACE = st.text(" \t\n\r", max_size=2)
 VALUES = st.recursive(
@@ -69,7 +71,8 @@ def read(messages: list[dict[str, Any]], limit: int, **headers: bytes) -> bytes:
         return messages.pop(0)
 
     given = {k.replace("_", "-").encode(): v for k, v in headers.items()}
-    return asyncio.run(read_body(HttpRequest({}, receive, given, "1", 0.0, ()), limit))
+    service: Any = SimpleNamespace(settings=Settings(max_body=limit), hold=lambda size: None)
+    return asyncio.run(read_body(HttpRequest({}, receive, given, "1", 0.0, ()), service))
 
 
 def chunk(body: bytes, *, more: bool) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -357,3 +358,47 @@ def test_without_a_timeout_bodies_have_the_default_one() -> None:
         assert it.waiting()._patience == Settings.timeout == 60
 
     run(test, timeout=0.0)
+
+
+def test_bodies_in_memory_have_a_limit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2048 connections with 16 MiB each were admitted."""
+    monkeypatch.setattr(Settings, "max_held", 1000)
+    start = RECORD + b"content-length: 400\r\n\r\n"
+
+    async def test(it: Listening) -> None:
+        async with it.connect() as one, it.connect() as two, it.connect() as three:
+            for client in (one, two):
+                await client.send(start + b" " * 398)
+            answer = await three.ask(start + b" " * 398)
+            assert problem(answer) == (503, "request bodies of 1000 bytes in total wait already")
+            assert answer[1]["retry-after"] == "1"
+            assert it.served.service.held == 796
+            for client in (one, two):
+                assert (await client.ask(b"21"))[::2] == (200, b"42")
+            assert it.served.service.held == 0
+        async with it.connect() as four:
+            assert (await four.ask(start + b" " * 398, b"21"))[0] == 200
+
+    run(test)
+
+
+def test_bodies_of_calls_that_run_are_in_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Settings, "max_held", 1000)
+    release = threading.Event()
+
+    def wait(data: int) -> int:
+        release.wait(60)
+        return data
+
+    start = RECORD.replace(b"double", b"wait") + b"content-length: 600\r\n\r\n" + b" " * 599
+
+    async def test(it: Listening) -> None:
+        async with it.connect() as one, it.connect() as two:
+            await one.send(start + b"1")
+            await until(lambda: it.served.service.held == 600)
+            assert problem(await two.ask(start + b"1"))[0] == 503
+            release.set()
+            assert (await one.receive())[0] == 200
+            assert it.served.service.held == 0
+
+    run(test, wait)

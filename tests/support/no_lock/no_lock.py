@@ -15,4 +15,5 @@ def describe_environment(request):
         lock=SimpleNamespace(data=LOCK, wheels={}, packages=()),
         system_packages=(),
         reasons={},
+        outside={},
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,13 +27,15 @@ LOADER = "needed by mfimage's loader"
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What a function needs to run; the fields are as in ``EnvironmentSpec``."""
+    """What a function needs to run; most fields are as in ``EnvironmentSpec``."""
 
     python: str
     platform: str
     source: str
     lock: Lock
     reasons: Mapping[str, str]
+    # Modules that are installed here, and are not in it -> their distribution.
+    outside: Mapping[str, str] = field(default_factory=dict)
     system_packages: tuple[str, ...] = ()
 
 
@@ -167,6 +169,7 @@ class Maker:
             source=source,
             lock=lock,
             reasons={name: known.get(name, otherwise) for name in names},
+            outside=self.imports.installed.outside(names),
         )
 
     def metaflow(self, known: Collection[str]) -> list[str]:

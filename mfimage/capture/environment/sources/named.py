@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -48,7 +50,8 @@ def _describe_pylock(request: Request, file: Path) -> Environment:
 def _describe_requirements(request: Request, file: Path) -> Environment:
     """Solve it, with what mfimage's loader needs, and Metaflow if it is imported."""
     maker, read = request.read(), read_requirements(file)
-    lines = [f"-r {file.resolve()}", *RUNTIME_REQUIREMENTS, *maker.metaflow(read.names)]
+    written = read.expanded or (f"-r {file.resolve()}",)
+    lines = [*written, *RUNTIME_REQUIREMENTS, *maker.metaflow(read.names)]
     directory = Path.cwd() if read.has_paths else None
     lock = maker.lock(lines, hashes=read.hashes, directory=directory)
     maker.check(lock, file.name, remedy="it")
@@ -62,6 +65,8 @@ _COMMENT = re.compile(r"(^|\s+)#.*$")
 _HASH = re.compile(r"--hash[= ]\s*(\w+):([0-9a-fA-F]+)")
 _PATH = re.compile(r"(-e|--editable)[ =]|\.\.?/|\.$")
 _INCLUDE = re.compile(r"(?:-r|--requirement)[ =]?\s*(\S.*)")
+_CONSTRAINT = re.compile(r"(?:-c|--constraint)[ =]?\s*(\S.*)")
+_VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +77,18 @@ class RequirementsRead:
     # Name -> the sha256 of the files that may be used. Uv ignores them when it solves.
     hashes: Mapping[str, frozenset[str]]
     has_paths: bool  # relative ones, below the folder in which uv runs
+    # All lines, if variables are in them: uv, unlike pip, expands those of URLs and paths only.
+    expanded: tuple[str, ...] = ()
 
 
 def read_requirements(path: Path) -> RequirementsRead:
     """Read a requirements file and those that it includes."""
     names: set[str] = set()
     hashes: dict[str, frozenset[str]] = {}
-    has_paths = False
-    for line in _lines(path, set()):
+    has_paths, expanded = False, list[str]()
+    raw = list(_lines(path, set()))
+    for line in map(_expand, raw):
+        expanded.append(line)
         has_paths |= bool(_PATH.match(line))
         name = _name_of(_HASH.sub("", line))
         if name:
@@ -89,7 +98,18 @@ def read_requirements(path: Path) -> RequirementsRead:
             if not allowed:
                 raise LockError(f"{path}: {name} has hashes, but none is a sha256")
             hashes[name] = hashes.get(name, frozenset()) | allowed
-    return RequirementsRead(names=frozenset(names), hashes=hashes, has_paths=has_paths)
+    changed = any(_VARIABLE.search(line) for line in raw if not line.startswith("-"))
+    return RequirementsRead(
+        names=frozenset(names),
+        hashes=hashes,
+        has_paths=has_paths,
+        expanded=tuple(expanded) if changed else (),
+    )
+
+
+def _expand(line: str) -> str:
+    """Replace ``${NAME}`` as pip does: what is not set stays."""
+    return _VARIABLE.sub(lambda found: os.environ.get(found[1]) or found[0], line)
 
 
 def _lines(path: Path, seen: set[Path]) -> Iterator[str]:
@@ -97,15 +117,23 @@ def _lines(path: Path, seen: set[Path]) -> Iterator[str]:
         return
     seen.add(path.resolve())
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        data = path.read_bytes()
+        # As pip and uv read it: what PowerShell's `>` writes is UTF-16.
+        marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if marked else "utf-8-sig")
+        if "\0" in text:
+            raise ValueError("it has zero bytes, as UTF-16 without a byte order mark")
+    except (OSError, ValueError) as error:
         hint = "save it as UTF-8" if isinstance(error, ValueError) else None
         raise LockError(f"cannot read {path}: {error}", hint=hint) from None
     for line in text.replace("\\\n", " ").splitlines():
         bare = _COMMENT.sub("", line).strip()
         include = _INCLUDE.fullmatch(bare)
         if include:
-            yield from _lines(path.parent / shlex.split(include[1])[0], seen)
+            yield from _lines(path.parent / shlex.split(_expand(include[1]))[0], seen)
+        elif constraint := _CONSTRAINT.fullmatch(bare):
+            file = path.parent / shlex.split(_expand(constraint[1]))[0]
+            yield f"-c {shlex.quote(str(file.resolve()))}"
         elif bare:
             yield bare
 

@@ -88,7 +88,7 @@ async def _record(service: Service, request: HttpRequest) -> Response | BaseExce
     assert service.media_types is not None
     negotiated = service.media_types.record.negotiate(request.headers)
     calls = service.admit()
-    body = await calls.arrive(request.started, read_body(request, service.settings.max_body))
+    body = await calls.arrive(request.started, read_body(request, service))
     outcome = await calls.run(body, request.receive, request.started, negotiated.converter)
     if isinstance(outcome, bytes):
         return Response(outcome, negotiated.headers)
@@ -115,7 +115,7 @@ async def _batch(service: Service, request: HttpRequest) -> Response:
 async def _read_list(
     service: Service, request: HttpRequest, codec: MediaCodec | None
 ) -> list[bytes]:
-    body = await read_body(request, service.settings.max_body)
+    body = await read_body(request, service)
     if codec is not None:
         assert codec.many is not None
         body = await service.loop.run_in_executor(None, codec.many.loads, body)
