@@ -77,7 +77,7 @@ class Inside:
     names : sequence of str
         Variables to take from an item, beside Metaflow's own, credentials and proxies.
     path : sequence of str
-        Folders for ``sys.path``, behind the image's own.
+        Folders for ``PYTHONPATH``.
     config : str, optional
         The file to read in place of the one that ``--local-config-file`` names.
     """
@@ -85,6 +85,13 @@ class Inside:
     names: Sequence[str]
     path: Sequence[str]
     config: str | None
+
+    @classmethod
+    def make(cls, *, names: Sequence[str], path: Sequence[str], config: str | None) -> Inside:
+        """Return it for a container with these folders behind the image's own."""
+        from mfimage.steps.inside import python_path
+
+        return cls(names=names, path=python_path(path), config=config)
 
     def translate(self, item: Item) -> Item:
         """Return the item with the container's Python and variables."""
@@ -98,8 +105,8 @@ class Inside:
             name, _, value = os.fsdecode(each).partition("=")
             if name.startswith(PREFIXES) or name in NAMES or name in self.names:
                 env[name] = value
-        path = env.get("PYTHONPATH", "").split(os.pathsep)
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [*path, *self.path]))
+        if self.path:
+            env["PYTHONPATH"] = os.pathsep.join(self.path)
         return item._replace(argv=argv, env=[os.fsencode(f"{k}={v}") for k, v in env.items()])
 
 
@@ -119,7 +126,7 @@ class Server:
         self._folder = Path(folder)
         self._title, self._mode = title, mode
         self._size, self._max_items = size, max_items
-        self._inside = Inside(**inside) if inside else None
+        self._inside = Inside.make(**inside) if inside else None
         self._script = str(Path(__file__).with_name("worker.py"))
         self._selector = selectors.DefaultSelector()
         self._queue: deque[Waiting] = deque()
