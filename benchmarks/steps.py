@@ -27,7 +27,7 @@ from tests.steps.running import build_step_image
 LEAST = {"nothing": 7, "import": 10, "docker": 12}
 # One item in a pool may take so much longer than without one: what a busy machine does to it.
 MOST_ONE = 1.1
-SIZES, LENGTHS, ITEMS = (1, 2, 4, 8), (0.0, 0.1, 1.0), 32
+SIZES, LENGTHS, ITEMS = (1, 2, 4, 8), (0.0, 0.1, 0.5), 32
 FLOW = """
 import time
 from metaflow import FlowSpec, docker, step, worker_pool
