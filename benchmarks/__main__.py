@@ -15,6 +15,7 @@ SUITES = (
     "build",
     "ray_backend",
     "ray_image",
+    "steps",
 )
 
 

@@ -100,7 +100,8 @@ def test_it_adds_its_names_and_takes_none(installed: Venv, tmp_path: Path) -> No
     plain = Venv(tmp_path / "plain", "metaflow")
     ours = {
         "FunctionParameters", "JsonFunction", "avro_function", "function_from_json",
-        "json_function", "register_serializer", "docker", "devcontainer", "step_image_internal",
+        "json_function", "register_serializer", "docker", "devcontainer", "worker_pool",
+        "step_image_internal",
     }  # fmt: skip
     before, after = (set(venv.run("-c", NAMES).split()) for venv in (plain, installed))
     # Metaflow leaves a loop's variable behind once it has an extension to look at.

@@ -57,11 +57,13 @@ class ContainerDecorator(StepDecorator):
         self.flow_name, self.step_name = flow.name, step_name
         self.decorators, self.environment = decorators, environment
         self.datastore = getattr(flow_datastore, "TYPE", None)
-        self.elsewhere = any(each.name in ELSEWHERE for each in decorators)
+        names = {each.name for each in decorators}
+        self.elsewhere = not names.isdisjoint(ELSEWHERE)
+        self.pooled = "worker_pool" in names  # one container runs all items
 
     def runtime_init(self, flow: Any, graph: Any, package: Any, run_id: str) -> None:
         """Write the executor's options."""
-        if not self.elsewhere:
+        if not (self.elsewhere or self.pooled):
             launch = Launch(
                 executor="docker",
                 flow=self.flow_name,
@@ -75,7 +77,7 @@ class ContainerDecorator(StepDecorator):
     ) -> None:
         """Put the launcher before the command line of an attempt."""
         # What follows the last retry is the fallback of @catch, which has to run in any case.
-        if retry_count <= max_user_code_retries and not self.elsewhere:
+        if retry_count <= max_user_code_retries and not (self.elsewhere or self.pooled):
             cli_args.entrypoint = [*prefix(self.launch_file), *cli_args.entrypoint]
 
     def task_pre_step(  # noqa: PLR0917 - Metaflow's signature
@@ -233,15 +235,6 @@ class DevContainerDecorator(ContainerDecorator):
                     f"step {step_name}: @devcontainer and @{other} both say where it runs. "
                     "Remove one."
                 )
-
-    def runtime_init(self, flow: Any, graph: Any, package: Any, run_id: str) -> None:
-        """Write the executor's options; the file says which image."""
-        if not self.elsewhere:
-            options = self.executor_options()
-            launch = Launch(
-                executor="docker", flow=self.flow_name, step=self.step_name, options=options
-            )
-            self.launch_file = launch.write()
 
     def executor_options(self) -> dict[str, Any]:
         """Return the keyword arguments of `mfimage.steps.docker.DockerExecutor`."""

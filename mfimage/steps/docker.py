@@ -183,7 +183,19 @@ class DockerExecutor:
     def run_arguments(
         self, command: StepCommand, *, name: str, box: Sandbox | None = None
     ) -> list[str]:
-        """Return the command line for one container."""
+        """Return the command line for one container that runs a command."""
+        return [
+            *self.container(command, name=name, box=box),
+            *("-I", f"{EXTENSION}/mfimage/steps/inside.py"),
+            *(part for each in (*self.path, EXTENSION) for part in ("--path", each)),
+            *(part for each in self.before for part in ("--before", json.dumps(each))),
+            *("--", "python", *command.argv[1:]),
+        ]
+
+    def container(
+        self, command: StepCommand, *, name: str, box: Sandbox | None = None
+    ) -> list[str]:
+        """Return the command line for a container that suits a command, up to Python's options."""
         passed = environment(command, self.names)
         further = [Mount(**each) for each in self.mounts]
         if box:
@@ -220,10 +232,6 @@ class DockerExecutor:
                 for part in ("--env", f"{k}={v}")
             ),
             *("--entrypoint", "python", self.image),
-            *("-I", f"{EXTENSION}/mfimage/steps/inside.py"),
-            *(part for each in (*self.path, EXTENSION) for part in ("--path", each)),
-            *(part for each in self.before for part in ("--before", json.dumps(each))),
-            *("--", "python", *command.argv[1:]),
         ]
 
     def _options(self) -> Iterator[str]:

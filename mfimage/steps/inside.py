@@ -43,11 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run a command; return its exit status, 128 + n after signal n."""
     split = arguments.index("--")
     options = [(arguments[at], arguments[at + 1]) for at in range(0, split, 2)]
-    path = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
-    path += [value for name, value in options if name == "--path" and value not in path]
-    if _is_installed(path):  # Metaflow refuses to load an extension twice
-        path = [each for each in path if each != EXTENSION]
-    if path:
+    if path := python_path([value for name, value in options if name == "--path"]):
         os.environ["PYTHONPATH"] = os.pathsep.join(path)
     _set_variables()
     job = Job()
@@ -64,6 +60,14 @@ def main(arguments: Sequence[str]) -> int:
         hint = "give the step more: @docker(memory=...) or @resources(memory=...), in MB"
         os.write(2, f"error: killed: out of memory, {limit}\nhint: {hint}\n".encode())
     return status
+
+
+def python_path(folders: Sequence[str]) -> list[str]:
+    """Return the image's ``PYTHONPATH`` with further folders, as far as they are needed."""
+    path = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
+    path += [each for each in folders if each not in path]
+    # Metaflow refuses to load an extension twice.
+    return [each for each in path if each != EXTENSION] if _is_installed(path) else path
 
 
 class Job:

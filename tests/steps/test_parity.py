@@ -16,13 +16,15 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow]
 PLACES = {
     "local": ("", set()),
     "docker": ("@docker(image={image!r})", {"step.executor", "step.image"}),
+    "fork": ("@worker_pool(size=2)", {"step.executor", "step.pool", "step.worker"}),
+    "loop": ("@worker_pool(size=2, mode='loop')", {"step.executor", "step.pool", "step.worker"}),
 }
 
 FLOW = """
 import os, signal, sys, time
 from metaflow import (
     Config, FlowSpec, Parameter, card, catch, current, docker, environment, resources, retry,
-    secrets, step, timeout,
+    secrets, step, timeout, worker_pool,
 )
 from metaflow.cards import Markdown
 
@@ -192,6 +194,9 @@ def _cards(task: Any) -> list[str]:
 
 def _comparable(log: str, flows: Flows) -> str:
     log = log.replace(str(flows.folder), "<folder>")
+    # Only a pool says how a process ended, and stands in a stack.
+    log = re.sub("error: the item's process .*\n", "", log)
+    log = re.sub(r'.*File "[^"]*/steps/pool/.*\n(?!.*File).*\n(>? *\^+\n)?', "", log)
     log = re.sub(r"\d{4}-\d\d-\d\d [\d:.]+", "<time>", re.sub(r"\d{16}", "<run>", log))
     return re.sub(r'File "[^"]*(site|metaflow)[^"]*", line \d+', "File", log)
 
