@@ -60,7 +60,10 @@ def spoiled(good: str, images: list[str], tmp_path: Path):
 def edited(path: str, old: str, new: str) -> str:
     """A line that changes a file of the image, or fails."""
     code = f"t = open({path!r}).read(); assert {old!r} in t; "
-    code += f"open({path!r}, 'w').write(t.replace({old!r}, {new!r}))"
+    code += f"open({path!r}, 'w').write(t.replace({old!r}, {new!r})); "
+    # What is compiled is not compared with its source.
+    code += f"import os, importlib.util as u; c = u.cache_from_source({path!r}); "
+    code += "os.path.exists(c) and os.remove(c)"
     return "USER 0:0\nRUN " + json.dumps(["python", "-c", code]) + "\nUSER 1000:0"
 
 
