@@ -152,7 +152,7 @@ ROWS = {
     "failure": Row(
         body="""
         if self.input == "b":
-            time.sleep(1)
+            time.sleep(60)
         raise ValueError("of " + self.input)
         """,
         fails=True,

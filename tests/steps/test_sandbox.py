@@ -270,3 +270,17 @@ def test_lists_as_metaflow_compresses_them(items: list[str]) -> None:
     from metaflow.util import compress_list
 
     assert expand(compress_list(items)) == items
+
+
+@pytest.mark.parametrize("name", ["--datastore", "--metadata"])
+def test_what_needs_a_network_is_refused(name: str, tmp_path: Path) -> None:
+    options = {"--datastore": "local", "--metadata": "local", "--datastore-root": str(tmp_path)}
+    argv = (
+        "python",
+        "flow.py",
+        *(part for each in {**options, name: "s3"}.items() for part in each),
+    )
+    command = StepCommand(argv=argv, env={}, cwd="/x", pathspec="F/1/s/2", attempt=0)
+    with pytest.raises(Refused, match=f"has no network, but the flow has {name} s3") as raised:
+        Sandbox.make(command, str(tmp_path))
+    assert raised.value.hint == f"run the flow with {name} local, or leave sandbox= out"
