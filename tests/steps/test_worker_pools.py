@@ -385,9 +385,8 @@ def ready(flows: Flows) -> bool:
 
 
 LONG = """
-        with open(f"started-{self.input}", "w"):
-            pass
         try:
+            open(f"started-{self.input}", "w").close()
             time.sleep(100)
         except KeyboardInterrupt:
             open(f"interrupted-{self.input}", "w").close()
