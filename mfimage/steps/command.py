@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import functools
 import json
 import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+# Seconds in which a new folder may not be locked yet.
+_NEW = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +55,12 @@ class Launch:
 @functools.cache
 def run_folder() -> Path:
     """Return this process's private folder; it is removed when the process exits."""
+    for left in Path(tempfile.gettempdir()).glob("mfimage-steps-*"):
+        with suppress(OSError):
+            _remove_if_left(left)
     owner = os.getpid()
-    for left in Path(tempfile.gettempdir()).glob("mfimage-steps-*-*"):
-        _remove_if_left(left)
     folder = Path(tempfile.mkdtemp(prefix=f"mfimage-steps-{owner}-"))
+    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)  # until this process ends
 
     def remove() -> None:
         if os.getpid() == owner:  # not in a forked child
@@ -65,12 +72,15 @@ def run_folder() -> Path:
 
 def _remove_if_left(folder: Path) -> None:
     """Remove a folder of this user's whose process was killed."""
-    with suppress(OSError, ValueError):
-        if folder.stat().st_uid == os.getuid():
-            try:
-                os.kill(int(folder.name.split("-")[2]), 0)
-            except ProcessLookupError:
-                shutil.rmtree(folder, ignore_errors=True)
+    # Not by its process's number: another container that shares the folder has its own.
+    about = folder.stat()
+    if about.st_uid == os.getuid() and about.st_mtime < time.time() - _NEW:
+        file = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(file)
 
 
 def prefix(options: str) -> Sequence[str]:

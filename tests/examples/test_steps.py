@@ -26,17 +26,18 @@ def test_a_flow_trains_in_a_container_and_scores_in_a_pool(tmp_path: Path) -> No
     folder = Path(sys.executable).parent
     env = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
 
-    def run(*command: str) -> str:
+    def run(*command: str) -> tuple[str, str]:
         done = subprocess.run(
             command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
         )
         assert not done.returncode, done.stdout + done.stderr
-        return done.stdout
+        return done.stdout, done.stderr
 
-    shown = run("python", "flow.py", "--environment=fast-bakery", "run", "--shards", "6")
+    command = ("python", "flow.py", "--environment=fast-bakery", "run", "--shards", "6")
+    shown = "".join(run(*command))
     assert "{0: 59, 1: 71, 2: 48}" in shown
     images = {line.rpartition(" ")[2] for line in shown.splitlines() if ": image " in line}
     assert len(images) == 1, "both steps share it"
     run_id = (tmp_path / ".metaflow" / "WineFlow" / "latest_run").read_text()
-    found = json.loads(run("mfimage", "inspect", f"WineFlow/{run_id}/train", "--json"))
+    found = json.loads(run("mfimage", "inspect", f"WineFlow/{run_id}/train", "--json")[0])
     assert {found["step.image"]} == images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import fcntl
 import json
 import os
 import signal
@@ -122,8 +123,12 @@ def test_the_launchers_files_are_private_and_removed(tmp_path: Path) -> None:
         "print(path, oct(os.stat(os.path.dirname(path)).st_mode & 0o777))"
     )
     env = {**os.environ, "TMPDIR": str(tmp_path)}
-    stale = tmp_path / "mfimage-steps-999999999-x"
-    stale.mkdir()
+    stale, used = tmp_path / "mfimage-steps-1-x", tmp_path / "mfimage-steps-999999999-y"
+    for folder in (stale, used):
+        folder.mkdir()
+        os.utime(folder, (0, 0))
+    lock = os.open(used, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
     )
@@ -131,6 +136,8 @@ def test_the_launchers_files_are_private_and_removed(tmp_path: Path) -> None:
     assert mode == "0o700"
     assert not Path(path).exists()
     assert not stale.exists(), "that of a process that was killed"
+    assert used.exists(), "its process may have no number here"
+    os.close(lock)
 
 
 def test_a_file_of_options_is_read_as_it_was_written() -> None:
