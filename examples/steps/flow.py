@@ -1,4 +1,4 @@
-"""Trains in a container, and scores in a pool of warm workers. This machine needs no scikit-learn."""
+"""Trains in a container, and scores in a pool of warm workers there."""
 
 from metaflow import FlowSpec, Parameter, docker, pypi, resources, retry, step, worker_pool
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import fcntl
+import importlib
 import json
 import os
 import signal
