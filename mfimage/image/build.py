@@ -17,7 +17,7 @@ from mfimage.image.plan.base import BaseImage, default_base
 from mfimage.image.plan.lock import target_lock
 from mfimage.image.plan.options import BuildOptions
 from mfimage.image.plan.plan import ImagePlan, make_plan
-from mfimage.image.plan.subject import Source
+from mfimage.image.plan.subject import BuildSource
 from mfimage.image.registry.location import Location
 from mfimage.image.report import Image, check_size, timed
 from mfimage.image.sbom.attach import attach_sboms
@@ -36,7 +36,7 @@ _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUN
 
 
 def build_image(
-    source: Source,
+    source: BuildSource,
     options: BuildOptions,
     *,
     push: bool = False,
@@ -112,7 +112,7 @@ def build_image(
 
 
 def plan_image(
-    source: Source, options: BuildOptions, *, push: bool = False, note: Note = lambda _: None
+    source: BuildSource, options: BuildOptions, *, push: bool = False, note: Note = lambda _: None
 ) -> tuple[PlannedImage, ...]:
     """Describe what `build_image` would make for each platform, and why each layer would change."""
     # Nothing is built, pulled or kept. It is compared with what the first tag names now, or
@@ -141,7 +141,7 @@ def plan_image(
         )
 
 
-def render_image(source: Source, options: BuildOptions, folder: Path) -> Path:
+def render_image(source: BuildSource, options: BuildOptions, folder: Path) -> Path:
     """Write the Dockerfile and its context; no engine is needed."""
     from mfimage.image.docker.render import write_context
 
@@ -163,7 +163,7 @@ def render_image(source: Source, options: BuildOptions, folder: Path) -> Path:
 
 
 def _plans(
-    source: Source, options: BuildOptions, builder: Builder, note: Note
+    source: BuildSource, options: BuildOptions, builder: Builder, note: Note
 ) -> tuple[ImagePlan, ...]:
     subject, environment = source.subject, source.subject.environment
     chosen = options.base_image or default_base(environment.python_minor)
@@ -190,7 +190,7 @@ def _trusting_host(options: BuildOptions) -> BuildOptions:
     return options
 
 
-def _verified_path(source: Source) -> BlobPath:
+def _verified_path(source: BuildSource) -> BlobPath:
     """Verify every blob; return what finds each, for as long as the source exists."""
     subject, store = source.subject, source.store
     refs = [*subject.artifacts.values(), *subject.environment.wheels.values(), subject.code]

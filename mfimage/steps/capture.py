@@ -13,7 +13,7 @@ from mfimage.capture.code.locate import import_place, is_file
 from mfimage.errors import CaptureError
 from mfimage.image.plan.lock import index_options
 from mfimage.image.plan.options import BuildOptions
-from mfimage.image.plan.subject import STEP, Source, Subject, function_source
+from mfimage.image.plan.subject import STEP, BuildSource, Subject, function_source
 from mfimage.package.platforms import machine_platform
 from mfimage.package.spec import sha256_of
 from mfimage.package.store import open_package
@@ -23,14 +23,14 @@ from mfimage.steps.environments import solved, step_store
 _EXAMPLE = "write file.py:step, or file.py:Flow.step"
 
 
-def open_source(reference: str, options: BuildOptions) -> Source:
+def open_source(reference: str, options: BuildOptions) -> BuildSource:
     """Return what an image is built from, for the target of ``options``."""
     if options.target != STEP:
         return function_source(open_package(reference))
     return capture_step(reference, options)
 
 
-def capture_step(reference: str, options: BuildOptions) -> Source:
+def capture_step(reference: str, options: BuildOptions) -> BuildSource:
     """Return a step with its environment and its flow's code; ``reference`` is ``file.py:step``."""
     flow, step, path = find_step(reference)
     file = FlowFile(
@@ -61,7 +61,7 @@ def capture_step(reference: str, options: BuildOptions) -> Source:
         labels={"flow": flow.name, **environment_labels(declared)},
         lineage={"flow": flow.name, "step": step.name, "git.commit": git_commit(path.parent)},
     )
-    return Source(subject=subject, store=store, folder=f"steps/{subject.digest[7:]}")
+    return BuildSource(subject=subject, store=store, folder=f"steps/{subject.digest[7:]}")
 
 
 def environment_labels(declared: Declared) -> dict[str, str]:

@@ -29,7 +29,7 @@ from mfimage.image.plan.layers import own_files
 from mfimage.image.plan.lock import index_options
 from mfimage.image.plan.options import ENGINE, BuildOptions
 from mfimage.image.plan.settings import make_options, read_settings
-from mfimage.image.plan.subject import STEP, Source, Subject
+from mfimage.image.plan.subject import STEP, BuildSource, Subject
 from mfimage.image.registry.client import open_registry, repository_of
 from mfimage.image.registry.reference import Reference, parse_reference
 from mfimage.image.story import BuildStory, note, show
@@ -222,7 +222,7 @@ def _build(
         environment=solved(declared, store, fresh=fresh),
         labels=environment_labels(declared),
     )
-    source = Source(subject=subject, store=store, folder=f"steps/{subject.digest[7:]}")
+    source = BuildSource(subject=subject, store=store, folder=f"steps/{subject.digest[7:]}")
     push = options.step_registry is not None
     wanted = dataclasses.replace(
         options, tags=(image.name,), platform=declared.platform, no_cache=fresh or options.no_cache,

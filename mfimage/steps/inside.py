@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     if path := python_path([value for name, value in options if name == "--path"]):
         os.environ["PYTHONPATH"] = os.pathsep.join(path)
     _set_variables()
-    job = Job()
+    job = ContainerCommand()
     for name, value in options:
         if name == "--before":
             folder, command = json.loads(value)
@@ -70,7 +70,7 @@ def python_path(folders: Sequence[str]) -> list[str]:
     return [each for each in path if each != EXTENSION] if _is_installed(path) else path
 
 
-class Job:
+class ContainerCommand:
     """What runs now, and ends when it must."""
 
     def __init__(self) -> None:

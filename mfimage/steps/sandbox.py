@@ -256,10 +256,10 @@ class Sandbox:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class Frame(tuple[Any, ...]):
+class FramePlaceholder(tuple[Any, ...]):
     """Stands for Metaflow's ``ForeachFrame``."""
 
-    def __new__(cls, *values: Any) -> Frame:
+    def __new__(cls, *values: Any) -> FramePlaceholder:
         """Make one as a named tuple is unpickled."""
         return super().__new__(cls, values)
 
@@ -271,7 +271,7 @@ class PlainUnpickler(pickle.Unpickler):
         """Refuse all names but one, whose values are enough."""
         if (module, name) not in {("__main__", "ForeachFrame"), ("metaflow.task", "ForeachFrame")}:
             raise pickle.UnpicklingError(f"the pickle names {module}.{name}")
-        return Frame
+        return FramePlaceholder
 
     def persistent_load(self, pid: Any) -> Any:
         """Refuse it."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mfimage.errors import PackageError, StorageError
 from mfimage.image.plan.options import BuildOptions, split_index
-from mfimage.image.plan.subject import Source
+from mfimage.image.plan.subject import BuildSource
 from mfimage.package.spec import sha256_digest
 from mfimage.package.storage.cache import SCRATCH, cache_folder, remember
 
@@ -34,7 +34,7 @@ _INDEX_VARIABLES = (
 Note = Callable[[str], None]
 
 
-def target_lock(source: Source, options: BuildOptions, platform: str, note: Note) -> bytes:
+def target_lock(source: BuildSource, options: BuildOptions, platform: str, note: Note) -> bytes:
     """Return the lock of an image for a platform: the stored one, else a new one."""
     # ``note`` is called with a line if the lock cannot be stored beside the package.
     asked = _asked(source, options, platform)
@@ -58,7 +58,7 @@ def target_lock(source: Source, options: BuildOptions, platform: str, note: Note
     return lock
 
 
-def _asked(source: Source, options: BuildOptions, platform: str) -> dict[str, Any]:
+def _asked(source: BuildSource, options: BuildOptions, platform: str) -> dict[str, Any]:
     environment = source.subject.environment
     return {
         "function_lock": environment.lock.digest,
@@ -69,7 +69,7 @@ def _asked(source: Source, options: BuildOptions, platform: str) -> dict[str, An
     }
 
 
-def _kept(source: Source, asked: dict[str, Any]) -> str:
+def _kept(source: BuildSource, asked: dict[str, Any]) -> str:
     """Return where a lock is stored: beside the package."""
     return f"{source.folder}/locks/{_digest(asked)[:32]}.json"
 
@@ -78,7 +78,7 @@ def _digest(value: Any) -> str:
     return sha256_digest(json.dumps(value, sort_keys=True).encode()).removeprefix("sha256:")
 
 
-def _read(source: Source, name: str, asked: dict[str, Any]) -> bytes | None:
+def _read(source: BuildSource, name: str, asked: dict[str, Any]) -> bytes | None:
     try:
         stored = json.loads(source.store.storage.read(name))
         lock: bytes = stored.pop("lock").encode()
@@ -92,7 +92,7 @@ def _read(source: Source, name: str, asked: dict[str, Any]) -> bytes | None:
     raise PackageError(f"{where}: damaged", hint="remove it: the next build locks again")
 
 
-def _write(source: Source, name: str, asked: dict[str, Any], lock: bytes, note: Note) -> None:
+def _write(source: BuildSource, name: str, asked: dict[str, Any], lock: bytes, note: Note) -> None:
     kept = {**asked, "digest": sha256_digest(lock), "lock": lock.decode()}
     data = json.dumps(kept, indent=1, sort_keys=True).encode()
     try:
@@ -101,7 +101,7 @@ def _write(source: Source, name: str, asked: dict[str, Any], lock: bytes, note: 
         note(f"the image's lock stays on this machine: {error.message}")
 
 
-def _solve(source: Source, options: BuildOptions, platform: str) -> bytes:
+def _solve(source: BuildSource, options: BuildOptions, platform: str) -> bytes:
     from mfimage.capture.lock.solve import lock_for_target
 
     environment = source.subject.environment

@@ -74,7 +74,7 @@ def compact(value: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class BuildSource:
     """A subject, and the root that has its blobs."""
 
     subject: Subject
@@ -83,7 +83,7 @@ class Source:
     folder: str
 
 
-def function_source(package: Package) -> Source:
+def function_source(package: Package) -> BuildSource:
     """Return the source of a function's images: its package."""
     folder = package_name(package.spec).removesuffix(f"/{FILE_NAME}")
-    return Source(subject=function_subject(package.spec), store=package.store, folder=folder)
+    return BuildSource(subject=function_subject(package.spec), store=package.store, folder=folder)

@@ -14,7 +14,7 @@ from _socket import AF_UNIX, SHUT_WR, SOCK_STREAM, socket
 if __name__ == "__main__":  # last: the standard library comes first
     sys.path.append(__file__.rsplit("/", 4)[0])
 
-from mfimage.steps.pool.protocol import LOCK, SOCKET, Item, receive, send
+from mfimage.steps.pool.protocol import LOCK, SOCKET, TaskCommand, receive, send
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     if connection is None:
         write("error: the pool of workers has ended\nhint: the run's own output says why\n")
         return UNAVAILABLE
-    item = Item(
+    item = TaskCommand(
         os.getcwdb(),  # noqa: PTH109 - pathlib would cost more than the rest
         [os.fsencode(each) for each in argv],
         [name + b"=" + value for name, value in os.environb.items()],

@@ -16,7 +16,7 @@ SOCKET = "socket"
 LOCK = "lock"
 
 
-class Item(NamedTuple):
+class TaskCommand(NamedTuple):
     """One attempt of a task: what a worker runs."""
 
     cwd: bytes
@@ -28,7 +28,7 @@ class Item(NamedTuple):
         return [self.cwd, str(len(self.argv)).encode(), *self.argv, *self.env]
 
     @classmethod
-    def unpack(cls, fields: Sequence[bytes]) -> Item:
+    def unpack(cls, fields: Sequence[bytes]) -> TaskCommand:
         """Return what `pack` packed."""
         cwd, count, *rest = fields
         return cls(cwd, list(rest[: int(count)]), list(rest[int(count) :]))

@@ -1,4 +1,4 @@
-"""The workers of one step: ``server.py OPTIONS``, the arguments of `Server` as JSON.
+"""The workers of one step: ``server.py OPTIONS``, the arguments of `PoolServer` as JSON.
 
 A script for Python without site-packages. It takes items from `client` over a socket in a folder,
 keeps up to so many workers and gives each item to one that is free, or to a new one. It ends, and
@@ -28,7 +28,7 @@ from typing import Any
 if __name__ == "__main__":  # last: the standard library comes first
     sys.path.append(__file__.rsplit("/", 4)[0])
 
-from mfimage.steps.pool.protocol import SOCKET, Item, receive, send
+from mfimage.steps.pool.protocol import SOCKET, TaskCommand, receive, send
 
 # How often the server reports, how long an idle worker stays, and how long one may take to end.
 REPORT, IDLE, PATIENCE = 30.0, 120.0, 5.0
@@ -41,7 +41,7 @@ class Waiting:
     """An item, and the client that waits for it."""
 
     client: socket.socket
-    item: Item
+    item: TaskCommand
     files: list[int]
 
     def close_files(self) -> None:
@@ -51,7 +51,7 @@ class Waiting:
 
 
 @dataclass(kw_only=True, eq=False)
-class Worker:
+class WorkerProcess:
     """A worker's process, which leads a process group."""
 
     number: int
@@ -93,7 +93,7 @@ class Inside:
 
         return cls(names=names, path=python_path(path), config=config)
 
-    def translate(self, item: Item) -> Item:
+    def translate(self, item: TaskCommand) -> TaskCommand:
         """Return the item with the container's Python and variables."""
         from mfimage.steps.docker import NAMES, PREFIXES
 
@@ -110,7 +110,7 @@ class Inside:
         return item._replace(argv=argv, env=[os.fsencode(f"{k}={v}") for k, v in env.items()])
 
 
-class Server:
+class PoolServer:
     """One loop over the sockets of clients and workers."""
 
     def __init__(
@@ -130,8 +130,8 @@ class Server:
         self._script = str(Path(__file__).with_name("worker.py"))
         self._selector = selectors.DefaultSelector()
         self._queue: deque[Waiting] = deque()
-        self._workers: list[Worker] = []
-        self._leaving: list[Worker] = []
+        self._workers: list[WorkerProcess] = []
+        self._leaving: list[WorkerProcess] = []
         self._number = self._done = self._failed = self._reported = 0
         self._first = self._last = self._next_report = 0.0
         self._kills = out_of_memory()
@@ -179,7 +179,7 @@ class Server:
             return
         client.setblocking(True)
         fields, files = message
-        item = Item.unpack(fields)
+        item = TaskCommand.unpack(fields)
         if self._inside:
             item = self._inside.translate(item)
         waiting = Waiting(client=client, item=item, files=files)
@@ -203,7 +203,7 @@ class Server:
                     continue
             self._give(free, waiting)
 
-    def _start(self, waiting: Waiting) -> Worker:
+    def _start(self, waiting: Waiting) -> WorkerProcess:
         """Start a worker for an item; what it writes before it runs the item is the item's."""
         ours, theirs = socket.socketpair()
         item = waiting.item
@@ -225,12 +225,12 @@ class Server:
             )
         finally:
             theirs.close()
-        worker = Worker(number=self._number, process=process, channel=ours)
+        worker = WorkerProcess(number=self._number, process=process, channel=ours)
         self._workers.append(worker)
         self._watch(ours, lambda: self._from_worker(worker))
         return worker
 
-    def _give(self, worker: Worker, waiting: Waiting) -> None:
+    def _give(self, worker: WorkerProcess, waiting: Waiting) -> None:
         worker.current, worker.items = waiting, worker.items + 1
         place = {
             "EXECUTOR": "pool",
@@ -263,7 +263,7 @@ class Server:
             if not data:
                 self._selector.unregister(waiting.client)
 
-    def _from_worker(self, worker: Worker) -> None:
+    def _from_worker(self, worker: WorkerProcess) -> None:
         message = receive(worker.channel)
         waiting = worker.current
         if message is None or waiting is None:
@@ -309,14 +309,14 @@ class Server:
             send(waiting.client, [str(status).encode(), os.fsencode(text)])
         waiting.client.close()
 
-    def _retire(self, worker: Worker) -> None:
+    def _retire(self, worker: WorkerProcess) -> None:
         self._workers.remove(worker)
         self._leaving.append(worker)
         worker.since = time.monotonic()
         self._selector.unregister(worker.channel)
         worker.channel.close()
 
-    def _close(self, worker: Worker) -> None:
+    def _close(self, worker: WorkerProcess) -> None:
         with suppress(KeyError, ValueError):
             self._selector.unregister(worker.channel)
         worker.channel.close()
@@ -342,7 +342,7 @@ class Server:
                 worker.process.returncode = status
                 self._lost(worker, status)
 
-    def _drain(self, worker: Worker) -> None:
+    def _drain(self, worker: WorkerProcess) -> None:
         """Read the report of an item that had ended before its worker died."""
         if worker in self._workers and worker.current and worker.channel.fileno() >= 0:
             worker.channel.setblocking(False)
@@ -351,7 +351,7 @@ class Server:
                     worker.channel.setblocking(True)
                     self._from_worker(worker)
 
-    def _lost(self, worker: Worker, status: int) -> None:
+    def _lost(self, worker: WorkerProcess, status: int) -> None:
         if worker in self._leaving:
             self._leaving.remove(worker)
             return
@@ -423,4 +423,4 @@ def out_of_memory(groups: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup"
 
 
 if __name__ == "__main__":
-    Server(**json.loads(sys.argv[1])).run()
+    PoolServer(**json.loads(sys.argv[1])).run()

@@ -36,7 +36,7 @@ if __name__ == "__main__":
     worker.start(sys.argv[1:])
 
 from mfimage.runtime.worker.lifeline import die_with
-from mfimage.steps.pool.protocol import Item, receive, send
+from mfimage.steps.pool.protocol import TaskCommand, receive, send
 
 REFUSED = 202
 # A CUDA context does not survive a fork, and holds one of these.
@@ -49,7 +49,7 @@ def start(arguments: list[str]) -> NoReturn:
     die_with(int(lifeline))
     for file in (int(channel), int(lifeline)):
         os.set_inheritable(file, False)
-    worker = Worker(socket(fileno=int(channel)), int(lifeline), fork=mode == "fork")
+    worker = TaskLoop(socket(fileno=int(channel)), int(lifeline), fork=mode == "fork")
     sys.meta_path.insert(0, worker.hook())
     sys.argv = argv
     path = str(Path(argv[0]).absolute())
@@ -72,7 +72,7 @@ def start(arguments: list[str]) -> NoReturn:
     worker.end(run(lambda: exec(code, main)))  # noqa: S102  (the user's own file)
 
 
-class Worker:
+class TaskLoop:
     """Runs items, one after the other."""
 
     def __init__(self, channel: socket, lifeline: int, *, fork: bool) -> None:
@@ -127,7 +127,7 @@ class Worker:
             restore = remember(flow)
         while (message := receive(self._channel)) is not None:
             fields, files = message
-            item = Item.unpack(fields)
+            item = TaskCommand.unpack(fields)
             if not self._fork:
                 self._enter(item, files)
                 status = run(lambda: main(type(flow)(use_cli=False), *args, **options))
@@ -184,7 +184,7 @@ class Worker:
         if numpy := sys.modules.get("numpy.random"):
             numpy.seed()
 
-    def _enter(self, item: Item, files: list[int]) -> None:
+    def _enter(self, item: TaskCommand, files: list[int]) -> None:
         """Take on an item's files, variables, folder and command line."""
         self._stdio(files)
         for file in files:
