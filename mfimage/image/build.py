@@ -193,6 +193,9 @@ def _trusting_host(options: BuildOptions) -> BuildOptions:
 def _verified_path(source: BuildSource) -> BlobPath:
     """Verify every blob; return what finds each, for as long as the source exists."""
     subject, store = source.subject, source.store
-    refs = [*subject.artifacts.values(), *subject.environment.wheels.values(), subject.code]
+    environment = subject.environment
+    refs = [
+        *subject.artifacts.values(), *environment.wheels.values(), environment.lock, subject.code,
+    ]  # fmt: skip
     files = {ref.digest: store.blob_file(ref) for ref in refs if ref}
     return lambda ref: files[ref.digest]
