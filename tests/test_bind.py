@@ -201,10 +201,10 @@ def test_binding_the_same_thing_twice_gives_the_same_reference(
     first = JsonFunction(module.predict, task=task, root=tmp_path)
     files = {path: path.stat().st_mtime_ns for path in written(tmp_path / "functions")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mfimage.bind._git_commit", lambda _: "0" * 40)
+        patch.setattr("mfimage.bind.git_commit", lambda _: "0" * 40)
         other = JsonFunction(module.predict, task=task, root=tmp_path).reference
         lineage = mfimage.bind._lineage
-        patch.setattr("mfimage.bind._git_commit", lambda _: None)
+        patch.setattr("mfimage.bind.git_commit", lambda _: None)
         patch.setattr(
             "mfimage.bind._lineage", lambda *args: replace(lineage(*args), created="2030-01-01")
         )

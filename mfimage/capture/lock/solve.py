@@ -66,8 +66,6 @@ def lock_for_target(
     # again. The minor version of ``python`` must be that of the function's lock.
     wanted = Platform(python=python, name=platform)
     function_lock = relock(function_lock, wanted, index=index, directory=Path.cwd())
-    if not extra:
-        return function_lock
     return extend_lock(function_lock, extra, wanted, index=index, label="the target")
 
 
@@ -84,6 +82,8 @@ def extend_lock(
     directory = directory or Path.cwd()
     parsed = pylock.parse_pylock(data.decode(errors="replace"), where=_FUNCTION_LOCK)
     pylock.select_packages(parsed, platform, where=_FUNCTION_LOCK)
+    if not extra:
+        return data
     pinned = {package.name: package for package in pylock.read_lock(data)}
     with tempfile.TemporaryDirectory(prefix="mfimage-") as folder:
         pins = "\n".join(pin(package, stubs=Path(folder)) for package in pinned.values())
