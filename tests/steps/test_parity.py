@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,17 +205,20 @@ def _comparable(log: str, flows: Flows) -> str:
 @pytest.mark.parametrize("name", ROWS)
 def test_a_step_behaves_the_same(name: str, flows: Flows, step_image: str) -> None:
     row = ROWS[name]
-    found = {}
-    for place, (decorator, fields) in PLACES.items():
-        own = Flows(folder=flows.folder / place)
+    places = {place: Flows(folder=flows.folder / place) for place in PLACES}
+    for place, own in places.items():
         own.write(
             FLOW.format(
-                place=decorator.format(image=step_image),
+                place=PLACES[place][0].format(image=step_image),
                 decorators=row.decorators,
                 body=row.body.strip(),
             )
         )
-        own.run("run", fails=row.fails)
+    with ThreadPoolExecutor(len(places)) as pool:
+        list(pool.map(lambda own: own.run("run", fails=row.fails), places.values()))
+    found = {}
+    for place, own in places.items():
+        fields = PLACES[place][1]
         found[place] = what_it_left(own, row)
         shown = {name for task in own.tasks("work") for name in metadata_of(task)}
         assert {name for name in shown if name.startswith("step.")} == fields
