@@ -128,11 +128,11 @@ ROWS = {
         body="os._exit(9)",
         attempts=3,
     ),
-    "environment": Row(
-        decorators="@environment(vars={'TWO_LINES': 'a\\nb', 'TOKEN': 'x y'})",
-        body='self.result = os.environ["TWO_LINES"], os.environ["TOKEN"]',
+    "environment, secrets, resources": Row(
+        decorators="@environment(vars={'TWO_LINES': 'a\\nb', 'TOKEN': 'x y'})\n    "
+        f"{INLINE}\n    @resources(cpu=1, memory=300)",
+        body='self.result = [os.environ[each] for each in ("TWO_LINES", "TOKEN", "KEY")]',
     ),
-    "secrets": Row(decorators=INLINE, body='self.result = os.environ["KEY"]'),
     "card": Row(
         decorators='@card(type="blank")',
         body="""
@@ -140,7 +140,6 @@ ROWS = {
         self.result = 1
         """,
     ),
-    "resources": Row(decorators="@resources(cpu=1, memory=300)", body="self.result = 1"),
     "current": Row(
         body="""
         names = ["flow_name", "step_name", "retry_count", "username", "namespace",
