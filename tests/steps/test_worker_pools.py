@@ -504,8 +504,8 @@ def test_messages_carry_fields_and_open_files(tmp_path: Path) -> None:
     ours.close()
     assert protocol.receive(theirs) is None
     theirs.close()
-    item = protocol.Item(b"/", [b"a", b"b"], [b"K=v"])
-    assert protocol.Item.unpack(item.pack()) == item
+    item = protocol.TaskCommand(b"/", [b"a", b"b"], [b"K=v"])
+    assert protocol.TaskCommand.unpack(item.pack()) == item
 
 
 def containers(run: str) -> str:
