@@ -42,8 +42,16 @@ _FLOWS = Path(__file__).parent / "support" / "flows"
 
 @pytest.fixture(autouse=True)
 def names_of_modules() -> Iterator[None]:
-    """What a test has loaded and not closed keeps no names of modules from the next test."""
+    """What a test has loaded, or put on the path, keeps no names of modules from the next test."""
+    before = list(sys.path)
     yield
+    added = tuple(f"{entry}/" for entry in sys.path if entry not in before)
+    sys.path[:] = [entry for entry in sys.path if entry in before]
+    for name in (
+        list(sys.modules) if added else ()
+    ):  # not items(): collecting garbage may forget some
+        if str(getattr(sys.modules.get(name), "__file__", None)).startswith(added):
+            sys.modules.pop(name, None)
     loading = sys.modules.get("mfimage.runtime.loading.modules")
     for folder in list(loading._USERS if loading else ()):
         loading._forget(folder)

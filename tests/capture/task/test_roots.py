@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pickle
 import shutil
-import sys
 from pathlib import Path
 
 import metaflow
@@ -38,9 +37,6 @@ def test_a_function_that_was_pickled_is_found_where_its_project_is_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the reference names is looked for beside the datastore that Metaflow uses."""
-    # Other tests of this process have imported modules of that name, too.
-    monkeypatch.delitem(sys.modules, "predict", raising=False)
-    monkeypatch.setattr(sys, "path", [each for each in sys.path if "pytest-of" not in each])
     (tmp_path / "old" / ".metaflow").mkdir(parents=True)
     function = function_from_json(make_package(tmp_path / "old" / ".mfimage"))
     pickled = pickle.dumps(function)
