@@ -142,6 +142,7 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 ENDPOINTS = ["def", "async", "def-later", "async-later", "acall", "acall-later"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_fastapi_with_64_connections(endpoint: str, server: int) -> None:
     """No "owned by another thread", no blocked loop, no wrong answer."""

@@ -15,6 +15,8 @@ from mfimage.errors import LockError
 from tests.capture.projects import describe, versions
 from tests.capture.wheelhouse import Index, Interpreter, sdist, wheel, write_source
 
+pytestmark = pytest.mark.slow
+
 
 def _pylock(index: Index, *wheels: str, more: str = "") -> str:
     lines = ['lock-version = "1.0"', 'created-by = "somebody"', more]

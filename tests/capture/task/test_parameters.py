@@ -12,6 +12,8 @@ from mfimage.function.decorator import json_function
 from mfimage.function.parameters import FunctionParameters
 from mfimage.package.spec import ArtifactRef
 
+pytestmark = pytest.mark.slow
+
 
 class Needs(FunctionParameters):
     model: object

@@ -8,6 +8,8 @@ from mfimage.capture.task.pathspec import find_task
 from mfimage.errors import TaskError
 from tests.conftest import Run
 
+pytestmark = pytest.mark.slow
+
 
 def test_missing_parts_are_filled_in(iris_run: Run, metaflow_client: Any) -> None:
     end = find_task("IrisFlow")

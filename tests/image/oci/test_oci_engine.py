@@ -24,6 +24,8 @@ from tests.image.oci.bases import FILES, OFFICIAL, digest, layer, layout
 from tests.image.oci.building import Written, oci_builder
 from tests.image.sample import Sample, make_sample
 
+pytestmark = pytest.mark.slow
+
 BASE = parse_reference("python:3.11-slim")
 
 
