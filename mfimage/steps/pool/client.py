@@ -1,18 +1,17 @@
-"""Runs one item in a pool: ``client.py FOLDER PYTHON -- python flow.py ... step ...``.
+"""Runs one item in a pool: `main`, with ``FOLDER PYTHON -- python flow.py ... step ...``.
 
-A script for Python without site-packages. Metaflow starts it in the place of the command line
-that follows ``--``; that one writes to this process's own stdout and stderr, and this process
-exits as it does.
+For Python without site-packages. Metaflow starts it in the place of the command line that follows
+``--``; that one writes to this process's own stdout and stderr, and this process exits as it does.
+
+Each item pays for what this process imports: see `protocol`. It is not a script, as Python compiles
+a script each time.
 """
 
 from __future__ import annotations
 
-import os
+import posix
 import sys
 from _socket import AF_UNIX, SHUT_WR, SOCK_STREAM, socket
-
-if __name__ == "__main__":  # last: the standard library comes first
-    sys.path.append(__file__.rsplit("/", 4)[0])
 
 from mfimage.steps.pool.protocol import LOCK, SOCKET, TaskCommand, receive, send
 
@@ -20,15 +19,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+# That of command lines, as `os.fsencode` has it.
+ENCODING = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 # How often to look whether the server listens.
 PAUSE = 0.002
 # Metaflow tries a task again unless its exit status is 202.
 UNAVAILABLE = 1
 
 
-def main(arguments: list[str]) -> int:
-    """Run the command line after ``--``; return its exit status, 128 + n after signal n."""
-    folder, python, _, *argv = arguments
+def main() -> NoReturn:
+    """Run the command line after ``--``, and exit as it does."""
+    folder, python, _, *argv = sys.argv[1:]
+    leave(run(folder, python, argv))
+
+
+def run(folder: str, python: str, argv: list[str]) -> int:
+    """Run a command line; return its exit status, 128 + n after signal n."""
     if sys.executable != python:
         # A decorator such as @conda has put the step's Python in the place of the run's, which now
         # executes this script instead.
@@ -38,9 +44,9 @@ def main(arguments: list[str]) -> int:
         write("error: the pool of workers has ended\nhint: the run's own output says why\n")
         return UNAVAILABLE
     item = TaskCommand(
-        os.getcwdb(),  # noqa: PTH109 - pathlib would cost more than the rest
-        [os.fsencode(each) for each in argv],
-        [name + b"=" + value for name, value in os.environb.items()],
+        posix.getcwdb(),
+        [each.encode(*ENCODING) for each in argv],
+        [name + b"=" + value for name, value in posix.environ.items()],
     )
     send(connection, item.pack(), (0, 1, 2))
     forward_signals(connection)
@@ -49,14 +55,14 @@ def main(arguments: list[str]) -> int:
         return UNAVAILABLE
     (status, message), _ = answer
     if message:
-        write(os.fsdecode(message))
+        posix.write(2, message)
     return int(status)
 
 
 def connect(folder: str) -> socket | None:
     """Return a connection to the server, once it listens; None if there is none."""
     try:
-        file = os.open(folder, os.O_PATH)
+        file = posix.open(folder, posix.O_PATH)
     except FileNotFoundError:
         return None
     path = f"/proc/self/fd/{file}/{SOCKET}"  # that of a socket has at most 107 characters
@@ -80,7 +86,7 @@ def ended(folder: str) -> bool:
     import fcntl
 
     try:
-        file = os.open(f"{folder}/{LOCK}", os.O_RDONLY)
+        file = posix.open(f"{folder}/{LOCK}", posix.O_RDONLY)
     except FileNotFoundError:
         return True
     try:
@@ -88,7 +94,7 @@ def ended(folder: str) -> bool:
     except BlockingIOError:
         return False
     finally:
-        os.close(file)
+        posix.close(file)
     return True
 
 
@@ -109,7 +115,7 @@ def forward_signals(connection: socket) -> None:
 
 def write(text: str) -> None:
     """Write to stderr."""
-    os.write(2, os.fsencode(text))
+    posix.write(2, text.encode())
 
 
 def leave(status: int) -> NoReturn:
@@ -123,9 +129,6 @@ def leave(status: int) -> NoReturn:
         if number in signal.valid_signals():
             if number not in (signal.SIGKILL, signal.SIGSTOP):
                 signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-    os._exit(status)
+            posix.kill(posix.getpid(), number)
+    posix._exit(status)
 
-
-if __name__ == "__main__":
-    leave(main(sys.argv[1:]))

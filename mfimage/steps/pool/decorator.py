@@ -27,6 +27,14 @@ from mfimage.steps.pool.protocol import LOCK
 HERE = Path(__file__).parent
 MODES = ("fork", "loop")
 CONFIG = "config.json"
+CLIENT = [
+    sys.executable,
+    "-ISE",
+    "-c",
+    # Last: the standard library comes first.
+    f"import sys; sys.path.append({str(HERE.parents[2])!r}); "
+    "from mfimage.steps.pool.client import main; main()",
+]
 # Workers get 5 seconds to end.
 PATIENCE = 10.0
 
@@ -221,8 +229,7 @@ class Pool:
             start_new_session=True,
         )
         os.close(lock)
-        client = str(HERE / "client.py")
-        self.prefix = [sys.executable, "-ISE", client, str(folder), sys.executable, "--"]
+        self.prefix = [*CLIENT, str(folder), sys.executable, "--"]
 
     def ended(self) -> bool:
         """Return whether the server has ended by itself, as if it was killed."""

@@ -1,27 +1,35 @@
 """Messages between client, server and worker: fields of bytes, with open files.
 
 A message is its length, then fields separated by NUL: none of a command line, a folder and
-variables can hold one. Imports next to nothing, as `client` starts once an item.
+variables can hold one.
+
+`client` starts once an item, and imports this module: it imports only what is compiled into Python,
+or nearly. `os`, `array`, `typing` and `collections.abc` would take longer than all the rest.
 """
 
 from __future__ import annotations
 
-import array
-import os
+import sys
 from _socket import MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
-from collections.abc import Sequence
-from typing import NamedTuple
+from posix import close
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SOCKET = "socket"
 LOCK = "lock"
+# That of a C int, which a file descriptor is.
+INT = 4
 
 
-class TaskCommand(NamedTuple):
+class TaskCommand:
     """One attempt of a task: what a worker runs."""
 
-    cwd: bytes
-    argv: list[bytes]
-    env: list[bytes]
+    def __init__(self, cwd: bytes, argv: Sequence[bytes], env: Sequence[bytes]) -> None:
+        self.cwd = cwd
+        self.argv = list(argv)
+        self.env = list(env)
 
     def pack(self) -> list[bytes]:
         """Return its fields."""
@@ -31,15 +39,15 @@ class TaskCommand(NamedTuple):
     def unpack(cls, fields: Sequence[bytes]) -> TaskCommand:
         """Return what `pack` packed."""
         cwd, count, *rest = fields
-        return cls(cwd, list(rest[: int(count)]), list(rest[int(count) :]))
+        return cls(cwd, rest[: int(count)], rest[int(count) :])
 
 
 def send(connection: socket, fields: Sequence[bytes], files: Sequence[int] = ()) -> None:
     """Send a message, and open files with it."""
     data = b"\0".join(fields)
     head = len(data).to_bytes(4, "big")
-    rights = [(SOL_SOCKET, SCM_RIGHTS, array.array("i", files))] if files else []
-    connection.sendmsg([head], rights)
+    rights = b"".join(each.to_bytes(INT, sys.byteorder) for each in files)
+    connection.sendmsg([head], [(SOL_SOCKET, SCM_RIGHTS, rights)] if files else [])
     connection.sendall(data)
 
 
@@ -48,21 +56,22 @@ def receive(connection: socket) -> tuple[list[bytes], list[int]] | None:
 
     The caller closes the files.
     """
-    files = array.array("i")
+    files: list[int] = []
     try:
         head, rights, _, _ = connection.recvmsg(4, 128, MSG_CMSG_CLOEXEC)
         for level, kind, data in rights:
             if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
-                files.frombytes(data[: len(data) - len(data) % files.itemsize])
+                ends = range(INT, len(data) + 1, INT)
+                files += [int.from_bytes(data[end - INT : end], sys.byteorder) for end in ends]
         data = head and _exactly(connection, 4 - len(head), head)
         data = data and _exactly(connection, int.from_bytes(data, "big"), b"")
     except OSError:
         data = b""
     if not data:
         for file in files:
-            os.close(file)
+            close(file)
         return None
-    return data.split(b"\0"), list(files)
+    return data.split(b"\0"), files
 
 
 def _exactly(connection: socket, size: int, data: bytes) -> bytes:

@@ -107,7 +107,7 @@ class Inside:
                 env[name] = value
         if self.path:
             env["PYTHONPATH"] = os.pathsep.join(self.path)
-        return item._replace(argv=argv, env=[os.fsencode(f"{k}={v}") for k, v in env.items()])
+        return TaskCommand(item.cwd, argv, [os.fsencode(f"{k}={v}") for k, v in env.items()])
 
 
 class PoolServer:
@@ -241,7 +241,8 @@ class PoolServer:
         if b"MFIMAGE_STEP_EXECUTOR" in known:  # that of the container
             del place["EXECUTOR"]
         env = [f"MFIMAGE_STEP_{name}={value}".encode() for name, value in place.items()]
-        item = waiting.item._replace(env=[*waiting.item.env, *env])
+        item = waiting.item
+        item = TaskCommand(item.cwd, item.argv, [*item.env, *env])
         with suppress(OSError):  # it has died, which is noticed like any other death
             send(worker.channel, item.pack(), waiting.files)
         waiting.close_files()
