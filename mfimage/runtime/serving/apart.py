@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mfimage.runtime.calls.coroutines import new_loop
 from mfimage.runtime.calls.queue import Call
@@ -89,8 +89,7 @@ class _Messages(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is not one by class
 
     def connection_lost(self, error: Exception | None) -> None:
         self._lost()

@@ -134,10 +134,11 @@ class Loads:
             try:
                 if service.inflight is None:
                     await self._wait_for(service)
-                self._functions.move_to_end(service.name)
                 return await handler(service, request)
             finally:
                 service.using -= 1
+                if service.name in self._functions:
+                    self._functions.move_to_end(service.name)
                 if self._limit is not None and not service.using:
                     self._make_room()
 

@@ -89,7 +89,8 @@ class Services:
             return f"{shown([each.name for each in failed])} cannot be loaded: {failed[0].failed}"
         waiting = [service.name for service in services if service.must_load]
         if waiting:
-            return f"{len(waiting)} of {len(services)} functions are still loading"
+            count = f"{len(waiting)} of {len(services)}"
+            return f"{count} functions are still loading: {shown(waiting)}"
         return None
 
     def stop(self) -> int:
