@@ -121,9 +121,9 @@ def main() -> None:
                   f"{each.threads} threads")  # fmt: skip
         for each in servers[1:]:
             first = sorted(call(each.port, path) for path in each.paths)
-            p99 = first[int(len(first) * 0.99)]
-            print(f"  {each.name:10} first calls p50 {statistics.median(first):.1f} ms, "
-                  f"p99 {p99:.1f} ms; then {each.memory:.0f} MiB, {each.threads} threads")  # fmt: skip
+            p50, p99 = statistics.median(first), first[int(len(first) * 0.99)]
+            print(f"  {each.name:10} first calls p50 {p50:.1f} ms, p99 {p99:.1f} ms; "
+                  f"then {each.memory:.0f} MiB, {each.threads} threads")  # fmt: skip
         for _ in range(options.rounds):
             for each in servers:
                 plan = Plan(
