@@ -160,10 +160,10 @@ def build(args: Mapping[str, Any]) -> Any:
 
 
 def _application(folder: Path, args: Mapping[str, Any]) -> Any:
-    serve = import_serve()
     given = ServeArgs.of(args)
     settings = Settings.from_environ()
     name = find(folder, given.function).spec.name
+    serve = import_serve()
     try:
         made = serve.deployment(
             name=name,
