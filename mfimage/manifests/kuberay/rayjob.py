@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from mfimage.errors import OptionError
 from mfimage.manifests.checks import check_number, check_value
+from mfimage.manifests.kind import Kind
 from mfimage.manifests.kuberay.cluster import Cluster
-from mfimage.manifests.kuberay.image import RayImage
-from mfimage.manifests.kuberay.options import ClusterOptions
+from mfimage.manifests.kuberay.image import RayImage, read_ray_image
+from mfimage.manifests.kuberay.options import ClusterOptions, StatedRay
 from mfimage.manifests.options import REQUIRED, Resources, option
 
 # A URL passes through the submitter's bash and the head's sh, and until Ray 2.56 `ray job submit`
@@ -89,9 +90,6 @@ def _check_plain(text: str, *, field: str) -> None:
         )
 
 
-OPTIONS, PREFIX = JobOptions, ""
-
-
 def write(image: RayImage, options: ClusterOptions, job: JobOptions) -> str:
     """Write a RayJob, which starts a cluster, runs a batch on it, and stops it."""
     cluster = Cluster(image, options)
@@ -107,3 +105,14 @@ def write(image: RayImage, options: ClusterOptions, job: JobOptions) -> str:
         "rayClusterSpec": cluster.spec(),
     }
     return cluster.write("RayJob", spec)
+
+
+KIND = Kind(
+    stated=StatedRay,
+    options=(
+        (ClusterOptions, ""),
+        (JobOptions, ""),
+    ),
+    read=read_ray_image,
+    write=write,
+)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from mfimage.errors import OptionError
 from mfimage.manifests.checks import check_number
+from mfimage.manifests.kind import Kind
 from mfimage.manifests.kuberay.cluster import SERVE_PORT, Cluster
-from mfimage.manifests.kuberay.image import RayImage
-from mfimage.manifests.kuberay.options import ClusterOptions
+from mfimage.manifests.kuberay.image import RayImage, read_ray_image
+from mfimage.manifests.kuberay.options import ClusterOptions, StatedRay
 from mfimage.manifests.options import Scale, option
 from mfimage.manifests.text import to_yaml
 
@@ -75,9 +76,6 @@ class ServiceOptions:
         return Scale(replicas=replicas, minimum=minimum, maximum=maximum)
 
 
-OPTIONS, PREFIX = ServiceOptions, "serve_"
-
-
 def write(image: RayImage, options: ClusterOptions, service: ServiceOptions) -> str:
     """Write a RayService, a cluster that serves ``POST /<function name>``."""
     if image.parts is not None and "serve" not in image.parts:
@@ -103,3 +101,14 @@ def write(image: RayImage, options: ClusterOptions, service: ServiceOptions) -> 
         "rayClusterConfig": cluster.spec(serves=True),
     }
     return cluster.write("RayService", spec)
+
+
+KIND = Kind(
+    stated=StatedRay,
+    options=(
+        (ClusterOptions, ""),
+        (ServiceOptions, "serve_"),
+    ),
+    read=read_ray_image,
+    write=write,
+)
