@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from mfimage.errors import OptionError
 from mfimage.manifests.checks import check_value, default_name, parse_cpu, resource_name
-from mfimage.manifests.image import LocalImage, ServerImage, read_local_image
+from mfimage.manifests.image import ServerImage, Stated, read_local_image
 from mfimage.manifests.kind import Kind
 from mfimage.manifests.options import option
 from mfimage.manifests.server import MARGIN, MIB, READY, SizeOptions
@@ -22,7 +22,7 @@ _PROBE = (
     "import http.client, sys; c = http.client.HTTPConnection('localhost', {port}, timeout=5); "
     "c.request('GET', '{path}'); sys.exit(c.getresponse().status != 200)"
 )
-_INTERVAL = 30
+_INTERVAL = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def write(image: ServerImage, options: ComposeOptions) -> str:
     name = options.name or default_name(image.name, rule)
     rule.check(name, field="name")
     settings = options.settings(image.env)
-    memory = options.memory_bytes(settings)
+    memory = options.memory_bytes(image.env)
     service = {
         "image": _literal(image.reference),
         "ports": [_literal(f"{options.publish or settings.port}:{settings.port}")],
@@ -95,4 +95,4 @@ def _literal(text: str) -> str:
     return text.replace("$", "$$")
 
 
-KIND = Kind(stated=LocalImage, options=((ComposeOptions, ""),), read=read_local_image, write=write)
+KIND = Kind(stated=Stated, options=((ComposeOptions, ""),), read=read_local_image, write=write)

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from mfimage.errors import OptionError
 from mfimage.manifests.checks import NAMESPACE, check_number
-from mfimage.manifests.image import ServerImage, Stated, read_server_image
+from mfimage.manifests.image import ServerImage, StatedPulled, read_server_image
 from mfimage.manifests.kind import Kind
 from mfimage.manifests.options import Scale, option
-from mfimage.manifests.server import METRICS, Server, ServerOptions
+from mfimage.manifests.server import METRICS, ServerOptions, ServerPod
 from mfimage.manifests.shared import PlacementOptions
 from mfimage.manifests.text import to_yaml
 
@@ -88,10 +88,10 @@ class DeploymentOptions(ServerOptions, PlacementOptions):
 
 def write(image: ServerImage, options: DeploymentOptions) -> str:
     """Write a Deployment and a Service; by options, more objects."""
-    return "---\n".join(to_yaml(each) for each in _objects(Server(image, options), options))
+    return "---\n".join(to_yaml(each) for each in _objects(ServerPod(image, options), options))
 
 
-def _objects(server: Server, options: DeploymentOptions) -> Iterator[dict[str, Any]]:
+def _objects(server: ServerPod, options: DeploymentOptions) -> Iterator[dict[str, Any]]:
     def made(version: str, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
         return {"apiVersion": version, "kind": kind, "metadata": server.metadata(), "spec": spec}
 
@@ -139,7 +139,7 @@ def _objects(server: Server, options: DeploymentOptions) -> Iterator[dict[str, A
         })  # fmt: skip
 
 
-def _deployment(server: Server, options: DeploymentOptions) -> dict[str, Any]:
+def _deployment(server: ServerPod, options: DeploymentOptions) -> dict[str, Any]:
     of_pod, of_container = server.shutdown()
     container = {
         **server.container("server", _PORT, {}),
@@ -173,4 +173,6 @@ def _deployment(server: Server, options: DeploymentOptions) -> dict[str, Any]:
     }
 
 
-KIND = Kind(stated=Stated, options=((DeploymentOptions, ""),), read=read_server_image, write=write)
+KIND = Kind(
+    stated=StatedPulled, options=((DeploymentOptions, ""),), read=read_server_image, write=write
+)

@@ -16,14 +16,14 @@ from mfimage.manifests.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalImage:
+class Stated:
     """What the user states about an image; it must agree with the image's labels."""
 
     function: str | None = option("Function in an image that is not found.", "NAME")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stated(LocalImage):
+class StatedPulled(Stated):
     """What the user states about an image that other machines pull."""
 
     allow_tag: bool = option("Accept a tag if the image's digest is not known.", default=False)
@@ -72,7 +72,7 @@ class LocatedImage:
 
 def locate(
     name: str,
-    stated: Stated,
+    stated: StatedPulled,
     *,
     say: Callable[[str], None],
     places: Sequence[Place] = (ENGINE, REGISTRY),
@@ -129,7 +129,7 @@ class ServerImage:
 
 def read_server_image(
     name: str,
-    stated: Stated,
+    stated: StatedPulled,
     *,
     say: Callable[[str], None],
     places: Sequence[Place] = (ENGINE, REGISTRY),
@@ -154,11 +154,11 @@ def read_server_image(
 
 def read_local_image(
     name: str,
-    stated: LocalImage,
+    stated: Stated,
     *,
     say: Callable[[str], None],
     places: Sequence[Place] = (ENGINE, REGISTRY),
 ) -> ServerImage:
     """Describe an image that may be in this machine's engine only."""
-    local = Stated(function=stated.function, allow_tag=True)
+    local = StatedPulled(function=stated.function, allow_tag=True)
     return read_server_image(name, local, say=lambda _: None, places=places)

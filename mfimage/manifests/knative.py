@@ -9,10 +9,10 @@ from typing import Any
 
 from mfimage.errors import OptionError
 from mfimage.manifests.checks import check_number
-from mfimage.manifests.image import ServerImage, Stated, read_server_image
+from mfimage.manifests.image import ServerImage, StatedPulled, read_server_image
 from mfimage.manifests.kind import Kind
 from mfimage.manifests.options import option
-from mfimage.manifests.server import Server, ServerOptions
+from mfimage.manifests.server import ServerOptions, ServerPod
 from mfimage.manifests.text import to_yaml
 
 RESERVED = dict.fromkeys(("PORT", "K_SERVICE", "K_CONFIGURATION", "K_REVISION"), "Knative")
@@ -61,7 +61,7 @@ def check_bounds(low: int | None, high: int | None) -> None:
 
 def write(image: ServerImage, options: KnativeOptions) -> str:
     """Write a Knative Service, which scales with requests, also to zero."""
-    server = Server(image, options)
+    server = ServerPod(image, options)
     pod = knative_pod(server)
     scaling = {
         "min-scale": options.min_replicas,
@@ -91,7 +91,7 @@ def write(image: ServerImage, options: KnativeOptions) -> str:
 
 
 def knative_pod(
-    server: Server, name: str = "server", first: Mapping[str, str] | None = None
+    server: ServerPod, name: str = "server", first: Mapping[str, str] | None = None
 ) -> Any:
     """Return what Knative takes of a pod's spec, whose container has a name."""
     if server.settings.port in _SIDECAR_PORTS:
@@ -99,18 +99,21 @@ def knative_pod(
             f"env PORT: {server.settings.port} is a port of Knative's own",
             hint="build the image with another: --env PORT=8080",
         )
-    # The name says HTTP/1.1. Probes without a port are of the container's only one.
-    container = {**server.container(name, "http1", first or {}), **server.probes(None)}
+    # The name says HTTP/1.1. Knative gives the port another one, which it does not do in probes.
+    probes = server.probes(server.settings.port)
+    container = {**server.container(name, "http1", first or {}), **probes}
     # Knative refuses a pod's security context unless a cluster enables it.
     of_pod = server.options.security_context
     container["securityContext"] = {**of_pod, **container["securityContext"]}
     return server.pod(container)
 
 
-def timeout_seconds(server: Server) -> int:
+def timeout_seconds(server: ServerPod) -> int:
     """Return how long a request may take, for which Knative waits when it stops a pod, too."""
     needed = server.termination_seconds - server.propagation_seconds
     return max(needed, math.ceil(server.settings.timeout) or _NO_TIMEOUT)
 
 
-KIND = Kind(stated=Stated, options=((KnativeOptions, ""),), read=read_server_image, write=write)
+KIND = Kind(
+    stated=StatedPulled, options=((KnativeOptions, ""),), read=read_server_image, write=write
+)

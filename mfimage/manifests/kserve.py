@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from mfimage.errors import OptionError
 from mfimage.manifests.checks import check_number
-from mfimage.manifests.image import ServerImage, Stated, read_server_image
+from mfimage.manifests.image import ServerImage, StatedPulled, read_server_image
 from mfimage.manifests.kind import Kind
 from mfimage.manifests.knative import RESERVED, check_bounds, knative_pod, timeout_seconds
 from mfimage.manifests.options import option
-from mfimage.manifests.server import Server, ServerOptions
+from mfimage.manifests.server import ServerOptions, ServerPod
 from mfimage.manifests.shared import PlacementOptions
 from mfimage.manifests.text import to_yaml
 
@@ -74,7 +74,7 @@ class KServeOptions(ServerOptions, PlacementOptions):
 
 def write(image: ServerImage, options: KServeOptions) -> str:
     """Write an InferenceService of KServe with a predictor of protocol v2."""
-    server = Server(image, options, _LONGEST_NAME)
+    server = ServerPod(image, options, _LONGEST_NAME)
     pod = _knative(server, options) if options.mode == "knative" else _standard(server, options)
     scaling = {"minReplicas": options.min_replicas, "maxReplicas": options.max_replicas}
     mode = {"serving.kserve.io/deploymentMode": _MODES[options.mode]}
@@ -88,7 +88,7 @@ def write(image: ServerImage, options: KServeOptions) -> str:
     )
 
 
-def _knative(server: Server, options: KServeOptions) -> dict[str, Any]:
+def _knative(server: ServerPod, options: KServeOptions) -> dict[str, Any]:
     return {
         "containerConcurrency": options.concurrency,
         "timeout": timeout_seconds(server),
@@ -96,7 +96,7 @@ def _knative(server: Server, options: KServeOptions) -> dict[str, Any]:
     }
 
 
-def _standard(server: Server, options: KServeOptions) -> dict[str, Any]:
+def _standard(server: ServerPod, options: KServeOptions) -> dict[str, Any]:
     of_pod, of_container = server.shutdown()
     container = {
         **server.container(_CONTAINER, "http1", _PROTOCOL),
@@ -113,4 +113,6 @@ def _standard(server: Server, options: KServeOptions) -> dict[str, Any]:
     }
 
 
-KIND = Kind(stated=Stated, options=((KServeOptions, ""),), read=read_server_image, write=write)
+KIND = Kind(
+    stated=StatedPulled, options=((KServeOptions, ""),), read=read_server_image, write=write
+)

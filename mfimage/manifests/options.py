@@ -142,14 +142,14 @@ class SecretRef:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class VariableSource:
     """A Secret or ConfigMap."""
 
     kind: str
     name: str
 
     @classmethod
-    def parse(cls, text: str) -> Source:
+    def parse(cls, text: str) -> VariableSource:
         """Parse ``secret/NAME`` or ``configmap/NAME``, as ``kubectl set env --from`` does."""
         kind, _, name = text.partition("/")
         if kind not in ("secret", "configmap") or not name:

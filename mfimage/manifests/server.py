@@ -74,15 +74,18 @@ class SizeOptions(VariableOptions):
         """Return the server's settings, from the image's variables and the user's."""
         return Settings.from_environ({**image, **self.env})
 
-    def memory_bytes(self, settings: Settings) -> tuple[int, int] | None:
+    def memory_bytes(self, image: Mapping[str, str]) -> tuple[int, int] | None:
         """Return how much memory to request, and the limit; None if it is not known."""
         if self.memory is not None:
             size = parse_memory(self.memory, field="memory")
             return size, size
         if self.measured is None:
             return None
+        settings = self.settings(image)
+        # The test ran as many processes as the image says.
+        processes = settings.workers / Settings.from_environ(image).workers
+        request = _whole_mib(self.measured.memory_bytes * processes * _MEMORY_FACTOR)
         # What requests in flight may hold, see docs/serving.md, was not needed in the test.
-        request = _whole_mib(self.measured.memory_bytes * _MEMORY_FACTOR)
         return request, _whole_mib(request + settings.workers * settings.max_held)
 
     @property
@@ -121,7 +124,7 @@ class ServerOptions(ObjectOptions, PodOptions, EnvironmentOptions, SizeOptions):
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerPod:
     """An image with options, from which each kind takes its parts."""
 
     image: ServerImage
@@ -222,7 +225,7 @@ class Server:
 
     def _resources(self) -> dict[str, Any]:
         options = self.options
-        memory = options.memory_bytes(self.settings)
+        memory = options.memory_bytes(self.image.env)
         request = limit = options.memory
         if memory and options.memory is None:
             request, limit = (f"{size // MIB}Mi" for size in memory)
@@ -237,8 +240,8 @@ class Server:
             "limits": limits if any(limits.values()) else None,
         }
 
-    def probes(self, port: str | None) -> dict[str, Any]:
-        """Return the probes; ``port`` is None where the platform knows it."""
+    def probes(self, port: str | int) -> dict[str, Any]:
+        """Return the probes of a port, by its name or number."""
 
         def get(path: str, period: int, failures: int) -> dict[str, Any]:
             return {

@@ -18,7 +18,7 @@ from mfimage.manifests.checks import (
     check_number,
     check_value,
 )
-from mfimage.manifests.options import SecretRef, Source, Toleration, option
+from mfimage.manifests.options import SecretRef, Toleration, VariableSource, option
 
 _POLICIES = ("Always", "IfNotPresent", "Never")
 _CREDENTIALS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -153,9 +153,9 @@ class EnvironmentOptions(VariableOptions):
     env_from_secret: Mapping[str, SecretRef] = option(
         "Variable from a Secret.", "NAME=SECRET:KEY", {}, parse=SecretRef.parse
     )
-    env_from: tuple[Source, ...] = option(
+    env_from: tuple[VariableSource, ...] = option(
         "Secret or ConfigMap whose keys are all variables.", "secret/NAME|configmap/NAME", (),
-        parse=Source.parse,
+        parse=VariableSource.parse,
     )  # fmt: skip
 
     def check_variables(self, owned: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from mfimage.errors import OptionError
 from mfimage.manifests.checks import KEY, OBJECT, check_label, check_number
-from mfimage.manifests.image import Stated
+from mfimage.manifests.image import StatedPulled
 from mfimage.manifests.options import Resources, Scale, option, resources
 from mfimage.manifests.shared import (
     IMAGE_VARIABLES,
@@ -37,7 +37,7 @@ _OWNED = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatedRay(Stated):
+class StatedRay(StatedPulled):
     """What the user states about an image for Ray."""
 
     ray_version: str | None = option("Version of Ray in an image that is not found.", "VERSION")
