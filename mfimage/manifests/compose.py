@@ -76,7 +76,7 @@ def write(image: ServerImage, options: ComposeOptions) -> str:
         "cpus": float(parse_cpu(options.cpu, field="cpu")) if options.cpu else None,
         "mem_limit": f"{math.ceil(memory[1] / MIB)}m" if memory else None,
     }
-    return to_yaml({"name": name, "services": {name: service}})
+    return to_yaml({"services": {name: service}})
 
 
 def _healthcheck(port: int, start: int) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def _budget(text: str) -> int | str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeploymentOptions(ServerOptions, PlacementOptions):
+class DeploymentOptions(PlacementOptions, ServerOptions):
     """A Deployment; each object beside it and its Service is written if its option is given."""
 
     replicas: int | None = option("Pods; 1 by default.", "N", type=int)

@@ -26,7 +26,7 @@ _LONGEST_NAME = 63 - len("-predictor")
 
 
 @dataclass(frozen=True, kw_only=True)
-class KServeOptions(ServerOptions, PlacementOptions):
+class KServeOptions(PlacementOptions, ServerOptions):
     """A predictor, which scales between bounds."""
 
     mode: Literal["standard", "knative"] = option(

@@ -97,7 +97,7 @@ class SizeOptions(VariableOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerOptions(ObjectOptions, PodOptions, EnvironmentOptions, SizeOptions):
+class ServerOptions(SizeOptions, EnvironmentOptions, PodOptions, ObjectOptions):
     """A server in a pod."""
 
     gpus: int = option("GPUs of each pod.", "N", 0)
@@ -201,7 +201,7 @@ class ServerPod:
             "serviceAccountName": options.service_account,
             # The server does not call Kubernetes; what the function calls has an account.
             "automountServiceAccountToken": None if options.service_account else False,
-            # A Service named mfimage-port would otherwise become a variable of ours.
+            # Variables of other Services may have the names of the function's own.
             "enableServiceLinks": False,
             "imagePullSecrets": options.pull_secrets,
             "containers": [container],

@@ -36,7 +36,7 @@ from tests.support.kubernetes import definitions, validate, validate_pod
 GOLDEN = Path(__file__).parents[1] / "golden" / "manifests"
 CLUSTER = [name for name in MANIFESTS if not name.startswith("compose")]
 # What Knative takes of a pod's spec and a container unless a cluster enables more: PodSpecMask and
-# ContainerMask of knative.dev/serving/pkg/apis/serving, release 1.19.
+# ContainerMask of knative.dev/serving/pkg/apis/serving, its main branch of August 2026.
 KNATIVE_POD = {
     "automountServiceAccountToken", "containers", "enableServiceLinks", "imagePullSecrets",
     "serviceAccountName", "volumes",
@@ -428,3 +428,25 @@ def test_paths_are_those_of_the_server():
     source = (Path(supervisor.__file__).parent / "contracts" / "status.py").read_text()
     for path in (ALIVE, READY, METRICS):
         assert f'"{path}"' in source or f'"{path[1:]}"' in source
+
+
+def options_table() -> str:
+    """What docs/manifests.md has between its header and the next empty line."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for kind in ("deployment", "knative", "kserve", "compose"):
+        for (flag, _), about in find_kind(kind).flags():
+            value = about["metavar"] or "|".join(about["choices"])
+            written = f"{flag} {value}".strip().replace("|", "\\|")
+            rows.setdefault((written, about["help"]), []).append(kind)
+    lines = [f"| `{flag}` | {text} | {', '.join(kinds)} |" for (flag, text), kinds in rows.items()]
+    return "\n".join(["| option | meaning | kinds |", "|---|---|---|", *lines])
+
+
+def test_the_options_are_documented():
+    page = Path(__file__).parents[2] / "docs" / "manifests.md"
+    text = page.read_text()
+    if os.environ.get("MFIMAGE_WRITE_GOLDEN"):
+        start = text.index("| option | meaning | kinds |")
+        text = text[:start] + options_table() + text[text.index("\n\n", start) :]
+        page.write_text(text)
+    assert f"\n{options_table()}\n" in text

@@ -47,7 +47,7 @@ class StatedRay(StatedPulled):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterOptions(ObjectOptions, PodOptions, PlacementOptions, EnvironmentOptions):
+class ClusterOptions(EnvironmentOptions, PlacementOptions, PodOptions, ObjectOptions):
     """The Ray cluster of a RayCluster, RayJob or RayService.
 
     The labels are the resource's, not its pods', which other controllers may select by label.
