@@ -47,7 +47,7 @@ _START_FACTOR, _SHORTEST_START, _UNKNOWN_START, _START_PERIOD = 10, 30, 300, 2
 # Of the memory measured, for requests that are larger than the recorded examples.
 _MEMORY_FACTOR = 1.25
 # Labels of images that identify what runs.
-_LINEAGE = ("function.name", "function.digest", "task", "version")
+_LINEAGE = ("function.name", "function.digest", "functions.count", "task", "version")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -450,3 +450,28 @@ def test_the_options_are_documented():
         text = text[:start] + options_table() + text[text.index("\n\n", start) :]
         page.write_text(text)
     assert f"\n{options_table()}\n" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--env-from", "iris"], "env-from: 'iris' does not name a Secret or ConfigMap"),
+        (["--env-from", "secret/A_B"], "env-from secret: 'A_B'"),
+        (["--env-from-secret", "A=s"], "env-from-secret: 's' does not name a key"),
+        (["--env-from-secret", "MFIMAGE_GRACE=s:k"], "env-from-secret: MFIMAGE_GRACE is a setting"),
+        (["--env", "A"], "env: 'A' has no value"),
+        (["--label", "a"], "label: 'a' has no value"),
+        (["--run-as-user", "root"], "run-as-user: 'root' is not a uid"),
+        (["--disruption-budget", "0"], "disruption-budget: '0' is not a number of pods"),
+        (["--disruption-budget", "101%"], "disruption-budget: '101%'"),
+        (["--toleration", "a:Sometimes"], "toleration: a: 'Sometimes' is not an effect"),
+        (["--measured", "absent.json"], "measured: cannot read absent.json"),
+        (["--function", "a b"], "function: 'a b' cannot be the name of a function"),
+    ],
+)
+def test_texts_of_flags_are_refused_by_name_and_value(arguments, said):
+    command = ["manifest", "deployment", f"iris@{DIGEST}", "--function", "f", *arguments]
+    result = CliRunner().invoke(main, command)
+    assert (result.exit_code, result.stdout) == (1, ""), result.output
+    assert result.stderr.startswith(f"error: {said}")
+    assert "\nhint: " in result.stderr
