@@ -87,7 +87,7 @@ class DeploymentOptions(PlacementOptions, ServerOptions):
 
 
 def write(image: ServerImage, options: DeploymentOptions) -> str:
-    """Write a Deployment and a Service; by options, more objects."""
+    """Write a Deployment, and a Service."""
     return "---\n".join(to_yaml(each) for each in _objects(ServerPod(image, options), options))
 
 

@@ -60,7 +60,7 @@ def check_bounds(low: int | None, high: int | None) -> None:
 
 
 def write(image: ServerImage, options: KnativeOptions) -> str:
-    """Write a Knative Service, which scales with requests, also to zero."""
+    """Write a Service of Knative."""
     server = ServerPod(image, options)
     pod = knative_pod(server)
     scaling = {

@@ -73,7 +73,7 @@ class KServeOptions(PlacementOptions, ServerOptions):
 
 
 def write(image: ServerImage, options: KServeOptions) -> str:
-    """Write an InferenceService of KServe with a predictor of protocol v2."""
+    """Write an InferenceService of KServe."""
     server = ServerPod(image, options, _LONGEST_NAME)
     pod = _knative(server, options) if options.mode == "knative" else _standard(server, options)
     scaling = {"minReplicas": options.min_replicas, "maxReplicas": options.max_replicas}

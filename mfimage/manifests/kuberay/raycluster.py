@@ -9,7 +9,7 @@ from mfimage.manifests.kuberay.options import ClusterOptions, StatedRay
 
 
 def write(image: RayImage, options: ClusterOptions) -> str:
-    """Write a RayCluster that waits for jobs and drivers."""
+    """Write a RayCluster for jobs and drivers."""
     cluster = Cluster(image, options)
     return cluster.write("RayCluster", cluster.spec(), name_length=53)
 

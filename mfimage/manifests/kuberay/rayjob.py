@@ -91,7 +91,7 @@ def _check_plain(text: str, *, field: str) -> None:
 
 
 def write(image: RayImage, options: ClusterOptions, job: JobOptions) -> str:
-    """Write a RayJob, which starts a cluster, runs a batch on it, and stops it."""
+    """Write a RayJob, which runs a batch."""
     cluster = Cluster(image, options)
     cluster.check_workers()
     spec = {

@@ -77,7 +77,7 @@ class ServiceOptions:
 
 
 def write(image: RayImage, options: ClusterOptions, service: ServiceOptions) -> str:
-    """Write a RayService, a cluster that serves ``POST /<function name>``."""
+    """Write a RayService, which serves requests."""
     if image.parts is not None and "serve" not in image.parts:
         raise OptionError(
             f"image: {image.reference} has no Ray Serve",
