@@ -9,17 +9,23 @@ from dataclasses import dataclass, field
 from mfimage.errors import MfimageError, OptionError
 from mfimage.image.find.places import ENGINE, REGISTRY, FoundImage, Place, find_image
 from mfimage.image.plan.labels import FUNCTION_NAME, TARGET
+from mfimage.image.plan.options import LABEL_PREFIX
 from mfimage.image.registry.reference import Reference, parse_reference
 from mfimage.image.targets.fastapi import FastapiTarget
 from mfimage.manifests.checks import check_function
 from mfimage.manifests.options import option
+
+# Only images of several functions have it.
+FUNCTIONS_COUNT = f"{LABEL_PREFIX}functions.count"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stated:
     """What the user states about an image; it must agree with the image's labels."""
 
-    function: str | None = option("Function in an image that is not found.", "NAME")
+    function: str | None = option(
+        "Function in an image that is not found, or that has several.", "NAME"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +85,7 @@ def locate(
 ) -> LocatedImage:
     """Find an image in the engine or its registry, and pin it by digest."""
     reference = parse_reference(name)
-    image, why = None, f"{name} has no labels of mfimage"
+    image, why = None, f"{name} has no labels of mfimage that state it"
     try:
         image = find_image(name, places=places)
     except MfimageError as error:

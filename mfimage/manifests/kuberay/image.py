@@ -11,7 +11,7 @@ from mfimage.image.find.places import ENGINE, REGISTRY, Place
 from mfimage.image.plan.labels import FUNCTION_DIGEST, FUNCTION_NAME
 from mfimage.image.targets.ray import PYTHON_VERSION, RAY_PARTS, RAY_VERSION, RayTarget
 from mfimage.manifests.checks import check_function
-from mfimage.manifests.image import locate
+from mfimage.manifests.image import FUNCTIONS_COUNT, locate
 from mfimage.manifests.kuberay.options import StatedRay
 
 # From 2.53 on, one HTTP request shows whether a node is healthy; before, KubeRay's probes run wget.
@@ -30,6 +30,7 @@ class RayImage:
     python_version: str | None = None
     digest: str | None = None  # the function's, which names the placement resource
     parts: tuple[str, ...] | None = None  # Ray's extras in the image, such as default and serve
+    several: bool = False  # whether the function is one of several in the image
 
     def __post_init__(self) -> None:
         found = _RAY_VERSION.fullmatch(self.ray_version)
@@ -39,7 +40,8 @@ class RayImage:
                 f"ray-version: {self.ray_version!r} is not a version of Ray from {oldest} on",
                 hint=f"give the version in the image, such as {oldest}.0",
             )
-        check_function(self.function)
+        # One of several may have a foreach's value in its name: predict/emea.
+        check_function(self.function.partition("/")[0] if self.several else self.function)
         if self.digest is not None and not _DIGEST.fullmatch(self.digest):
             raise OptionError(
                 f"function-digest: {self.digest!r} is not a digest",
@@ -77,4 +79,5 @@ def read_ray_image(
         function=function,
         digest=digest,
         parts=None if parts is None else tuple(parts.split(",")),
+        several=FUNCTIONS_COUNT in located.labels,
     )

@@ -51,8 +51,10 @@ class JobOptions:
         for name in ("batch_size", "num_actors", "deadline"):
             check_number(getattr(self, name), field=name.replace("_", "-"), minimum=1)
 
-    def entrypoint(self, cluster: ClusterOptions) -> str:
-        """Return the command line that KubeRay submits."""
+    def entrypoint(self, cluster: ClusterOptions, function: str | None = None) -> str:
+        """Return the command line that KubeRay submits; ``function`` is one of several."""
+        if function is not None:
+            _check_plain(function, field="function")
         gpus = cluster.gpus_of_copy(self.num_gpus)
         room = cluster.check_room("num-actors", self.num_actors or 1, self.num_cpus, gpus)
         actors = self.num_actors
@@ -60,6 +62,7 @@ class JobOptions:
             # Few workers have started by then: the job would ask for as many as they hold.
             actors = int(room)
         options = {
+            "function": function,
             "input": self.input,
             "output": self.output,
             "format": self.format,
@@ -96,7 +99,7 @@ def write(image: RayImage, options: ClusterOptions, job: JobOptions) -> str:
     cluster.check_workers()
     spec = {
         "submissionMode": "K8sJobMode",
-        "entrypoint": job.entrypoint(options),
+        "entrypoint": job.entrypoint(options, image.function if image.several else None),
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": job.ttl,
         "backoffLimit": job.backoff_limit,

@@ -85,11 +85,12 @@ def write(image: RayImage, options: ClusterOptions, service: ServiceOptions) -> 
         )
     cluster = Cluster(image, options)
     cluster.check_workers()
+    chosen = {"function": image.function} if image.several else {}
     application = {
         "name": image.function,
         "route_prefix": f"/{image.function}",
         "import_path": "mfimage.runtime.ray_worker:build",
-        "args": service.deployment(options),
+        "args": {**service.deployment(options), **chosen},
     }
     serve = {
         "http_options": {"host": "0.0.0.0", "port": SERVE_PORT},  # noqa: S104  (of a pod)

@@ -91,6 +91,16 @@ def test_another_target_is_sent_to_build():
     assert "mfimage build REFERENCE --target ray" in raised.value.hint
 
 
+def test_of_several_functions_one_is_named():
+    several = {k: v for k, v in LABELS.items() if ".function." not in k}
+    several |= {"io.mfimage.functions.count": "3"}
+    with pytest.raises(OptionError, match="function: not known"):
+        read(labels=several)
+    stated = StatedRay(allow_tag=True, function="predict/emea")
+    image, _ = read(labels=several, stated=stated)
+    assert (image.function, image.several) == ("predict/emea", True)
+
+
 @pytest.mark.parametrize(
     ("labels", "why"), [(None, "it is not here"), ({}, "has no labels of mfimage")]
 )
