@@ -1,7 +1,4 @@
-"""Many functions in one image: 500, each with an artifact of 1 MB, against one function alone.
-
-``--build`` also builds the image: cold, and with one function changed.
-"""
+"""Many functions in one image: 500, each with an artifact of 1 MB, against one function alone."""
 
 from __future__ import annotations
 
