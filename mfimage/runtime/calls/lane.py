@@ -2,7 +2,7 @@
 
 A thread for each function is woken for almost every call when calls go to hundreds of functions in
 turn: with 500 that took more than half of the requests a second. A function that keeps the shared
-thread for long, or takes much of it while calls of others wait, gets threads of its own.
+thread for long, or takes much of it while calls wait, gets threads of its own.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Lane:
             self._part_with(running, now, worker)
         elif now > self._until:
             spent = self._spent
-            most = max(spent, key=spent.__getitem__, default=None) if len(spent) > 1 else None
+            most = max(spent, key=spent.__getitem__, default=None)
             if most and self._waited > _WAITED and spent[most] > _SHARE * sum(spent.values()):
                 self._part_with(most, now, None)
             self._begin_window(now)
