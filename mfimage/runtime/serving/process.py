@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import logging
 import os
@@ -68,7 +69,10 @@ class Process:
         self._signalled = False
         later = self._loop.call_later
         self._access = logs.AccessLog(out, later) if settings.access_log else None
-        served = Served.alone(read_spec(folder))
+        served = dataclasses.replace(
+            Served.alone(read_spec(folder)),
+            health_route=settings.health_route, predict_route=settings.predict_route,
+        )  # fmt: skip
         self._services = Services(
             served=served, settings=settings, metrics=Metrics(), loop=self._loop
         )

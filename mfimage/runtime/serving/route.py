@@ -8,6 +8,7 @@ from typing import Any
 
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.serving.content import JSON, Header, MediaCodec
+from mfimage.runtime.serving.problems import MEDIA_TYPE, Problem
 from mfimage.runtime.serving.served import Served
 from mfimage.runtime.serving.service import Receive, Service
 from mfimage.runtime.serving.services import Services
@@ -44,7 +45,13 @@ class Response:
     status: int = 200
 
 
-# An exception, returned or raised, becomes a problem document.
+def problem_response(problem: Problem, request_id: str) -> Response:
+    """Return a problem document."""
+    headers = [(b"content-type", MEDIA_TYPE.encode()), *problem.headers]
+    return Response(problem.body(request_id), headers, problem.status)
+
+
+# An exception, returned or raised, becomes a response in the form of the route's errors.
 Reply = Awaitable[Response | BaseException]
 FunctionHandler = Callable[[Service, HttpRequest], Reply]
 ServerHandler = Callable[[Services, HttpRequest], Reply]
@@ -120,3 +127,6 @@ class Route:
         False  # its response concerns one process: Ray Serve, which may choose any, has none
     )
     expectations: tuple[Expectation, ...] = ()
+    errors: Callable[[Problem, str], Response] = problem_response  # with the request's id
+    # Paths that start so and have no route get their errors in this route's form.
+    claims: str | None = None

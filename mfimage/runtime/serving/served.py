@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from mfimage.package.spec import FunctionSpec
 
+_SHOWN = 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
@@ -18,11 +20,21 @@ class Served:
     default: str | None
     # Whether the image is one of several functions, however many there are.
     several: bool
+    # The paths that Vertex AI has chosen.
+    health_route: str | None = None
+    predict_route: str | None = None
 
     @property
     def title(self) -> str:
         """What documentation calls them together."""
         return f"{len(self.specs)} functions" if self.several else next(iter(self.specs))
+
+    @property
+    def shown(self) -> str:
+        """The names, for an error: the first twenty, and how many more."""
+        names = list(self.specs)
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        return ", ".join(names[:_SHOWN]) + more
 
     @classmethod
     def alone(cls, spec: FunctionSpec) -> Served:

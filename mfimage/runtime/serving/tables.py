@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +46,8 @@ class Table:
 
     columns: Mapping[str, Column]
     whole: Column | None
+    # Whether the order of the columns is the function's: of those that are required it is known.
+    ordered: bool = True
 
     @property
     def flat(self) -> bool:
@@ -61,12 +64,14 @@ def table_of(schema: Mapping[str, Any], *, name: str) -> Table:
     definitions = schema.get("$defs", {})
     root, _ = _resolve(schema, definitions)
     if root.get("type") == "object":
-        required = root.get("required", ())
+        properties = root.get("properties", {})
+        # A package sorts the members of its schemas, but not the list of those required.
+        required = [key for key in root.get("required", ()) if key in properties]
         columns = {
-            key: _column(key, each, definitions, required=key in required)
-            for key, each in root.get("properties", {}).items()
+            key: _column(key, properties[key], definitions, required=key in required)
+            for key in dict.fromkeys((*required, *properties))
         }
-        return Table(columns=columns, whole=None)
+        return Table(columns=columns, whole=None, ordered=len(required) == len(columns))
     return Table(columns={}, whole=_column(name, root, definitions, required=True))
 
 
@@ -198,7 +203,8 @@ FRAMES: Mapping[str, Callable[[Any], list[Any]]] = {
 def read_csv(text: str, table: Table, *, header: bool | None) -> list[Any]:
     """Return the records of a flat table; ``header``: whether the first row has the names.
 
-    None: it has them if its cells are names of columns, all that are required among them.
+    None: it has them if its cells are names of columns, all that are required among them. Without
+    names, a row has all columns in the function's order.
     """
     lines = _lines(text)
     if table.whole is not None:
@@ -211,8 +217,10 @@ def read_csv(text: str, table: Table, *, header: bool | None) -> list[Any]:
         return []
     if header or (header is None and _is_header(first[1], table)):
         names, rows = [cell.strip() for cell in first[1]], lines
+    elif table.ordered:
+        rows = itertools.chain([first], lines)
     else:
-        rows = _chain(first, lines)
+        raise invalid("line 1", f"expected a header with names of {shorten(', '.join(names))}")
     return [_record(number, cells, names, table) for number, cells in rows]
 
 
@@ -224,13 +232,6 @@ def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
                 yield reader.line_num, cells
     except csv.Error as error:
         raise invalid(f"line {reader.line_num}", f"not CSV: {error}") from None
-
-
-def _chain(
-    first: tuple[int, list[str]], rest: Iterator[tuple[int, list[str]]]
-) -> Iterator[tuple[int, list[str]]]:
-    yield first
-    yield from rest
 
 
 def _is_header(cells: Sequence[str], table: Table) -> bool:
@@ -282,7 +283,7 @@ def _cell(cell: str, kind: Kind) -> Any:
 def write_csv(results: Sequence[Any], table: Table) -> str | None:
     """Return results as rows without a header; None if they are not rows of scalars."""
     rows = []
-    names = list(table.columns)
+    names = list(table.columns) if table.ordered else []
     for result in results:
         if isinstance(result, dict):
             names = names or list(result)

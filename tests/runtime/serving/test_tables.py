@@ -11,7 +11,7 @@ from mfimage.runtime.serving.tables import FRAMES, read_csv, table_of, write_csv
 
 FLAT = {
     "type": "object",
-    "required": ["age", "name"],
+    "required": ["age", "name", "share", "ripe"],
     "properties": {
         "age": {"type": "integer"},
         "name": {"type": "string"},
@@ -66,14 +66,25 @@ def test_frames_refused(member: str, value: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "header"),
     [
-        ("age,name\n36,x\n", None),
-        ("\ufeffname, age\r\nx,36\r\n", None),
+        ("age,name,share,ripe\n36,x,,\n", None),
+        ("\ufeffripe, name, age,share\r\n,x,36,\r\n", None),
         ("36,x,,\n", None),
-        ("age,name\n36,x\n", True),
+        ("36,x,,\n", False),
+        ("ripe,name,age,share\n,x,36,\n", True),
     ],
 )
 def test_csv(text: str, header: bool | None) -> None:
-    assert read_csv(text, table_of(FLAT, name="data"), header=header) == [{"age": 36, "name": "x"}]
+    record = {"age": 36, "name": "x", "share": None, "ripe": None}
+    assert read_csv(text, table_of(FLAT, name="data"), header=header) == [record]
+
+
+def test_csv_of_optional_columns_needs_a_header() -> None:
+    """A package does not keep the order of members that are not required."""
+    table = table_of({**FLAT, "required": ["name"]}, name="data")
+    assert read_csv("name,age\nx,36\n", table, header=None) == [{"name": "x", "age": 36}]
+    assert read_csv("name,age\nx,\n", table, header=None) == [{"name": "x"}]
+    with pytest.raises(InputError, match="line 1: expected a header with names of name, age"):
+        read_csv("36,x,,\n", table, header=None)
 
 
 def test_csv_cells() -> None:
