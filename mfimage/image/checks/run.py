@@ -34,6 +34,11 @@ def check_image(
     recorder = Recorder(on_check)
     with open_image(_connect(image), image, say=say) as runner:
         target = runner.info.labels.get(TARGET)
+        if options.contracts and target not in (None, DEFAULT_TARGET):
+            raise OptionError(
+                f"contract: {image} is an image for {target}, which serves no HTTP by itself",
+                hint=f"build it with --target {DEFAULT_TARGET}",
+            )
         if target is None and runner.read(config.SPEC_FILE) is None:
             raise OptionError(
                 f"image: {image} holds no function: there is no {config.SPEC_FILE} in it",

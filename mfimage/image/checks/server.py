@@ -18,6 +18,7 @@ from mfimage.image.checks.contract import (
     replay,
     replay_as_list,
 )
+from mfimage.image.checks.platforms import check_platform
 from mfimage.image.checks.report import Failed, Recorder
 from mfimage.image.checks.restrictions import RESTRICTIONS, check_restrictions
 from mfimage.image.checks.runner import (
@@ -48,6 +49,7 @@ class CheckOptions:
 
     timeout: float = 60.0  # seconds until a container must be ready
     tolerance: Tolerance = field(default_factory=Tolerance)
+    contracts: tuple[str, ...] = ()  # names of ``PLATFORMS`` to be checked as well
 
 
 def http_checks(spec: FunctionSpec) -> tuple[str, ...]:
@@ -92,6 +94,11 @@ def check_server(
         recorder.run(_LIST, lambda: replay_as_list(address, spec, tolerance))
         check_contract(recorder, address, Served.alone(spec))
         recorder.run(_END, lambda: check_end(container, address, spec, settings))
+    for name in options.contracts:
+        check_platform(
+            runner, Served.alone(spec), recorder, name,
+            timeout=options.timeout, tolerance=options.tolerance,
+        )  # fmt: skip
     if works_unrestricted:
         check_restrictions(recorder, launch, works)
     else:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import gc
 import logging
 import os
@@ -69,10 +68,7 @@ class Process:
         self._signalled = False
         later = self._loop.call_later
         self._access = logs.AccessLog(out, later) if settings.access_log else None
-        served = dataclasses.replace(
-            Served.alone(read_spec(folder)),
-            health_route=settings.health_route, predict_route=settings.predict_route,
-        )  # fmt: skip
+        served = Served.alone(read_spec(folder)).placed(settings)
         self._services = Services(
             served=served, settings=settings, metrics=Metrics(), loop=self._loop
         )

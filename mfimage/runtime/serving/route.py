@@ -102,6 +102,11 @@ class Expectation:
     media_type: str = JSON
     body: bytes | None = None
     content_type: str = JSON
+    # Of a platform, for `mfimage test --contract`; None: the server's own.
+    contract: str | None = None
+    # The recorded examples whose inputs are sent, by index, and what returns their results.
+    examples: Sequence[int] = ()
+    results: Callable[[bytes], Sequence[Any]] | None = None
     # Returns what it found in the response body; raises ``ValueError`` when something is wrong.
     verify: Callable[[Served, bytes], str] | None = None
 

@@ -83,6 +83,21 @@ def payloads_of(records: Sequence[Any], path: str) -> list[bytes]:
     ]
 
 
+def alike(records: Sequence[Any]) -> Sequence[Sequence[int]]:
+    """Return the indices of records in groups that have the same members."""
+    groups: dict[Any, list[int]] = {}
+    for index, record in enumerate(records):
+        key = tuple(record) if isinstance(record, dict) else None
+        groups.setdefault(key, []).append(index)
+    return list(groups.values())
+
+
+def predictions_of(body: bytes) -> Sequence[Any]:
+    """Return the results in a response with ``predictions``."""
+    found: Sequence[Any] = json_values.loads(body)["predictions"]
+    return found
+
+
 async def call_rows(
     service: Service, request: HttpRequest, read: Callable[[bytes], _Rows]
 ) -> tuple[_Rows, list[bytes]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mfimage.package.spec import FunctionSpec
+from mfimage.runtime.settings import Settings
 
 _SHOWN = 20
 
@@ -35,6 +36,12 @@ class Served:
         names = list(self.specs)
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         return ", ".join(names[:_SHOWN]) + more
+
+    def placed(self, settings: Settings) -> Served:
+        """Return it with the paths that the platform has chosen."""
+        return replace(
+            self, health_route=settings.health_route, predict_route=settings.predict_route
+        )
 
     @classmethod
     def alone(cls, spec: FunctionSpec) -> Served:

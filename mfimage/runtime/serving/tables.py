@@ -130,12 +130,13 @@ def _kind(schema: Mapping[str, Any]) -> Kind:
 
 def by_column(columns: Mapping[str, Sequence[Any]], *, path: str) -> list[dict[str, Any]]:
     """Return a record for each row of columns of equal length."""
-    lengths = {name: len(values) for name, values in columns.items()}
-    if len(set(lengths.values())) > 1:
-        shown = shorten(", ".join(f"{name} {count}" for name, count in lengths.items()))
-        raise invalid(path, f"expected columns of equal length, got {shown}")
     names = tuple(columns)
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    try:
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    except ValueError:
+        lengths = (f"{name} {len(values)}" for name, values in columns.items())
+        shown = shorten(", ".join(lengths))
+        raise invalid(path, f"expected columns of equal length, got {shown}") from None
 
 
 def invalid(path: str, message: str) -> InputError:

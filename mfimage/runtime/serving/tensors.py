@@ -10,12 +10,12 @@ import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import from_json
 
-from mfimage.errors import shorten
+from mfimage.errors import InputError, shorten
 from mfimage.runtime.serving.tables import Column, Kind, Table, by_column, invalid
 
 BYTES = "BYTES"
@@ -71,7 +71,7 @@ _OF_KIND: Mapping[Kind, str] = {
 _INT64 = DATATYPES["INT64"].range
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, slots=True)  # by position: keywords take longer
 class Tensor:
     """A tensor; ``elements`` are JSON values, in row-major order."""
 
@@ -79,7 +79,7 @@ class Tensor:
     datatype: str
     shape: Sequence[int]
     elements: Sequence[Any]
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] | None = None
 
 
 # Reading
@@ -89,84 +89,84 @@ def read_tensors(given: Any, binary: bytes | memoryview = b"") -> list[Tensor]:
     """Return the tensors in the JSON value of ``inputs``; ``binary`` follows it in the body."""
     if not isinstance(given, list) or not given:
         raise invalid("inputs", "expected a list of tensors")
-    tensors: list[Tensor] = []
+    tensors: dict[str, Tensor] = {}
     start = 0
     for index, each in enumerate(given):
-        path = f"inputs[{index}]"
-        tensor, size = _tensor(each, memoryview(binary)[start:], path)
-        if any(tensor.name == other.name for other in tensors):
-            raise invalid(f"{path}.name", f"{shorten(repr(tensor.name))} was given already")
-        tensors.append(tensor)
+        try:
+            tensor, size = _tensor(each, memoryview(binary)[start:] if binary else binary)
+            if tensor.name in tensors:
+                raise invalid(".name", f"{shorten(repr(tensor.name))} was given already")
+        except InputError as error:
+            fault = error.faults[0]
+            raise invalid(f"inputs[{index}]{fault.path}", fault.message) from None
+        tensors[tensor.name] = tensor
         start += size
     if start < len(binary):
         left = len(binary) - start
         raise invalid("inputs", f"{left} bytes of binary data belong to none of the tensors")
-    return tensors
+    return list(tensors.values())
 
 
-def _tensor(given: Any, binary: memoryview, path: str) -> tuple[Tensor, int]:
-    """Return a tensor, and the size of its binary data."""
-    if not isinstance(given, dict) or not isinstance(given.get("name"), str):
-        raise invalid(path, "expected a tensor with name, shape, datatype and data")
-    parameters = given.get("parameters") or {}
-    if not isinstance(parameters, dict):
-        raise invalid(f"{path}.parameters", "expected an object")
-    if _SHARED_MEMORY in parameters:
-        raise invalid(f"{path}.parameters", "shared memory is not supported")
+def _tensor(given: Any, binary: bytes | memoryview) -> tuple[Tensor, int]:
+    """Return a tensor, and the size of its binary data; paths in errors are relative."""
+    if not isinstance(given, dict) or not isinstance(name := given.get("name"), str):
+        raise invalid("", "expected a tensor with name, shape, datatype and data")
     datatype = given.get("datatype")
     if not isinstance(datatype, str) or datatype not in DATATYPES:
         expected = ", ".join(DATATYPES)
-        raise invalid(f"{path}.datatype", f"expected {expected}; got {shorten(repr(datatype))}")
-    shape = _shape(given.get("shape"), f"{path}.shape")
+        raise invalid(".datatype", f"expected {expected}; got {shorten(repr(datatype))}")
+    shape = _shape(given.get("shape"))
+    parameters = given.get("parameters")
+    if not parameters:
+        return Tensor(name, datatype, shape, _from_json(given.get("data"), shape, datatype)), 0
+    if not isinstance(parameters, dict):
+        raise invalid(".parameters", "expected an object")
+    if _SHARED_MEMORY in parameters:
+        raise invalid(".parameters", "shared memory is not supported")
     size = parameters.get(_BINARY_SIZE)
     if size is None:
-        elements, used = _from_json(given.get("data"), shape, datatype, path), 0
-    else:
-        if type(size) is not int or not 0 <= size <= len(binary):
-            what = f"the body has {len(binary)} more bytes"
-            raise invalid(f"{path}.parameters.{_BINARY_SIZE}", f"{what}; got {shorten(repr(size))}")
-        elements, used = _from_binary(binary[:size], shape, datatype, path), size
-    tensor = Tensor(
-        name=given["name"], datatype=datatype, shape=shape or (1,), elements=elements,
-        parameters=parameters,
-    )  # fmt: skip
-    return tensor, used
+        elements = _from_json(given.get("data"), shape, datatype)
+        return Tensor(name, datatype, shape, elements, parameters), 0
+    if type(size) is not int or not 0 <= size <= len(binary):
+        what = f"the body has {len(binary)} more bytes"
+        raise invalid(f".parameters.{_BINARY_SIZE}", f"{what}; got {shorten(repr(size))}")
+    elements = _from_binary(memoryview(binary)[:size], shape, datatype)
+    return Tensor(name, datatype, shape, elements, parameters), size
 
 
-def _shape(given: Any, path: str) -> Sequence[int]:
+def _shape(given: Any) -> Sequence[int]:
     if not isinstance(given, list) or len(given) > _MAX_RANK:
-        raise invalid(path, f"expected a list of at most {_MAX_RANK} sizes")
-    if not all(type(size) is int and 0 <= size < _MAX_SIZE for size in given):
-        raise invalid(path, "expected whole numbers of at least 0")
-    if 0 in given[1:] and (len(given) > 2 or given[0] == 0):
-        raise invalid(path, "only the number of rows, or the length of their lists, may be 0")
-    return given
+        raise invalid(".shape", f"expected a list of at most {_MAX_RANK} sizes")
+    for size in given:
+        if type(size) is not int or not 0 <= size < _MAX_SIZE:
+            raise invalid(".shape", "expected whole numbers of at least 0")
+    if len(given) > 1 and 0 in given[1:] and (len(given) > 2 or given[0] == 0):
+        message = "only the number of rows, or the length of their lists, may be 0"
+        raise invalid(".shape", message)
+    return given or (1,)
 
 
-def _from_json(data: Any, shape: Sequence[int], datatype: str, path: str) -> Sequence[Any]:
+def _from_json(data: Any, shape: Sequence[int], datatype: str) -> Sequence[Any]:
     if not isinstance(data, list):
-        raise invalid(f"{path}.data", "expected a list")
+        raise invalid(".data", "expected a list")
     found: list[Any] = data
-    if data and type(data[0]) is list and len(shape) > 1:  # nested; else flattened
+    if len(shape) > 1 and data and type(data[0]) is list:  # nested; else flattened
         for size in shape[1:]:
             if not all(type(each) is list and len(each) == size for each in found):
-                raise invalid(f"{path}.data", f"expected lists of the shape {_shown(shape)}")
+                raise invalid(".data", f"expected lists of the shape {_shown(shape)}")
             found = [element for each in found for element in each]
     if math.prod(shape) != len(found):
-        raise invalid(
-            f"{path}.shape",
-            f"{_shown(shape)} has {_count(math.prod(shape))}; the data has {len(found)}",
-        )
+        has = f"{_shown(shape)} has {_count(math.prod(shape))}"
+        raise invalid(".shape", f"{has}; the data has {len(found)}")
     kind = DATATYPES[datatype]
     if not kind.types.issuperset(map(type, found)):
         index = next(i for i, each in enumerate(found) if type(each) not in kind.types)
         shown = shorten(repr(found[index]))
-        raise invalid(f"{path}.data[{index}]", f"expected {datatype}, got {shown}")
+        raise invalid(f".data[{index}]", f"expected {datatype}, got {shown}")
     if kind.range is not None and found:
         for value in (min(found), max(found)):
             if value not in kind.range:
-                shown = shorten(str(value))
-                raise invalid(f"{path}.data", f"{shown} does not fit in {datatype}")
+                raise invalid(".data", f"{shorten(str(value))} does not fit in {datatype}")
     return found
 
 
@@ -178,35 +178,35 @@ def _shown(shape: Sequence[int]) -> str:
     return shorten(f"[{', '.join(map(str, shape))}]")
 
 
-def _from_binary(data: memoryview, shape: Sequence[int], datatype: str, path: str) -> Sequence[Any]:
+def _from_binary(data: memoryview, shape: Sequence[int], datatype: str) -> Sequence[Any]:
     kind, count = DATATYPES[datatype], math.prod(shape)
     fits = count * kind.size <= len(data) if datatype == BYTES else count * kind.size == len(data)
     if not fits:
         size = f"{_shown(shape)} of {datatype} has {_count(count)}"
-        raise invalid(f"{path}.shape", f"{size}; its binary data has {len(data)} bytes")
+        raise invalid(".shape", f"{size}; its binary data has {len(data)} bytes")
     if datatype == BYTES:
-        return _texts(data, count, path)
+        return _texts(data, count)
     found = struct.unpack(f"<{count}{kind.code}", data)
     if kind.types is _NUMBER and not all(map(math.isfinite, found)):
-        raise invalid(path, "NaN and infinities have no JSON form")
+        raise invalid("", "NaN and infinities have no JSON form")
     return found
 
 
-def _texts(data: memoryview, count: int, path: str) -> list[str]:
+def _texts(data: memoryview, count: int) -> list[str]:
     texts, at = [], 0
     for index in range(count):
         if at + _LENGTH.size > len(data):
-            raise invalid(f"{path}.data[{index}]", "the binary data ends before it")
+            raise invalid(f".data[{index}]", "the binary data ends before it")
         end = at + _LENGTH.size + _LENGTH.unpack_from(data, at)[0]
         if end > len(data):
-            raise invalid(f"{path}.data[{index}]", "the binary data ends within it")
+            raise invalid(f".data[{index}]", "the binary data ends within it")
         try:
             texts.append(str(data[at + _LENGTH.size : end], "utf-8"))
         except UnicodeDecodeError:
-            raise invalid(f"{path}.data[{index}]", "not UTF-8") from None
+            raise invalid(f".data[{index}]", "not UTF-8") from None
         at = end
     if at != len(data):
-        raise invalid(path, f"{len(data) - at} bytes follow the last of its {count} elements")
+        raise invalid("", f"{len(data) - at} bytes follow the last of its {count} elements")
     return texts
 
 
@@ -220,9 +220,9 @@ def records_of(tensors: Sequence[Tensor], table: Table) -> list[Any]:
     if whole is not None and (whole.kind != "any" or tensors[0].name == whole.name):
         if len(tensors) > 1:
             raise invalid("inputs", f"expected one tensor, got {len(tensors)}")
-        return _rows(tensors[0], whole, "inputs[0]")
+        return list(_rows(tensors[0], whole, 0))
     columns = {
-        each.name: _rows(each, table.columns.get(each.name), f"inputs[{index}]")
+        each.name: _rows(each, table.columns.get(each.name), index)
         for index, each in enumerate(tensors)
     }
     return by_column(columns, path="inputs")
@@ -230,17 +230,18 @@ def records_of(tensors: Sequence[Tensor], table: Table) -> list[Any]:
 
 def _limit_rows(tensors: Sequence[Tensor]) -> None:
     """Refuse rows without elements, of which a few bytes can claim any number."""
-    limit = max(1, *(len(each.elements) for each in tensors))
     for index, each in enumerate(tensors):
-        if each.shape[0] > limit:
-            message = f"{each.shape[0]} rows, and no data of as many"
-            raise invalid(f"inputs[{index}].shape", message)
+        rows = each.shape[0]
+        if rows > len(each.elements) and rows > max(1, *(len(one.elements) for one in tensors)):
+            raise invalid(f"inputs[{index}].shape", f"{rows} rows, and no data of as many")
 
 
-def _rows(tensor: Tensor, column: Column | None, path: str) -> list[Any]:
+def _rows(tensor: Tensor, column: Column | None, index: int) -> Sequence[Any]:
+    if len(tensor.shape) == 1 and tensor.datatype != BYTES:
+        return tensor.elements
     rows, inner = list(tensor.elements), list(tensor.shape[1:])
     if tensor.datatype == BYTES and _is_json(tensor, column):
-        rows = [_loads(text, f"{path}.data[{index}]") for index, text in enumerate(rows)]
+        rows = [_loads(text, f"inputs[{index}].data[{at}]") for at, text in enumerate(rows)]
     rank = column.rank if column is not None and column.kind != "any" else None
     # [n, 1] for a scalar, as data frames are sent.
     if inner and set(inner) == {1} and (rank == 0 or (rank is None and len(inner) == 1)):
@@ -253,9 +254,7 @@ def _rows(tensor: Tensor, column: Column | None, path: str) -> list[Any]:
 
 
 def _is_json(tensor: Tensor, column: Column | None) -> bool:
-    if column is not None and column.kind not in ("any", "json"):
-        return False
-    given = tensor.parameters.get(_CONTENT_TYPE)
+    given = tensor.parameters and tensor.parameters.get(_CONTENT_TYPE)
     return given == _JSON or (column is not None and column.kind == "json")
 
 
@@ -298,12 +297,9 @@ def _written(name: str, values: Sequence[Any], kind: Kind) -> Tensor:
         found = [element for each in found for element in each]
     datatype = _datatype(found, kind)
     if datatype is not None:
-        return Tensor(name=name, datatype=datatype, shape=shape, elements=found)
+        return Tensor(name, datatype, shape, found)
     texts = [json.dumps(each, ensure_ascii=False, separators=(",", ":")) for each in values]
-    return Tensor(
-        name=name, datatype=BYTES, shape=[len(values)], elements=texts,
-        parameters={_CONTENT_TYPE: _JSON},
-    )  # fmt: skip
+    return Tensor(name, BYTES, [len(values)], texts, {_CONTENT_TYPE: _JSON})
 
 
 def _datatype(elements: Sequence[Any], kind: Kind) -> str | None:
@@ -353,7 +349,10 @@ def in_binary(tensor: Tensor) -> tuple[dict[str, Any], bytes]:
     else:
         code = DATATYPES[tensor.datatype].code
         data = struct.pack(f"<{len(tensor.elements)}{code}", *tensor.elements)
-    return {**_head(tensor), "parameters": {**tensor.parameters, _BINARY_SIZE: len(data)}}, data
+    return {
+        **_head(tensor),
+        "parameters": {**(tensor.parameters or {}), _BINARY_SIZE: len(data)},
+    }, data
 
 
 def _head(tensor: Tensor) -> dict[str, Any]:

@@ -63,10 +63,9 @@ def test_columns_by_name_in_every_shape_that_clients_send() -> None:
         tensor("ripe", [2], "BOOL", [True, False]),
         tensor("kind", [2], "BYTES", ["a", "b"], parameters={"content_type": "str"}),
     )
-    assert found == [
-        {"length": 1.5, "names": ["a", "b"], "petals": 3, "origin": {"x": 1}, "ripe": True, "kind": "a"},
-        {"length": 2, "names": ["c", "d"], "petals": 4, "origin": {"x": 2}, "ripe": False, "kind": "b"},
-    ]  # fmt: skip
+    one = {"length": 1.5, "names": ["a", "b"], "petals": 3, "origin": {"x": 1}}
+    two = {"length": 2, "names": ["c", "d"], "petals": 4, "origin": {"x": 2}}
+    assert found == [{**one, "ripe": True, "kind": "a"}, {**two, "ripe": False, "kind": "b"}]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -21,15 +21,17 @@ from mfimage.function import json as json_values
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.serving.content import JSON, media_ranges
 from mfimage.runtime.serving.problems import MEDIA_TYPE, NOT_UNICODE, Problem, unavailable
-from mfimage.runtime.serving.route import HttpRequest, Response, Route
+from mfimage.runtime.serving.route import Expectation, HttpRequest, Response, Route
 from mfimage.runtime.serving.rows import (
     Rows,
+    alike,
     call_rows,
     convert,
     is_json,
     load,
     media_type,
     payloads_of,
+    predictions_of,
 )  # fmt: skip
 from mfimage.runtime.serving.served import Served
 from mfimage.runtime.serving.service import Service
@@ -43,6 +45,7 @@ from mfimage.runtime.serving.tables import (
     write_csv,
 )  # fmt: skip
 
+SAGEMAKER, MLFLOW = "sagemaker", "mlflow"
 CSV = "text/csv"
 LINES = "application/jsonlines"
 _LINES = (LINES, "application/x-jsonlines", "application/jsonl", "application/x-ndjson")
@@ -58,12 +61,49 @@ def routes(served: Served) -> tuple[Route, ...]:
     """Return the routes."""
     invocations = _Invocations(served.specs)
     return (
-        Route(name="ping", path="/ping", handler=ping, endpoint=None, while_loading=True),
+        Route(
+            name="ping", path="/ping", handler=ping, endpoint=None, while_loading=True,
+            expectations=(
+                Expectation(name="ping", contract=SAGEMAKER),
+                Expectation(name="ping", contract=MLFLOW),
+            ),
+        ),
         Route(
             name="invocations", path="/invocations", handler=invocations.invoke, method="POST",
             endpoint="batch", errors=error_response, while_loading=True,
+            expectations=tuple(_expectations(served)),
         ),
     )  # fmt: skip
+
+
+def _expectations(served: Served) -> Iterator[Expectation]:
+    for contract in (SAGEMAKER, MLFLOW):
+        malformed = partial(Expectation, name="malformed-body", media_type=MEDIA_TYPE, body=b"{")
+        yield malformed(contract=contract, status=400)
+    examples = served.specs[served.default].examples if served.default else ()
+    if not examples:
+        return
+    inputs = [each.input for each in examples]
+    lines = payloads_of(inputs, "examples")
+    yield Expectation(
+        name="record", contract=SAGEMAKER, body=lines[0], examples=(0,),
+        results=lambda body: [json_values.loads(body)],
+    )  # fmt: skip
+    yield Expectation(
+        name="lines", contract=SAGEMAKER, body=b"\n".join(lines), content_type=LINES,
+        media_type=LINES, examples=range(len(lines)),
+        results=lambda body: [json_values.loads(line) for line in body.splitlines()],
+    )  # fmt: skip
+    for indices in alike(inputs):
+        records = [inputs[index] for index in indices]
+        frame: dict[str, Any] = {"inputs": records}
+        if isinstance(records[0], dict):
+            rows = [list(record.values()) for record in records]
+            frame = {"dataframe_split": {"columns": list(records[0]), "data": rows}}
+        yield Expectation(
+            name="frame", contract=MLFLOW, body=json_values.dumps(frame, root="examples"),
+            examples=indices, results=predictions_of,
+        )  # fmt: skip
 
 
 async def ping(services: Services, request: HttpRequest) -> Response | BaseException:

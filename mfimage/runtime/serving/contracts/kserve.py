@@ -5,18 +5,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import orjson
 
+from mfimage.function import json as json_values
+from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.serving.contracts.oip import error_response, models_body
 from mfimage.runtime.serving.problems import unavailable
-from mfimage.runtime.serving.route import HttpRequest, Response, Route
-from mfimage.runtime.serving.rows import Rows, call_rows, expect_json, load_object, payloads_of
+from mfimage.runtime.serving.route import Expectation, HttpRequest, Response, Route
+from mfimage.runtime.serving.rows import (
+    Rows,
+    call_rows,
+    expect_json,
+    load_object,
+    payloads_of,
+    predictions_of,
+)  # fmt: skip
 from mfimage.runtime.serving.served import Served
 from mfimage.runtime.serving.service import Service
 from mfimage.runtime.serving.services import Services
 from mfimage.runtime.serving.tables import instances
+
+_expected = partial(Expectation, contract="kserve")
 
 
 def routes(served: Served) -> tuple[Route, ...]:
@@ -27,19 +39,33 @@ def routes(served: Served) -> tuple[Route, ...]:
         claims="/v1/models/",
     )  # fmt: skip
     found = [models]
-    for name in served.specs:
+    for name, spec in served.specs.items():
         path = f"/v1/models/{name}"
         found += [
             route(
                 name="v1-model", path=path, handler=_ready, function=name, endpoint=None,
-                while_loading=True,
+                while_loading=True, expectations=(_expected(name="ready"),),
             ),
             route(
                 name="v1-predict", path=f"{path}:predict", handler=predict, function=name,
-                method="POST", endpoint="batch",
+                method="POST", endpoint="batch", expectations=(
+                    *expectations(spec, "kserve"),
+                    _expected(name="malformed-body", status=400, body=b"{"),
+                ),
             ),
         ]  # fmt: skip
     return tuple(found)
+
+
+def expectations(spec: FunctionSpec, contract: str) -> Iterator[Expectation]:
+    """Yield a request with all examples as ``instances``."""
+    if spec.examples:
+        inputs = [each.input for each in spec.examples]
+        body = json_values.dumps({"instances": inputs}, root="examples")
+        yield Expectation(
+            name="predict", contract=contract, body=body, examples=range(len(inputs)),
+            results=predictions_of,
+        )  # fmt: skip
 
 
 async def _models(services: Services, request: HttpRequest) -> Response:

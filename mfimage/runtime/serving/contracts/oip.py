@@ -7,7 +7,7 @@ tensors of a function by ``GET /v2/models/<name>``.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,9 +18,10 @@ from mfimage import __version__
 from mfimage.function import json as json_values
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.serving.problems import NOT_UNICODE, Problem, unavailable
-from mfimage.runtime.serving.route import HttpRequest, Response, Route
+from mfimage.runtime.serving.route import Expectation, HttpRequest, Response, Route
 from mfimage.runtime.serving.rows import (
     Rows,
+    alike,
     call_rows,
     convert,
     is_json,
@@ -41,21 +42,22 @@ from mfimage.runtime.serving.tensors import (
     tensors_of,
 )  # fmt: skip
 
+_expected = partial(Expectation, contract="oip")
 _LENGTH = b"inference-header-content-length"
 _BINARY = "application/octet-stream"
 _BINARY_HEADERS = (b"content-type", _BINARY.encode())
 _DIGITS = re.compile(rb"[0-9]{1,18}")
-_NAMES = 20
 
 
 def routes(served: Served) -> tuple[Route, ...]:
     """Return the routes."""
     names = tuple(served.specs)
     route = partial(Route, errors=error_response, while_loading=True)
+    probe = partial(route, endpoint=None, expectations=(_expected(name="health"),))
     return (
         route(name="v2", path="/v2", handler=_metadata, claims="/v2/"),
-        route(name="v2-live", path="/v2/health/live", handler=_live, endpoint=None),
-        route(name="v2-ready", path="/v2/health/ready", handler=_ready, endpoint=None),
+        probe(name="v2-live", path="/v2/health/live", handler=_live),
+        probe(name="v2-ready", path="/v2/health/ready", handler=_ready),
         route(name="v2-models", path="/v2/models", handler=partial(_models, names)),
         *(each for name, spec in served.specs.items() for each in _model(name, spec)),
     )
@@ -66,14 +68,20 @@ def _model(name: str, spec: FunctionSpec) -> tuple[Route, ...]:
     model = _Model(name, spec)
     route = partial(Route, function=name, errors=error_response)
     return (
-        route(name="v2-model", path=path, handler=model.metadata, while_loading=True),
+        route(
+            name="v2-model", path=path, handler=model.metadata, while_loading=True,
+            expectations=(_expected(name="metadata", verify=model.verify),),
+        ),
         route(
             name="v2-model-ready", path=f"{path}/ready", handler=model.ready, endpoint=None,
             while_loading=True,
         ),
         route(
             name="v2-infer", path=f"{path}/infer", handler=model.infer, method="POST",
-            endpoint="batch",
+            endpoint="batch", expectations=(
+                *model.expectations(),
+                _expected(name="malformed-body", status=400, body=b"{"),
+            ),
         ),
     )  # fmt: skip
 
@@ -129,8 +137,28 @@ class _Model:
 
     def __init__(self, name: str, spec: FunctionSpec) -> None:
         self._name = name
+        self._examples = spec.examples
         self._inputs = table_of(spec.input_schema, name="data")
         self._outputs = table_of(spec.output_schema, name="result")
+
+    def expectations(self) -> Iterator[Expectation]:
+        """Yield a request for all examples with the same members."""
+        for indices in alike([each.input for each in self._examples]):
+            tensors = tensors_of([self._examples[index].input for index in indices], self._inputs)
+            body = json_values.dumps({"inputs": [*map(in_json, tensors)]}, root="examples")
+            yield _expected(name="infer", body=body, examples=indices, results=self.results)
+
+    def results(self, body: bytes) -> Sequence[Any]:
+        """Return the results in a response."""
+        given = json_values.loads(body)
+        return records_of(read_tensors(given["outputs"]), self._outputs)
+
+    def verify(self, served: Served, body: bytes) -> str:
+        """Return what the metadata say of the inputs."""
+        found = json_values.loads(body)
+        if found.get("name") != self._name or found.get("inputs") != describe(self._inputs):
+            raise ValueError(f"/v2/models/{self._name} does not describe {self._name}")
+        return ", ".join(f"{each['name']} {each['datatype']}" for each in found["inputs"])
 
     async def metadata(self, service: Service, request: HttpRequest) -> Response:
         inputs, outputs = describe(self._inputs), describe(self._outputs)
