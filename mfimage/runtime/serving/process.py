@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 from mfimage.errors import MfimageError, OptionError
 from mfimage.package.spec import FunctionSpec, parse_spec
 from mfimage.runtime.calls.coroutines import new_loop
-from mfimage.runtime.layout import FUNCTION_JSON
+from mfimage.runtime.layout import FUNCTION_JSON, MODEL_VARIABLE
 from mfimage.runtime.serving import logs
 from mfimage.runtime.serving.app import App
 from mfimage.runtime.serving.content import MediaTypes
@@ -188,7 +188,14 @@ def load_whole(folder: Path) -> LiveFunction:
     return fn
 
 
+def note_ignored() -> None:
+    """Log what the server does not use, though a platform sets it."""
+    if os.environ.get(MODEL_VARIABLE):
+        log.info("%s is ignored: the function's artifacts are in its package", MODEL_VARIABLE)
+
+
 def serve(folder: Path, settings: Settings) -> int:
     """Serve the function whose package is in ``folder``; return the exit code."""
     process = Process(folder, settings)
+    note_ignored()
     return process.run(open_socket(settings))

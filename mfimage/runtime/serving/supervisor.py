@@ -24,7 +24,7 @@ from mfimage.errors import OptionError
 from mfimage.runtime.layout import MULTIPROCESS_VARIABLE
 from mfimage.runtime.serving import logs
 from mfimage.runtime.serving.metrics import count_as_worker, forget_worker
-from mfimage.runtime.serving.process import FAILED, Process, read_spec
+from mfimage.runtime.serving.process import FAILED, Process, note_ignored, read_spec
 from mfimage.runtime.serving.server import open_socket
 from mfimage.runtime.settings import Settings
 
@@ -175,6 +175,7 @@ def supervise(folder: Path, settings: Settings) -> int:
             hint="set MFIMAGE_WORKERS=1",
         )
     logs.configure(settings.log_level)
+    note_ignored()
     read_spec(folder)
     try:
         counts = Path(tempfile.mkdtemp(prefix="mfimage-metrics-"))
