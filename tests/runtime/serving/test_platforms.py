@@ -282,8 +282,8 @@ def test_schemathesis(server: Server, tmp_path: Path) -> None:
     (tmp_path / "openapi.json").write_text(json.dumps(document))
     done = subprocess.run(
         [
-            program, "run", tmp_path / "openapi.json", "--url", server.url, "--max-examples", "40", "--phases", "fuzzing",
-            "--seed", "1", "--no-color", "--checks", "not_a_server_error",
+            program, "run", tmp_path / "openapi.json", "--url", server.url, "--max-examples", "40",
+            "--phases", "fuzzing", "--seed", "1", "--no-color", "--checks", "not_a_server_error",
         ],
         capture_output=True, text=True, check=False, timeout=200, cwd=tmp_path,
     )  # fmt: skip
