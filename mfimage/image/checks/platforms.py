@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -69,8 +70,11 @@ def check_platform(
             addresses: list[Address] = []
             ready = partial(_ready, container, platform.ready, timeout, addresses)
             started = recorder.run(f"{title}-ready", ready)
+            seen: Counter[str] = Counter()
             for check in checks:
-                label = f"{title}-{check.name}"
+                seen[check.name] += 1
+                again = f"-{seen[check.name]}" if seen[check.name] > 1 else ""
+                label = f"{title}-{check.name}{again}"
                 if started:
                     recorder.run(label, partial(check.run, addresses[0], served, tolerance))
                 else:

@@ -44,7 +44,7 @@ def routes(served: Served) -> tuple[Route, ...]:
         found += [
             route(
                 name="v1-model", path=path, handler=_ready, function=name, endpoint=None,
-                while_loading=True, expectations=(_expected(name="ready"),),
+                while_loading=True, expectations=(_expected(name="model-ready"),),
             ),
             route(
                 name="v1-predict", path=f"{path}:predict", handler=predict, function=name,

@@ -53,11 +53,21 @@ def routes(served: Served) -> tuple[Route, ...]:
     """Return the routes."""
     names = tuple(served.specs)
     route = partial(Route, errors=error_response, while_loading=True)
-    probe = partial(route, endpoint=None, expectations=(_expected(name="health"),))
+    probe = partial(route, endpoint=None)
     return (
         route(name="v2", path="/v2", handler=_metadata, claims="/v2/"),
-        probe(name="v2-live", path="/v2/health/live", handler=_live),
-        probe(name="v2-ready", path="/v2/health/ready", handler=_ready),
+        probe(
+            name="v2-live",
+            path="/v2/health/live",
+            handler=_live,
+            expectations=(_expected(name="live"),),
+        ),
+        probe(
+            name="v2-ready",
+            path="/v2/health/ready",
+            handler=_ready,
+            expectations=(_expected(name="health"),),
+        ),
         route(name="v2-models", path="/v2/models", handler=partial(_models, names)),
         *(each for name, spec in served.specs.items() for each in _model(name, spec)),
     )
