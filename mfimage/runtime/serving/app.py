@@ -24,7 +24,7 @@ from mfimage.runtime.serving.route import (
     Send,
     problem_response,
 )  # fmt: skip
-from mfimage.runtime.serving.service import Receive, Service
+from mfimage.runtime.serving.service import Handler, Receive, Service
 from mfimage.runtime.serving.services import Services
 
 _CLIENT_LEFT = 499
@@ -93,7 +93,7 @@ class App:
         elif errors:
             problem = Problem(404, f"no such path; there are {self.services.served.shown}")
         else:
-            problem = Problem(404, "no such path; /docs lists what there is")
+            problem = Problem(404, self.services.served.unknown)
 
         async def handler(services: Services, request: HttpRequest) -> Response | BaseException:
             preflight = methods and request.headers.get(b"access-control-request-method")
@@ -114,10 +114,9 @@ class App:
     def _endpoint(self, route: Route, method: str) -> ASGIApp:
         """Return the ASGI app of a route: counted, logged, and never without a response."""
         routes, ids, access = self._routes, self._ids, self._access
-        services, while_loading = self.services, route.while_loading
-        function = route.function
+        services, function = self.services, route.function
         service: Service | Services = services.by_name[function] if function else services
-        handler = cast("Callable[[Any, HttpRequest], Reply]", route.handler)
+        handler, while_loading = _handler(route, service)
         members = request_members(method, route.path)
         meter = services.metrics.meter(route.endpoint, function) if route.endpoint else None
         with_body = method != "HEAD"
@@ -182,6 +181,15 @@ def _error(route: Route, error: BaseException, request_id: str) -> Response:
         extra = {"request_id": request_id}
         log.error("%s failed", route.function or "the server", exc_info=error, extra=extra)
     return route.errors(problem, request_id)
+
+
+def _handler(
+    route: Route, service: Service | Services
+) -> tuple[Callable[[Any, HttpRequest], Reply], bool]:
+    """Return what handles a route's requests, and whether before the function is loaded."""
+    if isinstance(service, Service) and service.wrap is not None and not route.while_loading:
+        return service.wrap(cast("Handler", route.handler)), True
+    return cast("Callable[[Any, HttpRequest], Reply]", route.handler), route.while_loading
 
 
 def headers_of(given: Sequence[Header]) -> dict[bytes, bytes]:

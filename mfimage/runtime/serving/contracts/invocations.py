@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import orjson
 
@@ -21,7 +21,7 @@ from mfimage.function import json as json_values
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.serving.content import JSON, media_ranges
 from mfimage.runtime.serving.problems import MEDIA_TYPE, NOT_UNICODE, Problem, unavailable
-from mfimage.runtime.serving.route import Expectation, HttpRequest, Response, Route
+from mfimage.runtime.serving.route import Expectation, FunctionHandler, HttpRequest, Response, Route
 from mfimage.runtime.serving.rows import (
     Rows,
     alike,
@@ -143,10 +143,17 @@ class _Invocations:
             name: table_of(spec.output_schema, name="result") for name, spec in specs.items()
         }
 
-    async def invoke(self, services: Services, request: HttpRequest) -> Response:
+    async def invoke(self, services: Services, request: HttpRequest) -> Response | BaseException:
+        """Call the function that a request names, which may have to be loaded first."""
         service = _chosen(services, request.headers)
+        if service.wrap is not None:
+            handle = cast("FunctionHandler", service.wrap(self._call))
+            return await handle(service, request)
         if service.loading:
             raise unavailable(service.loading)
+        return await self._call(service, request)
+
+    async def _call(self, service: Service, request: HttpRequest) -> Response:
         media = media_type(request.headers)
         table = self._inputs[service.name]
         read: Callable[[bytes], _Invocation]
