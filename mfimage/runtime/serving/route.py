@@ -120,6 +120,7 @@ class Route:
     # Gets the `Service` of `function`, or `Services` where `function` is None.
     handler: Handler
     function: str | None = None
+    chooses: bool = False  # whether the handler of a server's route calls one of its functions
     method: str = "GET"  # which includes HEAD, or POST
     # One of ``metrics.ENDPOINTS``, by which its requests are counted; None: neither counted nor
     # logged.

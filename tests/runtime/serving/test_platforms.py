@@ -24,7 +24,7 @@ from mfimage.package.spec import Example, parse_spec
 from mfimage.runtime.records.run import Tolerance
 from mfimage.runtime.serving.served import Served
 from mfimage.runtime.settings import Settings
-from tests.runtime.packages import make_folder
+from tests.runtime.packages import Source, make_folder, make_functions
 from tests.runtime.servers import Server, running, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("platforms")]
@@ -373,3 +373,39 @@ def _binary(client: httpx.Client, chance: random.Random) -> int:
     reply = client.post("/v2/models/predict/infer", content=head + data, headers=headers)
     assert reply.status_code in (200, 400), reply.text
     return reply.status_code
+
+
+# Several functions
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two functions; their code has a module of one name, so one is in a process of its own."""
+    source = (
+        "@json_function\ndef predict(data: dict) -> dict:\n    return {{'a': data['a'] * {}}}\n"
+    )
+    functions = {
+        name: Source(source=source.format(factor))
+        for name, factor in (("emea", 2), ("apac", 3))
+    }
+    folder = make_functions(tmp_path_factory.mktemp("several") / "fn", functions)
+    with running(folder) as started:
+        yield started.until_ready()
+
+
+def test_several_functions_by_name(several: Server) -> None:
+    for name, factor in (("emea", 2), ("apac", 3)):
+        tensors = [{"name": "a", "shape": [2], "datatype": "INT64", "data": [1, 5]}]
+        reply = several.post(f"/v2/models/{name}/infer", {"inputs": tensors})
+        assert reply.json()["outputs"][0]["data"] == [factor, 5 * factor]
+        reply = several.post(f"/v1/models/{name}:predict", {"instances": [{"a": 1}]})
+        assert reply.json() == {"predictions": [{"a": factor}]}
+        headers = {"x-amzn-sagemaker-target-model": name}
+        reply = several.post("/invocations", {"a": 1}, headers=headers)
+        assert reply.json() == {"a": factor}
+    assert set(several.get("/v2/models").json()["models"]) == {"apac", "emea"}
+    unknown = several.post("/v2/models/predict/infer", {})
+    assert unknown.json()["error"].endswith("apac, emea")
+    reply = several.post("/invocations", {"a": 1})
+    assert (reply.status_code, reply.json()["error_code"]) == (404, "RESOURCE_DOES_NOT_EXIST")
+    assert reply.json()["detail"].endswith("there are apac, emea")

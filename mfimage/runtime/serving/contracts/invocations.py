@@ -70,7 +70,7 @@ def routes(served: Served) -> tuple[Route, ...]:
         ),
         Route(
             name="invocations", path="/invocations", handler=invocations.invoke, method="POST",
-            endpoint="batch", errors=error_response, while_loading=True,
+            endpoint="batch", errors=error_response, while_loading=True, chooses=True,
             expectations=tuple(_expectations(served)),
         ),
     )  # fmt: skip
