@@ -58,7 +58,14 @@ class Target:
     port: int
     path: str
     body: str
+    process: int | None = None  # of a server of ours, which has no children
     loads: dict[int, list[Load]] = field(default_factory=dict)
+    costs: dict[int, list[float]] = field(default_factory=dict)
+
+    def cpu(self) -> float:
+        """Return the processor time that its server has used, in seconds."""
+        fields = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def targets(*, references: bool) -> list[Target]:
@@ -115,9 +122,9 @@ def commands(folder: Path, python: str | None) -> Iterator[tuple[list[str], Path
 
 
 @contextlib.contextmanager
-def running(folder: Path, python: str | None) -> Iterator[None]:
-    """Start the servers on their core, and stop them at the end."""
-    processes = []
+def running(folder: Path, python: str | None) -> Iterator[list[int]]:
+    """Start the servers on their core, and stop them at the end; give their process ids."""
+    processes: list[subprocess.Popen[bytes]] = []
     try:
         for command, where, environ in commands(folder, python):
             with (where / "log").open("wb") as log:
@@ -126,7 +133,7 @@ def running(folder: Path, python: str | None) -> Iterator[None]:
                     env={**os.environ, **environ}, stdout=log, stderr=log,
                     start_new_session=True,
                 ))  # fmt: skip
-        yield
+        yield [process.pid for process in processes]
     finally:
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
@@ -156,19 +163,23 @@ def measure(found: Sequence[Target], connections: int, seconds: float) -> None:
     """Load every target once."""
     for target in found:
         plan = Plan(
-            port=target.port, path=target.path, body=target.body, connections=connections,
+            port=target.port, paths=(target.path,), body=target.body, connections=connections,
             seconds=seconds,
         )  # fmt: skip
+        before = target.cpu() if target.process else 0.0
         seen = load(plan, core=CLIENT_CORE)
         if seen.errors:
             raise SystemExit(f"{target.name}: {seen.errors} errors")
+        if target.process:
+            cost = (target.cpu() - before) / seen.requests * 1e6
+            target.costs.setdefault(connections, []).append(cost)
         target.loads.setdefault(connections, []).append(seen)
 
 
 def show(found: Sequence[Target], connections: int) -> None:
     """Print one block of the table; ratios are to the server's own route."""
     print(f"\n{connections} connection{'s' * (connections > 1)}")
-    print(f"  {'':24}{'req/s':>10}{'ratio':>8}{'p50 ms':>9}{'p99 ms':>9}")
+    print(f"  {'':24}{'req/s':>10}{'ratio':>8}{'p50 ms':>9}{'p99 ms':>9}{'cpu us/req':>12}")
     base = 1.0
     for target in found:
         rate, p50, p99 = (
@@ -176,7 +187,9 @@ def show(found: Sequence[Target], connections: int) -> None:
             for name in ("rate", "p50", "p99")
         )
         base = rate if target.name.startswith("own") else base
-        print(f"  {target.name:24}{rate:10.0f}{rate / base:8.2f}{p50:9.2f}{p99:9.2f}")
+        costs = target.costs.get(connections)
+        cost = f"{statistics.median(costs):12.0f}" if costs else ""
+        print(f"  {target.name:24}{rate:10.0f}{rate / base:8.2f}{p50:9.2f}{p99:9.2f}{cost}")
 
 
 def main() -> None:
@@ -188,13 +201,16 @@ def main() -> None:
     parser.add_argument("--reference", metavar="PYTHON")
     options = parser.parse_args()
     found = targets(references=options.reference is not None)
-    with tempfile.TemporaryDirectory() as folder, running(Path(folder), options.reference):
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder), options.reference) as pids:
+        own = dict(zip((_PORT, _BATCH_PORT), pids, strict=False))
         for target in found:
+            target.process = own.get(target.port)
             wait(target)
         print(f"load: {client()} on core {CLIENT_CORE}; servers on core {SERVER_CORE}")
         measure(found, 8, 1.0)  # the first requests import and compile
         for target in found:
             target.loads.clear()
+            target.costs.clear()
         for connections in options.connections:
             for _ in range(options.rounds):
                 measure(found, connections, options.seconds)
