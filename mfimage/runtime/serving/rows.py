@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import orjson
 from pydantic_core import from_json
 
 from mfimage.errors import Fault, InputError
@@ -75,12 +76,17 @@ def load_object(body: bytes) -> dict[str, Any]:
 
 
 def payloads_of(records: Sequence[Any], path: str) -> list[bytes]:
-    """Return records as JSON bytes."""
-    dumps = json_values.dumps
-    return [
-        dumps(record, root=f"{path}[{index}]", error=InputError)
-        for index, record in enumerate(records)
-    ]
+    """Return records, which were JSON, as JSON bytes."""
+    payloads = []
+    for index, record in enumerate(records):
+        try:
+            data = orjson.dumps(record)
+        except TypeError:  # an integer of more than 64 bits
+            data = b"null"
+        if b"null" in data:  # or NaN
+            data = json_values.dumps(record, root=f"{path}[{index}]", error=InputError)
+        payloads.append(data)
+    return payloads
 
 
 def alike(records: Sequence[Any]) -> Sequence[Sequence[int]]:

@@ -39,6 +39,10 @@ class Datatype:
     size: int = 4  # bytes of an element; of BYTES, the minimum
     range: range | None = None
 
+    def accepts(self, element: Any) -> bool:
+        """Return whether a JSON value is an element."""
+        return type(element) in self.types and (self.range is None or element in self.range)
+
 
 def _integer(code: str, bits: int, *, signed: bool) -> Datatype:
     limits = range(-(2 ** (bits - 1)), 2 ** (bits - 1)) if signed else range(2**bits)
@@ -149,6 +153,9 @@ def _shape(given: Any) -> Sequence[int]:
 def _from_json(data: Any, shape: Sequence[int], datatype: str) -> Sequence[Any]:
     if not isinstance(data, list):
         raise invalid(".data", "expected a list")
+    kind = DATATYPES[datatype]
+    if len(data) == 1 == len(shape) and shape[0] == 1 and kind.accepts(data[0]):
+        return data  # as most are
     found: list[Any] = data
     if len(shape) > 1 and data and type(data[0]) is list:  # nested; else flattened
         for size in shape[1:]:
@@ -158,7 +165,6 @@ def _from_json(data: Any, shape: Sequence[int], datatype: str) -> Sequence[Any]:
     if math.prod(shape) != len(found):
         has = f"{_shown(shape)} has {_count(math.prod(shape))}"
         raise invalid(".shape", f"{has}; the data has {len(found)}")
-    kind = DATATYPES[datatype]
     if not kind.types.issuperset(map(type, found)):
         index = next(i for i, each in enumerate(found) if type(each) not in kind.types)
         shown = shorten(repr(found[index]))
@@ -222,7 +228,9 @@ def records_of(tensors: Sequence[Tensor], table: Table) -> list[Any]:
             raise invalid("inputs", f"expected one tensor, got {len(tensors)}")
         return list(_rows(tensors[0], whole, 0))
     columns = {
-        each.name: _rows(each, table.columns.get(each.name), index)
+        each.name: each.elements
+        if len(each.shape) == 1 and each.datatype != BYTES
+        else _rows(each, table.columns.get(each.name), index)
         for index, each in enumerate(tensors)
     }
     return by_column(columns, path="inputs")
@@ -237,8 +245,6 @@ def _limit_rows(tensors: Sequence[Tensor]) -> None:
 
 
 def _rows(tensor: Tensor, column: Column | None, index: int) -> Sequence[Any]:
-    if len(tensor.shape) == 1 and tensor.datatype != BYTES:
-        return tensor.elements
     rows, inner = list(tensor.elements), list(tensor.shape[1:])
     if tensor.datatype == BYTES and _is_json(tensor, column):
         rows = [_loads(text, f"inputs[{index}].data[{at}]") for at, text in enumerate(rows)]
