@@ -385,8 +385,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "@json_function\ndef predict(data: dict) -> dict:\n    return {{'a': data['a'] * {}}}\n"
     )
     functions = {
-        name: Source(source=source.format(factor))
-        for name, factor in (("emea", 2), ("apac", 3))
+        name: Source(source=source.format(factor)) for name, factor in (("emea", 2), ("apac", 3))
     }
     folder = make_functions(tmp_path_factory.mktemp("several") / "fn", functions)
     with running(folder) as started:
