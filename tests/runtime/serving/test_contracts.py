@@ -419,12 +419,11 @@ async def test_csv_of_records_that_are_not_flat() -> None:
     "headers",
     [
         {"x-amzn-sagemaker-custom-attributes": "trace=1,function=greet"},
-        {"x-amzn-sagemaker-target-model": "greet"},
         {},
     ],
 )
 @synchronous
-async def test_sagemaker_s_headers_name_a_function(headers: dict[str, str]) -> None:
+async def test_sagemaker_s_custom_attributes_name_a_function(headers: dict[str, str]) -> None:
     async with served(live(greet)) as it:
         assert (await post(it, "/invocations", ADA, **headers)).json() == HELLO[0]
         it.services.default = None
@@ -435,7 +434,7 @@ async def test_sagemaker_s_headers_name_a_function(headers: dict[str, str]) -> N
                 reply.json()["detail"] == "MFIMAGE_DEFAULT_FUNCTION is not set, and there are greet"
             )
             assert reply.json()["error_code"] == "RESOURCE_DOES_NOT_EXIST"
-        unknown = {"x-amzn-sagemaker-target-model": "other"}
+        unknown = {"x-amzn-sagemaker-custom-attributes": "function=other"}
         reply = await post(it, "/invocations", ADA, **unknown)
         assert reply.json()["detail"] == "there is no function 'other', but greet"
 

@@ -399,7 +399,7 @@ def test_several_functions_by_name(several: Server) -> None:
         assert reply.json()["outputs"][0]["data"] == [factor, 5 * factor]
         reply = several.post(f"/v1/models/{name}:predict", {"instances": [{"a": 1}]})
         assert reply.json() == {"predictions": [{"a": factor}]}
-        headers = {"x-amzn-sagemaker-target-model": name}
+        headers = {"x-amzn-sagemaker-custom-attributes": f"function={name}"}
         reply = several.post("/invocations", {"a": 1}, headers=headers)
         assert reply.json() == {"a": factor}
     assert set(several.get("/v2/models").json()["models"]) == {"apac", "emea"}

@@ -52,7 +52,6 @@ _LINES = (LINES, "application/x-jsonlines", "application/jsonl", "application/x-
 _PARAMETERS = "params"  # of MLflow's models; functions have none, so it is ignored, as MLflow does
 _HEADER = re.compile(rb";\s*header\s*=\s*\"?(present|absent)", re.IGNORECASE)
 _CUSTOM = b"x-amzn-sagemaker-custom-attributes"
-_TARGET = b"x-amzn-sagemaker-target-model"
 _FUNCTION = re.compile(r"(?:^|[,;\s])function=([^,;\s]+)")
 _CODES = {400: "BAD_REQUEST", 404: "RESOURCE_DOES_NOT_EXIST", 503: "TEMPORARILY_UNAVAILABLE"}
 
@@ -179,10 +178,9 @@ class _Invocations:
 
 
 def _chosen(services: Services, headers: Mapping[bytes, bytes]) -> Service:
-    """Return the function that SageMaker's headers name, else the default."""
-    name = headers.get(_TARGET, b"").decode("latin-1")
-    if not name and (found := _FUNCTION.search(headers.get(_CUSTOM, b"").decode("latin-1"))):
-        name = found[1]
+    """Return the function that SageMaker's custom attributes name, else the default."""
+    found = _FUNCTION.search(headers.get(_CUSTOM, b"").decode("latin-1"))
+    name = found[1] if found else None
     service = services.by_name.get(name) if name else services.default
     if service is not None:
         return service
