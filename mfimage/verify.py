@@ -133,7 +133,7 @@ def verify(
             base = builder.base(options.base_image, platform)
             plan = make_plan(subject, base=base, lock=lock, options=options)
             say(f"building {subject.name} on {base.pinned} again, by {builder.name}")
-            built = builder.build(plan, source.store.unverified_file)
+            built = builder.build(plan, source.unverified_file)
             names = [layer.name for layer in built.layers]
             with (
                 placed(builder, built) as name,
