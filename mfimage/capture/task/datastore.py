@@ -40,7 +40,7 @@ class ForeachFrame(NamedTuple):
     step: str
     var: str | None = None
     num_splits: int | None = None
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # hides the method of a tuple
     value: str | None = None
 
 
