@@ -13,11 +13,12 @@ from mfimage.capture.code.code_package import git_commit
 from mfimage.capture.code.locate import import_place, is_file
 from mfimage.errors import CaptureError, OptionError
 from mfimage.image.plan.lock import index_options
+from mfimage.image.plan.names import check_names
 from mfimage.image.plan.options import BuildOptions
+from mfimage.image.plan.several import functions_source, open_packages
 from mfimage.image.plan.subject import STEP, BuildSource, Subject, function_source
 from mfimage.package.platforms import machine_platform
 from mfimage.package.spec import sha256_of
-from mfimage.package.store import open_package
 from mfimage.runtime.layout import CODE
 from mfimage.steps.declared import Declared, FlowFile, declare_steps
 from mfimage.steps.environments import solved, step_store
@@ -35,11 +36,12 @@ def open_source(references: str | Sequence[str], options: BuildOptions) -> Build
                 hint="build an image of each",
             )
         return capture_step(first, options)
-    if more:
-        from mfimage.image.plan.several import functions_source
-
-        return functions_source([first, *more])
-    return function_source(open_package(first))
+    packages = open_packages([first, *more])
+    check_names({name: package.spec for name, package in packages.items()})
+    # A foreach gives an image of several, however many tasks it has.
+    if more or "/" in next(iter(packages)):
+        return functions_source(packages)
+    return function_source(next(iter(packages.values())))
 
 
 def capture_step(reference: str, options: BuildOptions) -> BuildSource:

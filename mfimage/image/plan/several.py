@@ -23,10 +23,14 @@ _PARALLEL = 8
 _NAMED = 2  # of the names in a title
 
 
-def functions_source(references: Sequence[str]) -> BuildSource:
-    """Return the source of an image of several function packages."""
+def open_packages(references: Sequence[str]) -> dict[str, Package]:
+    """Open function packages; return them by name, sorted."""
     with ThreadPoolExecutor(_PARALLEL) as pool:
-        packages = _by_name(list(pool.map(open_package, references)))
+        return _by_name(list(pool.map(open_package, references)))
+
+
+def functions_source(packages: Mapping[str, Package]) -> BuildSource:
+    """Return the source of an image of several functions: their packages, by name."""
     specs = {name: package.spec for name, package in packages.items()}
     _check_alike(specs)
     lock = _lock(packages)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MEDIA_TYPE = "application/vnd.cyclonedx+json"
 PREFIX = "mfimage:"
+FUNCTION_REF = "function:"  # before the name of one of several, in what refers to it
 # Increased when equal inputs give other components than before.
 _CACHE_FORMAT = "1"
 _CODE_FOLDER = f"{FUNCTION}/{CODE}".lstrip("/")
@@ -95,7 +96,7 @@ def _function(name: str, spec: FunctionSpec) -> dict[str, Any]:
     properties = {"kind": "function", **about, **lineage_of(spec)}
     more = {"description": spec.description} if spec.description else {}
     version = spec.digest.removeprefix("sha256:")[:12]
-    return _part("application", f"function:{name}", name, properties, version=version, **more)
+    return _part("application", f"{FUNCTION_REF}{name}", name, properties, version=version, **more)
 
 
 def _runtime(plan: ImagePlan, files: Iterable[ContextFile]) -> dict[str, Any]:
