@@ -14,6 +14,7 @@ from mfimage.capture.lock.platform import Platform
 from mfimage.capture.lock.pylock import LockedPackage, WheelFile, write_pylock
 from mfimage.errors import LockError, MfimageError, OptionError
 from mfimage.image.checks.config import check_labels
+from mfimage.image.docker.render import render
 from mfimage.image.find.contents import contents_of, diff
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.plan.base import BaseImage, default_base
@@ -82,6 +83,8 @@ def test_each_function_has_a_folder_and_equal_parts_are_shared(three: list[str])
     assert len([name for name in files if "/code/" in name]) == 2
     layers = {layer.names for layer in planned(source).artifacts}
     assert ("forecast/apac:labels", "forecast/emea:labels") in layers
+    made = render(planned(source))
+    assert "functions classify, forecast/apac and 1 more" in made.partition("\n")[0]
     # In any order: the same.
     assert written(open_source(three[::-1], OPTIONS)) == files
 
