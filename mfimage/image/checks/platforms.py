@@ -60,7 +60,8 @@ def check_platform(
     """Start an image as a platform does, and make the checks of its contract."""
     platform = PLATFORMS[name]
     settings = Settings.from_environ({**runner.info.env, **platform.env})
-    checks = platform_checks(served.placed(settings), name)
+    served = served.placed(settings)
+    checks = platform_checks(served, name)
     for user in platform.users:
         title = f"{name}-{user.partition(':')[0]}" if user else name
         launch = ContainerOptions(
@@ -72,9 +73,10 @@ def check_platform(
             started = recorder.run(f"{title}-ready", ready)
             seen: Counter[str] = Counter()
             for check in checks:
-                seen[check.name] += 1
-                again = f"-{seen[check.name]}" if seen[check.name] > 1 else ""
-                label = f"{title}-{check.name}{again}"
+                of = f"-{check.function}" if served.several and check.function else ""
+                label = f"{title}{of}-{check.name}"
+                seen[label] += 1
+                label += f"-{seen[label]}" if seen[label] > 1 else ""
                 if started:
                     recorder.run(label, partial(check.run, addresses[0], served, tolerance))
                 else:
