@@ -38,10 +38,10 @@ def test_a_faulty_package_is_an_error_at_once(tmp_path: Path) -> None:
     with pytest.raises(ReferenceNotFound):
         function_from_json(tmp_path / "functions" / "predict" / "0" / "function.json")
     data = reference.read_bytes()
-    reference.write_bytes(data.replace(b'"schema_version": "1.0"', b'"schema_version": "2.0"'))
-    with pytest.raises(PackageError, match=r"schema_version 2\.0 is newer") as caught:
+    reference.write_bytes(data.replace(b'"schema_version": "1.0"', b'"schema_version": "3.0"'))
+    with pytest.raises(PackageError, match=r"schema_version 3\.0 is newer") as caught:
         function_from_json(reference)
-    assert "pip install 'mfimage>=2'" in str(caught.value.hint)
+    assert "pip install 'mfimage>=3'" in str(caught.value.hint)
     reference.write_bytes(data)
     for blob in (tmp_path / "blobs").rglob("*"):
         if blob.is_file():
