@@ -105,6 +105,7 @@ def _pipeline(package: Pipeline) -> dict[str, Any]:
 def _image(name: str, platform: str | None) -> dict[str, Any]:
     from mfimage.image.find.contents import LINEAGE, contents_of
     from mfimage.image.find.places import find_image
+    from mfimage.image.sbom.document import FUNCTION_REF
 
     image = find_image(name, platform=platform)
     info, sbom = image.info, image.sbom()
@@ -119,6 +120,11 @@ def _image(name: str, platform: str | None) -> dict[str, Any]:
         else:
             others[label] = text
     known = contents_of(info, sbom)["function"] or {}
+    functions = {
+        name.removeprefix(FUNCTION_REF): item.text
+        for name, item in known.items()
+        if name.startswith(FUNCTION_REF)
+    }
     found = {
         "image": info.id or image.digest or name,
         "from": image.place.name,
@@ -132,6 +138,7 @@ def _image(name: str, platform: str | None) -> dict[str, Any]:
         "created": info.created,
         "user": info.user or "root",
         **own,
+        "functions": functions,
         "lineage": {name: known[name].text for name in LINEAGE if name in known},
         "sbom": _summary(sbom),
         "layers": [dataclasses.asdict(layer) for layer in image.layers],

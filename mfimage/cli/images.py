@@ -119,10 +119,13 @@ def test(
 
 @click.command()
 @click.argument("image")
-@click.option("--reference", required=True, help="Function package that IMAGE was built from.")
+@click.option(
+    "--reference", "references", required=True, multiple=True, metavar="REFERENCE",
+    help="Function package that IMAGE was built from. Repeatable.",
+)  # fmt: skip
 @json_flag
 @build_flags("verify")
-def verify(image: str, *, reference: str, as_json: bool, **given: Any) -> None:
+def verify(image: str, *, references: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Build an image again and compare.
 
     Shows which layers and files differ. IMAGE records its lock, base and target. Other options,
@@ -131,7 +134,7 @@ def verify(image: str, *, reference: str, as_json: bool, **given: Any) -> None:
     from mfimage.cli.console import note
     from mfimage.verify import verify as verify_image
 
-    found = verify_image(image, reference, build_options(given), say=note)
+    found = verify_image(image, references, build_options(given), say=note)
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.to_text())
     note(f"{image}: {'the same' if found.same else 'differs'}")
     if not found.same:

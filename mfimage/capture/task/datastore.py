@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from mfimage.errors import CaptureError, PackageError, StorageError, TaskError
 from mfimage.package.storage.buckets import require_libraries
@@ -32,6 +32,16 @@ class StoredArtifact:
     encoding: str  # without the store's own compression
     type: str
     info: Mapping[str, Any]
+
+
+class ForeachFrame(NamedTuple):
+    """Metaflow's record of a foreach that a task runs in; the value is cut to some characters."""
+
+    step: str
+    var: str | None = None
+    num_splits: int | None = None
+    index: int = 0  # type: ignore[assignment]  # hides the method of a tuple
+    value: str | None = None
 
 
 class TaskStore:
@@ -73,6 +83,10 @@ class TaskStore:
             data = path.read_bytes()
         return _Constants(gzip.decompress(data) if compressed else data, name).load()
 
+    def foreach_stack(self) -> list[ForeachFrame]:
+        """Return the foreaches that the task runs in, outermost first."""
+        return list(self.constant("_foreach_stack") or ())
+
     def open(self, name: str) -> AbstractContextManager[tuple[Path, bool]]:
         """Open the file of an artifact's bytes; yield it, and whether the store compressed them."""
         return self._open(self.artifacts[name].key, f"artifact {name!r}")
@@ -110,13 +124,15 @@ def local_roots() -> list[str]:
 
 
 class _Constants(pickle.Unpickler):
-    """Reads numbers, text, lists and the like; calls nothing."""
+    """Reads numbers, text, lists and frames of a foreach; calls nothing else."""
 
     def __init__(self, data: bytes, name: str) -> None:
         super().__init__(io.BytesIO(data))
         self._name = name
 
     def find_class(self, module_name: str, global_name: str) -> Any:
+        if global_name == ForeachFrame.__name__:
+            return ForeachFrame
         raise CaptureError(f"the pickle of {self._name} names {module_name}.{global_name}")
 
 

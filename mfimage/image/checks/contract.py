@@ -27,6 +27,7 @@ class ContractCheck:
     method: str
     path: str
     expected: Expectation
+    function: str | None = None  # whose route it is; None: the server's
 
     @property
     def name(self) -> str:
@@ -59,7 +60,9 @@ class ContractCheck:
 def contract_checks(served: Served) -> tuple[ContractCheck, ...]:
     """Return the checks of a server."""
     checks = [
-        ContractCheck(method=route.method, path=route.path, expected=expected)
+        ContractCheck(
+            method=route.method, path=route.path, expected=expected, function=route.function
+        )
         for route in routes(served)
         for expected in route.expectations
     ]
@@ -68,9 +71,33 @@ def contract_checks(served: Served) -> tuple[ContractCheck, ...]:
 
 
 def check_contract(recorder: Recorder, address: Address, served: Served) -> None:
-    """Make every check."""
+    """Make every check; of several functions, those of the server's own routes."""
     for check in contract_checks(served):
-        recorder.run(check.name, partial(check.run, address, served))
+        if not (served.several and check.function):
+            recorder.run(check.name, partial(check.run, address, served))
+
+
+def check_functions(
+    recorder: Recorder, address: Address, served: Served, tolerance: Tolerance
+) -> bool:
+    """Check each of several functions: its routes, and its examples; return whether all work."""
+    checks = contract_checks(served)
+    own: dict[str, list[ContractCheck]] = {name: [] for name in served.specs}
+    for check in checks:
+        if check.function:
+            own[check.function].append(check)
+
+    def works(spec: FunctionSpec) -> str:
+        for check in own[spec.name]:
+            check.run(address, served)
+        responses = f"{len(own[spec.name])} responses"
+        if not spec.examples:
+            raise Skipped(f"{responses}; of examples, {NO_EXAMPLES}")
+        replay_as_list(address, spec, tolerance)
+        return f"{replay(address, spec, tolerance)}, {responses}"
+
+    found = [recorder.run(name, partial(works, spec)) for name, spec in served.specs.items()]
+    return all(found)
 
 
 def function_path(spec: FunctionSpec, name: str) -> str:
