@@ -130,6 +130,8 @@ def _spec(name: str, parts: Sequence[FunctionSpec]) -> PipelineSpec:
     }
     return PipelineSpec(
         name=name,
+        kind=first.kind,
+        task=" -> ".join(part.task for part in parts),
         batch=any(part.batch for part in parts),
         description=" -> ".join(part.name for part in parts),
         input_schema=first.input_schema,

@@ -216,9 +216,8 @@ class JsonFunction:
         return (_reopen, (self.reference, self._choice))
 
     def __repr__(self) -> str:
-        parts = getattr(self.spec, "parts", None)
-        of = " -> ".join(part.name for part in parts) if parts else getattr(self.spec, "task", "")
-        return f"<JsonFunction {self.name} of {of}>"
+        parts = [part.name for part in getattr(self.spec, "parts", ())]
+        return f"<JsonFunction {self.name} of {' -> '.join(parts) or self.spec.task}>"
 
 
 @contextlib.contextmanager

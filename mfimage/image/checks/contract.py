@@ -10,7 +10,7 @@ from functools import partial
 from mfimage.image.checks.client import request
 from mfimage.image.checks.report import Failed, Recorder, Skipped
 from mfimage.image.checks.runner import Address
-from mfimage.package.spec import FunctionSpec
+from mfimage.package.spec import CallableSpec
 from mfimage.runtime.records.run import Difference, Tolerance, differences
 from mfimage.runtime.serving.contract import find_route, routes
 from mfimage.runtime.serving.problems import MEDIA_TYPE
@@ -87,7 +87,7 @@ def check_functions(
         if check.function:
             own[check.function].append(check)
 
-    def works(spec: FunctionSpec) -> str:
+    def works(spec: CallableSpec) -> str:
         for check in own[spec.name]:
             check.run(address, served)
         responses = f"{len(own[spec.name])} responses"
@@ -100,7 +100,7 @@ def check_functions(
     return all(found)
 
 
-def function_path(spec: FunctionSpec, name: str) -> str:
+def function_path(spec: CallableSpec, name: str) -> str:
     """Return the path of a route of a function."""
     return find_route(Served.alone(spec), name, spec.name).path
 
@@ -108,7 +108,7 @@ def function_path(spec: FunctionSpec, name: str) -> str:
 NO_EXAMPLES = "none were recorded; bind the function with --example RECORD to have some"
 
 
-def replay(address: Address, spec: FunctionSpec, tolerance: Tolerance) -> str:
+def replay(address: Address, spec: CallableSpec, tolerance: Tolerance) -> str:
     """Send the input of each example; compare the results with those recorded."""
     path = function_path(spec, "record")
     found: list[Difference] = []
@@ -121,7 +121,7 @@ def replay(address: Address, spec: FunctionSpec, tolerance: Tolerance) -> str:
     return _verdict(spec, found)
 
 
-def replay_as_list(address: Address, spec: FunctionSpec, tolerance: Tolerance) -> str:
+def replay_as_list(address: Address, spec: CallableSpec, tolerance: Tolerance) -> str:
     """Send the inputs of all examples as one list; compare likewise."""
     if not spec.examples:
         raise Skipped(NO_EXAMPLES)
@@ -141,7 +141,7 @@ def replay_as_list(address: Address, spec: FunctionSpec, tolerance: Tolerance) -
     return _verdict(spec, found)
 
 
-def _verdict(spec: FunctionSpec, found: list[Difference]) -> str:
+def _verdict(spec: CallableSpec, found: list[Difference]) -> str:
     if not spec.examples:
         raise Skipped(NO_EXAMPLES)
     if found:

@@ -28,7 +28,7 @@ from mfimage.image.checks.runner import (
     ImageRunner,
     wait_for_end,
 )
-from mfimage.package.spec import FunctionSpec
+from mfimage.package.spec import CallableSpec
 from mfimage.runtime.records.run import Tolerance
 from mfimage.runtime.serving.content import JSON
 from mfimage.runtime.serving.contract import find_route
@@ -116,7 +116,7 @@ def check_server(
 
 
 def check_end(
-    container: Container, address: Address, spec: FunctionSpec, settings: Settings
+    container: Container, address: Address, spec: CallableSpec, settings: Settings
 ) -> str:
     """Send requests up to the last byte, SIGTERM, then the rest when the sockets are closed."""
     # However fast the function is, these are in flight. All must be answered, and the container

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mfimage.errors import MfimageError, OptionError
-from mfimage.package.spec import FunctionSpec, parse_spec
+from mfimage.package.spec import CallableSpec, parse_any
 from mfimage.runtime.calls.coroutines import new_loop
 from mfimage.runtime.layout import FUNCTION_JSON
 from mfimage.runtime.serving import logs
@@ -160,7 +160,7 @@ class Process:
         os._exit(code)
 
 
-def read_spec(folder: Path) -> FunctionSpec:
+def read_spec(folder: Path) -> CallableSpec:
     """Read ``function.json``, which describes the function before it is loaded."""
     path = folder / FUNCTION_JSON
     try:
@@ -169,7 +169,7 @@ def read_spec(folder: Path) -> FunctionSpec:
         raise OptionError(
             f"{path}: {error.strerror}", hint="MFIMAGE_FUNCTION names the package's folder"
         ) from None
-    return parse_spec(data, where=str(path))
+    return parse_any(data, where=str(path))
 
 
 def load_whole(folder: Path) -> LiveFunction:
@@ -177,14 +177,14 @@ def load_whole(folder: Path) -> LiveFunction:
     from mfimage.runtime.loading.loader import load_folder
 
     fn = load_folder(folder)
-    required = fn.spec.parameter_schema.get("required", ())
-    for name in fn.params:
-        try:
-            fn.params[name]
-        except Exception:
-            if name in required:
-                raise
-            log.warning("%s: artifact %r cannot be loaded", fn.name, name, exc_info=True)
+    for part in fn.parts:
+        for name in part.params:
+            try:
+                part.params[name]
+            except Exception:
+                if name in part.required:
+                    raise
+                log.warning("%s: artifact %r cannot be loaded", part.name, name, exc_info=True)
     return fn
 
 

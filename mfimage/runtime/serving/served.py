@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mfimage.package.spec import FunctionSpec
+from mfimage.package.spec import CallableSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +13,7 @@ class Served:
     """The functions of a server, from which the table of routes is made."""
 
     # By the name that is in their paths: `predict`, or `predict/emea`.
-    specs: Mapping[str, FunctionSpec]
+    specs: Mapping[str, CallableSpec]
     # The function of a request that names none.
     default: str | None
     # Whether the image is one of several functions, however many there are.
@@ -25,6 +25,6 @@ class Served:
         return f"{len(self.specs)} functions" if self.several else next(iter(self.specs))
 
     @classmethod
-    def alone(cls, spec: FunctionSpec) -> Served:
+    def alone(cls, spec: CallableSpec) -> Served:
         """Return what the server of one function serves."""
         return cls(specs={spec.name: spec}, default=spec.name, several=False)
