@@ -206,13 +206,14 @@ def _artifact_layers(subject: Subject) -> tuple[ArtifactLayer, ...]:
 
 def _shared_layers(order: Sequence[BlobRef], names: Mapping[str, str]) -> list[tuple[BlobRef, ...]]:
     """Give blobs that are large among these a layer each; the others share some."""
-    # By the name of a blob, not its digest or place in the order: an artifact that changed stays in
-    # its layer, and one that is new or gone moves no other.
+    # By the function that a blob is of, not its digest or place in the order: a function that
+    # changed changes one layer, and one that is new or gone moves no other's.
     share = sum(blob.size for blob in order) // MOST_ARTIFACT_LAYERS
     large = [blob for blob in order if blob.size.bit_length() > share.bit_length()]
     large = large[: MOST_ARTIFACT_LAYERS - SHARED_LAYERS]
     shared: dict[int, list[BlobRef]] = {}
     for blob in order[len(large) :]:
-        number = int(sha256_digest(names[blob.digest].encode())[-8:], 16) % SHARED_LAYERS
+        function = names[blob.digest].partition(":")[0]
+        number = int(sha256_digest(function.encode())[-8:], 16) % SHARED_LAYERS
         shared.setdefault(number, []).append(blob)
     return [(blob,) for blob in large] + [tuple(shared[number]) for number in sorted(shared)]
