@@ -19,7 +19,14 @@ from mfimage import pipeline
 from mfimage.backends import pipeline as backend
 from mfimage.cli import main
 from mfimage.copy import copy_package
-from mfimage.errors import InputError, OptionError, OutputError, PackageError, SchemaError
+from mfimage.errors import (
+    CaptureError,
+    InputError,
+    OptionError,
+    OutputError,
+    PackageError,
+    SchemaError,
+)
 from mfimage.inspect import inspect
 from mfimage.load import JsonFunction, function_from_json
 from mfimage.package.spec import PipelineSpec, parse_any
@@ -299,3 +306,15 @@ def test_parts_run_in_environments_apart(process_packages: Packages) -> None:
         with pytest.raises(LookupError, match="failed") as caught:
             running({"first": "fail"})
         assert notes(caught.value) == ["in second, part 1 of 2 of the pipeline twice"]
+
+
+def test_examples_are_recorded(shop: JsonFunction) -> None:
+    parts = [each.digest for each in shop.spec.parts]
+    functions = Path(shop.reference).parents[2]
+    references = [next(functions.glob(f"*/{digest[7:]}")) for digest in parts]
+    with pipeline("shop", *references, examples=[{"price": "2"}]) as made:
+        assert [(each.input, each.output) for each in made.spec.examples] == [({"price": "2"}, 6.0)]
+    with pytest.raises(
+        CaptureError, match=r'shop failed on the example \{"price":"x"\}: could not'
+    ):
+        pipeline("shop", *references, examples=[{"price": "x"}])
