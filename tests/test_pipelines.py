@@ -33,6 +33,8 @@ from mfimage.package.spec import PipelineSpec, parse_any
 from mfimage.package.store import open_package
 from tests.backends.process_support import Packages
 from tests.support.packages import make_package
+from tests.support.projects import python
+from tests.test_entrypoint import foreign
 
 pytest_plugins = ["tests.backends.process_fixtures"]
 
@@ -318,3 +320,26 @@ def test_examples_are_recorded(shop: JsonFunction) -> None:
         CaptureError, match=r'shop failed on the example \{"price":"x"\}: could not'
     ):
         pipeline("shop", *references, examples=[{"price": "x"}])
+
+
+@pytest.mark.slow
+def test_an_entrypoint_has_the_environment_of_all_parts(process_packages: Packages) -> None:
+    """``mfimage serve`` becomes a process with one lock, as an image has it."""
+    source = """
+    import sys
+    from importlib.util import find_spec
+    @json_function
+    def predict(data: list) -> list:
+        return [*data, sys.prefix, find_spec("stranger") is not None]
+    """
+    environment = foreign(process_packages).spec.environment
+    part = process_packages.write(source, environment=environment)
+    twice = pipeline("twice", part.reference, part.reference).reference
+    code = f"from mfimage.run import run_entrypoint; run_entrypoint({twice!r}, ['call'], print)"
+    done = python(["-c", code], folder=Path(process_packages.store.storage.url("")), stdin="[]\n")
+    said, line = done.stdout.splitlines()
+    assert said.startswith("twice runs in its own environment: stranger 1.0 is locked, and not")
+    prefix, found, *again = json.loads(line)
+    assert [prefix, found] == again
+    assert "/environments/" in prefix
+    assert found is True
