@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mfimage.capture.code._reading import defined_names
 from mfimage.capture.code.archive import CapturedCode, archive, capture_code
@@ -49,6 +50,11 @@ from mfimage.package.store import PackageStore
 if TYPE_CHECKING:
     from metaflow import Task
     from metaflow.metaflow_current import Current
+
+
+_PARALLEL = 8
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +184,8 @@ def _bind(
     # Nothing was written up to here. ``function.json`` is written last: an interrupted bind leaves
     # no package that looks complete.
     store = PackageStore(options.root or default_root(info.store.kind, info.store.root))
-    copied = {name: copy_artifacts(each, chosen[name], store) for name, each in tasks.items()}
+    found = _each(lambda name: copy_artifacts(tasks[name], chosen[name], store), tasks)
+    copied = dict(zip(tasks, found, strict=True))
     schemas = cache(partial(_schemas, function))
     stored = _distinct(copied, store)
 
@@ -203,7 +210,7 @@ def _bind(
             )
             return describe_environment(request)
 
-    found = describe({})
+    environment = describe({})
     if needs.names is not None:  # of all artifacts, it may never read those
         _check_main(info, code, scripts, stored)
     spec = FunctionSpec(
@@ -217,12 +224,12 @@ def _bind(
         parameter_schema={},
         parameters=values,
         code=store.put_bytes(archived),
-        environment=_stored_environment(found, store),
+        environment=_stored_environment(environment, store),
         artifacts={},
         lineage=_lineage(info, code),
         **schemas(),
     )
-    references = []
+    specs = []
     for name, each in tasks.items():
         artifacts = copied[name]
         bound = replace(
@@ -236,13 +243,22 @@ def _bind(
         if options.examples:
             from mfimage.capture.examples import record_examples
 
-            recorded = record_examples(bound, options.examples, store, outside=found.outside)
+            recorded = record_examples(bound, options.examples, store, outside=environment.outside)
             if recorded.needed:
-                environment = _stored_environment(describe(recorded.needed), store)
-                bound = replace(bound, environment=environment)
+                more = _stored_environment(describe(recorded.needed), store)
+                bound = replace(bound, environment=more)
             bound = replace(bound, examples=recorded.examples)
-        references.append(store.write(bound))
-    return references
+        specs.append(bound)
+    return _each(store.write, specs)
+
+
+def _each(call: Callable[[_T], _R], values: Iterable[_T]) -> list[_R]:
+    """Call with each value; of several, some at once, since writing waits for disks or networks."""
+    values = list(values)
+    if len(values) == 1:
+        return [call(values[0])]
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        return list(pool.map(call, values))
 
 
 def _distinct(

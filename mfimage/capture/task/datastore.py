@@ -47,11 +47,15 @@ class ForeachFrame(NamedTuple):
 class TaskStore:
     """The artifacts of a task's last finished attempt."""
 
-    def __init__(self, pathspec: str, kind: str, root: str) -> None:
+    def __init__(
+        self, pathspec: str, kind: str, root: str, *, like: TaskStore | None = None
+    ) -> None:
+        # ``like``, the store of another task of the flow, shares its client of the datastore.
         self.pathspec, self.kind, self.root = pathspec, kind, root
         self.artifacts: Mapping[str, StoredArtifact] = {}
         flow, run, step, task = pathspec.split("/")
-        self._flow = _flow_datastore(flow, kind, root)
+        shared = like is not None and (like.kind, like.root) == (kind, root)
+        self._flow: Any = like._flow if like and shared else _flow_datastore(flow, kind, root)
         self._open_task(run, step, task)
 
     def _open_task(self, run: str, step: str, task: str) -> None:

@@ -42,9 +42,10 @@ def foreach_tasks(text: str, *, namespace: str | None = None) -> dict[str, TaskI
 def _described(tasks: Sequence[Any], text: str) -> Iterator[TaskInfo]:
     """Yield the tasks, all of which must have succeeded."""
     faults = []
+    info: TaskInfo | None = None
     for task in tasks:
         try:
-            yield describe_task(task)
+            yield (info := describe_task(task, like=info))
         except TaskError as error:
             faults.append(error.message)
     if faults or not tasks:

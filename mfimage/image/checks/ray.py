@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -20,6 +21,8 @@ from mfimage.runtime.serving.served import Served
 # KubeRay starts Ray by bash, and old versions probe by wget.
 PROGRAMS = ("bash", "python", "ray", "wget")
 _FIND = 'for name do command -v "$name" >/dev/null || echo "$name"; done'
+# Each function in a process of its own; what one prints names it.
+_EACH = 'for name do {} --function "$name"; done'
 _DASHBOARD, _HEALTH = 8265, "/api/healthz"
 _HEAD, _PROCESS = "head", "process"
 
@@ -29,7 +32,10 @@ def check_ray(
 ) -> None:
     """Check what KubeRay needs, and that each function works."""
     timeout = options.timeout
-    launch = ContainerOptions(entrypoint=check_command(runner.info.entrypoint, options.tolerance))
+    command = check_command(runner.info.entrypoint, options.tolerance)
+    if served.several:
+        command = ("/bin/sh", "-c", _EACH.format(shlex.join(command)), "sh", *served.specs)
+    launch = ContainerOptions(entrypoint=command)
 
     def works(launch: ContainerOptions) -> str:
         return check_functions(runner, served, launch, timeout)
@@ -61,15 +67,18 @@ def check_functions(
 ) -> str:
     """Let the image load its functions and replay their examples."""
     with runner.start(launch) as container:
+        timeout *= len(served.specs)
         code = wait_for_end(container, timeout)
         if code is None:
             raise Failed(with_log(f"not done within {timeout:g} s", container))
         found = _reports(container.log(None))
-        if not found:
-            raise Failed(with_log(f"it ended with exit code {code}", container))
+        lost = [name for name, spec in served.specs.items() if spec.digest not in found]
+        if not found or (lost and served.several):
+            which = f"{', '.join(lost)} did not load; " if served.several else ""
+            raise Failed(with_log(f"{which}it ended with exit code {code}", container))
     for name, spec in served.specs.items():
-        if spec.digest not in found:
-            raise Failed(f"it loads the function {', '.join(found)}, not {spec.digest}")
+        if lost:
+            raise Failed(f"it loads the function {next(iter(found))}, not {spec.digest}")
         if differences := found[spec.digest]["differences"]:
             first, where = differences[0], f"{name}, " if served.several else ""
             more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""

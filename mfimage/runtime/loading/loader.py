@@ -26,11 +26,9 @@ from mfimage.package.spec import (
     CallableSpec,
     FunctionSpec,
     PipelineSpec,
-    parse_any,
-    parse_spec,
 )
 from mfimage.runtime.calls.coroutines import LoopThread
-from mfimage.runtime.layout import BLOBS, CODE, FUNCTION_JSON, FUNCTIONS, code_folder
+from mfimage.runtime.loading import packages
 from mfimage.runtime.loading.modules import CodeSpace
 from mfimage.runtime.loading.parts import PartErrors
 
@@ -56,6 +54,7 @@ class LiveFunction:
         self._describe(spec, signature.schema, is_async=signature.is_async, batch=signature.batch)
         self.params = params
         self.required = frozenset(spec.parameter_schema.get("required", ()))
+        self.size = sum(ref.size for ref in spec.artifacts.values())  # stored, in bytes
         self._fn = function.__wrapped__
         self._takes_params = signature.takes_params
         self._release = weakref.finalize(self, release)
@@ -175,6 +174,7 @@ class LivePipeline(LiveFunction):
         is_async = all(part.is_async for part in parts)
         self._describe(spec, schema, is_async=is_async, batch=any(part.batch for part in parts))
         self._parts = tuple(parts)
+        self.size = sum(part.size for part in parts)
         self._errors = PartErrors(spec)
 
     @property
@@ -303,33 +303,23 @@ def _find(spec: FunctionSpec, space: CodeSpace) -> DecoratedFunction:
     return found
 
 
-def load_folder(folder: Path) -> LiveFunction:
-    """Load the function, or pipeline, of a package unpacked into ``folder``, as in an image.
+def load_folder(folder: Path, name: str | None = None) -> LiveFunction:
+    """Load the function of an image's folder; of several, the one of a name.
 
-    The folder holds ``function.json``, ``code/`` and ``blobs/sha256/``. The code goes on
-    ``sys.path``: this process runs only this function.
+    The code goes on ``sys.path``: this process runs no function whose modules have the same names.
     """
-    path = folder / FUNCTION_JSON
-    spec = parse_any(_read(path), where=str(path))
-    read_blob = functools.partial(read_verified, folder / BLOBS)
-    if isinstance(spec, PipelineSpec):
-        return _load_pipeline(spec, folder, read_blob)
-    return load_function(spec, code=folder / CODE, read_blob=read_blob, dedicated=True)
-
-
-def _load_pipeline(spec: PipelineSpec, folder: Path, read_blob: ReadBlob) -> LiveFunction:
+    found = packages.find(folder, name)
+    read_blob = functools.partial(read_verified, found.blobs)
+    if isinstance(found.spec, FunctionSpec):
+        return load_function(found.spec, code=found.code, read_blob=read_blob, dedicated=True)
     loaded: dict[str, LiveFunction] = {}
-    for ref in spec.parts:
-        if ref.digest not in loaded:
-            path = folder / FUNCTIONS / ref.name / FUNCTION_JSON
-            part = parse_spec(_read(path), where=str(path))
-            if part.digest != ref.digest:
-                raise PackageError(
-                    f"{path}: it is {part.digest}, and {spec.name} is of {ref.digest}"
-                )
-            code = folder / code_folder(part.code.digest)
-            loaded[ref.digest] = load_function(part, code=code, read_blob=read_blob, dedicated=True)
-    return LivePipeline(spec, [loaded[ref.digest] for ref in spec.parts])
+    for part in found.parts:
+        assert isinstance(part.spec, FunctionSpec)
+        if part.spec.digest not in loaded:
+            loaded[part.spec.digest] = load_function(
+                part.spec, code=part.code, read_blob=read_blob, dedicated=True
+            )
+    return LivePipeline(found.spec, [loaded[part.spec.digest] for part in found.parts])
 
 
 def read_verified(blobs: Path, ref: BlobRef) -> bytes:
