@@ -100,7 +100,7 @@ def changed(settings: Settings, config: Mapping[str, Any]) -> Settings:
 class Replica:
     """One copy of the function; Serve makes it, and calls its methods on one event loop."""
 
-    async def __init__(self, folder: str, name: str) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, folder: str, name: str | None = None) -> None:  # type: ignore[misc]  # Serve awaits it
         global _replica  # noqa: PLW0603  (Serve makes one in a process, and the app apart from it)
         self._loop = asyncio.get_running_loop()
         self._settings = Settings.from_environ()
@@ -160,10 +160,10 @@ def build(args: Mapping[str, Any]) -> Any:
 
 
 def _application(folder: Path, args: Mapping[str, Any]) -> Any:
-    serve = import_serve()
     given = ServeArgs.of(args)
     settings = Settings.from_environ()
     name = find(folder, given.function).spec.name
+    serve = import_serve()
     try:
         made = serve.deployment(
             name=name,
