@@ -17,7 +17,6 @@ from mfimage.package.fit import MAY_FIT, NEVER_FITS, Fit, fit
 from mfimage.package.spec import (
     MIN_PARTS,
     NAME,
-    NAME_RULE,
     CallableSpec,
     Example,
     FunctionRef,
@@ -88,8 +87,9 @@ def compose(
     MfimageError
         When a package is missing or damaged, or an option cannot be used.
     """
-    if not NAME.fullmatch(name):
-        raise OptionError(f"name: {name!r} is not a function name", hint=f"use {NAME_RULE}")
+    if "/" in name or not NAME.fullmatch(name):
+        hint = "use letters, digits, _ and -, at most 63, starting with a letter or _"
+        raise OptionError(f"name: {name!r} is not a pipeline's name", hint=hint)
     opened = [open_any(reference) for reference in references]
     parts = [part for each in opened for part in _parts(each)]
     if len(parts) < MIN_PARTS:

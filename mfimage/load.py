@@ -329,6 +329,5 @@ def pipeline(
     references = [each.reference if isinstance(each, JsonFunction) else each for each in functions]
     with _explained_imports():
         from mfimage.compose import compose, with_examples
-
-        made = with_examples(compose(name, references, root=root), examples)
+    made = with_examples(compose(name, references, root=root), examples)
     return _opened(made.store.write(made.spec))

@@ -139,7 +139,11 @@ def test_what_never_fits_is_refused_with_the_place_and_both_types(tmp_path: Path
     with pytest.raises(SchemaError, match=r"result\.price: clean returns nothing, score takes num"):
         pipeline("shop", other, score)
     assert not (tmp_path / "functions" / "shop").exists(), "nothing is written"
-    for name, functions in {"shop": [clean], "bad name": [clean, score]}.items():
+    for name, functions in {
+        "shop": [clean],
+        "bad name": [clean, score],
+        "a/b": [clean, score],
+    }.items():
         with pytest.raises(OptionError):
             pipeline(name, *functions)
 
@@ -240,7 +244,7 @@ def test_what_needs_one_function_refuses_a_pipeline_by_name(shop: JsonFunction) 
     assert parse_any(data, where="x") == shop.spec
     assert parse_any(data, where="x").to_json() == data
     assert json.loads(data)["schema_version"] == "2.0", "a reader of functions refuses it"
-    with pytest.raises(PackageError, match="shop is a pipeline of clean, score, and only one fun"):
+    with pytest.raises(PackageError, match="shop is a pipeline of clean, score, and a function is"):
         open_package(shop.reference)
     with pytest.raises(OptionError, match="'ray' runs one function, and shop is a pipeline"):
         function_from_json(shop.reference, backend="ray")

@@ -281,7 +281,7 @@ def parse_any(data: bytes, *, where: str) -> FunctionSpec | PipelineSpec:
 def is_pipeline(spec: PipelineSpec) -> str:
     """Return the clause by which a pipeline is refused where only a function can be used."""
     names = ", ".join(dict.fromkeys(part.name for part in spec.parts))
-    return f"{spec.name} is a pipeline of {names}, and only one function can be used here"
+    return f"{spec.name} is a pipeline of {names}, and a function is needed here"
 
 
 def _check_wheels(spec: FunctionSpec) -> None:
