@@ -34,6 +34,7 @@ from mfimage.package.store import open_package
 from tests.backends.process_support import Packages
 from tests.support.packages import make_package
 from tests.support.projects import python
+from tests.support.s3 import Bucket
 from tests.test_entrypoint import foreign
 
 pytest_plugins = ["tests.backends.process_fixtures"]
@@ -347,3 +348,13 @@ def test_an_entrypoint_has_the_environment_of_all_parts(process_packages: Packag
     assert [prefix, found] == again
     assert "/environments/" in prefix
     assert found is True
+
+
+@pytest.mark.slow
+def test_a_pipeline_of_a_bucket(tmp_path: Path, bucket: Bucket) -> None:
+    """Parts of two roots are copied to the bucket of the first."""
+    clean = copy_package(bound(tmp_path, "clean"), f"{bucket.url}/functions-of-all")
+    reference = pipeline("shop", clean, bound(tmp_path, "score")).reference
+    assert reference.startswith(f"{bucket.url}/functions-of-all/functions/shop/")
+    shutil.rmtree(tmp_path / "functions")
+    assert once(reference, {"price": "2"}) == 6.0
