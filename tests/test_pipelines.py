@@ -313,6 +313,9 @@ def test_parts_run_in_environments_apart(process_packages: Packages) -> None:
         with pytest.raises(LookupError, match="failed") as caught:
             running({"first": "fail"})
         assert notes(caught.value) == ["in second, part 1 of 2 of the pipeline twice"]
+        # Both parts have one worker.
+        results = list(running.map({"first": str(number)} for number in range(3000)))
+        assert [result["first"] for result in results] == [str(number) for number in range(3000)]
 
 
 def test_examples_are_recorded(shop: JsonFunction) -> None:

@@ -49,22 +49,19 @@ class PipelineBackend:
         future.add_done_callback(partial(self._advance, whole, index))
 
     def _advance(self, whole: Future[Any], index: int, done: Future[Any]) -> None:
-        value, failure = None, None
         try:
-            value = done.result()
-        except Exception as error:  # noqa: BLE001  (raised where the result is read)
-            failure = self._errors.named(index, error)
-        if failure is None and index + 1 < len(self._parts) and not whole.cancelled():
-            try:
-                self._start(whole, index + 1, value)
+            with self._errors.naming(index):
+                value = done.result()
+            if index + 1 < len(self._parts) and not whole.cancelled():
+                with self._errors.naming(index + 1):
+                    self._start(whole, index + 1, value)
                 return
-            except Exception as error:  # noqa: BLE001  (as above)
-                failure = self._errors.named(index + 1, error)
-        if whole.set_running_or_notify_cancel():
-            if failure is None:
+        except BaseException as error:  # noqa: BLE001  (raised where the result is read)
+            if whole.set_running_or_notify_cancel():
+                whole.set_exception(error)
+        else:
+            if whole.set_running_or_notify_cancel():
                 whole.set_result(value)
-            else:
-                whole.set_exception(failure)
 
     def map(
         self, records: Iterable[Any], *, batch_size: int, on_error: str, max_in_flight: int = 0
