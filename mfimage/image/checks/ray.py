@@ -76,9 +76,10 @@ def check_functions(
         if not found or (lost and served.several):
             which = f"{', '.join(lost)} did not load; " if served.several else ""
             raise Failed(with_log(f"{which}it ended with exit code {code}", container))
+    if lost:
+        wanted = served.specs[lost[0]].digest
+        raise Failed(f"it loads the function {next(iter(found))}, not {wanted}")
     for name, spec in served.specs.items():
-        if lost:
-            raise Failed(f"it loads the function {next(iter(found))}, not {spec.digest}")
         if differences := found[spec.digest]["differences"]:
             first, where = differences[0], f"{name}, " if served.several else ""
             more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
