@@ -48,7 +48,13 @@ def check_image(
             found = TARGETS.get(target or DEFAULT_TARGET, TARGETS[DEFAULT_TARGET])
             resolve_name(found.check)(runner, served, recorder, options)
     checks = tuple(recorder.checks)
-    return Report(image=image, id=runner.info.id, runner=runner.name, checks=checks)
+    return Report(
+        image=image,
+        id=runner.info.id,
+        runner=runner.name,
+        checks=checks,
+        measured=recorder.measured,
+    )
 
 
 def _check_what_it_says(runner: ImageRunner, recorder: Recorder) -> Served | None:
