@@ -122,8 +122,9 @@ def verify(
         subject = source.subject
         held = labels.get(f"{LABEL_PREFIX}{subject.kind}.digest")
         if held != subject.digest:
+            holds = f"the {subject.kind} {held}" if held else "something else"
             raise OptionError(
-                f"image: {image} holds the {subject.kind} {held}, not {subject.digest}",
+                f"image: {image} holds {holds}, not the {subject.kind} {subject.digest}",
                 hint=f"name the {_REFERENCES[subject.kind]} that it was built from",
             )
         lock = read_member(original.layers[-1].open, LOCK_FILE)
