@@ -1,25 +1,32 @@
-"""compose: functions -> a pipeline package; junctions: what fits where one follows another."""
+"""compose: functions -> a pipeline; junctions: what fits where one follows another."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from mfimage.copy import copy_package
-from mfimage.errors import OptionError, SchemaError
+from mfimage.errors import CaptureError, InputError, OptionError, SchemaError, shorten
+from mfimage.function import json as json_values
 from mfimage.package.fit import MAY_FIT, NEVER_FITS, Fit, fit
 from mfimage.package.spec import (
     MIN_PARTS,
     NAME,
     CallableSpec,
+    Example,
     FunctionRef,
     FunctionSpec,
     PipelineSpec,
 )
-from mfimage.package.store import Package, PackageStore, Pipeline, open_any
+from mfimage.package.store import Package, PackageStore, Pipeline, open_any, package_name
+
+if TYPE_CHECKING:
+    from mfimage.backends.base import Backend
 
 logger = logging.getLogger("mfimage")
 
@@ -61,17 +68,17 @@ def compose(
     references: Sequence[str | os.PathLike[str]],
     *,
     root: str | os.PathLike[str] | None = None,
-) -> str:
-    """Write a pipeline package and return its reference; the same inputs give the same one.
+) -> Pipeline:
+    """Return a pipeline whose parts are in its root; it is not written.
 
     Parameters
     ----------
     name : str
-        The package's name.
+        The pipeline's name.
     references : sequence of str or path
         Function packages, in the order in which they run. The parts of a pipeline take its place.
     root : str or path, optional
-        Where the package is stored, by default that of the first part; parts are copied there.
+        Where its package will be stored, by default that of the first part; parts are copied there.
 
     Raises
     ------
@@ -80,9 +87,9 @@ def compose(
     MfimageError
         When a package is missing or damaged, or an option cannot be used.
     """
-    if not NAME.fullmatch(name):
-        hint = "use letters, digits, _ and -, at most 63, starting with a letter"
-        raise OptionError(f"name: {name!r} is not a function name", hint=hint)
+    if "/" in name or not NAME.fullmatch(name):
+        hint = "use letters, digits, _ and -, at most 63, starting with a letter or _"
+        raise OptionError(f"name: {name!r} is not a pipeline's name", hint=hint)
     opened = [open_any(reference) for reference in references]
     parts = [part for each in opened for part in _parts(each)]
     if len(parts) < MIN_PARTS:
@@ -94,13 +101,51 @@ def compose(
     found = junctions(specs)
     _refuse(name, found)
     store = PackageStore(root) if root is not None else opened[0].store
-    for part in {part.spec.digest: part for part in parts}.values():
-        copy_package(part.reference, store.storage.url(""))
-    reference = store.write(_spec(name, specs))
+    where = store.storage.url("")
+    copied = {
+        part.spec.digest: copy_package(part.reference, where)
+        for part in {part.spec.digest: part for part in parts}.values()
+    }
     for each in found:
         level = logging.WARNING if each.fit.verdict == MAY_FIT else logging.INFO
         logger.log(level, "%s: %s", name, each)
-    return reference
+    here = tuple(
+        Package(spec=part.spec, reference=copied[part.spec.digest], store=store) for part in parts
+    )
+    return _pipeline(_spec(name, specs), store, here)
+
+
+def with_examples(made: Pipeline, records: Sequence[Any]) -> Pipeline:
+    """Return a pipeline with recorded calls: each part runs where it would when it is loaded."""
+    if not records:
+        return made
+    from mfimage.backends.choice import open_backend
+
+    lines = [
+        json_values.dumps(record, root=f"examples[{index}]", error=InputError)
+        for index, record in enumerate(records)
+    ]
+    backend = open_backend(made)
+    try:
+        examples = tuple(_called(made.spec.name, backend, line) for line in lines)
+    finally:
+        backend.close()
+    return _pipeline(dataclasses.replace(made.spec, examples=examples), made.store, made.parts)
+
+
+def _called(name: str, backend: Backend, line: bytes) -> Example:
+    try:
+        return Example(input=json_values.loads(line), output=backend(json_values.loads(line)))
+    except Exception as error:
+        raise CaptureError(
+            f"{name} failed on the example {shorten(line.decode(), 200)}: {error}",
+            hint="correct the example or the function",
+        ) from error
+
+
+def _pipeline(spec: PipelineSpec, store: PackageStore, parts: tuple[Package, ...]) -> Pipeline:
+    url = store.storage.url(package_name(spec))
+    return Pipeline(spec=spec, reference=url, store=store, parts=parts)
 
 
 def _parts(package: Package | Pipeline) -> tuple[Package, ...]:
@@ -130,6 +175,8 @@ def _spec(name: str, parts: Sequence[FunctionSpec]) -> PipelineSpec:
     }
     return PipelineSpec(
         name=name,
+        kind=first.kind,
+        task=" -> ".join(part.task for part in parts),
         batch=any(part.batch for part in parts),
         description=" -> ".join(part.name for part in parts),
         input_schema=first.input_schema,

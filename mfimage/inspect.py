@@ -95,7 +95,10 @@ def _pipeline(package: Pipeline) -> dict[str, Any]:
         "name": spec.name,
         "digest": spec.digest,
         "batch": spec.batch,
-        "parts": [{"reference": part.reference, **_package(part.spec)} for part in package.parts],
+        "parts": [
+            {"name": part.spec.name, "reference": part.reference, "task": part.spec.task}
+            for part in package.parts
+        ],
         "junctions": [str(each) for each in junctions([part.spec for part in package.parts])],
         "input": dict(spec.input_schema),
         "output": dict(spec.output_schema),

@@ -216,9 +216,8 @@ class JsonFunction:
         return (_reopen, (self.reference, self._choice))
 
     def __repr__(self) -> str:
-        parts = getattr(self.spec, "parts", None)
-        of = " -> ".join(part.name for part in parts) if parts else getattr(self.spec, "task", "")
-        return f"<JsonFunction {self.name} of {of}>"
+        parts = [part.name for part in getattr(self.spec, "parts", ())]
+        return f"<JsonFunction {self.name} of {' -> '.join(parts) or self.spec.task}>"
 
 
 @contextlib.contextmanager
@@ -300,6 +299,7 @@ def function_from_json(
 def pipeline(
     name: str,
     *functions: JsonFunction | str | os.PathLike[str],
+    examples: Sequence[Any] = (),
     root: str | os.PathLike[str] | None = None,
 ) -> JsonFunction:
     """Return functions as one function: the output of each is the input of the next.
@@ -313,6 +313,8 @@ def pipeline(
         The package's name.
     *functions : JsonFunction, str or path
         Bound functions or their references, in order; a pipeline stands for its parts.
+    examples : sequence, optional
+        Records to call it with; their results are recorded, for `mfimage test`.
     root : str or path, optional
         Where the package is stored; by default where that of the first function is. Packages of
         functions that are elsewhere are copied there.
@@ -326,5 +328,6 @@ def pipeline(
     """
     references = [each.reference if isinstance(each, JsonFunction) else each for each in functions]
     with _explained_imports():
-        from mfimage.compose import compose
-    return _opened(compose(name, references, root=root))
+        from mfimage.compose import compose, with_examples
+    made = with_examples(compose(name, references, root=root), examples)
+    return _opened(made.store.write(made.spec))

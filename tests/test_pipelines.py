@@ -19,13 +19,21 @@ from mfimage import pipeline
 from mfimage.backends import pipeline as backend
 from mfimage.cli import main
 from mfimage.copy import copy_package
-from mfimage.errors import InputError, OptionError, OutputError, PackageError, SchemaError
+from mfimage.errors import (
+    CaptureError,
+    InputError,
+    OptionError,
+    OutputError,
+    PackageError,
+    SchemaError,
+)
 from mfimage.inspect import inspect
 from mfimage.load import JsonFunction, function_from_json
 from mfimage.package.spec import PipelineSpec, parse_any
 from mfimage.package.store import open_package
 from tests.backends.process_support import Packages
 from tests.support.packages import make_package
+from tests.support.s3 import Bucket
 
 pytest_plugins = ["tests.backends.process_fixtures"]
 
@@ -130,7 +138,11 @@ def test_what_never_fits_is_refused_with_the_place_and_both_types(tmp_path: Path
     with pytest.raises(SchemaError, match=r"result\.price: clean returns nothing, score takes num"):
         pipeline("shop", other, score)
     assert not (tmp_path / "functions" / "shop").exists(), "nothing is written"
-    for name, functions in {"shop": [clean], "bad name": [clean, score]}.items():
+    for name, functions in {
+        "shop": [clean],
+        "bad name": [clean, score],
+        "a/b": [clean, score],
+    }.items():
         with pytest.raises(OptionError):
             pipeline(name, *functions)
 
@@ -231,7 +243,7 @@ def test_what_needs_one_function_refuses_a_pipeline_by_name(shop: JsonFunction) 
     assert parse_any(data, where="x") == shop.spec
     assert parse_any(data, where="x").to_json() == data
     assert json.loads(data)["schema_version"] == "2.0", "a reader of functions refuses it"
-    with pytest.raises(PackageError, match="shop is a pipeline of clean, score, and only one fun"):
+    with pytest.raises(PackageError, match="shop is a pipeline of clean, score, and a function is"):
         open_package(shop.reference)
     with pytest.raises(OptionError, match="'ray' runs one function, and shop is a pipeline"):
         function_from_json(shop.reference, backend="ray")
@@ -299,3 +311,28 @@ def test_parts_run_in_environments_apart(process_packages: Packages) -> None:
         with pytest.raises(LookupError, match="failed") as caught:
             running({"first": "fail"})
         assert notes(caught.value) == ["in second, part 1 of 2 of the pipeline twice"]
+        # Both parts have one worker.
+        results = list(running.map({"first": str(number)} for number in range(3000)))
+        assert [result["first"] for result in results] == [str(number) for number in range(3000)]
+
+
+def test_examples_are_recorded(shop: JsonFunction) -> None:
+    parts = [each.digest for each in shop.spec.parts]
+    functions = Path(shop.reference).parents[2]
+    references = [next(functions.glob(f"*/{digest[7:]}")) for digest in parts]
+    with pipeline("shop", *references, examples=[{"price": "2"}]) as made:
+        assert [(each.input, each.output) for each in made.spec.examples] == [({"price": "2"}, 6.0)]
+    with pytest.raises(
+        CaptureError, match=r'shop failed on the example \{"price":"x"\}: could not'
+    ):
+        pipeline("shop", *references, examples=[{"price": "x"}])
+
+
+@pytest.mark.slow
+def test_a_pipeline_of_a_bucket(tmp_path: Path, bucket: Bucket) -> None:
+    """Parts of two roots are copied to the bucket of the first."""
+    clean = copy_package(bound(tmp_path, "clean"), f"{bucket.url}/functions-of-all")
+    reference = pipeline("shop", clean, bound(tmp_path, "score")).reference
+    assert reference.startswith(f"{bucket.url}/functions-of-all/functions/shop/")
+    shutil.rmtree(tmp_path / "functions")
+    assert once(reference, {"price": "2"}) == 6.0

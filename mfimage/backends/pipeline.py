@@ -11,7 +11,7 @@ from typing import Any
 
 from mfimage.backends.base import Backend
 from mfimage.package.spec import PipelineSpec
-from mfimage.runtime.loading.parts import of_part
+from mfimage.runtime.loading.parts import PartErrors
 
 # Failures in a row that are kept while a part is ahead of its results.
 _MAX_FAILURES = 1024
@@ -21,35 +21,21 @@ class PipelineBackend:
     """Runs the parts of a pipeline, one after the other; thread-safe."""
 
     def __init__(self, spec: PipelineSpec, parts: Sequence[Backend]) -> None:
-        self._name = spec.name
-        self._names = [part.name for part in spec.parts]
         self._parts = parts
-
-    def _error(self, index: int, error: Exception) -> Exception:
-        return of_part(error, self._name, self._names, index)
+        self._errors = PartErrors(spec)
 
     def __call__(self, record: Any) -> Any:
         """Return the result for one record."""
         for index, part in enumerate(self._parts):
-            try:
+            with self._errors.naming(index):
                 record = part(record)
-            except Exception as error:
-                raised = self._error(index, error)
-                if raised is error:
-                    raise
-                raise raised from error
         return record
 
     async def acall(self, record: Any) -> Any:
         """Return the result for one record without blocking the caller's event loop."""
         for index, part in enumerate(self._parts):
-            try:
+            with self._errors.naming(index):
                 record = await part.acall(record)
-            except Exception as error:
-                raised = self._error(index, error)
-                if raised is error:
-                    raise
-                raise raised from error
         return record
 
     def submit(self, record: Any) -> Future[Any]:
@@ -63,22 +49,19 @@ class PipelineBackend:
         future.add_done_callback(partial(self._advance, whole, index))
 
     def _advance(self, whole: Future[Any], index: int, done: Future[Any]) -> None:
-        value, failure = None, None
         try:
-            value = done.result()
-        except Exception as error:  # noqa: BLE001  (raised where the result is read)
-            failure = self._error(index, error)
-        if failure is None and index + 1 < len(self._parts) and not whole.cancelled():
-            try:
-                self._start(whole, index + 1, value)
+            with self._errors.naming(index):
+                value = done.result()
+            if index + 1 < len(self._parts) and not whole.cancelled():
+                with self._errors.naming(index + 1):
+                    self._start(whole, index + 1, value)
                 return
-            except Exception as error:  # noqa: BLE001  (as above)
-                failure = self._error(index + 1, error)
-        if whole.set_running_or_notify_cancel():
-            if failure is None:
+        except BaseException as error:  # noqa: BLE001  (raised where the result is read)
+            if whole.set_running_or_notify_cancel():
+                whole.set_exception(error)
+        else:
+            if whole.set_running_or_notify_cancel():
                 whole.set_result(value)
-            else:
-                whole.set_exception(failure)
 
     def map(
         self, records: Iterable[Any], *, batch_size: int, on_error: str, max_in_flight: int = 0
@@ -124,7 +107,7 @@ class PipelineBackend:
                     while (failure := failures.popleft()) is not None:
                         yield failure
                     if isinstance(result, Exception):
-                        yield self._error(index, result)
+                        yield self._errors.named(index, result)
                     else:
                         yield _Record(result)
             while failures:

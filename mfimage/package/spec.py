@@ -144,6 +144,8 @@ class CallableSpec(Part):
     """What ``function.json`` states of a function and of a pipeline alike."""
 
     name: str  # a folder in the store and a path in the serving image
+    task: str  # Flow/run/step/task; of a pipeline, that of each part
+    kind: str = "json"  # json or avro: which decorator made it; of a pipeline, its first part
     batch: bool = False  # whether the function takes a list of records
     description: str = ""  # the docstring
     # JSON Schemas of one record and of its result (of an item, for a batch function).
@@ -179,11 +181,9 @@ class FunctionSpec(CallableSpec):
     """The whole of a function's ``function.json``."""
 
     entrypoint: str  # module:function inside the code archive
-    task: str  # Flow/run/step/task
     code: BlobRef  # code.tar.gz
     environment: EnvironmentSpec
     lineage: Lineage
-    kind: str = "json"  # json or avro: which decorator made it
     # Like a JSON Schema: the parameters that the function reads ("properties") and "required".
     parameter_schema: Mapping[str, Any] = field(default_factory=dict)
     # Values given at bind time instead of artifacts; JSON.
@@ -274,7 +274,7 @@ def parse_any(data: bytes, *, where: str) -> FunctionSpec | PipelineSpec:
 def is_pipeline(spec: PipelineSpec) -> str:
     """Return the clause by which a pipeline is refused where only a function can be used."""
     names = ", ".join(dict.fromkeys(part.name for part in spec.parts))
-    return f"{spec.name} is a pipeline of {names}, and only one function can be used here"
+    return f"{spec.name} is a pipeline of {names}, and a function is needed here"
 
 
 def _check_wheels(spec: FunctionSpec) -> None:
