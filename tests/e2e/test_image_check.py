@@ -240,7 +240,8 @@ RAY = """\
 import http.server
 class Head(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200)
+        # As Ray's dashboard, which has no /api/healthz.
+        self.send_response(200 if self.path == '/api/gcs_healthz' else 404)
         self.send_header('Content-Length', '0')
         self.end_headers()
 http.server.HTTPServer(('', 8265), Head).serve_forever()

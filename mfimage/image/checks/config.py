@@ -45,13 +45,15 @@ def read_served(runner: ImageRunner) -> Served:
     except (ValueError, LookupError, TypeError) as error:
         raise Failed(f"{LIST_FILE} cannot be read: {error}") from None
     files = runner.files(f"{FUNCTION}/{FUNCTIONS}")
-    specs = {}
+    specs = []
     for name in names:
         path = f"{name}/{FUNCTION_JSON}"
         if path not in files:
             raise Failed(f"{LIST_FILE} names {name}, and there is no {FUNCTIONS}/{path}")
-        specs[name] = _parse(files[path], f"{FUNCTIONS}/{path}")
-    return Served(specs=specs, default=None, several=True)
+        specs.append(_parse(files[path], f"{FUNCTIONS}/{path}"))
+    # A name that is not here keeps the server from starting, which is another check's to find.
+    default = runner.info.env.get("MFIMAGE_DEFAULT_FUNCTION")
+    return Served.together(specs, default if default in names else None)
 
 
 def _parse(data: bytes, where: str) -> FunctionSpec:

@@ -23,7 +23,8 @@ PROGRAMS = ("bash", "python", "ray", "wget")
 _FIND = 'for name do command -v "$name" >/dev/null || echo "$name"; done'
 # Each function in a process of its own; what one prints names it.
 _EACH = 'for name do {} --function "$name"; done'
-_DASHBOARD, _HEALTH = 8265, "/api/healthz"
+# `/api/healthz` is the agent's, on another port.
+_DASHBOARD, _HEALTH = 8265, "/api/gcs_healthz"
 _HEAD, _PROCESS = "head", "process"
 
 

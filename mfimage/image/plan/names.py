@@ -31,7 +31,7 @@ def _reserved(spec: CallableSpec) -> tuple[set[str], set[str]]:
     from mfimage.runtime.serving.served import Served
 
     probe = replace(spec, name=_PROBE)
-    table = routes(Served(specs={_PROBE: probe}, default=_PROBE, several=True))
+    table = routes(Served.together([probe]))
     parts = [route.path.strip("/").split("/") for route in table]
     server = {first for first, *_ in parts} - {_PROBE, ""}
     return server, {rest[0] for first, *rest in parts if first == _PROBE and rest}

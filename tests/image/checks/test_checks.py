@@ -249,7 +249,7 @@ def test_a_server_that_says_nothing_is_no_crash(sample):
 
 def test_each_of_several_functions_has_a_line(sample):
     specs = {name: replace(spec_with(sample, 1), name=name) for name in ("a", "b/emea")}
-    served = Served(specs=specs, default=None, several=True)
+    served = Served.together(specs.values())
     own = [each for each in contract_checks(served) if each.function == "b/emea"]
     assert {each.path for each in own} <= {"/b/emea", "/b/emea/batch"}
     recorder = Recorder()
@@ -264,6 +264,8 @@ def test_each_of_several_functions_has_a_line(sample):
 
 class _Files:
     """An image of these files."""
+
+    info = ImageInfo(id="x", env={"MFIMAGE_DEFAULT_FUNCTION": "a"})
 
     def __init__(self, files):
         self._files = {f"/opt/function/{name}": data for name, data in files.items()}
@@ -280,7 +282,7 @@ def test_the_functions_of_an_image_are_read(sample):
     specs = {name: replace(sample.spec(), name=name) for name in ("a", "b/emea")}
     files = dict(functions_subject(specs, sample.spec().environment).files)
     found = read_served(_Files(files))
-    assert found.several
+    assert (found.several, found.default) == (True, "a")
     assert {name: spec.digest for name, spec in found.specs.items()} == {
         name: spec.digest for name, spec in specs.items()
     }

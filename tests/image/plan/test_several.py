@@ -97,7 +97,7 @@ def test_labels_stay_small_and_agree_with_the_functions(three: list[str]) -> Non
         "functions.count", "functions.digest"
     }  # fmt: skip
     assert not {"task", "artifacts", "schema.input"} & ours
-    served = Served(specs=source.subject.functions, default=None, several=True)
+    served = Served.together(source.subject.functions.values())
     info = ImageInfo(id="x", labels=labels)
     assert "agree" in check_labels(info, served, source.read_lock())
 
