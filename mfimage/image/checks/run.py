@@ -34,6 +34,11 @@ def check_image(
     recorder = Recorder(on_check)
     with open_image(_connect(image), image, say=say) as runner:
         target = runner.info.labels.get(TARGET)
+        if options.contracts and target not in (None, DEFAULT_TARGET):
+            raise OptionError(
+                f"contract: {image} is an image for {target}, which serves no HTTP by itself",
+                hint=f"build it with --target {DEFAULT_TARGET}",
+            )
         files = (config.SPEC_FILE, config.LIST_FILE)
         if target is None and not any(map(runner.read, files)):
             raise OptionError(

@@ -37,6 +37,7 @@ class ContainerOptions:
     """How to start a container."""
 
     entrypoint: tuple[str, ...] = ()  # replaces the image's entrypoint and command
+    command: tuple[str, ...] = ()  # replaces the image's command
     user: str | None = None  # uid:gid
     read_only: bool = False  # with an empty /tmp in memory
     no_capabilities: bool = False
@@ -104,6 +105,7 @@ class ImageRunner:
         created: dict[str, str] = self._api.create_container(
             self.info.id,
             entrypoint=list(launch.entrypoint) or None,
+            command=list(launch.command) or None,
             user=launch.user,
             environment=dict(launch.env),
             ports=list(ports),

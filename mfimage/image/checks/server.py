@@ -19,6 +19,7 @@ from mfimage.image.checks.contract import (
     replay,
     replay_as_list,
 )
+from mfimage.image.checks.platforms import check_platform
 from mfimage.image.checks.report import Failed, Recorder, Skipped
 from mfimage.image.checks.restrictions import RESTRICTIONS, check_restrictions
 from mfimage.image.checks.runner import (
@@ -64,6 +65,7 @@ class CheckOptions:
 
     timeout: float = 60.0  # seconds until a container must be ready
     tolerance: Tolerance = field(default_factory=Tolerance)
+    contracts: tuple[str, ...] = ()  # names of ``PLATFORMS`` to be checked as well
 
 
 def http_checks(served: Served) -> tuple[str, ...]:
@@ -125,6 +127,10 @@ def check_server(
         if memory := resident_bytes(container):
             recorder.measured["memory_bytes"] = memory
         recorder.run(_END, lambda: check_end(container, address, spec, settings))
+    for name in options.contracts:
+        check_platform(
+            runner, served, recorder, name, timeout=options.timeout, tolerance=options.tolerance
+        )
     if works_unrestricted:
         check_restrictions(recorder, launch, works)
     else:
