@@ -63,7 +63,7 @@ class ContractCheck:
             raise Failed(str(error)) from None
 
 
-def _compare(spec: FunctionSpec, expected: Expectation, body: bytes, tolerance: Tolerance) -> str:
+def _compare(spec: CallableSpec, expected: Expectation, body: bytes, tolerance: Tolerance) -> str:
     """Compare the results of recorded examples in a response."""
     assert expected.results is not None
     try:
