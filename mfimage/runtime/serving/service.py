@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequ
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mfimage.package.spec import FunctionSpec
+from mfimage.package.spec import CallableSpec
 from mfimage.runtime.calls.coroutines import CoroutineDispatcher
 from mfimage.runtime.calls.lane import Lane, LaneDispatcher
 from mfimage.runtime.calls.queue import (
@@ -240,7 +240,7 @@ class Service:
     """A function that is served; it has media types and calls once it is loaded."""
 
     name: str
-    spec: FunctionSpec
+    spec: CallableSpec
     settings: Settings
     loop: asyncio.AbstractEventLoop
     bodies: Bodies
