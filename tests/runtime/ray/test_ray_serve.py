@@ -270,18 +270,24 @@ def test_an_image_without_serve_says_how_to_get_it(folder: Path) -> None:
     )
 
 
+def test_one_of_several_functions_must_be_chosen(tmp_path: Path) -> None:
+    sources = {name: Source(source=PREDICT) for name in ("one", "two")}
+    made = make_functions(tmp_path / "fn", sources)
+    with pytest.raises(OptionError, match="this image has several") as caught:
+        _application(made, {})
+    assert caught.value.hint == "one of: one, two"
+    with pytest.raises(OptionError, match="'three' is not here"):
+        _application(made, {"function": "three"})
+
+
 # A real one
 
 
 @pytest.fixture
-def server(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    with serving(folder, "/readyz") as started:
-        yield started
-
-
-@contextlib.contextmanager
-def serving(folder: Path, ready: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """What ``docker run IMAGE`` runs, and its address, once a path is served."""
+def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """What ``docker run IMAGE`` runs for two functions, and its address."""
+    sources = {name: Source(source=PREDICT + f"# {name}") for name in ("one", "two")}
+    folder = make_functions(tmp_path / "fn", sources)
     port = free_port()
     env = {**os.environ, **SETTINGS, "MFIMAGE_TARGET": "ray", "MFIMAGE_HOST": "127.0.0.1"}
     env |= {"MFIMAGE_TIMEOUT": "8", "PORT": str(port)}
@@ -291,7 +297,7 @@ def serving(folder: Path, ready: str) -> Iterator[tuple[subprocess.Popen[bytes],
         limit = time.monotonic() + 90
         while True:
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(url + ready).status_code == 200:
+                if httpx.get(f"{url}/two/openapi.json").status_code == 200:
                     break
             assert process.poll() is None
             assert time.monotonic() < limit
@@ -303,35 +309,16 @@ def serving(folder: Path, ready: str) -> Iterator[tuple[subprocess.Popen[bytes],
 
 
 @pytest.mark.ray
-def test_each_function_of_an_image_has_a_deployment(tmp_path: Path) -> None:
-    sources = {name: Source(source=PREDICT + f"# {name}") for name in ("one", "two")}
-    made = make_functions(tmp_path / "fn", sources)
-    with serving(made, "/two/openapi.json") as (process, url):
-        for name in sources:
-            assert httpx.post(f"{url}/{name}", json={"n": 0}, timeout=30).json() == 1
-            answers = httpx.post(f"{url}/{name}/batch", json=[{"n": 0}, {}], timeout=30).json()
-            assert (answers[0], answers[1]["error"]["status"]) == ({"result": 1}, 422)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-
-
-def test_one_of_several_functions_must_be_chosen(tmp_path: Path) -> None:
-    sources = {name: Source(source=PREDICT) for name in ("one", "two")}
-    made = make_functions(tmp_path / "fn", sources)
-    with pytest.raises(OptionError, match="this image has several") as caught:
-        _application(made, {})
-    assert caught.value.hint == "one of: one, two"
-    with pytest.raises(OptionError, match="'three' is not here"):
-        _application(made, {"function": "three"})
-
-
-@pytest.mark.ray
-def test_bodies_that_stall_get_408_and_what_is_in_flight_at_the_end_is_answered(
+def test_each_function_has_a_deployment_that_bounds_bodies_and_ends_with_none_unanswered(
     server: Any,
 ) -> None:
     process, url = server
+    for name in ("one", "two"):
+        assert httpx.post(f"{url}/{name}", json={"n": 0}, timeout=30).json() == 1
+        answers = httpx.post(f"{url}/{name}/batch", json=[{"n": 0}, {}], timeout=30).json()
+        assert (answers[0], answers[1]["error"]["status"]) == ({"result": 1}, 422)
     address = httpx.URL(url)
-    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"
+    head = b"POST /two HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"
     with contextlib.ExitStack() as stack:
         stalled = {}
         for sent in (b"", b" ", b'{"n": '):
@@ -345,7 +332,7 @@ def test_bodies_that_stall_get_408_and_what_is_in_flight_at_the_end_is_answered(
     found: list[Any] = []
 
     def ask() -> None:
-        found.append(httpx.post(f"{url}/predict", json={"n": 20}, timeout=30))
+        found.append(httpx.post(f"{url}/two", json={"n": 20}, timeout=30))
 
     asking = [threading.Thread(target=ask) for _ in range(3)]
     for thread in asking:
