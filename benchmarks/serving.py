@@ -1,8 +1,8 @@
-"""The server against a hand-written FastAPI app with the same function.
+"""The server against hand-written apps with the same function: FastAPI, and ASGI alone.
 
 Every server is pinned to one core and the load comes from the other. The apps take turns within
 each round, so that other work on the machine affects all of them; medians are shown. The
-hand-written app runs without uvicorn's access log, the others with theirs.
+hand-written apps run without uvicorn's access log, the others with theirs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.load import Load, Plan, client, load
 SERVER_CORE, CLIENT_CORE = 0, 1
 FEATURES = ["sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"]
 BODY = json.dumps(dict(zip(FEATURES, [5.1, 3.5, 1.4, 0.2], strict=True)))
-BY_HAND, PLAIN, BATCH = "FastAPI def", "mfimage", "mfimage batch=True"
+BY_HAND, RAW, PLAIN, BATCH = "FastAPI def", "raw ASGI", "mfimage", "mfimage batch=True"
 
 FUNCTIONS = {
     PLAIN: '''
@@ -46,7 +46,8 @@ def predict(data: list[dict], params: FunctionParameters) -> list[dict]:
 ''',
 }
 
-APP = """
+APPS = {
+    BY_HAND: """
 import os, pickle
 import uvicorn
 from fastapi import FastAPI
@@ -66,7 +67,36 @@ def readyz():
     return "ready"
 
 uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warning")
-"""
+""",
+    # The least that serves the function: no thread, no route, no validation, no log, no metrics.
+    RAW: """
+import json, os, pickle
+import uvicorn
+
+with open("model.pkl", "rb") as file:
+    model, feature_names = pickle.load(file)
+
+def predict(data):
+    features = [data[f] for f in feature_names]
+    prediction = model.predict([features])[0]
+    return {"prediction": int(prediction)}
+
+async def app(scope, receive, send):
+    body, more = b"", True
+    while more and scope["method"] == "POST":
+        message = await receive()
+        body += message["body"]
+        more = message["more_body"]
+    result = json.dumps(predict(json.loads(body)) if body else "ready").encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(result))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": result})
+
+uvicorn.run(
+    app, port=int(os.environ["PORT"]), access_log=False, log_level="warning", lifespan="off"
+)
+""",
+}
 
 
 @dataclass(kw_only=True)
@@ -89,7 +119,7 @@ class App:
 
 
 def make_apps(folder: Path) -> list[App]:
-    """Train a model and write three apps that serve it."""
+    """Train a model and write the apps that serve it."""
     import pickle
 
     from sklearn.datasets import load_iris
@@ -99,16 +129,18 @@ def make_apps(folder: Path) -> list[App]:
 
     x, y = load_iris(return_X_y=True)
     model = LogisticRegression(max_iter=500).fit(x, y)
-    by_hand = folder / "by-hand"
-    by_hand.mkdir()
-    (by_hand / "app.py").write_text(APP)
-    (by_hand / "model.pkl").write_bytes(pickle.dumps((model, FEATURES)))
-    apps = [App(name=BY_HAND, command=["app.py"], folder=by_hand, port=18100)]
-    for number, (name, source) in enumerate(FUNCTIONS.items(), 1):
-        path = folder / str(number)
-        make_folder(path, source, artifacts={"model": model, "feature_names": FEATURES})
-        command = ["-m", "mfimage.runtime", "serve"]
-        apps.append(App(name=name, command=command, folder=path, port=18100 + number))
+    apps = []
+    for port, (name, source) in enumerate((APPS | FUNCTIONS).items(), 18100):
+        path = folder / str(port)
+        if name in APPS:
+            path.mkdir()
+            (path / "app.py").write_text(source)
+            (path / "model.pkl").write_bytes(pickle.dumps((model, FEATURES)))
+            command = ["app.py"]
+        else:
+            make_folder(path, source, artifacts={"model": model, "feature_names": FEATURES})
+            command = ["-m", "mfimage.runtime", "serve"]
+        apps.append(App(name=name, command=command, folder=path, port=port))
     return apps
 
 
