@@ -13,6 +13,8 @@ SHELL  := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 export TESTCONTAINERS_RYUK_DISABLED := true
+# Thousands of processes would each compile what they import.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup engine demo test unit lint bench clean
 

@@ -54,7 +54,7 @@ COPY layers/code/ /
 ENV PATH="/opt/venv/bin:$PATH" \
     PYTHONPATH="/opt/mfimage" \
     PYTHONUNBUFFERED="1" \
-    PYTHONDONTWRITEBYTECODE="1" \
+    PYTHONDONTWRITEBYTECODE="" \
     HOME="/tmp" \
     USER="mfimage" \
     MFIMAGE_TARGET="step" \

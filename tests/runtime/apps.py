@@ -16,7 +16,8 @@ from mfimage.runtime.serving.content import MediaTypes
 from mfimage.runtime.serving.contract import routes
 from mfimage.runtime.serving.logs import AccessLog, Out
 from mfimage.runtime.serving.metrics import Metrics
-from mfimage.runtime.serving.service import Service
+from mfimage.runtime.serving.served import Served as ServedFunctions
+from mfimage.runtime.serving.services import Services
 from mfimage.runtime.settings import Settings
 
 
@@ -33,7 +34,7 @@ class Lines:
 
 def samples(metrics: Metrics) -> dict[tuple[str, str], float]:
     """Return what ``/metrics`` shows, by name and labels."""
-    text = metrics.render({"name": "predict", "digest": "sha256:0"})[0].decode()
+    text = metrics.render([{"name": "predict", "digest": "sha256:0"}])[0].decode()
     return {
         (sample.name, ",".join(f"{k}={v}" for k, v in sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -49,8 +50,12 @@ class Served:
         self.metrics = Metrics()
         self.lines = Lines()
         self.access = AccessLog(Out(self.lines), loop.call_later)
-        self.service = Service(spec=fn.spec, settings=settings, metrics=self.metrics, loop=loop)
-        self.app = App(self.service, routes(fn.spec), access=self.access)
+        functions = ServedFunctions.alone(fn.spec)
+        self.services = Services(
+            served=functions, settings=settings, metrics=self.metrics, loop=loop
+        )
+        (self.service,) = self.services.by_name.values()
+        self.app = App(self.services, routes(functions), access=self.access)
         transport = httpx.ASGITransport(self.app)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test", timeout=30)
 
@@ -77,6 +82,7 @@ async def served(fn: LiveFunction, *, load: bool = True, **given: Any) -> AsyncI
     it = Served(fn, settings)
     if load:
         it.service.start(fn, MediaTypes.of(fn.spec, fn, data=fn.data))
+        it.services.started()
     try:
         yield it
     finally:

@@ -25,9 +25,9 @@ BUILT = re.compile(r": built (\S+)")
 IMAGE = re.compile(r"step (\w+): image (\S+)")
 
 
-def source(start: str = "", middle: str = "", *, head: str = "", body: str = ASK) -> str:
+def source(start: str = "", middle: str = "", end: str = "", *, body: str = ASK) -> str:
     """A flow of three steps; `middle` is the one that asks for its version of six."""
-    return f"""{HEAD}{head}
+    return f"""{HEAD}
 class F(FlowSpec):
     {start}
     @step
@@ -40,6 +40,7 @@ class F(FlowSpec):
         {body}
         self.next(self.end)
 
+    {end}
     @step
     def end(self):
         pass
@@ -123,27 +124,17 @@ def test_pypi_as_an_image_built_once(here: Flows) -> None:
     assert BUILT.findall(rebuilt) == [name]
 
 
-def test_what_nothing_executes_runs_in_docker(here: Flows) -> None:
-    """Steps of equal environments share an image, and one that declares none runs as ever."""
+def test_steps_of_equal_environments_share_an_image(here: Flows) -> None:
+    """They are built side by side, each line says for which step, and what runs is `@docker`."""
     pypi = "@pypi(python='3.11', packages={'six': '1.15.0'})"
-    here.write(source(pypi, pypi))
+    here.write(source(pypi, "@conda(packages={'six': '1.13.0'})", pypi))
     printed = here.run("--no-pylint", BAKERY, "run")
     found = images(printed)
-    assert set(found) == {"start", "middle"}
-    assert len(BUILT.findall(printed)) == 1
-    assert here.tasks("middle")[0]["v"].data == "1.15.0"
-    assert metadata_of(here.tasks("middle")[0])["step.executor"] == "docker"
-    assert "step.executor" not in metadata_of(here.tasks("end")[0])
-
-
-def test_images_are_built_side_by_side(here: Flows) -> None:
-    """Each line says for which step it is."""
-    here.write(source("@pypi(packages={'six': '1.14.0'})", "@conda(packages={'six': '1.13.0'})"))
-    printed = here.run("--no-pylint", BAKERY, "run")
-    found = images(printed)
-    assert len(set(found.values())) == 2
-    assert {f"{step}: dependencies" in printed for step in found} == {True}, printed
+    assert found["start"] == found["end"] != found["middle"]
+    assert sorted(BUILT.findall(printed)) == sorted({*found.values()})
+    assert {f"{step}: dependencies" in printed for step in ("start", "middle")} == {True}, printed
     assert here.tasks("middle")[0]["v"].data == "1.13.0"
+    assert metadata_of(here.tasks("middle")[0])["step.executor"] == "docker"
 
 
 def test_a_bare_docker_runs_in_what_the_flow_imports(here: Flows) -> None:
@@ -167,13 +158,6 @@ def test_a_bare_docker_runs_in_uv_lock(here: Flows) -> None:
     assert here.tasks("middle")[0]["v"].data == "1.12.0"
 
 
-def test_a_disabled_pypi_runs_as_without_it(here: Flows) -> None:
-    here.write(source(middle="@pypi(disabled=True, packages={'six': '1.11.0'})"))
-    printed = here.run("--no-pylint", BAKERY, "run")
-    assert images(printed) == {}
-    assert "step.executor" not in metadata_of(here.tasks("middle")[0])
-
-
 def test_what_cannot_be_built_ends_the_run_before_it_starts(here: Flows) -> None:
     here.write(source(middle="@conda(packages={'cudatoolkit': '11.8'})"))
     printed = here.run("--no-pylint", BAKERY, "run", fails=True)
@@ -183,11 +167,16 @@ def test_what_cannot_be_built_ends_the_run_before_it_starts(here: Flows) -> None
     assert "Workflow starting" not in printed
 
 
-def test_an_image_that_is_named_is_taken(here: Flows, step_image: str) -> None:
-    here.write(source(middle=f"@docker(image={step_image!r})", body="self.v = 1"))
+def test_nothing_is_built_for_a_named_image_and_a_disabled_pypi(
+    here: Flows, step_image: str
+) -> None:
+    """The latter runs as without it."""
+    disabled = "@pypi(disabled=True, packages={'six': '1.11.0'})"
+    here.write(source(disabled, f"@docker(image={step_image!r})", body="self.v = 1"))
     printed = here.run("--no-pylint", BAKERY, "run")
     assert images(printed) == {}
     assert metadata_of(here.tasks("middle")[0])["step.image"] == step_image
+    assert "step.executor" not in metadata_of(here.tasks("start")[0])
 
 
 @pytest.fixture(scope="module")

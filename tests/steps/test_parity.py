@@ -35,7 +35,7 @@ class F(FlowSpec):
 
     @step
     def start(self):
-        self.items = ["a", "b"]
+        self.items = {items}
         self.given = {{"x": [1, 2, 3]}}
         self.next(self.work, foreach="items")
 
@@ -64,97 +64,64 @@ if __name__ == "__main__":
 class Row:
     decorators: str = ""
     body: str
-    attempts: int = 1
+    # How many attempts each item has.
+    attempts: dict[str, int]
     fails: bool = False
 
 
 INLINE = '@secrets(sources=[{"type": "inline", "id": "s", "options": {"env_vars": {"KEY": "v"}}}])'
 ROWS = {
-    "plain": Row(
+    "succeeds": Row(
+        decorators="@environment(vars={'TWO_LINES': 'a\\nb', 'TOKEN': 'x y'})\n    "
+        f"{INLINE}\n    @resources(cpu=1, memory=300)\n    @card(type='blank')",
         body="""
         print("out", self.input, "ünï")
         print("err", file=sys.stderr)
         os.write(1, b"no newline at the end")
         self.result = (self.input, self.index, self.given, self.size, self.config.depth)
-        """
-    ),
-    "retry": Row(
-        decorators="@retry(times=1, minutes_between_retries=0)",
-        body="""
-        print("attempt", current.retry_count)
-        if current.retry_count == 0:
-            raise ValueError("once")
-        self.result = current.retry_count
-        """,
-        attempts=2,
-    ),
-    "exit": Row(
-        decorators="@retry(times=1, minutes_between_retries=0)",
-        body="""
-        if current.retry_count == 0:
-            print("leaving", flush=True)
-            os._exit(3)
-        self.result = "stayed"
-        """,
-        attempts=2,
-    ),
-    "segfault": Row(
-        decorators="@retry(times=1, minutes_between_retries=0)",
-        body="""
-        if current.retry_count == 0:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        self.result = "alive"
-        """,
-        attempts=2,
-    ),
-    "timeout": Row(
-        decorators='@catch(var="problem")\n    @timeout(seconds=2)',
-        body="""
-        if self.input == "a":
-            time.sleep(60)
-        self.result = self.input
-        """,
-        attempts=1,
-    ),
-    "catch": Row(
-        decorators='@catch(var="problem", print_exception=False)',
-        body="""
-        self.result = "before"
-        raise KeyError("missing")
-        """,
-    ),
-    "catch a crash": Row(
-        decorators='@catch(var="problem")\n    @retry(times=1, minutes_between_retries=0)',
-        body="os._exit(9)",
-        attempts=3,
-    ),
-    "environment, secrets, resources": Row(
-        decorators="@environment(vars={'TWO_LINES': 'a\\nb', 'TOKEN': 'x y'})\n    "
-        f"{INLINE}\n    @resources(cpu=1, memory=300)",
-        body='self.result = [os.environ[each] for each in ("TWO_LINES", "TOKEN", "KEY")]',
-    ),
-    "card": Row(
-        decorators='@card(type="blank")',
-        body="""
+        self.variables = [os.environ[each] for each in ("TWO_LINES", "TOKEN", "KEY")]
         current.card.append(Markdown("# Card of " + self.input))
-        self.result = 1
-        """,
-    ),
-    "current": Row(
-        body="""
         names = ["flow_name", "step_name", "retry_count", "username", "namespace",
                  "parameter_names", "project_name", "is_parallel"]
-        self.result = {n: str(getattr(current, n, None)) for n in names}
+        self.current = {n: str(getattr(current, n, None)) for n in names}
         assert current.pathspec == f"F/{current.run_id}/work/{current.task_id}"
         assert self.foreach_stack()[0][2] == self.input
-        """
+        """,
+        attempts={"a": 1, "b": 1},
     ),
-    "failure": Row(
+    "succeeds when tried again": Row(
+        decorators="@retry(times=1, minutes_between_retries=0)",
+        body="""
+        print("attempt", current.retry_count, flush=True)
+        if current.retry_count == 0:
+            if self.input == "raises":
+                raise ValueError("once")
+            if self.input == "exits":
+                os._exit(3)
+            os.kill(os.getpid(), signal.SIGSEGV)
+        self.result = current.retry_count
+        """,
+        attempts={"raises": 2, "exits": 2, "crashes": 2},
+    ),
+    "is caught": Row(
+        decorators='@catch(var="problem", print_exception=False)\n    @timeout(seconds=2)',
+        body="""
+        self.result = "before"
+        if self.input == "raises":
+            raise KeyError("missing")
+        if self.input == "exits":
+            os._exit(9)
+        time.sleep(60)
+        """,
+        attempts={"raises": 1, "exits": 2, "sleeps": 1},
+    ),
+    "fails": Row(
         body="""
         if self.input == "b":
             time.sleep(60)
         raise ValueError("of " + self.input)
         """,
+        attempts={"a": 1},
         fails=True,
     ),
 }
@@ -165,10 +132,11 @@ def what_it_left(flows: Flows, row: Row) -> dict[str, Any]:
     run = flows.latest()
     left: dict[str, Any] = {"successful": run.successful}
     # A task that fails ends the others, where they are.
-    for number, task in enumerate(flows.tasks("work")[: 1 if row.fails else None]):
-        assert len({each.value for each in task.metadata if each.name == "attempt"}) == row.attempts
+    for item, task in zip(row.attempts, flows.tasks("work"), strict=not row.fails):
+        attempts = {each.value for each in task.metadata if each.name == "attempt"}
+        assert len(attempts) == row.attempts[item], (flows.folder.name, item, attempts)
         cards = _cards(task) if "@card" in row.decorators else []
-        left[f"task {number}"] = {
+        left[item] = {
             "artifacts": {each.id: repr(each.data) for each in task if each.id != "problem"},
             "problem": getattr(task["problem"].data, "type", None) if "problem" in task else "",
             "stdout": _comparable(task.stdout, flows),
@@ -208,6 +176,7 @@ def test_a_step_behaves_the_same(name: str, flows: Flows, step_image: str) -> No
     for place, own in places.items():
         own.write(
             FLOW.format(
+                items=["a", "b"] if row.fails else [*row.attempts],
                 place=PLACES[place][0].format(image=step_image),
                 decorators=row.decorators,
                 body=row.body.strip(),

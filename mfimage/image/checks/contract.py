@@ -15,6 +15,7 @@ from mfimage.runtime.records.run import Difference, Tolerance, differences
 from mfimage.runtime.serving.contract import find_route, routes
 from mfimage.runtime.serving.problems import MEDIA_TYPE
 from mfimage.runtime.serving.route import Expectation
+from mfimage.runtime.serving.served import Served
 
 _UNKNOWN = Expectation(name="unknown-path", status=404, media_type=MEDIA_TYPE)
 
@@ -32,7 +33,7 @@ class ContractCheck:
         """Name of the check."""
         return self.expected.name
 
-    def run(self, address: Address, spec: FunctionSpec) -> str:
+    def run(self, address: Address, served: Served) -> str:
         """Send the request; return what was found."""
         expected, sent = self.expected, f"{self.method} {self.path}"
         response = request(
@@ -50,26 +51,31 @@ class ContractCheck:
         if expected.verify is None:
             return f"{sent}: {expected.status}"
         try:
-            return expected.verify(spec, response.body)
+            return expected.verify(served, response.body)
         except ValueError as error:
             raise Failed(str(error)) from None
 
 
-def contract_checks(spec: FunctionSpec) -> tuple[ContractCheck, ...]:
-    """Return the checks of a function's server."""
+def contract_checks(served: Served) -> tuple[ContractCheck, ...]:
+    """Return the checks of a server."""
     checks = [
         ContractCheck(method=route.method, path=route.path, expected=expected)
-        for route in routes(spec)
+        for route in routes(served)
         for expected in route.expectations
     ]
     unknown = ContractCheck(method="GET", path="/no-such-path-of-any-function", expected=_UNKNOWN)
     return (*checks, unknown)
 
 
-def check_contract(recorder: Recorder, address: Address, spec: FunctionSpec) -> None:
+def check_contract(recorder: Recorder, address: Address, served: Served) -> None:
     """Make every check."""
-    for check in contract_checks(spec):
-        recorder.run(check.name, partial(check.run, address, spec))
+    for check in contract_checks(served):
+        recorder.run(check.name, partial(check.run, address, served))
+
+
+def function_path(spec: FunctionSpec, name: str) -> str:
+    """Return the path of a route of a function."""
+    return find_route(Served.alone(spec), name, spec.name).path
 
 
 NO_EXAMPLES = "none were recorded; bind the function with --example RECORD to have some"
@@ -77,7 +83,7 @@ NO_EXAMPLES = "none were recorded; bind the function with --example RECORD to ha
 
 def replay(address: Address, spec: FunctionSpec, tolerance: Tolerance) -> str:
     """Send the input of each example; compare the results with those recorded."""
-    path = find_route(spec, "record").path
+    path = function_path(spec, "record")
     found: list[Difference] = []
     for index, example in enumerate(spec.examples):
         response = request(address, "POST", path, json.dumps(example.input).encode())
@@ -92,7 +98,7 @@ def replay_as_list(address: Address, spec: FunctionSpec, tolerance: Tolerance) -
     """Send the inputs of all examples as one list; compare likewise."""
     if not spec.examples:
         raise Skipped(NO_EXAMPLES)
-    path = find_route(spec, "batch").path
+    path = function_path(spec, "batch")
     body = json.dumps([example.input for example in spec.examples]).encode()
     response = request(address, "POST", path, body)
     if response.status != 200:

@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from mfimage.errors import OptionError
 from mfimage.image.checks import client
 from mfimage.image.checks.config import check_process
-from mfimage.image.checks.contract import check_contract, contract_checks, replay, replay_as_list
+from mfimage.image.checks.contract import (
+    check_contract,
+    contract_checks,
+    function_path,
+    replay,
+    replay_as_list,
+)
 from mfimage.image.checks.report import Failed, Recorder
 from mfimage.image.checks.restrictions import RESTRICTIONS, check_restrictions
 from mfimage.image.checks.runner import (
@@ -25,6 +31,7 @@ from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.records.run import Tolerance
 from mfimage.runtime.serving.content import JSON
 from mfimage.runtime.serving.contract import find_route
+from mfimage.runtime.serving.served import Served
 from mfimage.runtime.settings import Settings
 
 _READY, _PROCESS, _EXAMPLES, _LIST, _END = "ready", "process", "examples", "list", "sigterm"
@@ -45,7 +52,7 @@ class CheckOptions:
 
 def http_checks(spec: FunctionSpec) -> tuple[str, ...]:
     """Return the names of the checks that need a server, except `examples`."""
-    return (_READY, _LIST, *(check.name for check in contract_checks(spec)), _END)
+    return (_READY, _LIST, *(check.name for check in contract_checks(Served.alone(spec))), _END)
 
 
 def check_server(
@@ -58,7 +65,7 @@ def check_server(
         recorder.add(_READY, "failed", error.message)
         return
     launch = ContainerOptions(port=settings.port)
-    ready_path = find_route(spec, "readyz").path
+    ready_path = find_route(Served.alone(spec), "readyz").path
 
     def works(restricted: ContainerOptions) -> str:
         with runner.start(restricted) as container:
@@ -83,7 +90,7 @@ def check_server(
         recorder.run(_PROCESS, lambda: check_process(container))
         works_unrestricted = recorder.run(_EXAMPLES, lambda: replay(address, spec, tolerance))
         recorder.run(_LIST, lambda: replay_as_list(address, spec, tolerance))
-        check_contract(recorder, address, spec)
+        check_contract(recorder, address, Served.alone(spec))
         recorder.run(_END, lambda: check_end(container, address, spec, settings))
     if works_unrestricted:
         check_restrictions(recorder, launch, works)
@@ -102,7 +109,7 @@ def check_end(
     # must end with exit code 0 within the grace period.
     # Without examples the function may refuse the record or fail on it: that is an answer, too.
     body = json.dumps(spec.examples[0].input).encode() if spec.examples else b"{}"
-    path = find_route(spec, "record").path
+    path = function_path(spec, "record")
     requests = [_Unfinished(address, path, body) for _ in range(_REQUESTS)]
     try:
         time.sleep(_ARRIVED)

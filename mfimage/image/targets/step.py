@@ -19,8 +19,13 @@ class StepTarget(Target):
     name = "step"
     template = "step.Dockerfile.j2"
     check = "mfimage.image.checks.step:check_step"
-    # Metaflow would install what its datastore needs at each start; it is part of the environment.
-    env: ClassVar = {TARGET_VARIABLE: "step", "METAFLOW_SKIP_INSTALL_DEPENDENCIES": "1"}
+    env: ClassVar = {
+        TARGET_VARIABLE: "step",
+        # It would install what its datastore needs at each start; the environment has it.
+        "METAFLOW_SKIP_INSTALL_DEPENDENCIES": "1",
+        # A task on Kubernetes unpacks Metaflow with the code, and starts it several times.
+        "PYTHONDONTWRITEBYTECODE": "",
+    }
     # Whatever runs the step brings a command, such as `bash -c ...`.
     entrypoint = ()
     workdir = WORKDIR

@@ -25,7 +25,9 @@ from mfimage.runtime.serving.contract import mounted
 from mfimage.runtime.serving.metrics import Metrics
 from mfimage.runtime.serving.process import load_whole, read_spec
 from mfimage.runtime.serving.route import Message, Scope, Send
-from mfimage.runtime.serving.service import Receive, Service
+from mfimage.runtime.serving.served import Served
+from mfimage.runtime.serving.service import Receive
+from mfimage.runtime.serving.services import Services
 from mfimage.runtime.settings import Settings
 
 # The settings that can be changed while the server runs; all are numbers.
@@ -104,32 +106,35 @@ class Replica:
         gc.collect()
         gc.freeze()  # see docs/serving.md
         self._retired: set[asyncio.Task[None]] = set()
-        self._service = self._new(self._settings)
-        self.mounted = MountedApp(self._service)  # Serve's own class has an `app`
+        self._services = self._new(self._settings)
+        self.mounted = MountedApp(self._services)  # Serve's own class has an `app`
         _replica = self
 
-    def _new(self, settings: Settings) -> Service:
-        spec, metrics = self._fn.spec, self._metrics
-        service = Service(spec=spec, settings=settings, metrics=metrics, loop=self._loop)
-        service.start(self._fn, self._media_types)
-        return service
+    def _new(self, settings: Settings) -> Services:
+        services = Services(
+            served=Served.alone(self._fn.spec), settings=settings, metrics=self._metrics,
+            loop=self._loop,
+        )  # fmt: skip
+        services.by_name[self._fn.name].start(self._fn, self._media_types)
+        services.started()
+        return services
 
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Take new settings; requests in flight keep the old ones."""
-        before, self._service = self._service, self._new(changed(self._settings, config))
-        self.mounted.use(self._service)
+        before, self._services = self._services, self._new(changed(self._settings, config))
+        self.mounted.use(self._services)
         task = self._loop.create_task(self._retire(before))
         self._retired.add(task)
         task.add_done_callback(self._retired.discard)
 
-    async def _retire(self, service: Service) -> None:
-        while service.inflight:
+    async def _retire(self, services: Services) -> None:
+        while any(service.inflight for service in services.by_name.values()):
             await asyncio.sleep(_RETIRED_POLL)
-        await self._loop.run_in_executor(None, service.close)
+        await self._loop.run_in_executor(None, services.close)
 
     async def check_health(self) -> None:
         """Raise when the function takes no more calls: Serve then makes a new copy."""
-        reason = self._service.not_ready()
+        reason = self._services.not_ready()
         if reason:
             raise BackendError(f"{self._fn.name}: {reason}")
 
@@ -212,13 +217,15 @@ class MountedApp:
     A list that is posted to the record's path is a batch, unless a list may be a record.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, services: Services) -> None:
+        (service,) = services.by_name.values()
         self._takes_lists = takes_lists(service.spec.input_schema)
-        self.use(service)
+        self.use(services)
 
-    def use(self, service: Service) -> None:
+    def use(self, services: Services) -> None:
         """Serve with other settings from the next request on."""
-        self.service = service
+        self.services = services
+        (self._service,) = services.by_name.values()
         self._apps: dict[str, App] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -226,24 +233,24 @@ class MountedApp:
         if scope["type"] == "lifespan":
             await _live(receive, send)
         elif scope["type"] == "http":
-            spec = self.service.spec
             root = scope.get("root_path", "").rstrip("/")
             path = scope["path"]
             if not path.startswith(root):
                 path = root + path
-            record = root or f"/{spec.name}"
+            record = root or f"/{self._service.name}"
             is_record = path == record or (root and path == f"{root}/")
             if is_record and scope["method"] == "POST" and not self._takes_lists:
                 is_list, receive = await self._peek(scope, receive)
                 path = f"{record}/batch" if is_list else path
             if root not in self._apps:
                 # Serve logs requests itself.
-                self._apps[root] = App(self.service, mounted(spec, root), access=None)
+                routes = mounted(self.services.served, root)
+                self._apps[root] = App(self.services, routes, access=None)
             await self._apps[root]({**scope, "path": path}, receive, send)
 
     async def _peek(self, scope: Scope, receive: Receive) -> tuple[bool, Receive]:
         """Do what ``_peek`` does, while the request counts as arriving and has its time."""
-        service = self.service
+        service = self._service
         assert service.media_types is not None
         started = time.monotonic()
         try:

@@ -7,14 +7,24 @@ import logging
 import os
 import re
 import time
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 from mfimage.runtime.calls.queue import Disconnected
 from mfimage.runtime.serving.content import Header
 from mfimage.runtime.serving.logs import AccessLog, request_members
 from mfimage.runtime.serving.problems import MEDIA_TYPE, Problem, problem_of, unavailable
-from mfimage.runtime.serving.route import ASGIApp, HttpRequest, Response, Route, Scope, Send
-from mfimage.runtime.serving.service import LOADING, Receive, Service
+from mfimage.runtime.serving.route import (
+    ASGIApp,
+    HttpRequest,
+    Reply,
+    Response,
+    Route,
+    Scope,
+    Send,
+)  # fmt: skip
+from mfimage.runtime.serving.service import Receive, Service
+from mfimage.runtime.serving.services import Services
 
 _CLIENT_LEFT = 499
 _PROBLEM = (b"content-type", MEDIA_TYPE.encode())
@@ -36,17 +46,17 @@ class App:
     """
 
     def __init__(
-        self, service: Service, routes: Sequence[Route], *, access: AccessLog | None
+        self, services: Services, routes: Sequence[Route], *, access: AccessLog | None
     ) -> None:
-        self.service = service
+        self.services = services
         self._routes = routes
         self._access = access
         self._ids = map(f"{os.urandom(4).hex()}-{{:x}}".format, itertools.count())
         self._paths: dict[str, dict[str, ASGIApp]] = {}
-        self._origins = {origin.encode() for origin in service.settings.cors_origins}
+        self._origins = {origin.encode() for origin in services.settings.cors_origins}
         for route in routes:
             # A proxy may strip the prefix or not.
-            for path in {route.path, service.settings.root_path + route.path}:
+            for path in {route.path, services.settings.root_path + route.path}:
                 methods = self._paths.setdefault(path, {})
                 for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
                     methods.setdefault(method, self._endpoint(route, method))
@@ -60,7 +70,7 @@ class App:
     def refuse(self, problem: Problem, started: float) -> Response:
         """Count and log what is refused before it has a route; return the response."""
         request_id = next(self._ids)
-        meter = self.service.metrics.meters["other"]
+        meter = self.services.metrics.meter("other")
         meter.begin()
         seconds = time.monotonic() - started
         meter.end(problem.status, seconds)
@@ -79,7 +89,7 @@ class App:
         else:
             problem = Problem(404, "no such path; /docs lists what there is")
 
-        async def handler(service: Service, request: HttpRequest) -> Response | BaseException:
+        async def handler(services: Services, request: HttpRequest) -> Response | BaseException:
             preflight = methods and request.headers.get(b"access-control-request-method")
             if preflight and self._origins and scope["method"] == "OPTIONS":
                 names = request.headers.get(b"access-control-request-headers", b"*")
@@ -95,10 +105,13 @@ class App:
 
     def _endpoint(self, route: Route, method: str) -> ASGIApp:
         """Return the ASGI app of a route: counted, logged, and never without a response."""
-        handler, routes, ids = route.handler, self._routes, self._ids
-        service, access, while_loading = self.service, self._access, route.while_loading
+        routes, ids, access = self._routes, self._ids, self._access
+        services, while_loading = self.services, route.while_loading
+        function = route.function
+        service: Service | Services = services.by_name[function] if function else services
+        handler = cast("Callable[[Any, HttpRequest], Reply]", route.handler)
         members = request_members(method, route.path)
-        meter = service.metrics.meters[route.endpoint] if route.endpoint else None
+        meter = services.metrics.meter(route.endpoint, function) if route.endpoint else None
         with_body = method != "HEAD"
 
         async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
@@ -114,23 +127,23 @@ class App:
             try:
                 reply: Response | BaseException
                 try:
-                    if while_loading or service.inflight is not None:
+                    if while_loading or service.loading is None:
                         reply = await handler(service, request)
                     else:
-                        reply = unavailable(LOADING)
+                        reply = unavailable(service.loading)
                 except Exception as error:  # noqa: BLE001  (every error gets a response)
                     reply = error
                 if isinstance(reply, Disconnected):
                     return
                 if not isinstance(reply, Response):
-                    reply = self._problem(reply, request_id)
+                    reply = self._problem(reply, request_id, function)
                 body = reply.body
                 head = [
                     *reply.headers,
                     (b"content-length", b"%d" % len(body)),
                     (b"x-request-id", request_id.encode()),
                 ]
-                if service.draining and _CLOSE not in head:
+                if services.draining and _CLOSE not in head:
                     head.append(_CLOSE)
                 if self._origins:
                     head += self._cors(headers.get(b"origin", b""))
@@ -139,7 +152,7 @@ class App:
                 await send({"type": "http.response.body", "body": body if with_body else b""})
                 status = reply.status
             finally:
-                service.held -= request.held
+                services.bodies.held -= request.held
                 if meter is not None:
                     seconds = time.monotonic() - started
                     meter.end(status, seconds)
@@ -154,11 +167,13 @@ class App:
             return [_VARY]
         return [_VARY, (b"access-control-allow-origin", allowed), _EXPOSED]
 
-    def _problem(self, error: BaseException, request_id: str) -> Response:
+    def _problem(
+        self, error: BaseException, request_id: str, function: str | None = None
+    ) -> Response:
         problem = problem_of(error)
         if problem.status == 500:
             extra = {"request_id": request_id}
-            log.error("%s failed", self.service.spec.name, exc_info=error, extra=extra)
+            log.error("%s failed", function or "the server", exc_info=error, extra=extra)
         return Response(problem.body(request_id), [_PROBLEM, *problem.headers], problem.status)
 
 

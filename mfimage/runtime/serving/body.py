@@ -21,7 +21,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 async def read_body(request: HttpRequest, service: Service) -> bytes:
     """Return the whole request body; raise ``Disconnected``, or a 413 as soon as it is known.
 
-    Its bytes count in ``Service.held`` until the request ends; a 503 if they are too many.
+    Its bytes count in ``Service.bodies`` until the request ends; a 503 if they are too many.
     """
     limit = service.settings.max_body
     if int(request.headers.get(b"content-length", 0)) > limit:
@@ -39,7 +39,7 @@ async def read_body(request: HttpRequest, service: Service) -> bytes:
         size += len(body)
         if size > limit:
             raise _too_large(limit)
-        service.hold(len(body))
+        service.bodies.hold(len(body))
         request.held = size
         more = message.get("more_body", False)
         if not more and not whole:

@@ -10,35 +10,37 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.serving.contracts import documentation, function, status
 from mfimage.runtime.serving.route import Route
+from mfimage.runtime.serving.served import Served
 
 # In the order of the documentation.
-CONTRACTS: tuple[Callable[[FunctionSpec], tuple[Route, ...]], ...] = (
+CONTRACTS: tuple[Callable[[Served], tuple[Route, ...]], ...] = (
     status.routes,
     function.routes,
     documentation.routes,
 )
 
 
-def routes(spec: FunctionSpec) -> tuple[Route, ...]:
-    """Return the routes of a function's server."""
-    return tuple(route for contract in CONTRACTS for route in contract(spec))
+def routes(served: Served) -> tuple[Route, ...]:
+    """Return the routes of a server."""
+    return tuple(route for contract in CONTRACTS for route in contract(served))
 
 
-def find_route(spec: FunctionSpec, name: str) -> Route:
-    """Return the route of a name."""
-    return next(route for route in routes(spec) if route.name == name)
+def find_route(served: Served, name: str, function: str | None = None) -> Route:
+    """Return the route of a name, of a function or of the server."""
+    return next(
+        route for route in routes(served) if (route.name, route.function) == (name, function)
+    )
 
 
-def mounted(spec: FunctionSpec, root: str) -> tuple[Route, ...]:
+def mounted(served: Served, root: str) -> tuple[Route, ...]:
     """Return the routes of a function behind Ray Serve, below the route prefix ``root``.
 
     Only the function's own are documented: the others depend on where it is mounted.
     """
     found = []
-    for each in routes(spec):
+    for each in routes(served):
         documented = each.operation is not None and each.operation.tag == "function"
         route = replace(each, documented=documented)
         if not root and not route.local:

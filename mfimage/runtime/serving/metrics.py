@@ -8,7 +8,7 @@ up. It chooses its mode when it is imported, so it is imported late.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,14 +32,14 @@ class Meter:
     """Counts the requests of one endpoint."""
 
     def __init__(
-        self, endpoint: str, in_flight: Gauge, requests: Counter, seconds: Histogram
+        self, labels: Sequence[str], in_flight: Gauge, requests: Counter, seconds: Histogram
     ) -> None:
-        self._endpoint = endpoint
+        self._labels = labels
         self._in_flight = in_flight
         self._requests = requests
-        self._seconds = seconds.labels(endpoint)
+        self._seconds = seconds.labels(*labels)
         # 200 is there from the start, so that rates begin at 0.
-        self._by_status = {200: requests.labels(endpoint, "200")}
+        self._by_status = {200: requests.labels(*labels, "200")}
 
     def begin(self) -> None:
         """Count a request as in flight."""
@@ -50,55 +50,84 @@ class Meter:
         self._in_flight.dec()
         counter = self._by_status.get(status)
         if counter is None:
-            counter = self._requests.labels(self._endpoint, str(status))
+            counter = self._requests.labels(*self._labels, str(status))
             self._by_status[status] = counter
         counter.inc()
         self._seconds.observe(seconds)
 
 
 class Metrics:
-    """The metrics of one server process; ``meters`` has one for each of ``ENDPOINTS``."""
+    """The metrics of one server process; with a label for the function if it serves ``several``."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, several: bool = False) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
         self._registry = registry = CollectorRegistry()
+        self._several = several
+        label = ["function"] if several else []
         self.ready = Gauge(
             "mfimage_workers_ready", "Processes that have loaded the function.",
             registry=registry, multiprocess_mode="livesum",
         )  # fmt: skip
-        in_flight = Gauge(
-            "mfimage_requests_in_flight", "Requests without an answer yet.",
+        self._in_flight = Gauge(
+            "mfimage_requests_in_flight", "Requests without an answer yet.", label,
             registry=registry, multiprocess_mode="livesum",
         )  # fmt: skip
-        self.batch_sizes = Histogram(
-            "mfimage_batch_size", "Records in one call of a batch function.",
+        self._batch_sizes = Histogram(
+            "mfimage_batch_size", "Records in one call of a batch function.", label,
             registry=registry, buckets=SIZES,
         )  # fmt: skip
-        requests = Counter(
-            "mfimage_requests", "Answers given.", ["endpoint", "status"], registry=registry
-        )
-        seconds = Histogram(
-            "mfimage_request_seconds", "From a request to its answer.", ["endpoint"],
+        self._requests = Counter(
+            "mfimage_requests", "Answers given.", [*label, "endpoint", "status"],
+            registry=registry,
+        )  # fmt: skip
+        self._seconds = Histogram(
+            "mfimage_request_seconds", "From a request to its answer.", [*label, "endpoint"],
             registry=registry, buckets=SECONDS,
         )  # fmt: skip
-        self.meters = {name: Meter(name, in_flight, requests, seconds) for name in ENDPOINTS}
+        self._meters: dict[tuple[str, ...], Meter] = {}
+        if not several:
+            for endpoint in ENDPOINTS:
+                self.meter(endpoint)
 
-    def render(self, info: Mapping[str, str], accept: str = "") -> tuple[bytes, str]:
-        """Return the exposition in the format that ``accept`` asks for, and its media type."""
+    def meter(self, endpoint: str, function: str | None = None) -> Meter:
+        """Return what counts one of ``ENDPOINTS``, of a function or of the server."""
+        own = self._own(function)
+        labels = (*own, endpoint)
+        if labels not in self._meters:
+            in_flight = self._in_flight.labels(*own) if own else self._in_flight
+            self._meters[labels] = Meter(labels, in_flight, self._requests, self._seconds)
+        return self._meters[labels]
+
+    def batch_sizes(self, function: str | None = None) -> Histogram:
+        """Return what observes the sizes of a function's calls with many records."""
+        own = self._own(function)
+        return self._batch_sizes.labels(*own) if own else self._batch_sizes
+
+    def _own(self, function: str | None) -> tuple[str, ...]:
+        return (function or "",) if self._several else ()
+
+    def render(self, infos: Sequence[Mapping[str, str]], accept: str = "") -> tuple[bytes, str]:
+        """Return the exposition in the format that ``accept`` asks for, and its media type.
+
+        ``infos`` describes each function.
+        """
         from prometheus_client import exposition
 
         encoder, media_type = exposition.choose_encoder(accept)
         # An encoder only calls ``collect``.
-        everything = SimpleNamespace(collect=partial(self._collect, dict(info)))
+        everything = SimpleNamespace(collect=partial(self._collect, infos))
         return encoder(cast("CollectorRegistry", everything)), media_type
 
-    def _collect(self, info: dict[str, str]) -> Iterator[Metric]:
+    def _collect(self, infos: Sequence[Mapping[str, str]]) -> Iterator[Metric]:
         from prometheus_client import REGISTRY
         from prometheus_client.core import InfoMetricFamily
         from prometheus_client.multiprocess import MultiProcessCollector
 
-        yield InfoMetricFamily("mfimage_function", "The function being served.", info)
+        described = InfoMetricFamily("mfimage_function", "The function being served.", labels=())
+        for info in infos:
+            described.add_metric((), dict(info))
+        yield described
         if MULTIPROCESS_VARIABLE in os.environ:
             files = MultiProcessCollector(None)  # type: ignore[no-untyped-call]
             yield from cast("Collector", files).collect()

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.serving.content import MediaCodec
 from mfimage.runtime.serving.problems import MEDIA_TYPE, PROBLEM_SCHEMA
 from mfimage.runtime.serving.route import Described, Operation, Route
+from mfimage.runtime.serving.served import Served
 
 _VERSION = "3.1.0"
 _COMPONENTS = "#/components/schemas/"
 _DEFINITIONS = "#/$defs/"
+_PROBLEM = {"$ref": f"{_COMPONENTS}Problem"}
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]")
+
+# Media types beside JSON, by function.
+Codecs = Mapping[str, Mapping[str, MediaCodec]]
 
 
-def render(
-    spec: FunctionSpec, codecs: Mapping[str, MediaCodec], routes: Sequence[Route], server: str = ""
-) -> bytes:
+def render(served: Served, codecs: Codecs, routes: Sequence[Route], server: str = "") -> bytes:
     """Return the document as JSON; ``server`` is the URL below which its paths are."""
-    made = document(spec, codecs, routes)
+    made = document(served, codecs, routes)
     if server:
         made["servers"] = [{"url": server}]
     return json.dumps(made, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def document(
-    spec: FunctionSpec, codecs: Mapping[str, MediaCodec], routes: Sequence[Route]
-) -> dict[str, Any]:
+def document(served: Served, codecs: Codecs, routes: Sequence[Route]) -> dict[str, Any]:
     """Return the document of the routes that are to be documented."""
     operations = [
         (route, route.operation)
@@ -39,25 +42,39 @@ def document(
     given = {name: schema for _, each in operations for name, schema in each.schemas.items()}
     schemas = Schemas(reserved=given)
     schemas.components.update(sorted(given.items()))
-    described = Described(
-        spec=spec,
-        codecs=codecs,
-        record=schemas.add("Record", spec.input_schema),
-        result=schemas.add("Result", spec.output_schema),
-        problem={"$ref": f"{_COMPONENTS}Problem"},
-    )
+    described = {
+        name: Described(
+            spec=spec,
+            codecs=codecs.get(name, {}),
+            record=schemas.add(_component(served, name, "Record"), spec.input_schema),
+            result=schemas.add(_component(served, name, "Result"), spec.output_schema),
+            problem=_PROBLEM,
+        )
+        for name, spec in served.specs.items()
+    }
     schemas.components["Problem"] = PROBLEM_SCHEMA
+    any_function = next(iter(described.values()))
     paths: dict[str, dict[str, Any]] = {}
     for route, operation in operations:
-        methods = paths.setdefault(route.path, {})
-        methods[route.method.lower()] = _operation(operation, described)
-    info = {
-        "title": spec.name,
-        "description": f"{spec.description}\n\nBound to the Metaflow task `{spec.task}`.".strip(),
-        "version": spec.digest.removeprefix("sha256:")[:12],
-    }
+        of = any_function if route.function is None else described[route.function]
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(operation, of)
     components = {"schemas": schemas.components}
-    return {"openapi": _VERSION, "info": info, "paths": paths, "components": components}
+    return {"openapi": _VERSION, "info": _info(served), "paths": paths, "components": components}
+
+
+def _component(served: Served, name: str, kind: str) -> str:
+    return f"{_NOT_IN_NAMES.sub('_', name)}.{kind}" if served.several else kind
+
+
+def _info(served: Served) -> dict[str, str]:
+    if served.several:
+        digests = "".join(spec.digest for spec in served.specs.values())
+        description, version = "", hashlib.sha256(digests.encode()).hexdigest()
+    else:
+        (spec,) = served.specs.values()
+        description = f"{spec.description}\n\nBound to the Metaflow task `{spec.task}`.".strip()
+        version = spec.digest.removeprefix("sha256:")
+    return {"title": served.title, "description": description, "version": version[:12]}
 
 
 def _operation(operation: Operation, described: Described) -> dict[str, Any]:

@@ -30,8 +30,9 @@ from mfimage.runtime.serving.app import App
 from mfimage.runtime.serving.content import MediaTypes
 from mfimage.runtime.serving.contract import routes
 from mfimage.runtime.serving.metrics import Metrics
+from mfimage.runtime.serving.served import Served
 from mfimage.runtime.serving.server import Server, open_socket
-from mfimage.runtime.serving.service import Service
+from mfimage.runtime.serving.services import Services
 from mfimage.runtime.settings import Settings
 
 if TYPE_CHECKING:
@@ -67,9 +68,11 @@ class Process:
         self._signalled = False
         later = self._loop.call_later
         self._access = logs.AccessLog(out, later) if settings.access_log else None
-        spec = read_spec(folder)
-        self._service = Service(spec=spec, settings=settings, metrics=Metrics(), loop=self._loop)
-        app = App(self._service, routes(spec), access=self._access)
+        served = Served.alone(read_spec(folder))
+        self._services = Services(
+            served=served, settings=settings, metrics=Metrics(), loop=self._loop
+        )
+        app = App(self._services, routes(served), access=self._access)
         self._server = Server(app, settings, self._loaded if patient else None)
 
     def run(self, sock: socket.socket, *, lifeline: int | None = None) -> int:
@@ -115,14 +118,15 @@ class Process:
 
     def _start(self, fn: LiveFunction, media_types: MediaTypes, seconds: float) -> None:
         self._fn = fn
-        self._service.start(fn, media_types)
+        self._services.by_name[fn.name].start(fn, media_types)
+        self._services.started()
         self._on_ready()
         self._loaded.set()
         extra = {"function": fn.name, "digest": fn.digest, "seconds": seconds}
         log.info("ready: POST /%s", fn.name, extra=extra)
 
     def _fail(self, error: BaseException) -> None:
-        name = self._service.spec.name
+        name = self._services.served.title
         if isinstance(error, MfimageError):
             log.error("%s cannot be loaded: %s", name, error, extra={"hint": error.hint})
         else:
@@ -134,7 +138,7 @@ class Process:
         if self._server.cut:
             log.error("ended with %d requests unanswered", self._server.cut)
             self._code = FAILED
-        if not self._service.close():
+        if not self._services.close():
             # A thread still loads or computes: waiting for it may take forever, and ending
             # Python under it may crash.
             self._leave(self._code)

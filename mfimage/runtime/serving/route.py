@@ -8,7 +8,9 @@ from typing import Any
 
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.serving.content import JSON, Header, MediaCodec
+from mfimage.runtime.serving.served import Served
 from mfimage.runtime.serving.service import Receive, Service
+from mfimage.runtime.serving.services import Services
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -30,7 +32,7 @@ class HttpRequest:
     id: str
     started: float  # of time.monotonic()
     routes: Sequence[Route]
-    held: int = 0  # bytes of its body that count in `Service.held`
+    held: int = 0  # bytes of its body that count in `Service.bodies`
 
 
 @dataclass(eq=False, slots=True)
@@ -43,12 +45,18 @@ class Response:
 
 
 # An exception, returned or raised, becomes a problem document.
-Handler = Callable[[Service, HttpRequest], Awaitable[Response | BaseException]]
+Reply = Awaitable[Response | BaseException]
+FunctionHandler = Callable[[Service, HttpRequest], Reply]
+ServerHandler = Callable[[Services, HttpRequest], Reply]
+Handler = FunctionHandler | ServerHandler
 
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """What an operation is documented from; the last three are JSON Schemas."""
+    """What an operation is documented from; the last three are JSON Schemas.
+
+    An operation of the server gets any function's.
+    """
 
     spec: FunctionSpec
     codecs: Mapping[str, MediaCodec]
@@ -88,21 +96,23 @@ class Expectation:
     body: bytes | None = None
     content_type: str = JSON
     # Returns what it found in the response body; raises ``ValueError`` when something is wrong.
-    verify: Callable[[FunctionSpec, bytes], str] | None = None
+    verify: Callable[[Served, bytes], str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """One route."""
+    """One route, of a function or of the server; of the table, the first of a path counts."""
 
-    name: str  # unique in the contract
+    name: str  # unique in the contract, for each function
     path: str
+    # Gets the `Service` of `function`, or `Services` where `function` is None.
     handler: Handler
+    function: str | None = None
     method: str = "GET"  # which includes HEAD, or POST
     # One of ``metrics.ENDPOINTS``, by which its requests are counted; None: neither counted nor
     # logged.
     endpoint: str | None = "other"
-    while_loading: bool = False  # whether it answers before the function is loaded
+    while_loading: bool = False  # whether it answers before what it serves is loaded
     operation: Operation | None = None
     documented: bool = True
     below: str | None = None  # a route prefix of Ray Serve; None: it is served at the root only

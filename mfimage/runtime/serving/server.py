@@ -199,7 +199,7 @@ class Server(uvicorn.Server):
             backlog=_BACKLOG,
         )  # fmt: skip
         super().__init__(config)
-        self._service = app.service
+        self._services = app.services
         self._settings = settings
         self._gate = gate
         self._stopping = asyncio.Event()
@@ -220,7 +220,7 @@ class Server(uvicorn.Server):
     def abort(self) -> None:
         """Shut down without serving new connections."""
         self.should_exit = True
-        self._service.drain()
+        self._services.drain()
         self._stopping.set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -274,10 +274,8 @@ class Server(uvicorn.Server):
         await self._finish(deadline, patience=_ON_THEIR_WAY if linger else 0.0)
         if self.server_state.tasks:
             self.cut = len(self.server_state.tasks)
-            if self._service.inflight is not None:
-                # A client that has not sent its request has lost none.
-                self.cut -= len(self._service.inflight.arriving)
-                self._service.inflight.stop()
+            # A client that has not sent its request has lost none.
+            self.cut -= self._services.stop()
             await self._finish(time.monotonic() + 1.0)
 
     async def _finish(self, deadline: float, *, patience: float = 0.0) -> None:

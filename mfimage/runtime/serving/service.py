@@ -1,4 +1,4 @@
-"""The function as handlers see it: whether it is ready, and its calls in flight."""
+"""A function as handlers see it: whether it is ready, and its calls in flight."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from mfimage.runtime.calls.queue import (
 )  # fmt: skip
 from mfimage.runtime.calls.threads import DEFAULT_THREADS, ThreadDispatcher, ThreadOptions
 from mfimage.runtime.serving.content import MediaTypes
-from mfimage.runtime.serving.metrics import Metrics
 from mfimage.runtime.serving.problems import STOPPING, late, unavailable
 from mfimage.runtime.settings import Settings
 
@@ -179,18 +178,33 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
+class Bodies:
+    """Counts the bytes of the bodies of unanswered requests, of all functions together."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+    def hold(self, size: int) -> None:
+        """Count bytes of a body, until the request ends; raise a 503 when they are too many."""
+        if self.held + size > self.limit:
+            raise unavailable(f"request bodies of {self.limit} bytes in total wait already")
+        self.held += size
+
+
 @dataclass(kw_only=True)
 class Service:
     """A function that is served; it has media types and calls once it is loaded."""
 
+    name: str
     spec: FunctionSpec
     settings: Settings
-    metrics: Metrics
     loop: asyncio.AbstractEventLoop
+    bodies: Bodies
+    observe: Callable[[int], None]  # how many records a call of a batch function has
     media_types: MediaTypes | None = field(init=False, default=None)
     inflight: InFlight | None = field(init=False, default=None)
     draining: bool = field(init=False, default=False)  # the server is about to end
-    held: int = field(init=False, default=0)  # bytes of the bodies of unanswered requests
     _dispatcher: Dispatcher | None = field(init=False, default=None)
 
     def start(self, fn: LiveFunction, media_types: MediaTypes) -> None:
@@ -204,23 +218,23 @@ class Service:
                 max_batch=settings.max_batch,
                 batch_wait=settings.batch_wait,
             )
-            observe = self.metrics.batch_sizes.observe
-            self._dispatcher = ThreadDispatcher(fn, loop=loop, options=options, on_batch=observe)
+            self._dispatcher = ThreadDispatcher(
+                fn, loop=loop, options=options, on_batch=self.observe
+            )
         self.media_types = media_types
         self.inflight = InFlight(loop, self._dispatcher, settings.timeout)
-        self.metrics.ready.set(not self.draining)
 
     def close(self) -> bool:
         """End the dispatcher; return whether no call runs and the function is not loading."""
         return self._dispatcher is not None and self._dispatcher.close()
 
-    def drain(self) -> None:
-        """Become not ready; every response now asks its client to connect elsewhere."""
-        self.draining = True
-        self.metrics.ready.set(0)
+    @property
+    def loading(self) -> str | None:
+        """Why the function cannot be called yet, if so."""
+        return LOADING if self.inflight is None else None
 
     def not_ready(self) -> str | None:
-        """Return why the server should get no requests, if so."""
+        """Return why the function should get no requests, if so."""
         if self.draining:
             return STOPPING
         if self._dispatcher is None:
@@ -236,10 +250,3 @@ class Service:
         if len(self.inflight) >= self.settings.max_waiting:
             raise unavailable("too many requests are waiting (MFIMAGE_MAX_WAITING)")
         return self.inflight
-
-    def hold(self, size: int) -> None:
-        """Count bytes of a body, until the request ends; raise a 503 when they are too many."""
-        if self.held + size > self.settings.max_held:
-            limit = self.settings.max_held
-            raise unavailable(f"request bodies of {limit} bytes in total wait already")
-        self.held += size

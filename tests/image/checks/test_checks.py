@@ -19,6 +19,7 @@ from mfimage.image.checks.runner import ContainerOptions
 from mfimage.image.find.info import HistoryEntry, ImageInfo
 from mfimage.package.spec import Example
 from mfimage.runtime.records.run import Tolerance
+from mfimage.runtime.serving.served import Served
 from tests.image.sample import LOCK, make_sample
 
 
@@ -221,10 +222,10 @@ GOOD_OPENAPI = {
     ],
 )
 def test_the_contract_s_checks_find_what_is_wrong(sample, name, answer, said):
-    (check,) = (each for each in contract_checks(sample.spec()) if each.name == name)
+    (check,) = (each for each in contract_checks(Served.alone(sample.spec())) if each.name == name)
     recorder = Recorder()
     with answering(answer) as address:
-        recorder.run(name, lambda: check.run(address, sample.spec()))
+        recorder.run(name, lambda: check.run(address, Served.alone(sample.spec())))
     (found,) = recorder.checks
     assert found.status == ("passed" if said is None else "failed")
     assert said is None or said in found.detail
@@ -232,8 +233,9 @@ def test_the_contract_s_checks_find_what_is_wrong(sample, name, answer, said):
 
 def test_a_server_that_says_nothing_is_no_crash(sample):
     recorder = Recorder()
-    check, *_ = contract_checks(sample.spec())
-    assert not recorder.run("identity", lambda: check.run(("127.0.0.1", 1), sample.spec()))
+    check, *_ = contract_checks(Served.alone(sample.spec()))
+    served = Served.alone(sample.spec())
+    assert not recorder.run("identity", lambda: check.run(("127.0.0.1", 1), served))
     assert recorder.checks[0].detail.startswith("no answer: ")
 
 

@@ -36,6 +36,7 @@ def test_nothing_is_in_the_way_of_metaflows_command(sample: Sample) -> None:
     made = plan(sample)
     assert made.entrypoint == ()
     assert made.env["METAFLOW_SKIP_INSTALL_DEPENDENCIES"] == "1"
+    assert not made.env["PYTHONDONTWRITEBYTECODE"]  # what a task unpacks is compiled once
     assert (made.workdir, made.workdir_mode, made.user) == ("/metaflow", 0o1777, "1000:0")
     assert made.ports == ()
 

@@ -64,7 +64,7 @@ async def replica(folder: Path, root: str = "") -> Any:
     transport = httpx.ASGITransport(made.mounted, root_path=root)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield made, client
-    await made._retire(made._service)
+    await made._retire(made._services)
 
 
 def answers(folder: Path, root: str, *asked: tuple[str, str, Any]) -> list[httpx.Response]:

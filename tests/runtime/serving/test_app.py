@@ -372,7 +372,7 @@ def test_draining_answers_and_asks_to_connect_elsewhere() -> None:
     async def run() -> None:
         async with served(fn_of("greet")) as it:
             assert "connection" not in (await it.client.get("/healthz")).headers
-            it.service.drain()
+            it.services.drain()
             assert problem(await it.client.get("/readyz"))["status"] == 503
             for response in (
                 await it.post("/greet", json.dumps(GOOD)),

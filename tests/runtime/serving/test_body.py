@@ -14,6 +14,7 @@ from mfimage.runtime.calls.queue import Disconnected
 from mfimage.runtime.serving.body import read_body, split_list
 from mfimage.runtime.serving.problems import Problem
 from mfimage.runtime.serving.route import HttpRequest
+from mfimage.runtime.serving.service import Bodies
 from mfimage.runtime.settings import Settings
 
 SPACE = st.text(" \t\n\r", max_size=2)
@@ -71,7 +72,7 @@ def read(messages: list[dict[str, Any]], limit: int, **headers: bytes) -> bytes:
         return messages.pop(0)
 
     given = {k.replace("_", "-").encode(): v for k, v in headers.items()}
-    service: Any = SimpleNamespace(settings=Settings(max_body=limit), hold=lambda size: None)
+    service: Any = SimpleNamespace(settings=Settings(max_body=limit), bodies=Bodies(100))
     return asyncio.run(read_body(HttpRequest({}, receive, given, "1", 0.0, ()), service))
 
 

@@ -372,10 +372,10 @@ def test_bodies_in_memory_have_a_limit_together(monkeypatch: pytest.MonkeyPatch)
             answer = await three.ask(start + b" " * 398)
             assert problem(answer) == (503, "request bodies of 1000 bytes in total wait already")
             assert answer[1]["retry-after"] == "1"
-            assert it.served.service.held == 796
+            assert it.served.services.bodies.held == 796
             for client in (one, two):
                 assert (await client.ask(b"21"))[::2] == (200, b"42")
-            assert it.served.service.held == 0
+            assert it.served.services.bodies.held == 0
         async with it.connect() as four:
             assert (await four.ask(start + b" " * 398, b"21"))[0] == 200
 
@@ -395,10 +395,10 @@ def test_bodies_of_calls_that_run_are_in_memory_too(monkeypatch: pytest.MonkeyPa
     async def test(it: Listening) -> None:
         async with it.connect() as one, it.connect() as two:
             await one.send(start + b"1")
-            await until(lambda: it.served.service.held == 600)
+            await until(lambda: it.served.services.bodies.held == 600)
             assert problem(await two.ask(start + b"1"))[0] == 503
             release.set()
             assert (await one.receive())[0] == 200
-            assert it.served.service.held == 0
+            assert it.served.services.bodies.held == 0
 
     run(test, wait)

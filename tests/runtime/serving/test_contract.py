@@ -7,11 +7,11 @@ import asyncio
 import pytest
 
 from mfimage.image.checks.contract import contract_checks
-from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.serving import contract
 from mfimage.runtime.serving.openapi import document
 from mfimage.runtime.serving.route import Expectation, HttpRequest, Operation, Response, Route
-from mfimage.runtime.serving.service import Service
+from mfimage.runtime.serving.served import Served
+from mfimage.runtime.serving.services import Services
 from tests.runtime.apps import served
 from tests.runtime.packages import live
 
@@ -21,14 +21,15 @@ def echo(data: int) -> int:
 
 
 FN = live(echo)
+SERVED = Served.alone(FN.spec)
 
 
-async def ping(service: Service, request: HttpRequest) -> Response:
-    return Response(b'"pong"', status=200 if service.not_ready() is None else 503)
+async def ping(services: Services, request: HttpRequest) -> Response:
+    return Response(b'"pong"', status=200 if services.not_ready() is None else 503)
 
 
-def other_platform(spec: FunctionSpec) -> tuple[Route, ...]:
-    (record,) = (route for route in contract.routes(spec) if route.name == "record")
+def other_platform(served: Served) -> tuple[Route, ...]:
+    (record,) = (route for route in contract.routes(served) if route.name == "record")
     return (
         Route(
             name="ping",
@@ -43,6 +44,7 @@ def other_platform(spec: FunctionSpec) -> tuple[Route, ...]:
             name="invocations",
             path="/invocations",
             handler=record.handler,
+            function=served.default,
             method="POST",
             endpoint="record",
             below="/invocations",
@@ -52,19 +54,19 @@ def other_platform(spec: FunctionSpec) -> tuple[Route, ...]:
 
 @pytest.fixture
 def extended(monkeypatch: pytest.MonkeyPatch) -> None:
-    added = other_platform(FN.spec)
-    monkeypatch.setattr(contract, "CONTRACTS", (*contract.CONTRACTS, lambda spec: added))
+    added = other_platform(SERVED)
+    monkeypatch.setattr(contract, "CONTRACTS", (*contract.CONTRACTS, lambda served: added))
 
 
 @pytest.mark.usefixtures("extended")
 def test_everything_is_made_from_the_table() -> None:
-    routes = contract.routes(FN.spec)
-    assert document(FN.spec, {}, routes)["paths"]["/ping"]["get"]["operationId"] == "ping"
-    assert "/invocations" not in document(FN.spec, {}, routes)["paths"]
-    assert "ping" in {check.name for check in contract_checks(FN.spec)}
-    at_root = {(route.method, route.path) for route in contract.mounted(FN.spec, "")}
+    routes = contract.routes(SERVED)
+    assert document(SERVED, {}, routes)["paths"]["/ping"]["get"]["operationId"] == "ping"
+    assert "/invocations" not in document(SERVED, {}, routes)["paths"]
+    assert "ping" in {check.name for check in contract_checks(SERVED)}
+    at_root = {(route.method, route.path) for route in contract.mounted(SERVED, "")}
     assert {("GET", "/ping"), ("POST", "/invocations")} <= at_root
-    below = {route.path for route in contract.mounted(FN.spec, "/models/a")}
+    below = {route.path for route in contract.mounted(SERVED, "/models/a")}
     assert {each for each in below if "ping" in each or "invoc" in each} == {
         "/models/a/invocations"
     }
@@ -86,7 +88,7 @@ def test_the_app_answers_every_route() -> None:
 
 
 def test_names_of_routes_and_checks_are_unique() -> None:
-    names = [route.name for route in contract.routes(FN.spec)]
-    checks = [check.name for check in contract_checks(FN.spec)]
+    names = [route.name for route in contract.routes(SERVED)]
+    checks = [check.name for check in contract_checks(SERVED)]
     assert len(set(names)) == len(names)
     assert len(set(checks)) == len(checks)

@@ -19,7 +19,7 @@ INFO = {"name": "predict", "digest": "sha256:0"}
 
 def test_what_is_counted_is_shown() -> None:
     metrics = Metrics()
-    record, batch = metrics.meters["record"], metrics.meters["batch"]
+    record, batch = metrics.meter("record"), metrics.meter("batch")
     metrics.ready.set(1)
     for seconds in (0.0001, 0.004, 0.004, 1000.0):
         record.begin()
@@ -28,7 +28,7 @@ def test_what_is_counted_is_shown() -> None:
     batch.begin()
     batch.end(422, 0.0005)
     for size in (1, 64, 5000):
-        metrics.batch_sizes.observe(size)
+        metrics.batch_sizes().observe(size)
     found = samples(metrics)
     assert found["mfimage_requests_total", "endpoint=record,status=200"] == 4
     assert found["mfimage_requests_total", "endpoint=batch,status=422"] == 1
@@ -53,8 +53,8 @@ def test_what_is_counted_is_shown() -> None:
 def test_each_endpoint_is_counted_apart(endpoint: str) -> None:
     for seconds in (*SECONDS, 61.0):
         metrics = Metrics()
-        metrics.meters[endpoint].begin()
-        metrics.meters[endpoint].end(404, seconds)
+        metrics.meter(endpoint).begin()
+        metrics.meter(endpoint).end(404, seconds)
         found = samples(metrics)
         for other in ENDPOINTS:
             mine = float(other == endpoint)
@@ -65,7 +65,7 @@ def test_each_endpoint_is_counted_apart(endpoint: str) -> None:
 
 
 def test_open_metrics_when_asked() -> None:
-    body, media_type = Metrics().render(INFO, "application/openmetrics-text; version=1.0.0")
+    body, media_type = Metrics().render([INFO], "application/openmetrics-text; version=1.0.0")
     assert media_type.startswith("application/openmetrics-text")
     assert {family.name for family in open_metrics(body.decode())} >= {"mfimage_requests"}
 
@@ -83,7 +83,7 @@ count_as_worker(int(sys.argv[1]))
 mine, metrics = Counter("mine", "Mine."), Metrics()
 metrics.ready.set(1)
 mine.inc(2)
-meter = metrics.meters["record"]
+meter = metrics.meter("record")
 meter.begin()
 meter.end(200, 0.1)
 meter.begin()
@@ -91,7 +91,7 @@ if os.fork() == 0:
     mine.inc(10)
     os._exit(0)
 os.wait()
-print(metrics.render({"name": "x"})[0].decode())
+print(metrics.render([{"name": "x"}])[0].decode())
 """
 FORGET = """
 import sys

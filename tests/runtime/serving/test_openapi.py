@@ -18,6 +18,7 @@ from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.serving.content import MediaCodec, codecs_of
 from mfimage.runtime.serving.contract import routes
 from mfimage.runtime.serving.openapi import Schemas, document
+from mfimage.runtime.serving.served import Served
 from tests.runtime.packages import make_spec
 
 AVRO = "application/avro"
@@ -84,7 +85,8 @@ def resolve(document: Any, reference: str) -> Any:
 
 
 def document_of(spec: FunctionSpec, codecs: Mapping[str, MediaCodec] | None = None) -> Any:
-    return document(spec, codecs or {}, routes(spec))
+    served = Served.alone(spec)
+    return document(served, {spec.name: codecs or {}}, routes(served))
 
 
 def test_the_document_is_the_recorded_one() -> None:

@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.serving import openapi
 from mfimage.runtime.serving.problems import Problem
 from mfimage.runtime.serving.route import (
@@ -20,7 +19,8 @@ from mfimage.runtime.serving.route import (
     Response,
     Route,
 )  # fmt: skip
-from mfimage.runtime.serving.service import Service
+from mfimage.runtime.serving.served import Served
+from mfimage.runtime.serving.services import Services
 from mfimage.runtime.settings import path_prefix
 
 _DOCUMENT, _DOCS = "/openapi.json", "/docs"
@@ -47,7 +47,7 @@ _PAGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }  # fmt: skip
 
 
-def routes(spec: FunctionSpec) -> tuple[Route, ...]:
+def routes(served: Served) -> tuple[Route, ...]:
     """Return the routes."""
     return (
         Route(
@@ -69,29 +69,32 @@ def routes(spec: FunctionSpec) -> tuple[Route, ...]:
     )
 
 
-async def _openapi(service: Service, request: HttpRequest) -> Response:
-    assert service.media_types is not None
-    codecs = service.media_types.codecs
+async def _openapi(services: Services, request: HttpRequest) -> Response:
+    codecs = {
+        name: service.media_types.codecs
+        for name, service in services.by_name.items()
+        if service.media_types is not None
+    }
     try:
         prefix = path_prefix(request.headers.get(_FORWARDED, b"").decode("latin-1"))
     except ValueError:
         prefix = ""
-    server = prefix or service.settings.root_path
-    render = partial(openapi.render, service.spec, codecs, request.routes, server)
+    server = prefix or services.settings.root_path
+    render = partial(openapi.render, services.served, codecs, request.routes, server)
     headers = [*JSON_HEADERS, (b"vary", _FORWARDED)]
-    return Response(await service.loop.run_in_executor(None, render), headers)
+    return Response(await services.loop.run_in_executor(None, render), headers)
 
 
 def _page(kind: str, options: Mapping[str, Any]) -> Handler:
-    def render(spec: FunctionSpec) -> bytes:
+    def render(title: str) -> bytes:
         from fastapi.openapi import docs
 
         page = getattr(docs, f"get_{kind}_html")
-        return bytes(page(openapi_url=_DOCUMENT[1:], title=spec.name, **options).body)
+        return bytes(page(openapi_url=_DOCUMENT[1:], title=title, **options).body)
 
-    async def handler(service: Service, request: HttpRequest) -> Response:
+    async def handler(services: Services, request: HttpRequest) -> Response:
         # In a thread: importing FastAPI takes half a second.
-        page = await service.loop.run_in_executor(None, render, service.spec)
+        page = await services.loop.run_in_executor(None, render, services.served.title)
         return Response(page, [(b"content-type", b"text/html; charset=utf-8")])
 
     return handler
@@ -104,8 +107,8 @@ def _asset(name: str, kind: bytes) -> Handler:
             return None
         return Path(found.origin).with_name("static").joinpath(name).read_bytes()
 
-    async def handler(service: Service, request: HttpRequest) -> Response | Problem:
-        content = await service.loop.run_in_executor(None, read)
+    async def handler(services: Services, request: HttpRequest) -> Response | Problem:
+        content = await services.loop.run_in_executor(None, read)
         if content is None:
             return Problem(404, "fastapi-offline, which has this file, is not installed here")
         return Response(content, [(b"content-type", kind), (b"cache-control", b"max-age=86400")])
@@ -116,12 +119,12 @@ def _asset(name: str, kind: bytes) -> Handler:
 # What `mfimage test` verifies
 
 
-def _verify_openapi(spec: FunctionSpec, body: bytes) -> str:
+def _verify_openapi(served: Served, body: bytes) -> str:
     document = json.loads(body)
     if not isinstance(document, dict) or not str(document.get("openapi", "")).startswith("3."):
         raise ValueError("GET /openapi.json does not say which version of OpenAPI 3 it is")
     operations = document.get("paths") or {}
-    for path in (f"/{spec.name}", f"/{spec.name}/batch"):
+    for path in (f"/{name}{more}" for name in served.specs for more in ("", "/batch")):
         if "post" not in operations.get(path, {}):
             raise ValueError(f"GET /openapi.json: POST {path} is missing")
     broken = [ref for ref in _references(document) if not _resolves(document, ref)]

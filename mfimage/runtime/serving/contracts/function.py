@@ -20,6 +20,7 @@ from mfimage.runtime.serving.route import (
     Response,
     Route,
 )  # fmt: skip
+from mfimage.runtime.serving.served import Served
 from mfimage.runtime.serving.service import Service
 
 # A list larger than this is split in a thread.
@@ -39,23 +40,29 @@ _PROBLEMS = {
 log = logging.getLogger("mfimage.serving")
 
 
-def routes(spec: FunctionSpec) -> tuple[Route, ...]:
+def routes(served: Served) -> tuple[Route, ...]:
     """Return the routes."""
-    summary = (spec.description.strip().splitlines() or [spec.name])[0].rstrip(".")
+    return tuple(route for name, spec in served.specs.items() for route in _routes(name, spec))
+
+
+def _routes(name: str, spec: FunctionSpec) -> tuple[Route, ...]:
+    summary = (spec.description.strip().splitlines() or [name])[0].rstrip(".")
     documented = partial(
         Operation, tag="function", description=spec.description, problems=_PROBLEMS
     )
+    identifier = name.replace("/", ".")
     refused = partial(Expectation, media_type=MEDIA_TYPE)
     return (
         Route(
             name="record",
-            path=f"/{spec.name}",
+            path=f"/{name}",
             handler=_record,
+            function=name,
             method="POST",
             endpoint="record",
             below="",
             operation=documented(
-                id=spec.name,
+                id=identifier,
                 summary=summary,
                 request=_record_request,
                 response=_record_response,
@@ -68,13 +75,14 @@ def routes(spec: FunctionSpec) -> tuple[Route, ...]:
         ),
         Route(
             name="batch",
-            path=f"/{spec.name}/batch",
+            path=f"/{name}/batch",
             handler=_batch,
+            function=name,
             method="POST",
             endpoint="batch",
             below="/batch",
             operation=documented(
-                id=f"{spec.name}_batch",
+                id=f"{identifier}_batch",
                 summary=f"{summary} for a list of records",
                 request=_batch_request,
                 response=_batch_response,
@@ -108,7 +116,7 @@ async def _batch(service: Service, request: HttpRequest) -> Response:
     else:
         encoding = service.loop.run_in_executor(None, encode_outcomes, negotiated.writer, outcomes)
         outcomes, body = await encoding
-    _log_failed_items(service.spec.name, outcomes, request.id)
+    _log_failed_items(service.name, outcomes, request.id)
     return Response(body, negotiated.headers)
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from mfimage import __version__
-from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.serving.content import JSON
 from mfimage.runtime.serving.problems import unavailable
 from mfimage.runtime.serving.route import (
@@ -20,10 +19,11 @@ from mfimage.runtime.serving.route import (
     Response,
     Route,
 )  # fmt: skip
-from mfimage.runtime.serving.service import Service
+from mfimage.runtime.serving.served import Served
+from mfimage.runtime.serving.services import Services
 
 
-def routes(spec: FunctionSpec) -> tuple[Route, ...]:
+def routes(served: Served) -> tuple[Route, ...]:
     """Return the routes."""
     return (
         Route(
@@ -35,7 +35,7 @@ def routes(spec: FunctionSpec) -> tuple[Route, ...]:
                 id="about",
                 summary="What is served",
                 response=_refer("About"),
-                schemas={"About": _object("About", "What is served.", *about(spec))},
+                schemas={"About": _object("About", "What is served.", about(served))},
             ),
             expectations=(Expectation(name="identity", verify=_verify_identity),),
         ),
@@ -69,48 +69,62 @@ def _probe(name: str, handler: Handler, summary: str, problems: Mapping[int, str
     )  # fmt: skip
 
 
-def about(spec: FunctionSpec) -> dict[str, str]:
+def about(served: Served) -> dict[str, Any]:
     """Return what ``GET /`` says."""
-    names = {"name": spec.name, "digest": spec.digest, "pathspec": spec.task}
-    return {**names, "version": __version__}
+    if served.several:
+        return {"functions": len(served.specs), "default": served.default, "version": __version__}
+    return next(descriptions(served))
 
 
-async def _about(service: Service, request: HttpRequest) -> Response:
-    text = json.dumps(about(service.spec), ensure_ascii=False, separators=(",", ":"))
+def descriptions(served: Served) -> Iterator[dict[str, str]]:
+    """Describe each function."""
+    for name, spec in served.specs.items():
+        names = {"name": name, "digest": spec.digest, "pathspec": spec.task}
+        yield {**names, "version": __version__}
+
+
+async def _about(services: Services, request: HttpRequest) -> Response:
+    text = json.dumps(about(services.served), ensure_ascii=False, separators=(",", ":"))
     return Response(text.encode())
 
 
-async def _healthz(service: Service, request: HttpRequest) -> Response:
+async def _healthz(services: Services, request: HttpRequest) -> Response:
     return Response(b'{"status":"alive"}')
 
 
-async def _readyz(service: Service, request: HttpRequest) -> Response | BaseException:
-    reason = service.not_ready()
+async def _readyz(services: Services, request: HttpRequest) -> Response | BaseException:
+    reason = services.not_ready()
     return unavailable(reason) if reason else Response(b'{"status":"ready"}')
 
 
-async def _metrics(service: Service, request: HttpRequest) -> Response:
+async def _metrics(services: Services, request: HttpRequest) -> Response:
     accept = request.headers.get(b"accept", b"").decode("latin-1")
     # In a thread: it reads files.
-    render = partial(service.metrics.render, about(service.spec), accept)
-    body, media_type = await service.loop.run_in_executor(None, render)
+    infos = [*descriptions(services.served)]
+    render = partial(services.metrics.render, infos, accept)
+    body, media_type = await services.loop.run_in_executor(None, render)
     return Response(body, [(b"content-type", media_type.encode())])
 
 
 # Documentation
 
 
-def _object(title: str, description: str, *names: str) -> dict[str, Any]:
+def _object(title: str, description: str, example: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of objects that are like an example."""
+    kinds = {str: "string", int: "integer", type(None): "null"}
     return {
-        "properties": {name: {"type": "string", "title": name.title()} for name in names},
+        "properties": {
+            name: {"type": kinds[type(value)], "title": name.title()}
+            for name, value in example.items()
+        },
         "type": "object",
-        "required": [*names],
+        "required": [*example],
         "title": title,
         "description": description,
     }
 
 
-_STATUS = {"Status": _object("Status", "How the server is.", "status")}
+_STATUS = {"Status": _object("Status", "How the server is.", {"status": ""})}
 
 
 def _refer(name: str) -> Content:
@@ -120,16 +134,22 @@ def _refer(name: str) -> Content:
 # What `mfimage test` verifies
 
 
-def _verify_identity(spec: FunctionSpec, body: bytes) -> str:
+def _verify_identity(served: Served, body: bytes) -> str:
     found = json.loads(body)
-    for name, expected in about(spec).items():
+    for name, expected in about(served).items():
         # Another version of mfimage may have built the image.
         if name != "version" and (not isinstance(found, dict) or found.get(name) != expected):
             raise ValueError(f"GET / does not say that its {name} is {expected}")
-    return spec.digest[:19]
+    return _identity(served)
 
 
-def _verify_metrics(spec: FunctionSpec, body: bytes) -> str:
+def _identity(served: Served) -> str:
+    if served.several:
+        return f"{len(served.specs)} functions"
+    return next(spec.digest[:19] for spec in served.specs.values())
+
+
+def _verify_metrics(served: Served, body: bytes) -> str:
     lines = body.decode(errors="replace").splitlines()
     names = {line.partition("{")[0].partition(" ")[0] for line in lines}
     ours = {name for name in names if name.startswith("mfimage_")}
