@@ -28,7 +28,7 @@ from mfimage.runtime.serving.services import Services
 
 _CLIENT_LEFT = 499
 _PROBLEM = (b"content-type", MEDIA_TYPE.encode())
-_CLOSE = (b"connection", b"close")
+CLOSE = (b"connection", b"close")
 _VARY = (b"vary", b"origin")
 _EXPOSED = (b"access-control-expose-headers", b"x-request-id, retry-after")
 # Characters that need no escape in a header or in JSON.
@@ -143,8 +143,8 @@ class App:
                     (b"content-length", b"%d" % len(body)),
                     (b"x-request-id", request_id.encode()),
                 ]
-                if services.draining and _CLOSE not in head:
-                    head.append(_CLOSE)
+                if services.draining and CLOSE not in head:
+                    head.append(CLOSE)
                 if self._origins:
                     head += self._cors(headers.get(b"origin", b""))
                 start = {"type": "http.response.start", "status": reply.status, "headers": head}
