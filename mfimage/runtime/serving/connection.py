@@ -16,7 +16,7 @@ from uvicorn.server import ServerState
 
 from mfimage.runtime.serving.app import CLOSE, App
 from mfimage.runtime.serving.problems import Problem, late, unavailable
-from mfimage.runtime.serving.route import REFUSED, Message, Scope
+from mfimage.runtime.serving.route import REFUSED, WHOLE, Message, Scope
 from mfimage.runtime.settings import Settings
 
 # Of the headers of a request, of a chunk's extensions, and of trailers.
@@ -72,6 +72,13 @@ class Cycle:
         self._size += len(body)
         self.notify()
         return self._size > _MAX_UNRECEIVED
+
+    def end(self) -> None:
+        """There is no more of the body."""
+        self.more_body = False
+        if len(self._parts) == 1:
+            self.scope[WHOLE] = self._parts[0]
+        self.notify()
 
     def notify(self) -> None:
         """Wake the app if it waits in ``receive``."""
@@ -304,8 +311,7 @@ class Connection(asyncio.Protocol):
             self._fed = 0
             self.state = _IDLE
             assert self.cycle is not None
-            self.cycle.more_body = False
-            self.cycle.notify()
+            self.cycle.end()
 
     def on_response_complete(self) -> None:
         """Start the next request that is here; ``check`` closes idle connections, not a timer."""
