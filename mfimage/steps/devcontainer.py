@@ -7,6 +7,7 @@ ignored; keys that change what runs, and are not supported, are refused by name.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -43,6 +44,8 @@ HINTS = {
     "postStartCommand": "write it in postCreateCommand, or in the step",
     "updateContentCommand": "write it in postCreateCommand",
 }
+# Build arguments that would change the docker command, if they were its variables.
+DOCKERS_OWN = {"HOME", "PATH"}
 PLACES = (".devcontainer/devcontainer.json", ".devcontainer.json")
 
 
@@ -167,6 +170,14 @@ def read(path: Path, env: Mapping[str, str]) -> DevContainer:
     for each in run_args:
         if each.partition("=")[0] in TAKEN:
             raise OptionError(f"{path}: runArgs: {each} is not supported", hint="leave it out")
+    written = [str(each) for each in raw.get("runArgs", [])]
+    for before, each in zip(["", *written], written, strict=False):
+        variable = re.match(r"--env=|-e.", each) or before in ("-e", "--env")
+        if variable and re.search(r"\$\{(localEnv|env):", each):  # the value may be a secret
+            raise OptionError(
+                f"{path}: runArgs: {each}: other users can read command lines",
+                hint="write it in containerEnv",
+            )
     return DevContainer(
         path=path,
         workspace=workspace,
@@ -292,22 +303,27 @@ def build_image(container: DevContainer) -> str:
     folder = container.path.parent
     arguments = ["docker", "build", "--tag", tag]
     arguments += ["--file", str(folder / build.get("dockerfile", "Dockerfile"))]
+    env = dict(os.environ)
     for name, value in build.get("args", {}).items():
-        arguments += ["--build-arg", f"{name}={value}"]
+        if name in DOCKERS_OWN or name.startswith("DOCKER_"):
+            arguments += ["--build-arg", f"{name}={value}"]
+        else:  # by name: the value may be a secret, and other users can read command lines
+            arguments += ["--build-arg", name]
+            env[name] = str(value)
     if target := build.get("target"):
         arguments += ["--target", target]
     cache = build.get("cacheFrom", [])
     for each in [cache] if isinstance(cache, str) else cache:
         arguments += ["--cache-from", each]
     arguments += build.get("options", [])
-    _call([*arguments, str(folder / build.get("context", "."))], container.path)
+    _call([*arguments, str(folder / build.get("context", "."))], container.path, env)
     return tag
 
 
-def _call(arguments: Sequence[str], path: Path) -> None:
+def _call(arguments: Sequence[str], path: Path, env: Mapping[str, str] | None = None) -> None:
     try:
         done = subprocess.run(
-            arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+            arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
         )
     except FileNotFoundError:
         raise OptionError(f"{path}: the command {arguments[0]} is not on PATH") from None

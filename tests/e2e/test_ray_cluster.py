@@ -32,11 +32,11 @@ pytestmark = [pytest.mark.docker, pytest.mark.e2e]
 
 @pytest.fixture(scope="module")
 def wine(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project in which examples/batch was trained, with 100,000 records."""
+    """A project in which examples/batch was trained, with 40,000 records."""
     folder = tmp_path_factory.mktemp("wine")
     for path in EXAMPLE.glob("*.py"):
         shutil.copy(path, folder)
-    for command in (["train.py", "run"], ["records.py", "100000", "data/in/wines.jsonl"]):
+    for command in (["train.py", "run"], ["records.py", "40000", "data/in/wines.jsonl"]):
         subprocess.run([sys.executable, *command], cwd=folder, check=True, capture_output=True)
     for path in (folder / "data", folder):
         path.chmod(0o777)
@@ -99,7 +99,7 @@ def test_a_job_outlives_a_worker(
     assert lines([*out.glob("part-*.jsonl")]) == expected
     assert "a process died while it ran part" in told
     summary = json.loads((out / "_SUCCESS").read_text())
-    assert (summary["records"], summary["failed"], summary["skipped"]) == (100_000, 0, 0)
+    assert (summary["records"], summary["failed"], summary["skipped"]) == (40_000, 0, 0)
     assert f'"records":{summary["records"]}' in told
 
 
@@ -153,7 +153,7 @@ def test_a_batch_in_one_container(
     words = ["--rm", "--user", "12345", "--read-only", "--tmpfs", "/tmp"]
     words += ["-v", f"{wine.folder}/data:/data:ro", "-v", f"{tmp_path}:/out"]
     out = docker("run", *words, wine_image, "batch", "--input", "/data/in", "--output", "/out/put")
-    assert json.loads(out)["records"] == 100_000, "stdout has the summary, and nothing else"
+    assert json.loads(out)["records"] == 40_000, "stdout has the summary, and nothing else"
     assert lines([*(tmp_path / "put").glob("part-*.jsonl")]) == expected
     if os.geteuid() == 0:
         assert (tmp_path / "put" / "_SUCCESS").stat().st_uid == 12345

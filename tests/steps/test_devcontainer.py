@@ -153,6 +153,23 @@ def test_features_are_built_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ]  # fmt: skip
 
 
+def test_build_arguments_are_not_on_a_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mfimage.steps.devcontainer import build_image
+
+    program = tmp_path / "bin" / "docker"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nprintf "%s\n" "$@" "TOKEN is $TOKEN" > "$0.called"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    path = given(tmp_path, '{"build": {"args": {"TOKEN": "${localEnv:SECRET}", "HOME": "/x"}}}')
+    build_image(read(path, {"SECRET": "s3cret"}))
+    called = (tmp_path / "bin" / "docker.called").read_text()
+    assert "--build-arg\nTOKEN\n--build-arg\nHOME=/x\n" in called
+    assert called.count("s3cret") == called.count("TOKEN is s3cret") == 1
+
+
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
@@ -164,6 +181,8 @@ def test_features_are_built_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ('"updateRemoteUserUID": false', "updateRemoteUserUID is not supported"),
         ('"runargs": []', "runargs is not supported"),
         ('"runArgs": ["--name=x"]', "runArgs: --name=x is not supported"),
+        ('"runArgs": ["-e", "K=${localEnv:TOKEN}"]', "other users can read command lines"),
+        ('"runArgs": ["--env=K=${localEnv:TOKEN}"]', "other users can read command lines"),
         ('"build": {}', "needs image or build, and not both"),
         ('"mounts": [{"source": "x", "external": true}]', "mounts: "),
         ('"remoteUser": 1000', "remoteUser is not a string: 1000"),

@@ -283,8 +283,37 @@ def _files(tree: Path, plan: ImagePlan) -> Iterator[Member]:
             mode = 0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644
             yield ContextFile(path=f"{_ROOT}/{name}", content=path, mode=mode)
     for name, path in records:
+        _check_unchanged(path)
         text = _record(path.read_text(), PurePosixPath(name).parent.parent, scripts)
         yield ContextFile(path=f"{_ROOT}/{name}", content=text.encode())
+
+
+# Between the first and the last file of a wheel that is unpacked.
+_UNPACKING = 60.0
+
+
+def _check_unchanged(record: Path) -> None:
+    """Refuse a distribution with a file that something has changed in uv's cache.
+
+    Environments share files with the cache by hard links: a process that appends its certificate to
+    certifi's in one of them changes the next image too. Only files younger than the distribution
+    are compared: wheels whose ``RECORD`` was wrong from the start install everywhere.
+    """
+    unpacked = record.with_name("METADATA").stat().st_mtime
+    for row in csv.reader(io.StringIO(record.read_text())):
+        name, digest = [*row, "", ""][:2]
+        path = record.parent.parent / name
+        if not digest.startswith("sha256=") or not path.is_file():
+            continue
+        if path.stat().st_mtime <= unpacked + _UNPACKING:
+            continue
+        found = base64.urlsafe_b64encode(hashlib.sha256(path.read_bytes()).digest())
+        if found.rstrip(b"=").decode() != digest.removeprefix("sha256="):
+            distribution = record.parent.name.removesuffix(".dist-info").rpartition("-")[0]
+            raise BuildError(
+                f"{name} of {distribution} has changed in uv's cache since it was unpacked",
+                hint=f"uv cache clean {distribution.replace('_', '-')}",
+            )
 
 
 def _walk(tree: Path) -> Iterator[Path]:

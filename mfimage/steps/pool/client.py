@@ -131,4 +131,3 @@ def leave(status: int) -> NoReturn:
                 signal.signal(number, signal.SIG_DFL)
             posix.kill(posix.getpid(), number)
     posix._exit(status)
-

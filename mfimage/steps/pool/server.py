@@ -62,6 +62,11 @@ class WorkerProcess:
     since: float = field(default_factory=time.monotonic)
     killed: bool = False
 
+    def has_exited(self) -> bool:
+        """Return whether it has; its id stays its own until it is waited for."""
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self.process.pid, flags) is not None
+
     def signal(self, number: int) -> None:
         """Signal the worker and what it has started."""
         with suppress(ProcessLookupError):
@@ -398,14 +403,14 @@ class PoolServer:
                 worker.signal(signal.SIGKILL)
             worker.channel.close()  # an idle one ends itself
         deadline = time.monotonic() + PATIENCE
-        alive = workers
-        while alive and time.monotonic() < deadline:
+        while workers:
+            late = time.monotonic() > deadline
+            for worker in [*workers]:
+                if late or worker.has_exited():
+                    worker.signal(signal.SIGKILL)  # with what it leaves behind
+                    worker.process.wait()
+                    workers.remove(worker)
             time.sleep(0.005)
-            alive = [each for each in alive if each.process.poll() is None]
-        for worker in workers:
-            worker.signal(signal.SIGKILL)
-        for worker in alive:
-            worker.process.wait()
 
 
 def out_of_memory(groups: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> int:

@@ -230,6 +230,33 @@ def test_another_wheel_than_the_locked_one_is_refused(sample, base):
         build(sample, base)
 
 
+@pytest.mark.parametrize("later", [True, False])
+def test_a_file_that_changed_in_uvs_cache_is_refused(sample, base, monkeypatch, later):
+    """A wheel whose RECORD was wrong from the start is not."""
+
+    def run_uv(arguments, *rest, **named):
+        done = dependencies_run_uv(arguments, *rest, **named)
+        if "install" in arguments:
+            (path,) = Path(arguments[arguments.index("--prefix") + 1]).glob(
+                "lib/*/*/mfown/broken.py"
+            )
+            unpacked = path.stat().st_mtime
+            content = path.read_bytes() + b"# more"
+            path.unlink()  # the cache has the same file
+            path.write_bytes(content)
+            os.utime(path, (unpacked, unpacked + 3600 * later))
+        return done
+
+    dependencies_run_uv = dependencies.run_uv
+    monkeypatch.setattr(dependencies, "run_uv", run_uv)
+    if not later:
+        build(sample, base)
+        return
+    with pytest.raises(BuildError, match=r"mfown/broken\.py of mfown has changed") as raised:
+        build(sample, base)
+    assert raised.value.hint == "uv cache clean mfown"
+
+
 @pytest.fixture
 def index(tmp_path) -> Iterator[str]:
     folder = tmp_path / "index"
