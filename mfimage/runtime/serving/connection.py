@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
 from mfimage.runtime.serving.app import CLOSE, App
+from mfimage.runtime.serving.content import Header
 from mfimage.runtime.serving.problems import Problem, late, unavailable
 from mfimage.runtime.serving.route import REFUSED, WHOLE, Message, Scope
 from mfimage.runtime.settings import Settings
@@ -32,13 +33,10 @@ log = logging.getLogger("mfimage.serving")
 
 
 class Cycle:
-    """A request and its response, for the app: uvicorn's is made for any app, and costs more.
-
-    The app sends its response as a whole, so that it is one write.
-    """
+    """A request and its response; uvicorn's own, which serves any ASGI app, costs twice as much."""
 
     __slots__ = (
-        "_connection", "_expects", "_news", "_parts", "_size", "_start", "_waiter", "disconnected",
+        "_connection", "_expects", "_news", "_parts", "_size", "_waiter", "disconnected",
         "keep_alive", "more_body", "response_complete", "scope", "task",
     )  # fmt: skip
 
@@ -59,7 +57,7 @@ class Cycle:
         """Let the app respond."""
         connection = self._connection
         try:
-            await app(self.scope, self.receive, self.send)
+            await app.serve(self.scope, self.receive, self.respond)
         except Exception:
             log.exception("the server failed")
             connection.fail(self)
@@ -105,27 +103,25 @@ class Cycle:
         self._size = 0
         return {"type": "http.request", "body": body, "more_body": self.more_body}
 
-    async def send(self, message: Message) -> None:
-        """Write the response when its body is there."""
-        if message["type"] == "http.response.start":
-            self._start = message
-            return
+    async def respond(self, status: int, headers: list[Header], body: bytes) -> None:
+        """Write the response."""
         connection = self._connection
-        await connection.writable.wait()
-        if not self.disconnected:
-            headers = [*connection.server_state.default_headers, *self._start["headers"]]
-            if CLOSE in headers:
-                self.keep_alive = False
-            elif not self.keep_alive:
-                headers.append(CLOSE)
-            lines = [b"%b: %b\r\n" % header for header in headers]
-            head = [STATUS_LINE[self._start["status"]], *lines, b"\r\n", message["body"]]
-            connection.transport.write(b"".join(head))
-            self.response_complete = True
-            self.notify()
-            if not self.keep_alive:
-                connection.transport.close()
-            connection.on_response_complete()
+        if not connection.writable.is_set():
+            await connection.writable.wait()
+        if self.disconnected:
+            return
+        if CLOSE in headers:
+            self.keep_alive = False
+        elif not self.keep_alive:
+            headers.append(CLOSE)
+        headers += connection.server_state.default_headers
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        connection.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
+        self.response_complete = True
+        self.notify()
+        if not self.keep_alive:
+            connection.transport.close()
+        connection.on_response_complete()
 
 
 class Connection(asyncio.Protocol):

@@ -15,7 +15,6 @@ from mfimage.runtime.serving.services import Services
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # In a scope: the problem for which the rest of the request is not read.
 REFUSED = "mfimage.refused"
