@@ -63,7 +63,7 @@ class ThreadDispatcher:
         self._options = options
         self._on_batch = on_batch
         self._queue: SimpleQueue[Call | None] = SimpleQueue()
-        self._submitted: list[Call] = []
+        self._submitted: list[Call] = []  # not queued yet
         self._mailbox = Mailbox(loop)
         self._threads: set[threading.Thread] = set()
         self._taken = self._since = time.monotonic()
@@ -74,21 +74,17 @@ class ThreadDispatcher:
         self._add(1)
 
     def submit(self, call: Call) -> None:
-        """Queue a call."""
-        if not self._fn.batch:
-            self._queue.put(call)
-        else:
+        """Queue a call; those of a batch function together, so that few batches are small."""
+        if self._fn.batch:
             self._submitted.append(call)
             if len(self._submitted) == 1:
                 self._loop.call_soon(self._hand_over, 0)
-        if not self._ticking:
-            self._ticking = True
-            self._since = time.monotonic()
-            self._pace.start(self._since)
-            self._loop.call_later(TICK, self._tick)
+        else:
+            self._queue.put(call)
+            self._watch()
 
     def _hand_over(self, before: int) -> None:
-        """Queue the calls of a batch function once no more come with each turn of the loop."""
+        """Queue what was submitted, unless the last turn of the loop brought more."""
         count = len(self._submitted)
         if before < count < self._options.max_batch:
             self._loop.call_soon(self._hand_over, count)
@@ -96,6 +92,14 @@ class ThreadDispatcher:
         for call in self._submitted:
             self._queue.put(call)
         self._submitted.clear()
+        self._watch()
+
+    def _watch(self) -> None:
+        if not self._ticking:
+            self._ticking = True
+            self._since = time.monotonic()
+            self._pace.start(self._since)
+            self._loop.call_later(TICK, self._tick)
 
     def abandon(self, call: Call) -> None:
         """Drop a call whose future is done; one that runs already keeps its thread."""
