@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +20,14 @@ _SCRIPT = """
 wrk.method = "POST"
 wrk.body = {body}
 wrk.headers["Content-Type"] = "application/json"
+local paths, requests, at = {paths}, {{}}, 0
+init = function()
+  for i, path in ipairs(paths) do requests[i] = wrk.format(nil, path) end
+end
+request = function()
+  at = at % #requests + 1
+  return requests[at]
+end
 """
 
 
@@ -34,10 +44,10 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to send, over how many connections, for how long."""
+    """What to send, to which paths in turn, over how many connections, for how long."""
 
     port: int
-    path: str
+    paths: tuple[str, ...]
     body: str
     connections: int
     seconds: float
@@ -57,9 +67,10 @@ def load(plan: Plan, *, core: int) -> Load:
 def _by_wrk(pin: list[str], plan: Plan) -> Load:
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "post.lua")
-        script.write_text(_SCRIPT.format(body=json.dumps(plan.body)))
+        paths = "{" + ", ".join(map(json.dumps, plan.paths)) + "}"
+        script.write_text(_SCRIPT.format(body=json.dumps(plan.body), paths=paths))
         command = [*pin, "wrk", "--latency", "-t1", f"-c{plan.connections}", f"-d{plan.seconds:g}s"]
-        command += ["-s", str(script), f"http://127.0.0.1:{plan.port}{plan.path}"]
+        command += ["-s", str(script), f"http://127.0.0.1:{plan.port}"]
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     errors = sum(map(int, re.findall(r"Non-2xx or 3xx responses: (\d+)", out)))
     for found in re.findall(r"Socket errors: (.*)", out):
@@ -92,8 +103,8 @@ def _by_sockets(pin: list[str], plan: Plan) -> Load:
 class _Connection(asyncio.Protocol):
     """Sends the next request when the last response has arrived."""
 
-    def __init__(self, request: bytes, times: list[float], until: float) -> None:
-        self._request = request
+    def __init__(self, requests: Iterator[bytes], times: list[float], until: float) -> None:
+        self._requests = requests
         self._times = times
         self._until = until
         self._buffer = b""
@@ -106,7 +117,7 @@ class _Connection(asyncio.Protocol):
 
     def _send(self) -> None:
         self._sent = time.perf_counter()
-        self._transport.write(self._request)  # type: ignore[attr-defined]
+        self._transport.write(next(self._requests))  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -129,14 +140,15 @@ class _Connection(asyncio.Protocol):
 
 
 async def _measure(plan: Plan) -> Load:
-    head = f"POST {plan.path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    request = f"{head}content-length: {len(plan.body)}\r\n\r\n{plan.body}".encode()
+    head = "HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    rest = f"{head}content-length: {len(plan.body)}\r\n\r\n{plan.body}"
+    requests = itertools.cycle([f"POST {path} {rest}".encode() for path in plan.paths])
     times: list[float] = []
     begin = time.perf_counter()
     loop = asyncio.get_running_loop()
     pairs = [
         await loop.create_connection(
-            lambda: _Connection(request, times, begin + plan.seconds), "127.0.0.1", plan.port
+            lambda: _Connection(requests, times, begin + plan.seconds), "127.0.0.1", plan.port
         )
         for _ in range(plan.connections)
     ]

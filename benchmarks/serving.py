@@ -182,7 +182,7 @@ def measure(apps: list[App], connections: int, seconds: float) -> None:
     for app in apps:
         before = app.cpu()
         plan = Plan(
-            port=app.port, path="/predict", body=BODY, connections=connections, seconds=seconds
+            port=app.port, paths=("/predict",), body=BODY, connections=connections, seconds=seconds
         )
         seen = load(plan, core=CLIENT_CORE)
         if seen.errors:

@@ -58,7 +58,7 @@ def test_debug_shows_the_traceback(tmp_path):
     assert "Traceback" in done.stderr
 
 
-COMMANDS = [command for name, command in main.commands.items() if name != "kuberay"]
+COMMANDS = [command for name, command in main.commands.items() if name != "manifest"]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)

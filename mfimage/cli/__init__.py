@@ -13,7 +13,7 @@ import click
 from mfimage import __version__
 from mfimage.cli.build import bind, build, plan, render
 from mfimage.cli.images import copy, diff, env, inspect, push, test, verify
-from mfimage.cli.kuberay import kuberay
+from mfimage.cli.manifest import manifest
 from mfimage.cli.run import call, map_, serve
 from mfimage.cli.steps import devcontainer
 from mfimage.errors import MfimageError
@@ -59,6 +59,6 @@ def main(debug: bool) -> None:
 
 for command in (
     bind, build, plan, render, inspect, env, diff, test, verify, push, copy, serve, call, map_,
-    kuberay, devcontainer,
+    manifest, devcontainer,
 ):  # fmt: skip
     main.add_command(command)

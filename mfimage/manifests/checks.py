@@ -9,6 +9,7 @@ from decimal import Decimal
 
 from mfimage.errors import OptionError
 from mfimage.masking import URL_PASSWORD
+from mfimage.package.spec import NAME
 
 _QUANTITY = re.compile(r"(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<unit>[KMGTPE]i|[mkMGTPE])?")
 _UNITS = {
@@ -29,10 +30,13 @@ class Rule:
     hint: str
     limit: int = 253
 
+    def accepts(self, text: str) -> bool:
+        """Return whether a text keeps to the rule."""
+        return bool(re.fullmatch(self.pattern, text)) and len(text) <= self.limit
+
     def check(self, text: str, *, field: str) -> None:
         """Raise an `OptionError` if the text of an option breaks the rule."""
-        valid = re.fullmatch(self.pattern, text) and len(text) <= self.limit
-        _check(valid, f"{field}: {text!r} cannot be {self.what}", self.hint)
+        _check(self.accepts(text), f"{field}: {text!r} cannot be {self.what}", self.hint)
 
 
 _LABEL = "[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
@@ -82,20 +86,33 @@ def default_name(function: str, rule: Rule) -> str:
     return name
 
 
+def check_function(name: str) -> None:
+    """Check the name of a function."""
+    _check(
+        NAME.fullmatch(name),
+        f"function: {name!r} cannot be the name of a function",
+        "give the name that it was bound with",
+    )
+
+
 def check_label(key: str, value: str, *, field: str) -> None:
     """Check a label of an object or a node."""
     KEY.check(key, field=field)
     LABEL_VALUE.check(value, field=f"{field} {key}")
 
 
-def check_value(text: str, *, field: str) -> None:
+SECRETS = "put it into a Secret: --env-from-secret NAME=SECRET:KEY"
+
+
+def check_value(text: str, *, field: str, hint: str = SECRETS) -> None:
     """Check the value of a variable; it is not shown, since it may be a credential."""
+    # ``hint`` says where credentials belong.
     unencodable = "\0" in text or any("\ud800" <= char <= "\udfff" for char in text)
     _check(not unencodable, f"{field}: it holds bytes that are not UTF-8 text", "encode it")
     _check(
         not URL_PASSWORD.search(text),
         f"{field}: a URL has a password in it, which everyone who reads the manifest would see",
-        "put it into a Secret: --env-from-secret NAME=SECRET:KEY",
+        hint,
     )
 
 

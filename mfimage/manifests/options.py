@@ -142,6 +142,29 @@ class SecretRef:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VariableSource:
+    """A Secret or ConfigMap."""
+
+    kind: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> VariableSource:
+        """Parse ``secret/NAME`` or ``configmap/NAME``, as ``kubectl set env --from`` does."""
+        kind, _, name = text.partition("/")
+        if kind not in ("secret", "configmap") or not name:
+            raise OptionError(
+                f"env-from: {text!r} does not name a Secret or ConfigMap",
+                hint="--env-from secret/NAME or --env-from configmap/NAME",
+            )
+        return cls(kind=kind, name=name)
+
+    def to_dict(self) -> dict[str, dict[str, str]]:
+        """Return it as an entry of ``envFrom``."""
+        return {f"{'secret' if self.kind == 'secret' else 'configMap'}Ref": {"name": self.name}}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Toleration:
     """A taint of nodes that pods may run on; with any value if ``value`` is None."""
 
@@ -155,6 +178,11 @@ class Toleration:
         taint, _, effect = text.partition(":")
         key, equals, value = taint.partition("=")
         return cls(key=key, value=value if equals else None, effect=effect or None)
+
+    def to_dict(self) -> dict[str, str | None]:
+        """Return it as an entry of ``tolerations``."""
+        operator = "Exists" if self.value is None else "Equal"
+        return {"key": self.key, "operator": operator, "value": self.value, "effect": self.effect}
 
     def check(self) -> None:
         """Raise an `OptionError` if it is not a taint."""

@@ -51,6 +51,8 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         sub.add_argument(
             "--folder", type=Path, help=f"the function's package (default: ${FUNCTION_VARIABLE})"
         )
+        if verb is not serve:
+            sub.add_argument("--function", metavar="NAME", help="of an image of several functions")
         sub.set_defaults(verb=verb)
         add = sub.add_argument
         if verb is call:
@@ -133,7 +135,7 @@ def call(options: argparse.Namespace) -> int:
 
     streams.refuse_same(input=options.input, output=options.output)
     with streams.ended_by_sigterm(), streams.results(options.output) as out:
-        fn = load_folder(_folder(options))  # which may register formats
+        fn = load_folder(_folder(options), options.function)  # which may register formats
         form = choose_format(options.output, options.output_format, option="output_format")
         with (
             open_source(options.input, options.format, fn) as source,
@@ -151,7 +153,7 @@ def check(options: argparse.Namespace) -> int:
     from mfimage.runtime.records import run, streams
 
     with streams.results(streams.STREAM) as out:
-        fn = load_folder(_folder(options))
+        fn = load_folder(_folder(options), options.function)
         given = {"relative": options.rtol, "absolute": options.atol}
         tolerance = run.Tolerance(**{k: v for k, v in given.items() if v is not None})
         differences = list(run.replay(fn, tolerance))

@@ -15,6 +15,9 @@ PROGRAMS = "/opt/mfimage/bin"
 # Inside FUNCTION.
 FUNCTION_JSON = "function.json"
 CODE = "code"
+# Of several functions, instead of FUNCTION_JSON: their names, and a folder of each.
+FUNCTIONS_JSON = "functions.json"
+FUNCTIONS = "functions"
 # The installed packages: the function's and the target's.
 LOCK = "pylock.toml"
 # CycloneDX.
@@ -44,6 +47,11 @@ RUNTIME_FILES = (
     "mfimage/runtime/**/*.py",
     "metaflow_extensions/mfimage/toplevel/*.py",
 )
+
+
+def code_folder(digest: str) -> str:
+    """Return the folder of the code of one of several functions: ``code/<16 hex>``."""
+    return f"{CODE}/{digest.removeprefix('sha256:')[:16]}"
 
 
 def placement_resource(digest: str) -> str:

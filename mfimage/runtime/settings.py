@@ -106,6 +106,30 @@ def _seconds(default: str, meaning: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaxLoaded:
+    """How many functions may be loaded at once, or how much memory they may take; one is None."""
+
+    functions: int | None = None
+    size: int | None = None
+
+
+def _max_loaded(text: str) -> MaxLoaded | None:
+    if text == "none":
+        return None
+    if text.isdecimal():
+        found = MaxLoaded(functions=int(text))
+    else:
+        found = MaxLoaded(size=parse_size(text, field="MFIMAGE_MAX_LOADED"))
+    if not (found.functions or found.size):
+        raise ValueError
+    return found
+
+
+_LOADS = ("eager", "lazy")
+_THE_ONLY_ONE = "the only one"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """The server's settings; each is read from a variable, ``MFIMAGE_<FIELD>`` unless named."""
 
@@ -176,6 +200,27 @@ class Settings:
         _origins,
         "origins separated by commas, as https://a.example, or * or none",
     )
+    load: str = _setting(
+        "eager",
+        "`eager` loads every function before the server is ready; `lazy` loads each when it is "
+        "first called.",
+        partial(_one_of, {each: each for each in _LOADS}),
+        f"one of {', '.join(_LOADS)}",
+    )
+    max_loaded: MaxLoaded | None = _setting(  # noqa: RUF009  (it is a field)
+        "none",
+        "Maximum number of functions that a process has loaded, as `50`, or their memory, as "
+        "`2GiB`. Above it the least recently used is dropped; one in use never is. Needs "
+        "`MFIMAGE_LOAD=lazy`.",
+        _max_loaded,
+        "a number of functions of at least 1, as 50, or a size, as 2GiB, or none",
+    )
+    default_function: str | None = _setting(
+        _THE_ONLY_ONE,
+        "Function of a request that names none, as those of some platforms.",
+        lambda text: None if text == _THE_ONLY_ONE else text,
+        "the name of a function",
+    )
     access_log: bool = _setting(
         "1", "`0` turns off the log line for each request.", partial(_one_of, _FLAGS), "1 or 0"
     )
@@ -194,7 +239,13 @@ class Settings:
             for variable in VARIABLES
             if variable.field and environ.get(variable.name)
         }
-        return cls(**given)
+        settings = cls(**given)
+        if settings.max_loaded is not None and settings.load == "eager":
+            raise OptionError(
+                "MFIMAGE_MAX_LOADED: functions are loaded only before the server is ready",
+                hint="set MFIMAGE_LOAD=lazy, too",
+            )
+        return settings
 
 
 VARIABLES: tuple[Variable, ...] = (

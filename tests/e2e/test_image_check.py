@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import subprocess
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
+import httpx
 import pytest
 
 from mfimage.image.docker.command import DockerCommand
 from mfimage.image.docker.engine import Engine
 from tests.e2e.conftest import Project
+from tests.support import docker as support
+from tests.support.docker import free_port
 
 pytestmark = [pytest.mark.docker, pytest.mark.e2e, pytest.mark.index]
 DOUBLE = '''
@@ -92,6 +97,53 @@ def test_a_good_image_passes(iris, good):
         f"testing {good} by docker",
         f"{good}: {len(rows)} passed",
     ]
+
+
+def test_compose_runs_an_image_by_what_was_measured(iris, good, tmp_path):
+    """As docs/manifests.md says: test, write, up, call, down."""
+    compose = support.ensure_compose()
+    report = tmp_path / "measured.json"
+    report.write_text(iris.mfimage("test", good, "--json").stdout)
+    measured = json.loads(report.read_text())["measured"]
+    assert 0 < measured["start_seconds"] < 60
+    assert 20 << 20 < measured["memory_bytes"] < 1 << 30
+    name, port = f"mfimage-{uuid.uuid4().hex[:8]}", free_port()
+    options = ["--name", name, "--publish", f"127.0.0.1:{port}", "--measured", str(report)]
+    options += ["--env", "GREETING=$HOME is ${HOME}", "--env", "PORT=9000"]
+    file = tmp_path / "compose.yaml"
+    file.write_text(iris.mfimage("manifest", "compose", good, *options).stdout)
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [*compose, "-f", str(file), "-p", name, *arguments],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert name in run("config")
+    try:
+        run("up", "--detach", "--wait")  # until the healthcheck passes
+        container = run("ps", "-q").strip()
+
+        def inspected() -> Any:
+            return json.loads(subprocess.check_output(["docker", "inspect", container]))[0]
+
+        answer = httpx.post(f"http://127.0.0.1:{port}/double", json={"a": 1})
+        assert answer.json() == {"a": 2}
+        running = inspected()
+        assert running["State"]["Health"]["Status"] == "healthy"
+        assert running["HostConfig"]["ReadonlyRootfs"]
+        assert running["HostConfig"]["Memory"] > measured["memory_bytes"]
+        assert "GREETING=$HOME is ${HOME}" in running["Config"]["Env"]
+        run("stop")
+        assert inspected()["State"]["ExitCode"] == 0
+    finally:
+        run("down", "--volumes")
+    # Kubernetes would pull it: it has no digest.
+    refused = iris.mfimage("manifest", "deployment", good, check=False)
+    assert refused.returncode == 1
+    assert "is not known: it is in the Docker engine only" in refused.stderr
 
 
 def test_each_fault_is_found_by_its_check(iris, spoiled):

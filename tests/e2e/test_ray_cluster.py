@@ -67,7 +67,9 @@ def wine_image(wine: Project, reference: str, base_image: str, images: list[str]
 
 
 def manifest(wine: Project, kind: str, *options: str) -> Any:
-    made = wine.mfimage("kuberay", kind, IMAGE, "--worker-cpu", "1", *options).stdout
+    made = wine.mfimage(
+        "manifest", kind, IMAGE, "--allow-tag", "--worker-cpu", "1", *options
+    ).stdout
     return yaml.safe_load(made)["spec"]
 
 

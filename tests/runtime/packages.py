@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
+import json
 import pickle
 import sys
 import types
@@ -22,6 +24,7 @@ from mfimage.package.spec import (
     Lineage,
     sha256_digest,
 )
+from mfimage.runtime.layout import BLOBS, FUNCTION_JSON, FUNCTIONS, FUNCTIONS_JSON, code_folder
 from mfimage.runtime.loading.loader import LiveFunction
 
 NOTHING = BlobRef(digest=sha256_digest(b""), size=0)
@@ -91,6 +94,38 @@ def make_folder(
         getattr(module, name), entrypoint=f"served:{name}", examples=examples, artifacts=refs
     )
     (folder / "function.json").write_bytes(spec.to_json())
+    return folder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """A function of several: its source, the module that it is in, and its artifacts."""
+
+    source: str
+    module: str = "served"
+    artifacts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def make_functions(folder: Path, functions: Mapping[str, Source]) -> Path:
+    """Lay out several functions, by the names in their paths; in its source each is `predict`."""
+    blobs = folder / BLOBS
+    blobs.mkdir(parents=True)
+    for name, each in functions.items():
+        text = (HEADER + each.source).encode()
+        module = types.ModuleType("_mfimage_test_source")
+        sys.modules[module.__name__] = module
+        exec(compile(text, "code.py", "exec"), module.__dict__)
+        digest = sha256_digest(each.module.encode() + text)
+        code = folder / code_folder(digest)
+        code.mkdir(parents=True, exist_ok=True)
+        (code / f"{each.module}.py").write_bytes(text)
+        refs = {key: _store(blobs, value) for key, value in each.artifacts.items()}
+        spec = make_spec(module.predict, entrypoint=f"{each.module}:predict", artifacts=refs)
+        spec = dataclasses.replace(spec, name=name, code=BlobRef(digest=digest, size=len(text)))
+        described = folder / FUNCTIONS / name
+        described.mkdir(parents=True)
+        (described / FUNCTION_JSON).write_bytes(spec.to_json())
+    (folder / FUNCTIONS_JSON).write_text(json.dumps({"functions": sorted(functions)}))
     return folder
 
 

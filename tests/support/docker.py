@@ -53,6 +53,18 @@ def ensure_engine() -> str:
 
 
 @functools.cache
+def ensure_compose() -> tuple[str, ...]:
+    """Return the command that runs Docker Compose, which is installed if it can be.
+
+    Raises
+    ------
+    Unavailable
+        If there is none.
+    """
+    return tuple(_script("compose", timeout=600).split())
+
+
+@functools.cache
 def ensure_client() -> None:
     """Let ``docker`` on PATH be one that can build: with buildx, or older than 23.
 

@@ -25,6 +25,24 @@ install() {
   return "$status"
 }
 
+# unpack_plugin NAME PACKAGE FOLDER: put docker's plugin NAME there, from the package of a later suite;
+# nothing is installed.
+unpack_plugin() {
+  local work mirror options
+  work=$(mktemp -d)
+  trap "rm -rf '$work'" EXIT
+  chmod 755 "$work"
+  mkdir -p "$work"/{lists/partial,cache/archives/partial} "$3"
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | head -1)
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror sid main" >"$work/list"
+  options=(-o Dir::Etc::sourcelist="$work/list" -o Dir::Etc::sourceparts=/dev/null
+    -o Dir::State::lists="$work/lists" -o Dir::Cache="$work/cache" -o APT::Sandbox::User=root)
+  apt-get "${options[@]}" -qq update >&2
+  (cd "$work" && apt-get "${options[@]}" -qq download "$2/sid" >&2 && dpkg-deb -x "$2"_*.deb unpacked)
+  command install -m755 "$work/unpacked/usr/libexec/docker/cli-plugins/$1" "$3/.fresh"
+  mv "$3/.fresh" "$3/$1"
+}
+
 # wait_for SECONDS COMMAND...: until it succeeds.
 wait_for() {
   local deadline=$((SECONDS + $1))

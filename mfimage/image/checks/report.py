@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import http.client
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Status = Literal["passed", "failed", "skipped"]
@@ -41,6 +41,9 @@ class Report:
     id: str
     runner: str
     checks: tuple[Check, ...]
+    # Of a server: ``start_seconds`` until it was ready, and ``memory_bytes`` that its processes
+    # had resident at most while it was called.
+    measured: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def failed(self) -> tuple[Check, ...]:
@@ -61,6 +64,7 @@ class Report:
             "id": self.id,
             "runner": self.runner,
             "status": "failed" if self.failed else "passed",
+            "measured": dict(self.measured) or None,
             "checks": [check.to_dict() for check in self.checks],
         }
 
@@ -80,6 +84,7 @@ class Recorder:
     def __init__(self, on_check: Callable[[Check], None] = lambda _: None) -> None:
         self._on_check = on_check
         self.checks: list[Check] = []  # those made so far
+        self.measured: dict[str, float] = {}  # see `Report`
 
     def run(self, name: str, check: Callable[[], str]) -> bool:
         """Run a check, which returns what it found; return whether it did not fail."""

@@ -47,7 +47,13 @@ def check_image(
             found = TARGETS.get(target or DEFAULT_TARGET, TARGETS[DEFAULT_TARGET])
             resolve_name(found.check)(runner, spec, recorder, options)
     checks = tuple(recorder.checks)
-    return Report(image=image, id=runner.info.id, runner=runner.name, checks=checks)
+    return Report(
+        image=image,
+        id=runner.info.id,
+        runner=runner.name,
+        checks=checks,
+        measured=recorder.measured,
+    )
 
 
 def _check_what_it_says(runner: ImageRunner, recorder: Recorder) -> FunctionSpec | None:

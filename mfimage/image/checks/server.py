@@ -8,7 +8,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from mfimage.errors import OptionError
+from mfimage.errors import EngineError, OptionError
 from mfimage.image.checks import client
 from mfimage.image.checks.config import check_process
 from mfimage.image.checks.contract import (
@@ -28,6 +28,7 @@ from mfimage.image.checks.runner import (
     wait_for_end,
 )
 from mfimage.package.spec import FunctionSpec
+from mfimage.runtime.layout import VENV
 from mfimage.runtime.records.run import Tolerance
 from mfimage.runtime.serving.content import JSON
 from mfimage.runtime.serving.contract import find_route
@@ -39,6 +40,20 @@ _READY, _PROCESS, _EXAMPLES, _LIST, _END = "ready", "process", "examples", "list
 _REQUESTS = 4
 # Until what was sent has arrived, and until a server has begun to shut down.
 _ARRIVED, _ENDING = 0.2, 0.3
+# Prints the sum of all processes' peaks, in bytes; what they share counts for each.
+_RESIDENT = """
+import os, re
+own, found = str(os.getpid()), 0
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    if pid != own:
+        try:
+            with open(f"/proc/{pid}/status") as file:
+                peak = re.search(r"VmHWM:\\s+(\\d+) kB", file.read())
+        except OSError:
+            continue
+        found += int(peak[1]) * 1024 if peak else 0
+print(found)
+"""
 _MARGIN = 3.0  # how long after the grace period the process may end
 
 
@@ -77,7 +92,9 @@ def check_server(
 
         def ready() -> str:
             container = stack.enter_context(runner.start(launch))
+            started = time.monotonic()
             address = client.wait_until_ready(container, ready_path, options.timeout)
+            recorder.measured["start_seconds"] = round(time.monotonic() - started, 3)
             found.append((container, address))
             return f"GET {ready_path}: 200"
 
@@ -91,11 +108,22 @@ def check_server(
         works_unrestricted = recorder.run(_EXAMPLES, lambda: replay(address, spec, tolerance))
         recorder.run(_LIST, lambda: replay_as_list(address, spec, tolerance))
         check_contract(recorder, address, Served.alone(spec))
+        if memory := resident_bytes(container):
+            recorder.measured["memory_bytes"] = memory
         recorder.run(_END, lambda: check_end(container, address, spec, settings))
     if works_unrestricted:
         check_restrictions(recorder, launch, works)
     else:
         recorder.skip(tuple(RESTRICTIONS), "without them it does not answer as recorded, either")
+
+
+def resident_bytes(container: Container) -> int | None:
+    """Return how much memory all processes of a container had resident at most."""
+    # The image has Python, and no other program for certain.
+    try:
+        return int(container.execute((f"{VENV}/bin/python", "-I", "-c", _RESIDENT)))
+    except (EngineError, ValueError):
+        return None
 
 
 # Shutdown

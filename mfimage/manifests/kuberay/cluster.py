@@ -13,7 +13,8 @@ from mfimage.errors import OptionError
 from mfimage.manifests.checks import default_name, resource_name
 from mfimage.manifests.kuberay.image import RayImage
 from mfimage.manifests.kuberay.options import ClusterOptions
-from mfimage.manifests.options import Resources, Toleration
+from mfimage.manifests.options import Resources
+from mfimage.manifests.shared import NO_PRIVILEGES, EnvironmentOptions
 from mfimage.manifests.text import to_yaml
 from mfimage.runtime.layout import placement_resource
 
@@ -24,7 +25,6 @@ SERVE_PORT = 8000
 # Seconds within which load balancers stop sending requests to a pod that is to stop, and seconds
 # for it to finish those it has.
 _DRAIN, _GRACE = 10, 60
-_NO_PRIVILEGES = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 class Cluster:
@@ -33,9 +33,7 @@ class Cluster:
     def __init__(self, image: RayImage, options: ClusterOptions) -> None:
         self._image = image
         self._options = options
-        # A node that pulled a tag before may have another image: other versions of Ray.
-        by_reference = "IfNotPresent" if image.pinned else "Always"
-        self._pull_policy = options.image_pull_policy or by_reference
+        self._pull_policy = options.pull_policy(pinned=image.pinned)
 
     def check_workers(self) -> None:
         """Raise an `OptionError` if the cluster starts without workers."""
@@ -112,7 +110,7 @@ class Cluster:
             "imagePullPolicy": self._pull_policy,
             # With a token KubeRay sets it.
             "env": disabled if self._options.auth == "disabled" else None,
-            "securityContext": _NO_PRIVILEGES,
+            "securityContext": NO_PRIVILEGES,
             "resources": {"requests": resources, "limits": resources},
         }
 
@@ -134,23 +132,19 @@ class Cluster:
         }
         spec = {
             "serviceAccountName": options.service_account,
-            "imagePullSecrets": [{"name": name} for name in options.image_pull_secrets] or None,
-            "nodeSelector": {**options.node_selector, **node_selector} or None,
-            "tolerations": [_toleration(each) for each in options.tolerations] or None,
+            "imagePullSecrets": options.pull_secrets,
+            **options.placement(node_selector),
             "restartPolicy": None if runs else "Never",
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": options.run_as_user,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
+            "securityContext": options.security_context,
             "containers": [
                 {
                     "name": container,
                     "image": self._image.reference,
                     "imagePullPolicy": self._pull_policy,
-                    "securityContext": _NO_PRIVILEGES,
+                    "securityContext": NO_PRIVILEGES,
                     "resources": {"requests": quantities, "limits": quantities},
                     "env": list(self._variables(runs=runs)),
+                    "envFrom": options.sources if runs else None,
                     "ports": [{"name": name, "containerPort": port} for name, port in ports.items()]
                     or None,
                 }
@@ -164,14 +158,8 @@ class Cluster:
         values: dict[str, str] = {"RAY_AUTH_MODE": options.auth}
         if options.python_match != "patch":
             values["RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"] = options.python_match
-        if runs:
-            values |= options.env
-        for name, value in values.items():
-            # "$(NAME)" would refer to a variable.
-            yield {"name": name, "value": value.replace("$", "$$")}
-        for name, ref in options.env_from_secret.items() if runs else ():
-            key = {"name": ref.secret, "key": ref.key}
-            yield {"name": name, "valueFrom": {"secretKeyRef": key}}
+        variables = options if runs else EnvironmentOptions()
+        return variables.variables(values)
 
     def _serve(self, pod: dict[str, Any]) -> None:
         """Let a worker receive requests once it is ready, and finish them before it stops."""
@@ -188,11 +176,6 @@ class Cluster:
         # Requests arrive until load balancers have noticed.
         command = ["sleep", str(_DRAIN)]
         container["lifecycle"] = {"preStop": {"exec": {"command": command}}}
-
-
-def _toleration(taint: Toleration) -> dict[str, str | None]:
-    operator = "Exists" if taint.value is None else "Equal"
-    return {"key": taint.key, "operator": operator, "value": taint.value, "effect": taint.effect}
 
 
 def _placement(image: RayImage) -> str | None:

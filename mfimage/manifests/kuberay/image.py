@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mfimage.errors import MfimageError, OptionError
-from mfimage.image.find.places import ENGINE, REGISTRY, FoundImage, Place, find_image
-from mfimage.image.plan.labels import FUNCTION_DIGEST, FUNCTION_NAME, TARGET
-from mfimage.image.registry.reference import Reference, parse_reference
+from mfimage.errors import OptionError
+from mfimage.image.find.places import ENGINE, REGISTRY, Place
+from mfimage.image.plan.labels import FUNCTION_DIGEST, FUNCTION_NAME
 from mfimage.image.targets.ray import PYTHON_VERSION, RAY_PARTS, RAY_VERSION, RayTarget
-from mfimage.manifests.kuberay.options import Stated
-from mfimage.package.spec import NAME
+from mfimage.manifests.checks import check_function
+from mfimage.manifests.image import FUNCTIONS_COUNT, locate
+from mfimage.manifests.kuberay.options import StatedRay
 
 # From 2.53 on, one HTTP request shows whether a node is healthy; before, KubeRay's probes run wget.
 _OLDEST_RAY = (2, 53)
-_BUILD = "mfimage build REFERENCE --target ray -t NAME --push"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _RAY_VERSION = re.compile(r"(\d+)\.(\d+)(?:\.\d+)?[A-Za-z0-9.+-]*")
 
@@ -32,6 +30,7 @@ class RayImage:
     python_version: str | None = None
     digest: str | None = None  # the function's, which names the placement resource
     parts: tuple[str, ...] | None = None  # Ray's extras in the image, such as default and serve
+    several: bool = False  # whether the function is one of several in the image
 
     def __post_init__(self) -> None:
         found = _RAY_VERSION.fullmatch(self.ray_version)
@@ -41,11 +40,8 @@ class RayImage:
                 f"ray-version: {self.ray_version!r} is not a version of Ray from {oldest} on",
                 hint=f"give the version in the image, such as {oldest}.0",
             )
-        if not NAME.fullmatch(self.function):
-            raise OptionError(
-                f"function: {self.function!r} cannot be the name of a function",
-                hint="give the name that it was bound with",
-            )
+        # One of several may have a foreach's value in its name: predict/emea.
+        check_function(self.function.partition("/")[0] if self.several else self.function)
         if self.digest is not None and not _DIGEST.fullmatch(self.digest):
             raise OptionError(
                 f"function-digest: {self.digest!r} is not a digest",
@@ -60,76 +56,28 @@ class RayImage:
 
 def read_ray_image(
     name: str,
-    stated: Stated,
+    stated: StatedRay,
     *,
     say: Callable[[str], None],
     places: Sequence[Place] = (ENGINE, REGISTRY),
 ) -> RayImage:
     """Describe an image by its labels; if it is not found, as stated."""
-    reference = parse_reference(name)
-    image, why = None, f"{name} has no labels of mfimage"
-    try:
-        image = find_image(name, places=places)
-    except MfimageError as error:
-        why = error.message
-    labels = image.info.labels if image else {}
-    target = labels.get(TARGET)
-    if target not in (None, RayTarget.name):
-        raise OptionError(
-            f"image: {reference} is for {target}, not for Ray", hint=f"build one: {_BUILD}"
-        )
-    ray_version = _agreed("ray-version", labels, RAY_VERSION, stated.ray_version)
-    function = _agreed("function", labels, FUNCTION_NAME, stated.function)
-    digest = _agreed("function-digest", labels, FUNCTION_DIGEST, stated.function_digest)
+    located = locate(name, stated, say=say, places=places)
+    located.check_target(RayTarget.name, "Ray")
+    ray_version = located.agreed("ray-version", RAY_VERSION, stated.ray_version)
+    function = located.agreed("function", FUNCTION_NAME, stated.function)
+    digest = located.agreed("function-digest", FUNCTION_DIGEST, stated.function_digest)
     if ray_version is None or function is None:
-        option = "function" if ray_version else "ray-version"
-        raise OptionError(
-            f"{option}: not known: {why}",
-            hint=f"give --{option}, or let the image be found: docker login, docker pull",
-        )
-    pinned = _pin(reference, image)
+        raise located.unknown("function" if ray_version else "ray-version")
     if digest is None:
-        say(f"the function in {reference} is not known: no placement resource")
-    if pinned.digest is None:
-        say(
-            f"the digest of {reference} is not known: the manifest has its tag, which may move to "
-            "another image; push the image, or pull it"
-        )
-    parts = labels.get(RAY_PARTS)
+        say(f"the function in {located.reference} is not known: no placement resource")
+    parts = located.labels.get(RAY_PARTS)
     return RayImage(
-        reference=str(pinned),
+        reference=str(located.reference),
         ray_version=ray_version,
-        python_version=labels.get(PYTHON_VERSION),
+        python_version=located.labels.get(PYTHON_VERSION),
         function=function,
         digest=digest,
         parts=None if parts is None else tuple(parts.split(",")),
+        several=FUNCTIONS_COUNT in located.labels,
     )
-
-
-def _agreed(option: str, labels: Mapping[str, str], label: str, stated: str | None) -> str | None:
-    found = labels.get(label)
-    if None not in (found, stated) and found != stated:
-        raise OptionError(
-            f"{option}: {stated!r} is not what the image has, which is {found!r}",
-            hint=f"leave out --{option}",
-        )
-    return stated if found is None else found
-
-
-def _pin(reference: Reference, image: FoundImage | None) -> Reference:
-    """Return the reference with the digest under which its own repository has the image."""
-    if reference.digest or image is None:
-        return reference
-    if image.place is REGISTRY:
-        digest = image.index or image.digest
-        return reference.with_digest(digest) if digest else reference
-    for text in image.info.repo_digests:
-        if not text.startswith("<none>"):
-            found = parse_reference(text)
-            if found.digest and _repository(found) == _repository(reference):
-                return reference.with_digest(found.digest)
-    return reference
-
-
-def _repository(reference: Reference) -> str:
-    return dataclasses.replace(reference, tag=None, digest=None).canonical

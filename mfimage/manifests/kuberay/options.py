@@ -9,24 +9,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mfimage.errors import OptionError
-from mfimage.manifests.checks import (
-    KEY,
-    NAMESPACE,
-    OBJECT,
-    SECRET_KEY,
-    VARIABLE,
-    check_label,
-    check_number,
-    check_value,
+from mfimage.manifests.checks import KEY, OBJECT, check_label, check_number
+from mfimage.manifests.image import StatedPulled
+from mfimage.manifests.options import Resources, Scale, option, resources
+from mfimage.manifests.shared import (
+    IMAGE_VARIABLES,
+    EnvironmentOptions,
+    ObjectOptions,
+    PlacementOptions,
+    PodOptions,
 )
-from mfimage.manifests.options import Resources, Scale, SecretRef, Toleration, option, resources
 
-_POLICIES = ("Always", "IfNotPresent", "Never")
-_CREDENTIALS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 # Variables that the image sets, and those that KubeRay sets after the manifest's own.
 _OWNED = {
-    **dict.fromkeys(("PATH", "PYTHONPATH", "PYTHONHOME"), "the image"),
+    **IMAGE_VARIABLES,
     **dict.fromkeys(
         (
             "FQ_RAY_IP", "RAY_IP", "RAY_ADDRESS", "RAY_PORT", "RAY_CLUSTER_NAME",
@@ -39,43 +36,23 @@ _OWNED = {
 }  # fmt: skip
 
 
-def _user(text: str) -> int | None:
-    if text == "any":
-        return None
-    if not text.isascii() or not text.isdigit():
-        raise OptionError(f"run-as-user: {text!r} is not a uid", hint="such as 1000, or any")
-    return int(text)
-
-
 @dataclass(frozen=True, kw_only=True)
-class Stated:
-    """What the user states about an image; it must agree with the image's labels."""
+class StatedRay(StatedPulled):
+    """What the user states about an image for Ray."""
 
     ray_version: str | None = option("Version of Ray in an image that is not found.", "VERSION")
-    function: str | None = option("Function in an image that is not found.", "NAME")
-    function_digest: str | None = option("Its digest in an image that is not found.", "sha256:HEX")
+    function_digest: str | None = option(
+        "Function's digest in an image that is not found.", "sha256:HEX"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterOptions:
+class ClusterOptions(EnvironmentOptions, PlacementOptions, PodOptions, ObjectOptions):
     """The Ray cluster of a RayCluster, RayJob or RayService.
 
     The labels are the resource's, not its pods', which other controllers may select by label.
     """
 
-    name: str | None = option("Name of the resource; the function's by default.", "NAME")
-    namespace: str | None = option("Namespace; kubectl's by default.", "NAME")
-    labels: Mapping[str, str] = option("Label of the resource.", "NAME=VALUE", {}, flag="label")
-    service_account: str | None = option("Service account of the pods.", "NAME")
-    image_pull_secrets: tuple[str, ...] = option(
-        "Secret to pull with.", "NAME", (), flag="image-pull-secret"
-    )
-    image_pull_policy: str | None = option(
-        "Always, IfNotPresent (the default for an image by digest) or Never.", "POLICY"
-    )
-    run_as_user: int | None = option(
-        "User of the pods; any: as the cluster chooses.", "UID|any", 1000, type=str, parse=_user
-    )
     replicas: int | None = option("Worker pods; 1 by default.", "N", type=int)
     min_replicas: int | None = option("Minimum of worker pods.", "N", type=int)
     max_replicas: int | None = option("Maximum of worker pods.", "N", type=int)
@@ -84,17 +61,8 @@ class ClusterOptions:
     worker: Resources = resources("each worker")
     head: Resources = resources("the head")
     gpu_resource: str = option("Kubernetes' name of a GPU.", "NAME", "nvidia.com/gpu")
-    node_selector: Mapping[str, str] = option("Label of nodes for all pods.", "NAME=VALUE", {})
     worker_node_selector: Mapping[str, str] = option(
         "Label of nodes for workers.", "NAME=VALUE", {}
-    )
-    tolerations: tuple[Toleration, ...] = option(
-        "Taint that all pods tolerate.", "KEY[=VALUE][:EFFECT]", (),
-        flag="toleration", parse=Toleration.parse,
-    )  # fmt: skip
-    env: Mapping[str, str] = option("Variable, literally.", "NAME=VALUE", {})
-    env_from_secret: Mapping[str, SecretRef] = option(
-        "Variable from a Secret.", "NAME=SECRET:KEY", {}, parse=SecretRef.parse
     )
     auth: Literal["token", "disabled"] = option(
         "Whether clients of Ray need a token.", default="token", choices=("token", "disabled")
@@ -110,13 +78,13 @@ class ClusterOptions:
         self.worker.check("worker")
         KEY.check(self.gpu_resource, field="gpu-resource")
         check_number(self.idle_timeout, field="idle-timeout")
-        check_number(self.run_as_user, field="run-as-user", minimum=1)
-        _check_objects(self)
-        for key, value in (*self.node_selector.items(), *self.worker_node_selector.items()):
-            check_label(key, value, field="node-selector")
-        for each in self.tolerations:
-            each.check()
-        _check_env(self)
+        self.check_object("ray.io/", "KubeRay")
+        self.check_pod()
+        self.check_placement()
+        for key, value in self.worker_node_selector.items():
+            check_label(key, value, field="worker-node-selector")
+        self.check_variables(_OWNED)
+        _check_auth(self)
         for name in ("replicas", "min_replicas", "max_replicas"):
             check_number(getattr(self, name), field=name.replace("_", "-"))
         self.workers.check()
@@ -160,54 +128,18 @@ class ClusterOptions:
         return room
 
 
-def _check_objects(options: ClusterOptions) -> None:
-    names = [
-        (NAMESPACE, "namespace", options.namespace),
-        *((OBJECT, "image-pull-secret", name) for name in options.image_pull_secrets),
-        (OBJECT, "service-account", options.service_account),
-        (OBJECT, "auth-secret", options.auth_secret),
-    ]
-    for rule, field, name in names:
-        if name is not None:
-            rule.check(name, field=field)
-    for key, value in options.labels.items():
-        check_label(key, value, field="label")
-        if key.startswith("ray.io/"):
-            raise OptionError(f"label: {key} is reserved for KubeRay", hint="choose another name")
-    if options.auth_secret is not None and options.auth != "token":
-        raise OptionError("auth-secret: it has no use with auth disabled", hint="add --auth token")
-    if options.image_pull_policy not in (None, *_POLICIES):
-        raise OptionError(
-            f"image-pull-policy: {options.image_pull_policy!r} is not a policy",
-            hint=", ".join(_POLICIES),
-        )
-
-
-def _check_env(options: ClusterOptions) -> None:
-    for name, value in options.env.items():
-        _check_variable(name, "env")
-        check_value(value, field=f"env {name}")
-        if name in _CREDENTIALS:
+def _check_auth(options: ClusterOptions) -> None:
+    if options.auth_secret is not None:
+        OBJECT.check(options.auth_secret, field="auth-secret")
+        if options.auth != "token":
             raise OptionError(
-                f"env: {name} is a credential, which everyone who reads the manifest would see",
-                hint=f"put it into a Secret: --env-from-secret {name}=SECRET:KEY",
+                "auth-secret: it has no use with auth disabled", hint="add --auth token"
             )
-    for name, ref in options.env_from_secret.items():
-        _check_variable(name, "env-from-secret")
-        if name in options.env:
-            raise OptionError(
-                f"env-from-secret: {name} is given twice", hint="leave one of them out"
-            )
-        OBJECT.check(ref.secret, field=f"env-from-secret {name}")
-        SECRET_KEY.check(ref.key, field=f"env-from-secret {name}")
-
-
-def _check_variable(name: str, option: str) -> None:
-    VARIABLE.check(name, field=option)
-    if name in _AUTH:
-        raise OptionError(
-            f"{option}: {name} is set by --auth",
-            hint="--auth token, with your own token by --auth-secret; or --auth disabled",
-        )
-    if name in _OWNED:
-        raise OptionError(f"{option}: {name} is set by {_OWNED[name]}", hint="leave it out")
+    given = {"env": options.env, "env-from-secret": options.env_from_secret}
+    for field, variables in given.items():
+        for name in _AUTH:
+            if name in variables:
+                raise OptionError(
+                    f"{field}: {name} is set by --auth",
+                    hint="--auth token, with your own token by --auth-secret; or --auth disabled",
+                )

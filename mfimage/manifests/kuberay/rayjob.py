@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from mfimage.errors import OptionError
 from mfimage.manifests.checks import check_number, check_value
+from mfimage.manifests.kind import Kind
 from mfimage.manifests.kuberay.cluster import Cluster
-from mfimage.manifests.kuberay.image import RayImage
-from mfimage.manifests.kuberay.options import ClusterOptions
+from mfimage.manifests.kuberay.image import RayImage, read_ray_image
+from mfimage.manifests.kuberay.options import ClusterOptions, StatedRay
 from mfimage.manifests.options import REQUIRED, Resources, option
 
 # A URL passes through the submitter's bash and the head's sh, and until Ray 2.56 `ray job submit`
@@ -50,8 +51,10 @@ class JobOptions:
         for name in ("batch_size", "num_actors", "deadline"):
             check_number(getattr(self, name), field=name.replace("_", "-"), minimum=1)
 
-    def entrypoint(self, cluster: ClusterOptions) -> str:
-        """Return the command line that KubeRay submits."""
+    def entrypoint(self, cluster: ClusterOptions, function: str | None = None) -> str:
+        """Return the command line that KubeRay submits; ``function`` is one of several."""
+        if function is not None:
+            _check_plain(function, field="function")
         gpus = cluster.gpus_of_copy(self.num_gpus)
         room = cluster.check_room("num-actors", self.num_actors or 1, self.num_cpus, gpus)
         actors = self.num_actors
@@ -59,6 +62,7 @@ class JobOptions:
             # Few workers have started by then: the job would ask for as many as they hold.
             actors = int(room)
         options = {
+            "function": function,
             "input": self.input,
             "output": self.output,
             "format": self.format,
@@ -89,16 +93,13 @@ def _check_plain(text: str, *, field: str) -> None:
         )
 
 
-OPTIONS, PREFIX = JobOptions, ""
-
-
 def write(image: RayImage, options: ClusterOptions, job: JobOptions) -> str:
-    """Write a RayJob, which starts a cluster, runs a batch on it, and stops it."""
+    """Write a RayJob, which runs a batch."""
     cluster = Cluster(image, options)
     cluster.check_workers()
     spec = {
         "submissionMode": "K8sJobMode",
-        "entrypoint": job.entrypoint(options),
+        "entrypoint": job.entrypoint(options, image.function if image.several else None),
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": job.ttl,
         "backoffLimit": job.backoff_limit,
@@ -107,3 +108,14 @@ def write(image: RayImage, options: ClusterOptions, job: JobOptions) -> str:
         "rayClusterSpec": cluster.spec(),
     }
     return cluster.write("RayJob", spec)
+
+
+KIND = Kind(
+    stated=StatedRay,
+    options=(
+        (ClusterOptions, ""),
+        (JobOptions, ""),
+    ),
+    read=read_ray_image,
+    write=write,
+)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from mfimage.errors import OptionError
 from mfimage.manifests.checks import check_number
+from mfimage.manifests.kind import Kind
 from mfimage.manifests.kuberay.cluster import SERVE_PORT, Cluster
-from mfimage.manifests.kuberay.image import RayImage
-from mfimage.manifests.kuberay.options import ClusterOptions
+from mfimage.manifests.kuberay.image import RayImage, read_ray_image
+from mfimage.manifests.kuberay.options import ClusterOptions, StatedRay
 from mfimage.manifests.options import Scale, option
 from mfimage.manifests.text import to_yaml
 
@@ -75,11 +76,8 @@ class ServiceOptions:
         return Scale(replicas=replicas, minimum=minimum, maximum=maximum)
 
 
-OPTIONS, PREFIX = ServiceOptions, "serve_"
-
-
 def write(image: RayImage, options: ClusterOptions, service: ServiceOptions) -> str:
-    """Write a RayService, a cluster that serves ``POST /<function name>``."""
+    """Write a RayService, which serves requests."""
     if image.parts is not None and "serve" not in image.parts:
         raise OptionError(
             f"image: {image.reference} has no Ray Serve",
@@ -87,11 +85,12 @@ def write(image: RayImage, options: ClusterOptions, service: ServiceOptions) -> 
         )
     cluster = Cluster(image, options)
     cluster.check_workers()
+    chosen = {"function": image.function} if image.several else {}
     application = {
         "name": image.function,
         "route_prefix": f"/{image.function}",
         "import_path": "mfimage.runtime.ray_worker:build",
-        "args": service.deployment(options),
+        "args": {**service.deployment(options), **chosen},
     }
     serve = {
         "http_options": {"host": "0.0.0.0", "port": SERVE_PORT},  # noqa: S104  (of a pod)
@@ -103,3 +102,14 @@ def write(image: RayImage, options: ClusterOptions, service: ServiceOptions) -> 
         "rayClusterConfig": cluster.spec(serves=True),
     }
     return cluster.write("RayService", spec)
+
+
+KIND = Kind(
+    stated=StatedRay,
+    options=(
+        (ClusterOptions, ""),
+        (ServiceOptions, "serve_"),
+    ),
+    read=read_ray_image,
+    write=write,
+)

@@ -57,7 +57,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> int:
     options = _options(BatchOptions, arguments)
     cluster = _options(ActorOptions, arguments)
     with ended_by_sigterm(), results(STREAM) as out:
-        fn = load_folder(folder)  # which may register formats
+        fn = load_folder(folder, arguments.function)  # which may register formats
         job = BatchJob(fn.spec, options)
         parts = RayParts(fn.name, fn.digest, folder.absolute(), job.options, cluster)
         try:

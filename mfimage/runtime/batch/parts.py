@@ -30,7 +30,7 @@ from mfimage.package.storage.objects import ObjectInfo
 from mfimage.runtime.batch.options import BatchOptions
 from mfimage.runtime.batch.store import locate
 from mfimage.runtime.calls.queue import Outcome, call_many
-from mfimage.runtime.layout import BLOBS, CODE
+from mfimage.runtime.loading import packages
 from mfimage.runtime.loading.loader import LiveFunction
 from mfimage.runtime.records.files import Payload, RecordSource, open_sink
 from mfimage.runtime.records.formats import choose_format, given_schema, is_lines
@@ -239,11 +239,12 @@ class Guard:
             theirs.close()
             os.close(lifeline)
         self._sock = mine
+        found = packages.find(self._folder, self._fn.name)
         config = {
             "spec": self._fn.spec.to_json().decode(),
             "reference": str(self._folder),
-            "blobs": str(self._folder / BLOBS),
-            "code": str(self._folder / CODE),
+            "blobs": str(found.blobs),
+            "code": str(found.code),
             "log_level": logging.getLogger().level,
         }
         frames.send_frame(mine, frames.START, json.dumps(config).encode())

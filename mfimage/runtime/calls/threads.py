@@ -41,6 +41,8 @@ class ThreadOptions:
     # The records in one call of a batch function, and the seconds that it waits for more.
     max_batch: int = 64
     batch_wait: float = 0.0
+    # Whether one thread stays however long nothing is called.
+    keep_one: bool = True
 
 
 class ThreadDispatcher:
@@ -71,7 +73,6 @@ class ThreadDispatcher:
         self._ticking = False
         self._dead = 0
         self._closed = False
-        self._add(1)
 
     def submit(self, call: Call) -> None:
         """Queue a call; those of a batch function together, so that few batches are small."""
@@ -99,6 +100,8 @@ class ThreadDispatcher:
             self._ticking = True
             self._since = time.monotonic()
             self._pace.start(self._since)
+            if not self._threads:
+                self._add(1)
             self._loop.call_later(TICK, self._tick)
 
     def abandon(self, call: Call) -> None:
@@ -140,14 +143,16 @@ class ThreadDispatcher:
             return
         threads = len(self._threads)
         if threads < self._options.limit:
-            more = self._pace.more(waiting, threads, self.stalled())
+            # The last one may have left while a call came.
+            more = self._pace.more(waiting, threads, self.stalled()) if threads else 1
             self._add(min(more, self._options.limit - threads))
         self._loop.call_later(TICK, self._tick)
 
     def _add(self, count: int) -> None:
         run = self._run_batches if self._fn.batch else self._run_singly
         for _ in range(count):
-            leave_after = _LEAVE_AFTER if self._threads else None
+            stays = self._options.keep_one and not self._threads
+            leave_after = None if stays else _LEAVE_AFTER
             thread = threading.Thread(
                 target=run, args=(leave_after,), name="mfimage-call", daemon=True
             )

@@ -19,8 +19,9 @@ from mfimage.function.decorator import DecoratedFunction
 from mfimage.function.json import plain
 from mfimage.function.parameters import FunctionParameters, lazy_parameters
 from mfimage.function.schema import RESULT, Many
-from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec, parse_spec
+from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec
 from mfimage.runtime.calls.coroutines import LoopThread
+from mfimage.runtime.loading import packages
 from mfimage.runtime.loading.modules import CodeSpace
 
 ReadBlob = Callable[[BlobRef], bytes]
@@ -214,18 +215,14 @@ def _find(spec: FunctionSpec, space: CodeSpace) -> DecoratedFunction:
     return found
 
 
-def load_folder(folder: Path) -> LiveFunction:
-    """Load the function of a package unpacked into ``folder``, as in an image.
+def load_folder(folder: Path, name: str | None = None) -> LiveFunction:
+    """Load the function of an image's folder; of several, the one of a name.
 
-    The folder holds ``function.json``, ``code/`` and ``blobs/sha256/``. The code goes on
-    ``sys.path``: this process runs only this function.
+    The code goes on ``sys.path``: this process runs no function whose modules have the same names.
     """
-    path = folder / "function.json"
-    data = _read(path)
-    spec = parse_spec(data, where=str(path))
-    blobs = folder / "blobs" / "sha256"
-    read_blob = functools.partial(read_verified, blobs)
-    return load_function(spec, code=folder / "code", read_blob=read_blob, dedicated=True)
+    found = packages.find(folder, name)
+    read_blob = functools.partial(read_verified, found.blobs)
+    return load_function(found.spec, code=found.code, read_blob=read_blob, dedicated=True)
 
 
 def read_verified(blobs: Path, ref: BlobRef) -> bytes:

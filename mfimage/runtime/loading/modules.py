@@ -15,6 +15,7 @@ import sys
 import threading
 import types
 from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mfimage.errors import MfimageError
@@ -78,6 +79,56 @@ class CodeSpace:
                 _forget(self._folder)
 
 
+def share(folders: Iterable[Path]) -> list[list[Path]]:
+    """Divide folders of code into those that one process can import.
+
+    A process has one module of a name. Folders share one if what they have under the same name is
+    the same. A folder with a name that is also an installed module's has a process of its own,
+    where it hides that module from no other code.
+    """
+    groups: list[dict[str, list[Path]]] = []  # the folders of each, by the names that they have
+    together: list[list[Path]] = []
+    alone = []
+    installed = _Installed()
+    for folder in folders:
+        found = _top_level(folder, unused=())
+        if any(map(installed, found)):
+            alone.append([folder])
+            continue
+        fits = (n for n, group in enumerate(groups) if _fits(folder, found, group))
+        number = next(fits, len(groups))
+        if number == len(groups):
+            groups.append({})
+            together.append([])
+        together[number].append(folder)
+        for name in found:
+            groups[number].setdefault(name, []).append(folder)
+    return together + alone
+
+
+def _fits(folder: Path, names: Iterable[str], group: Mapping[str, Sequence[Path]]) -> bool:
+    return all(_are_same(name, folder, other) for name in names for other in group.get(name, ()))
+
+
+class _Installed:
+    """Whether a module of a name is installed, remembered."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, bool] = {}
+
+    def __call__(self, name: str) -> bool:
+        if name not in self._found:
+            spec = importlib.machinery.PathFinder.find_spec(name)
+            # A folder without `__init__.py` is no module that anything imports.
+            is_module = spec is not None and spec.origin is not None
+            self._found[name] = is_module or name in sys.builtin_module_names
+        return self._found[name]
+
+
+def _are_same(name: str, one: Path, other: Path) -> bool:
+    return _is_same(name, one, other) and _is_same(name, other, one)
+
+
 def _forget(folder: Path) -> None:
     _USERS.pop(folder, None)
     if str(folder) in sys.path:
@@ -89,7 +140,7 @@ def _forget(folder: Path) -> None:
             sys.modules.pop(name, None)
 
 
-def _top_level(folder: Path) -> frozenset[str]:
+def _top_level(folder: Path, unused: Collection[str] = _UNUSED) -> frozenset[str]:
     """Return the names that can be imported from a folder."""
     names = set()
     for entry in folder.iterdir():
@@ -97,7 +148,7 @@ def _top_level(folder: Path) -> frozenset[str]:
             names.add(entry.name.partition(".")[0])
         elif (entry / "__init__.py").is_file() or _is_namespace(entry):
             names.add(entry.name)
-    return frozenset(names - _UNUSED)
+    return frozenset(names - {_STUB, *unused})
 
 
 def _is_namespace(folder: Path) -> bool:

@@ -40,7 +40,7 @@ class PartActor:
 
     def load(self) -> None:
         """Load the function."""
-        self._runner = PartRunner(load_folder(self._folder), self._options)
+        self._runner = PartRunner(load_folder(self._folder, self._name), self._options)
 
     def run(self, part: BatchPart, guarded: bool) -> PartResult:
         """Run a part; see ``PartRunner``."""

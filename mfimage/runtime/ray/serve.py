@@ -18,12 +18,13 @@ from typing import Any
 from mfimage.errors import BackendError, OptionError
 from mfimage.runtime.layout import function_folder
 from mfimage.runtime.loading.loader import LiveFunction
+from mfimage.runtime.loading.packages import find
 from mfimage.runtime.ray.preflight import connect, import_serve
 from mfimage.runtime.serving.app import App, headers_of
 from mfimage.runtime.serving.content import MediaTypes
 from mfimage.runtime.serving.contract import mounted
+from mfimage.runtime.serving.loads import load_whole
 from mfimage.runtime.serving.metrics import Metrics
-from mfimage.runtime.serving.process import load_whole, read_spec
 from mfimage.runtime.serving.route import Message, Scope, Send
 from mfimage.runtime.serving.served import Served
 from mfimage.runtime.serving.service import Receive
@@ -50,6 +51,7 @@ class ServeArgs:
     ray_actor_options: Mapping[str, Any] = field(default_factory=lambda: {"num_cpus": 1})
     max_ongoing_requests: int = _ONGOING  # in a copy; more wait at the proxy
     user_config: Mapping[str, Any] | None = None  # changes without new copies; see ``CHANGEABLE``
+    function: str | None = None  # of an image of several: the one that is served
 
     @classmethod
     def of(cls, args: Mapping[str, Any]) -> ServeArgs:
@@ -71,7 +73,9 @@ class ServeArgs:
 
             known = list(AutoscalingConfig.model_fields)
             _refuse_unknown(self.autoscaling_config, known, "autoscaling_config.")
-        return {name: value for name, value in vars(self).items() if value is not None}
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        given.pop("function", None)
+        return given
 
 
 def _refuse_unknown(given: Mapping[str, Any], known: list[str], prefix: str) -> None:
@@ -96,12 +100,14 @@ def changed(settings: Settings, config: Mapping[str, Any]) -> Settings:
 class Replica:
     """One copy of the function; Serve makes it, and calls its methods on one event loop."""
 
-    async def __init__(self, folder: str) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, folder: str, name: str | None = None) -> None:  # type: ignore[misc]  # Serve awaits it
         global _replica  # noqa: PLW0603  (Serve makes one in a process, and the app apart from it)
         self._loop = asyncio.get_running_loop()
         self._settings = Settings.from_environ()
         self._metrics = Metrics()
-        self._fn: LiveFunction = await self._loop.run_in_executor(None, load_whole, Path(folder))
+        self._fn: LiveFunction = await self._loop.run_in_executor(
+            None, load_whole, Path(folder), name
+        )
         self._media_types = MediaTypes.of(self._fn.spec, self._fn, data=self._fn.data)
         gc.collect()
         gc.freeze()  # see docs/serving.md
@@ -149,22 +155,23 @@ def replica_app() -> MountedApp:
 
 
 def build(args: Mapping[str, Any]) -> Any:
-    """Return a Serve application of this image's function; for ``args`` see ``ServeArgs``."""
+    """Return a Serve application of a function of this image; for ``args`` see ``ServeArgs``."""
     return _application(function_folder().absolute(), args)
 
 
 def _application(folder: Path, args: Mapping[str, Any]) -> Any:
-    serve = import_serve()
     given = ServeArgs.of(args)
     settings = Settings.from_environ()
+    name = find(folder, given.function).spec.name
+    serve = import_serve()
     try:
         made = serve.deployment(
-            name=read_spec(folder).name,
+            name=name,
             graceful_shutdown_timeout_s=settings.grace,
             logging_config={"enable_access_log": settings.access_log},
             **given.options(),
         )
-        return made(serve.ingress(replica_app)(Replica)).bind(str(folder))
+        return made(serve.ingress(replica_app)(Replica)).bind(str(folder), name)
     except (TypeError, ValueError) as error:
         raise OptionError(f"Ray Serve refuses the arguments {dict(args)}: {error}") from error
 
@@ -174,7 +181,7 @@ def run(folder: Path, settings: Settings) -> int:
     serve = import_serve()
     import ray
 
-    name = read_spec(folder).name
+    served = Served.in_folder(folder)
     stop = threading.Event()
     connect(ray, "local")
     for number in (signal.SIGTERM, signal.SIGINT):  # Ray has set its own
@@ -183,16 +190,20 @@ def run(folder: Path, settings: Settings) -> int:
         options = {"host": settings.host, "port": settings.port}
         options["keep_alive_timeout_s"] = settings.keep_alive
         serve.start(proxy_location="HeadOnly", http_options=options)
-        # This Ray serves one function: its CPUs do not limit the number of workers.
+        # This Ray serves nothing else: its CPUs do not limit the number of workers.
         args = {"num_replicas": settings.workers, "ray_actor_options": {"num_cpus": 0}}
-        serve.run(_application(folder.absolute(), args), name=name, route_prefix="/")
-        log.info("ready: POST /%s", name)
+        for name in served.specs:
+            made = _application(folder.absolute(), {**args, "function": name})
+            prefix = f"/{name}" if served.several else "/"
+            serve.run(made, name=name.replace("/", "."), route_prefix=prefix)
+            log.info("ready: POST /%s", name)
         stop.wait()
         # Shutting Serve down would first end the proxy, which returns the responses.
-        serve.delete(name)
+        for name in served.specs:
+            serve.delete(name.replace("/", "."))
         serve.shutdown()
     except RuntimeError as error:
-        message = f"{name} cannot be served: {error}"
+        message = f"{served.title} cannot be served: {error}"
         raise BackendError(message, hint="the log has the reason") from None
     finally:
         ray.shutdown()

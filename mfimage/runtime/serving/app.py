@@ -22,7 +22,7 @@ from mfimage.runtime.serving.route import (
     Scope,
     Send,
 )  # fmt: skip
-from mfimage.runtime.serving.service import Receive, Service
+from mfimage.runtime.serving.service import Handler, Receive, Service
 from mfimage.runtime.serving.services import Services
 
 _CLIENT_LEFT = 499
@@ -99,7 +99,7 @@ class App:
             detail = f"{scope['method']} is not answered here"
             problem = Problem(405, detail, headers=[(b"allow", allowed)])
         else:
-            problem = Problem(404, "no such path; /docs lists what there is")
+            problem = Problem(404, self.services.served.unknown)
 
         async def handler(services: Services, request: HttpRequest) -> Response | BaseException:
             preflight = methods and request.headers.get(b"access-control-request-method")
@@ -118,10 +118,9 @@ class App:
     def _endpoint(self, route: Route, method: str) -> Endpoint:
         """Return the endpoint of a route: counted, logged, and never without a response."""
         routes, ids, access = self._routes, self._ids, self._access
-        services, while_loading = self.services, route.while_loading
-        function = route.function
+        services, function = self.services, route.function
         service: Service | Services = services.by_name[function] if function else services
-        handler = cast("Callable[[Any, HttpRequest], Reply]", route.handler)
+        handler, while_loading = _handler(route, service)
         members = request_members(method, route.path)
         meter = services.metrics.meter(route.endpoint, function) if route.endpoint else None
         with_body = method != "HEAD"
@@ -185,6 +184,15 @@ class App:
             extra = {"request_id": request_id}
             log.error("%s failed", function or "the server", exc_info=error, extra=extra)
         return Response(problem.body(request_id), [_PROBLEM, *problem.headers], problem.status)
+
+
+def _handler(
+    route: Route, service: Service | Services
+) -> tuple[Callable[[Any, HttpRequest], Reply], bool]:
+    """Return what handles a route's requests, and whether before the function is loaded."""
+    if isinstance(service, Service) and service.wrap is not None and not route.while_loading:
+        return service.wrap(cast("Handler", route.handler)), True
+    return cast("Callable[[Any, HttpRequest], Reply]", route.handler), route.while_loading
 
 
 def headers_of(given: Sequence[Header]) -> dict[bytes, bytes]:

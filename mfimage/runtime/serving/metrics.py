@@ -7,13 +7,17 @@ up. It chooses its mode when it is imported, so it is imported late.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
+from mfimage.errors import OptionError
 from mfimage.runtime.layout import MULTIPROCESS_VARIABLE
 
 if TYPE_CHECKING:
@@ -56,6 +60,20 @@ class Meter:
         self._seconds.observe(seconds)
 
 
+class LateMeter:
+    """Counts from its first request on: hundreds of functions have as many series otherwise."""
+
+    def __init__(self, make: Callable[[], Meter]) -> None:
+        self._make = make
+        self.begin: Callable[[], None] = self._first
+        self.end: Callable[[int, float], None]
+
+    def _first(self) -> None:
+        meter = self._make()
+        self.begin, self.end = meter.begin, meter.end
+        self.begin()
+
+
 class Metrics:
     """The metrics of one server process; with a label for the function if it serves ``several``."""
 
@@ -85,19 +103,23 @@ class Metrics:
             "mfimage_request_seconds", "From a request to its answer.", [*label, "endpoint"],
             registry=registry, buckets=SECONDS,
         )  # fmt: skip
-        self._meters: dict[tuple[str, ...], Meter] = {}
+        self._meters: dict[tuple[str, ...], Meter | LateMeter] = {}
         if not several:
             for endpoint in ENDPOINTS:
                 self.meter(endpoint)
 
-    def meter(self, endpoint: str, function: str | None = None) -> Meter:
+    def meter(self, endpoint: str, function: str | None = None) -> Meter | LateMeter:
         """Return what counts one of ``ENDPOINTS``, of a function or of the server."""
         own = self._own(function)
         labels = (*own, endpoint)
         if labels not in self._meters:
-            in_flight = self._in_flight.labels(*own) if own else self._in_flight
-            self._meters[labels] = Meter(labels, in_flight, self._requests, self._seconds)
+            made = partial(self._meter, own, labels)
+            self._meters[labels] = LateMeter(made) if function and self._several else made()
         return self._meters[labels]
+
+    def _meter(self, own: Sequence[str], labels: Sequence[str]) -> Meter:
+        in_flight = self._in_flight.labels(*own) if own else self._in_flight
+        return Meter(labels, in_flight, self._requests, self._seconds)
 
     def batch_sizes(self, function: str | None = None) -> Histogram:
         """Return what observes the sizes of a function's calls with many records."""
@@ -139,19 +161,48 @@ class Metrics:
         yield from REGISTRY.collect()
 
 
-def count_as_worker(index: int) -> None:
-    """Continue the counts of the worker before: there are as many files as workers."""
+@contextlib.contextmanager
+def counts_in_files(why: str) -> Iterator[Path]:
+    """Let this process and its children count together; ``why`` starts the error if they cannot.
+
+    Yield the folder of the files.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="mfimage-metrics-"))
+    except OSError as error:
+        raise OptionError(
+            f"{why} count requests in files, and {os.environ.get('TMPDIR', '/tmp')} "  # noqa: S108
+            f"cannot be written: {error.strerror}",
+            hint="mount a tmpfs or an emptyDir at /tmp, or set MFIMAGE_WORKERS=1",
+        ) from None
+    os.environ[MULTIPROCESS_VARIABLE] = str(folder)
+    import prometheus_client  # noqa: F401  (once for all children; it reads the variable)
+
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def worker_name(index: int) -> str:
+    """Return the name under which a worker counts; those of its children start with it."""
+    return f"worker{index}"
+
+
+def count_as(name: str) -> None:
+    """Continue the counts of the process before that had the name."""
     from prometheus_client import values
 
-    worker = os.getpid()
+    process = os.getpid()
     # A process that the function forks must not write to its parent's files.
     values.ValueClass = values.MultiProcessValue(  # type: ignore[no-untyped-call]
-        lambda: f"worker{index}" if os.getpid() == worker else os.getpid()
+        lambda: name if os.getpid() == process else os.getpid()
     )
 
 
-def forget_worker(index: int, folder: Path) -> None:
-    """Drop what counted only while a worker lived."""
+def forget(name: str, folder: Path) -> None:
+    """Drop what counted only while a process and its children lived."""
     from prometheus_client.multiprocess import mark_process_dead
 
-    mark_process_dead(f"worker{index}", os.fspath(folder))  # type: ignore[no-untyped-call]
+    for each in (name, f"{name}.*"):
+        mark_process_dead(each, os.fspath(folder))  # type: ignore[no-untyped-call]

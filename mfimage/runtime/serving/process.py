@@ -1,6 +1,6 @@
 """The life cycle of a server process.
 
-The socket is open and ``/healthz`` answers before the function is loaded, in a thread. SIGTERM
+The socket is open and ``/healthz`` answers before functions are loaded, in a thread. SIGTERM
 makes the server not ready at once; what is in flight is answered; then the process ends with 0.
 A second signal ends it at once.
 """
@@ -9,34 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
 import socket
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-from mfimage.errors import MfimageError, OptionError
-from mfimage.package.spec import FunctionSpec, parse_spec
 from mfimage.runtime.calls.coroutines import new_loop
-from mfimage.runtime.layout import FUNCTION_JSON
+from mfimage.runtime.loading.packages import shown
 from mfimage.runtime.serving import logs
+from mfimage.runtime.serving.apart import Apart, group
 from mfimage.runtime.serving.app import App
-from mfimage.runtime.serving.content import MediaTypes
 from mfimage.runtime.serving.contract import routes
-from mfimage.runtime.serving.metrics import Metrics
+from mfimage.runtime.serving.loads import Loads
+from mfimage.runtime.serving.metrics import Metrics, counts_in_files
 from mfimage.runtime.serving.served import Served
 from mfimage.runtime.serving.server import Server, open_socket
+from mfimage.runtime.serving.service import Service
 from mfimage.runtime.serving.services import Services
 from mfimage.runtime.settings import Settings
-
-if TYPE_CHECKING:
-    from mfimage.runtime.loading.loader import LiveFunction
 
 FAILED = 1
 # Threads that compute in Python give the server's loop a turn this often: the default, 5 ms,
@@ -54,24 +48,32 @@ class Process:
     """
 
     def __init__(
-        self, folder: Path, settings: Settings, *, patient: bool = False,
+        self, folder: Path, settings: Settings, *, name: str = "", patient: bool = False,
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        self._folder = folder
         self._settings = settings
         self._on_ready = on_ready
         out = logs.configure(settings.log_level)
         self._code = 0
-        self._fn: LiveFunction | None = None
         self._loop = new_loop()
         self._loaded = asyncio.Event()
         self._signalled = False
         later = self._loop.call_later
         self._access = logs.AccessLog(out, later) if settings.access_log else None
-        served = Served.alone(read_spec(folder))
+        served = Served.in_folder(folder, settings.default_function)
+        metrics = Metrics(several=served.several)
         self._services = Services(
-            served=served, settings=settings, metrics=Metrics(), loop=self._loop
+            served=served, settings=settings, metrics=metrics, loop=self._loop
         )
+        own, *others = group(folder)
+        self._loads = Loads(folder, self._services, own, self._change)
+        self._apart = [
+            Apart(
+                folder, self._services, names, changed=self._change, ended=self._on_end,
+                identity=f"{name}.{number}" if name else "",
+            )
+            for number, names in enumerate(others)
+        ]  # fmt: skip
         app = App(self._services, routes(served), access=self._access)
         self._server = Server(app, settings, self._loaded if patient else None)
 
@@ -82,7 +84,11 @@ class Process:
         sys.setswitchinterval(_SWITCH)
         if lifeline is not None:
             self._loop.add_reader(lifeline, self._orphaned, lifeline)
-        threading.Thread(target=self._load, name="mfimage-load", daemon=True).start()
+        for apart in self._apart:
+            self._loop.run_until_complete(apart.start())
+        self._loads.start()
+        if self._services.loaded:  # all on demand
+            self._ready()
         self._loop.run_until_complete(self._server.serve(sockets=[sock]))
         return self._end()
 
@@ -96,41 +102,27 @@ class Process:
         self._loop.remove_reader(lifeline)
         self._server.stop()
 
-    def _load(self) -> None:
-        """Load the function; in a thread."""
-        started = time.monotonic()
-        # What is loaded stays: collecting garbage in it makes loading slower, and later, about
-        # once a second under load, delayed every request by 70 ms, with scikit-learn imported.
-        gc.disable()
-        try:
-            fn = load_whole(self._folder)
-            media_types = MediaTypes.of(fn.spec, fn, data=fn.data)
-            self._call(self._start, fn, media_types, round(time.monotonic() - started, 3))
-            gc.collect()
-            gc.freeze()
-            gc.enable()
-        except BaseException as error:  # noqa: BLE001  (whatever it is, nothing can be served)
-            self._call(self._fail, error)
-
     def _call(self, callback: Callable[..., None], *args: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(callback, *args)
 
-    def _start(self, fn: LiveFunction, media_types: MediaTypes, seconds: float) -> None:
-        self._fn = fn
-        self._services.by_name[fn.name].start(fn, media_types)
+    def _change(self, service: Service, error: BaseException | None) -> None:
+        """See whether all functions are loaded, or one alone cannot be."""
+        if error is not None and not self._services.served.several:
+            self._code = FAILED
+            self._server.abort()
+        elif not self._loaded.is_set() and self._services.loaded:
+            self._ready()
+
+    def _ready(self) -> None:
         self._services.started()
         self._on_ready()
         self._loaded.set()
-        extra = {"function": fn.name, "digest": fn.digest, "seconds": seconds}
-        log.info("ready: POST /%s", fn.name, extra=extra)
+        if self._services.served.several:
+            log.info("ready: %s", self._services.served.title)
 
-    def _fail(self, error: BaseException) -> None:
-        name = self._services.served.title
-        if isinstance(error, MfimageError):
-            log.error("%s cannot be loaded: %s", name, error, extra={"hint": error.hint})
-        else:
-            log.error("%s cannot be loaded", name, exc_info=error)
+    def _on_end(self, apart: Apart) -> None:
+        log.error("the process of %s has ended", shown(list(apart.names)))
         self._code = FAILED
         self._server.abort()
 
@@ -138,12 +130,10 @@ class Process:
         if self._server.cut:
             log.error("ended with %d requests unanswered", self._server.cut)
             self._code = FAILED
-        if not self._services.close():
+        if not (self._services.close() and self._loads.close()):
             # A thread still loads or computes: waiting for it may take forever, and ending
             # Python under it may crash.
             self._leave(self._code)
-        if self._fn is not None:
-            self._fn.close()
         self._loop.close()
         self._flush()
         return self._code
@@ -160,35 +150,10 @@ class Process:
         os._exit(code)
 
 
-def read_spec(folder: Path) -> FunctionSpec:
-    """Read ``function.json``, which describes the function before it is loaded."""
-    path = folder / FUNCTION_JSON
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise OptionError(
-            f"{path}: {error.strerror}", hint="MFIMAGE_FUNCTION names the package's folder"
-        ) from None
-    return parse_spec(data, where=str(path))
-
-
-def load_whole(folder: Path) -> LiveFunction:
-    """Load a function and all that it will read, so that the first request need not."""
-    from mfimage.runtime.loading.loader import load_folder
-
-    fn = load_folder(folder)
-    required = fn.spec.parameter_schema.get("required", ())
-    for name in fn.params:
-        try:
-            fn.params[name]
-        except Exception:
-            if name in required:
-                raise
-            log.warning("%s: artifact %r cannot be loaded", fn.name, name, exc_info=True)
-    return fn
-
-
 def serve(folder: Path, settings: Settings) -> int:
-    """Serve the function whose package is in ``folder``; return the exit code."""
-    process = Process(folder, settings)
-    return process.run(open_socket(settings))
+    """Serve what is in an image's folder; return the exit code."""
+    with contextlib.ExitStack() as stack:
+        if len(group(folder)) > 1:
+            stack.enter_context(counts_in_files("functions with modules of one name"))
+        process = Process(folder, settings)
+        return process.run(open_socket(settings))

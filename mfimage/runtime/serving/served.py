@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from mfimage.errors import OptionError
 from mfimage.package.spec import FunctionSpec
+from mfimage.runtime.loading import packages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,34 @@ class Served:
         """What documentation calls them together."""
         return f"{len(self.specs)} functions" if self.several else next(iter(self.specs))
 
+    @property
+    def unknown(self) -> str:
+        """What a request for a path without a route gets to read."""
+        if not self.several:
+            return "no such path; /docs lists what there is"
+        return f"no such path; the functions are {packages.shown(list(self.specs))}"
+
     @classmethod
     def alone(cls, spec: FunctionSpec) -> Served:
         """Return what the server of one function serves."""
         return cls(specs={spec.name: spec}, default=spec.name, several=False)
+
+    @classmethod
+    def together(cls, specs: Iterable[FunctionSpec], default: str | None = None) -> Served:
+        """Return what the server of several functions serves."""
+        by_name = {spec.name: spec for spec in specs}
+        only = next(iter(by_name)) if len(by_name) == 1 else None
+        return cls(specs=by_name, default=default or only, several=True)
+
+    @classmethod
+    def in_folder(cls, folder: Path, default: str | None = None) -> Served:
+        """Return what the server of an image's folder serves."""
+        specs = [found.spec for found in packages.find_all(folder).values()]
+        several = packages.names(folder) is not None
+        served = cls.together(specs, default) if several else cls.alone(specs[0])
+        if default not in (None, *served.specs):
+            raise OptionError(
+                f"MFIMAGE_DEFAULT_FUNCTION: there is no function {default!r}",
+                hint=f"one of: {packages.shown(list(served.specs))}",
+            )
+        return served

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import time
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from mfimage.runtime.calls.queue import (
 )  # fmt: skip
 from mfimage.runtime.calls.threads import DEFAULT_THREADS, ThreadDispatcher, ThreadOptions
 from mfimage.runtime.serving.content import MediaTypes
-from mfimage.runtime.serving.problems import STOPPING, late, unavailable
+from mfimage.runtime.serving.problems import STOPPING, Problem, late, unavailable
 from mfimage.runtime.settings import Settings
 
 if TYPE_CHECKING:
@@ -192,6 +193,19 @@ class Bodies:
         self.held += size
 
 
+class State(enum.Enum):
+    """Whether a function is loaded."""
+
+    UNLOADED = "unloaded"  # it is loaded when it is called
+    LOADING = "loading"
+    LOADED = "loaded"
+    FAILED = "failed"
+
+
+# Of a request: gets the service and the request.
+Handler = Callable[["Service", Any], Awaitable[Any]]
+
+
 @dataclass(kw_only=True)
 class Service:
     """A function that is served; it has media types and calls once it is loaded."""
@@ -202,10 +216,19 @@ class Service:
     loop: asyncio.AbstractEventLoop
     bodies: Bodies
     observe: Callable[[int], None]  # how many records a call of a batch function has
+    several: bool  # whether it is one of several
     media_types: MediaTypes | None = field(init=False, default=None)
     inflight: InFlight | None = field(init=False, default=None)
     draining: bool = field(init=False, default=False)  # the server is about to end
+    state: State = field(init=False)
+    failed: str = field(init=False, default="")  # why it cannot be loaded
+    using: int = field(init=False, default=0)  # requests for it, where it is loaded on demand
+    # Wraps a handler of its requests: one that loads it first, or has another process respond.
+    wrap: Callable[[Handler], Handler] | None = field(init=False, default=None)
     _dispatcher: Dispatcher | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.state = State.LOADING if self.settings.load == "eager" else State.UNLOADED
 
     def start(self, fn: LiveFunction, media_types: MediaTypes) -> None:
         """Become ready, with the dispatcher that suits the kind of the function."""
@@ -217,28 +240,66 @@ class Service:
                 limit=settings.threads or (1 if fn.batch else DEFAULT_THREADS),
                 max_batch=settings.max_batch,
                 batch_wait=settings.batch_wait,
+                keep_one=not self.several,
             )
             self._dispatcher = ThreadDispatcher(
                 fn, loop=loop, options=options, on_batch=self.observe
             )
         self.media_types = media_types
         self.inflight = InFlight(loop, self._dispatcher, settings.timeout)
+        self.state = State.LOADED
+
+    def unload(self) -> Dispatcher:
+        """Become what is loaded when it is called; return the dispatcher, which is to be closed."""
+        dispatcher = self._dispatcher
+        assert dispatcher is not None
+        self._dispatcher = self.media_types = self.inflight = None
+        self.state = State.UNLOADED
+        return dispatcher
+
+    def connect(self, dispatcher: Dispatcher) -> None:
+        """Hand calls to a dispatcher whose function is in another process."""
+        self._dispatcher = dispatcher
+        self.inflight = InFlight(self.loop, dispatcher, self.settings.timeout)
+
+    def fail(self, reason: str) -> None:
+        """Become what cannot be loaded."""
+        self.state, self.failed = State.FAILED, reason
 
     def close(self) -> bool:
         """End the dispatcher; return whether no call runs and the function is not loading."""
-        return self._dispatcher is not None and self._dispatcher.close()
+        if self._dispatcher is not None:
+            return self._dispatcher.close()
+        return self.state is not State.LOADING
 
     @property
     def loading(self) -> str | None:
-        """Why the function cannot be called yet, if so."""
-        return LOADING if self.inflight is None else None
+        """Why the function cannot be called, if so."""
+        if self.inflight is not None:
+            return None
+        return f"{self.name} cannot be loaded: {self.failed}" if self.failed else LOADING
+
+    def unavailable(self) -> Problem:
+        """Return the 503 of a function that cannot be called."""
+        if self.failed:  # which trying again does not change
+            return Problem(503, self.loading or "")
+        return unavailable(LOADING)
+
+    @property
+    def must_load(self) -> bool:
+        """Whether the server is not ready before this is loaded."""
+        return self.state is State.FAILED or (
+            self.settings.load == "eager" and self.state is not State.LOADED
+        )
 
     def not_ready(self) -> str | None:
         """Return why the function should get no requests, if so."""
         if self.draining:
             return STOPPING
+        if self.must_load:
+            return self.loading or LOADING
         if self._dispatcher is None:
-            return LOADING
+            return None
         timeout = self.settings.timeout
         if timeout and self._dispatcher.stalled() > timeout:
             return "calls that take longer than MFIMAGE_TIMEOUT occupy every thread"

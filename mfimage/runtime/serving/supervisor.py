@@ -12,19 +12,17 @@ import dataclasses
 import logging
 import mmap
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from mfimage.errors import OptionError
-from mfimage.runtime.layout import MULTIPROCESS_VARIABLE
 from mfimage.runtime.serving import logs
-from mfimage.runtime.serving.metrics import count_as_worker, forget_worker
-from mfimage.runtime.serving.process import FAILED, Process, read_spec
+from mfimage.runtime.serving.metrics import count_as, counts_in_files, forget, worker_name
+from mfimage.runtime.serving.process import FAILED, Process
+from mfimage.runtime.serving.served import Served
 from mfimage.runtime.serving.server import open_socket
 from mfimage.runtime.settings import Settings
 
@@ -105,9 +103,10 @@ class Supervisor:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: os._exit(0))
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            count_as_worker(worker.index)
+            name = worker_name(worker.index)
+            count_as(name)
             process = Process(
-                self._folder, self._settings, patient=patient,
+                self._folder, self._settings, name=name, patient=patient,
                 on_ready=lambda: self._ready.__setitem__(worker.index, 1),
             )  # fmt: skip
             sock = open_socket(self._settings, shared=True)
@@ -122,7 +121,7 @@ class Supervisor:
         for worker, code in self._ended():
             log.error("worker %d ended with %d", worker.index, code, extra={"pid": worker.pid})
             self._ready[worker.index] = 0
-            forget_worker(worker.index, self._counts)
+            forget(worker_name(worker.index), self._counts)
             worker.pid = 0
             now = time.monotonic()
             healthy = now - worker.born > _HEALTHY_AFTER
@@ -175,19 +174,6 @@ def supervise(folder: Path, settings: Settings) -> int:
             hint="set MFIMAGE_WORKERS=1",
         )
     logs.configure(settings.log_level)
-    read_spec(folder)
-    try:
-        counts = Path(tempfile.mkdtemp(prefix="mfimage-metrics-"))
-    except OSError as error:
-        raise OptionError(
-            f"MFIMAGE_WORKERS: {settings.workers} processes count requests in files, and "
-            f"{os.environ.get('TMPDIR', '/tmp')} cannot be written: {error.strerror}",  # noqa: S108
-            hint="mount a tmpfs or an emptyDir at /tmp, or set MFIMAGE_WORKERS=1",
-        ) from None
-    os.environ[MULTIPROCESS_VARIABLE] = str(counts)
-    import prometheus_client  # noqa: F401  (once for all workers; it reads the variable)
-
-    try:
+    Served.in_folder(folder, settings.default_function)  # which says what is wrong with it
+    with counts_in_files(f"MFIMAGE_WORKERS: {settings.workers} processes") as counts:
         return Supervisor(folder, settings, counts).run()
-    finally:
-        shutil.rmtree(counts, ignore_errors=True)

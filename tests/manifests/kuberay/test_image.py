@@ -18,7 +18,7 @@ from mfimage.image.oci.config import recompose
 from mfimage.image.oci.outputs import docker_archive
 from mfimage.image.registry.reference import parse_tag
 from mfimage.manifests.kuberay.image import read_ray_image
-from mfimage.manifests.kuberay.options import Stated
+from mfimage.manifests.kuberay.options import StatedRay
 from mfimage.push import push
 from tests.image.oci.bases import layout
 from tests.support.docker import ensure_engine, registry
@@ -53,7 +53,9 @@ class OneImage:
 def read(name="registry.example.com/iris:1", labels=LABELS, stated=None, digests=()):
     said = []
     info = None if labels is None else ImageInfo(id="x", labels=labels, repo_digests=digests)
-    image = read_ray_image(name, stated or Stated(), say=said.append, places=[OneImage(info)])
+    image = read_ray_image(
+        name, stated or StatedRay(allow_tag=True), say=said.append, places=[OneImage(info)]
+    )
     return image, said
 
 
@@ -79,7 +81,7 @@ def test_labels_say_everything():
 def test_only_the_names_own_digest_pins_it(name, digests, reference):
     image, said = read(name, digests=digests)
     assert image.reference == reference
-    assert [line for line in said if "its tag" in line] == ([] if image.pinned else said)
+    assert [line for line in said if "the tag of" in line] == ([] if image.pinned else said)
     assert bool(said) != image.pinned
 
 
@@ -87,6 +89,16 @@ def test_another_target_is_sent_to_build():
     with pytest.raises(OptionError, match="is for fastapi, not for Ray") as raised:
         read(labels={**LABELS, "io.mfimage.target": "fastapi"})
     assert "mfimage build REFERENCE --target ray" in raised.value.hint
+
+
+def test_of_several_functions_one_is_named():
+    several = {k: v for k, v in LABELS.items() if ".function." not in k}
+    several |= {"io.mfimage.functions.count": "3"}
+    with pytest.raises(OptionError, match="function: not known"):
+        read(labels=several)
+    stated = StatedRay(allow_tag=True, function="predict/emea")
+    image, _ = read(labels=several, stated=stated)
+    assert (image.function, image.several) == ("predict/emea", True)
 
 
 @pytest.mark.parametrize(
@@ -97,8 +109,10 @@ def test_an_image_without_labels_has_to_be_described(labels, why):
         read(labels=labels)
     assert "--ray-version" in raised.value.hint
     with pytest.raises(OptionError, match="function: "):
-        read(labels=labels, stated=Stated(ray_version="2.60.0"))
-    image, said = read(labels=labels, stated=Stated(ray_version="2.60.0", function="predict"))
+        read(labels=labels, stated=StatedRay(allow_tag=True, ray_version="2.60.0"))
+    image, said = read(
+        labels=labels, stated=StatedRay(allow_tag=True, ray_version="2.60.0", function="predict")
+    )
     assert (image.ray_version, image.function, image.digest) == ("2.60.0", "predict", None)
     assert any("no placement resource" in line for line in said)
 
@@ -108,17 +122,19 @@ def test_a_registry_that_cannot_be_read_is_no_obstacle_to_what_is_stated():
         def find(self, name, platform):
             raise RegistryError("it refuses")
 
-    stated = Stated(ray_version="2.60.0", function="predict", function_digest=FUNCTION)
+    stated = StatedRay(
+        allow_tag=True, ray_version="2.60.0", function="predict", function_digest=FUNCTION
+    )
     said = []
     image = read_ray_image("iris:1", stated, say=said.append, places=[Broken(None)])
     assert (image.function, image.digest) == ("predict", FUNCTION)
-    assert ["its tag" in line for line in said] == [True]
+    assert ["the tag of" in line for line in said] == [True]
 
 
 def test_what_the_user_states_must_agree_with_the_image():
-    assert read(stated=Stated(ray_version="2.60.0"))[0].ray_version == "2.60.0"
+    assert read(stated=StatedRay(allow_tag=True, ray_version="2.60.0"))[0].ray_version == "2.60.0"
     with pytest.raises(OptionError, match=r"ray-version: '2.59.0' is not what .* '2.60.0'"):
-        read(stated=Stated(ray_version="2.59.0"))
+        read(stated=StatedRay(allow_tag=True, ray_version="2.59.0"))
 
 
 # Commands
@@ -148,7 +164,9 @@ def here(monkeypatch):
     ],
 )  # fmt: skip
 def test_a_manifest_is_all_that_stdout_has(here, kind, arguments):
-    result = CliRunner().invoke(main, ["kuberay", kind.lower(), "r.example.com/iris:1", *arguments])
+    result = CliRunner().invoke(
+        main, ["manifest", kind.lower(), "r.example.com/iris:1", *arguments]
+    )
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
     manifest = yaml.safe_load(result.stdout)
@@ -163,8 +181,8 @@ def test_an_image_in_a_registry_is_read_without_an_engine(tmp_path, no_engine, p
     with registry("plain", directory=tmp_path) as running:
         name = f"{running.address}/team/iris:1"
         (pinned,) = push(str(source), [parse_tag(name)])
-        result = CliRunner().invoke(main, ["kuberay", "rayservice", name])
-        absent = CliRunner().invoke(main, ["kuberay", "rayservice", f"{name}0"])
+        result = CliRunner().invoke(main, ["manifest", "rayservice", name])
+        absent = CliRunner().invoke(main, ["manifest", "rayservice", f"{name}0"])
         shown = CliRunner().invoke(main, ["inspect", name])
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
@@ -187,7 +205,7 @@ def no_engine(monkeypatch):
 
 
 def test_without_an_engine_the_user_describes_it(no_engine):
-    command = ["kuberay", "raycluster", "iris:1"]
+    command = ["manifest", "raycluster", "iris:1", "--allow-tag"]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 1
     assert "error: ray-version: not known: no image 'iris:1'" in result.stderr
@@ -196,12 +214,16 @@ def test_without_an_engine_the_user_describes_it(no_engine):
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0
     assert "mfimage-0123456789abcdef" in result.stdout
-    assert "the digest of iris:1 is not known" in result.stderr
+    assert "the manifest has the tag of iris:1" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (
+            ["raycluster", "absent:1"],
+            "image: the digest of absent:1 is not known: no image 'absent:1'",
+        ),
         (
             ["raycluster", "IRIS", "--ray-version", "2.60"],
             "image: 'IRIS' is not an image",
@@ -212,7 +234,7 @@ def test_without_an_engine_the_user_describes_it(no_engine):
     ],
 )
 def test_options_are_refused_by_name(arguments, said):
-    result = CliRunner().invoke(main, ["kuberay", *arguments])
+    result = CliRunner().invoke(main, ["manifest", *arguments])
     assert result.exit_code == 1
     assert result.stdout == ""
     assert result.stderr.startswith(f"error: {said}")
@@ -227,9 +249,12 @@ def test_a_real_engine_says_it(tmp_path):
     with Engine.connect() as engine, find_image(str(location)).open() as stored:
         engine.load(docker_archive([recompose(stored)], [parse_tag(name)]))
         try:
-            result = CliRunner().invoke(main, ["kuberay", "raycluster", name])
+            refused = CliRunner().invoke(main, ["manifest", "raycluster", name])
+            result = CliRunner().invoke(main, ["manifest", "raycluster", name, "--allow-tag"])
         finally:
             engine.remove(name, force=True)
     assert result.exit_code == 0, result.stderr
     assert yaml.safe_load(result.stdout)["spec"]["rayVersion"] == "2.60.0"
-    assert "push the image, or pull it" in result.stderr
+    assert "which may move to another image" in result.stderr
+    assert refused.exit_code == 1
+    assert "is not known: it is in the Docker engine only\nhint: push it" in refused.stderr

@@ -44,7 +44,7 @@ REFUSED = [
     ({"idle_timeout": -1}, "idle-timeout: -1"),
     ({"service_account": "A"}, "service-account: 'A'"),
     ({"node_selector": {"": "x"}}, "node-selector: ''"),
-    ({"worker_node_selector": {"a": "x y"}}, "node-selector a: 'x y'"),
+    ({"worker_node_selector": {"a": "x y"}}, "worker-node-selector a: 'x y'"),
     ({"tolerations": (Toleration(key="a", effect="No"),)}, "toleration: a: 'No' is not an effect"),
     ({"image_pull_secrets": ("a_b",)}, "image-pull-secret: 'a_b'"),
     ({"image_pull_policy": "Sometimes"}, "image-pull-policy: 'Sometimes'"),

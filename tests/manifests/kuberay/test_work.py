@@ -96,3 +96,20 @@ def test_an_image_without_serve_gives_no_service():
     with pytest.raises(OptionError, match="has no Ray Serve") as raised:
         rayservice.write(image, ClusterOptions(), ServiceOptions())
     assert "--with serve" in raised.value.hint
+
+
+def test_one_of_several_functions_is_chosen():
+    image = dataclasses.replace(IMAGE, function="predict/emea", several=True)
+    (application,) = yaml.safe_load(
+        parsed(rayservice.write(image, ClusterOptions(), ServiceOptions()))["spec"]["serveConfigV2"]
+    )["applications"]
+    assert application["args"]["function"] == "predict/emea"
+    assert application["route_prefix"] == "/predict/emea"
+    job = parsed(rayjob.write(image, ClusterOptions(), JOB))
+    assert job["metadata"]["name"] == "predict-emea"
+    assert " --function=predict/emea " in job["spec"]["entrypoint"]
+    odd = dataclasses.replace(image, function="predict/a'b")
+    with pytest.raises(OptionError, match=r"function: .* has the character"):
+        rayjob.write(odd, ClusterOptions(), JOB)
+    with pytest.raises(OptionError, match="function: 'predict/emea' cannot be"):
+        dataclasses.replace(image, several=False)

@@ -20,11 +20,11 @@ import pytest
 
 from mfimage.errors import BackendError, OptionError
 from mfimage.function.serializers import _registered, register_serializer
-from mfimage.runtime.ray.serve import Replica, ServeArgs, changed, takes_lists
+from mfimage.runtime.ray.serve import Replica, ServeArgs, _application, changed, takes_lists
 from mfimage.runtime.ray_worker import build
 from mfimage.runtime.settings import Settings
 from tests.runtime.codecs import LITERAL, Literals
-from tests.runtime.packages import live, make_folder
+from tests.runtime.packages import Source, live, make_folder, make_functions
 from tests.support.docker import free_port
 from tests.support.ray import SETTINGS
 
@@ -275,7 +275,13 @@ def test_an_image_without_serve_says_how_to_get_it(folder: Path) -> None:
 
 @pytest.fixture
 def server(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """What ``docker run IMAGE`` runs, and its address."""
+    with serving(folder, "/readyz") as started:
+        yield started
+
+
+@contextlib.contextmanager
+def serving(folder: Path, ready: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """What ``docker run IMAGE`` runs, and its address, once a path is served."""
     port = free_port()
     env = {**os.environ, **SETTINGS, "MFIMAGE_TARGET": "ray", "MFIMAGE_HOST": "127.0.0.1"}
     env |= {"MFIMAGE_TIMEOUT": "8", "PORT": str(port)}
@@ -285,7 +291,7 @@ def server(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
         limit = time.monotonic() + 90
         while True:
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{url}/readyz").status_code == 200:
+                if httpx.get(url + ready).status_code == 200:
                     break
             assert process.poll() is None
             assert time.monotonic() < limit
@@ -294,6 +300,29 @@ def server(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
             yield process, url
         finally:
             process.kill()
+
+
+@pytest.mark.ray
+def test_each_function_of_an_image_has_a_deployment(tmp_path: Path) -> None:
+    sources = {name: Source(source=PREDICT + f"# {name}") for name in ("one", "two")}
+    made = make_functions(tmp_path / "fn", sources)
+    with serving(made, "/two/openapi.json") as (process, url):
+        for name in sources:
+            assert httpx.post(f"{url}/{name}", json={"n": 0}, timeout=30).json() == 1
+            answers = httpx.post(f"{url}/{name}/batch", json=[{"n": 0}, {}], timeout=30).json()
+            assert (answers[0], answers[1]["error"]["status"]) == ({"result": 1}, 422)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_one_of_several_functions_must_be_chosen(tmp_path: Path) -> None:
+    sources = {name: Source(source=PREDICT) for name in ("one", "two")}
+    made = make_functions(tmp_path / "fn", sources)
+    with pytest.raises(OptionError, match="this image has several") as caught:
+        _application(made, {})
+    assert caught.value.hint == "one of: one, two"
+    with pytest.raises(OptionError, match="'three' is not here"):
+        _application(made, {"function": "three"})
 
 
 @pytest.mark.ray

@@ -78,8 +78,8 @@ def test_times_of_creation_are_not_shown() -> None:
 COUNT = """
 import os, sys
 from prometheus_client import Counter
-from mfimage.runtime.serving.metrics import Metrics, count_as_worker
-count_as_worker(int(sys.argv[1]))
+from mfimage.runtime.serving.metrics import Metrics, count_as, worker_name
+count_as(worker_name(int(sys.argv[1])))
 mine, metrics = Counter("mine", "Mine."), Metrics()
 metrics.ready.set(1)
 mine.inc(2)
@@ -96,8 +96,8 @@ print(metrics.render([{"name": "x"}])[0].decode())
 FORGET = """
 import sys
 from pathlib import Path
-from mfimage.runtime.serving.metrics import Metrics, forget_worker
-forget_worker(int(sys.argv[1]), Path(sys.argv[2]))
+from mfimage.runtime.serving.metrics import Metrics, forget, worker_name
+forget(worker_name(int(sys.argv[1])), Path(sys.argv[2]))
 """
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import orjson
+
 from mfimage import __version__
 from mfimage.runtime.serving.content import JSON
 from mfimage.runtime.serving.problems import unavailable
@@ -20,6 +22,7 @@ from mfimage.runtime.serving.route import (
     Route,
 )  # fmt: skip
 from mfimage.runtime.serving.served import Served
+from mfimage.runtime.serving.service import State
 from mfimage.runtime.serving.services import Services
 
 
@@ -39,6 +42,7 @@ def routes(served: Served) -> tuple[Route, ...]:
             ),
             expectations=(Expectation(name="identity", verify=_verify_identity),),
         ),
+        *(_functions(served) if served.several else ()),
         _probe("healthz", _healthz, "Alive", {}),
         _probe("readyz", _readyz, "Ready for requests", {503: "Still loading, or shutting down."}),
         Route(
@@ -57,6 +61,57 @@ def routes(served: Served) -> tuple[Route, ...]:
             ),
         ),
     )
+
+
+def _functions(served: Served) -> tuple[Route, ...]:
+    listed = {
+        "type": "object",
+        "title": "Functions",
+        "description": "What is served, by name.",
+        "required": ["functions", "default"],
+        "properties": {
+            "functions": {"type": "array", "items": _STATE},
+            "default": {"type": ["string", "null"]},
+        },
+    }
+    return (
+        Route(
+            name="functions",
+            path="/functions",
+            handler=_list_functions,
+            operation=Operation(
+                id="functions",
+                summary="The functions, and whether each is loaded",
+                response=_refer("Functions"),
+                schemas={"Functions": listed},
+            ),
+            expectations=(Expectation(name="functions", verify=_verify_functions),),
+        ),
+    )
+
+
+_STATE = {
+    "type": "object",
+    "required": ["name", "digest", "task", "state"],
+    "properties": {
+        "name": {"type": "string"},
+        "digest": {"type": "string"},
+        "task": {"type": "string"},
+        "state": {"enum": [state.value for state in State]},
+        "error": {"type": "string", "description": "Why it cannot be loaded."},
+    },
+}
+
+
+async def _list_functions(services: Services, request: HttpRequest) -> Response:
+    functions = [
+        {"name": name, "digest": each.spec.digest, "task": each.spec.task}
+        | {"state": each.state.value}
+        | ({"error": each.failed} if each.failed else {})
+        for name, each in services.by_name.items()
+    ]
+    listed = {"functions": functions, "default": services.served.default}
+    return Response(orjson.dumps(listed))
 
 
 def _probe(name: str, handler: Handler, summary: str, problems: Mapping[int, str]) -> Route:
@@ -147,6 +202,16 @@ def _identity(served: Served) -> str:
     if served.several:
         return f"{len(served.specs)} functions"
     return next(spec.digest[:19] for spec in served.specs.values())
+
+
+def _verify_functions(served: Served, body: bytes) -> str:
+    found = json.loads(body)
+    listed = found.get("functions") if isinstance(found, dict) else None
+    states = {each.get("name"): each for each in listed or () if isinstance(each, dict)}
+    for name, spec in served.specs.items():
+        if states.get(name, {}).get("digest") != spec.digest:
+            raise ValueError(f"GET /functions does not say that the digest of {name} is its own")
+    return _identity(served)
 
 
 def _verify_metrics(served: Served, body: bytes) -> str:
