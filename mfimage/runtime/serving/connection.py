@@ -33,7 +33,7 @@ log = logging.getLogger("mfimage.serving")
 
 
 class Cycle:
-    """A request and its response; uvicorn's own, which serves any ASGI app, costs twice as much."""
+    """A request and its response; uvicorn's, for any ASGI app, takes 4 us more of each."""
 
     __slots__ = (
         "_connection", "_expects", "_news", "_parts", "_size", "_waiter", "disconnected",
@@ -72,8 +72,8 @@ class Cycle:
         return self._size > _MAX_UNRECEIVED
 
     def end(self) -> None:
-        """There is no more of the body."""
-        self.more_body = False
+        """End the body."""
+        self.more_body = self._expects = False
         if len(self._parts) == 1:
             self.scope[WHOLE] = self._parts[0]
         self.notify()
@@ -87,10 +87,10 @@ class Cycle:
     async def receive(self) -> Message:
         """Return what has arrived of the body since the last call, or that the client has left."""
         connection = self._connection
-        if self._expects and not connection.transport.is_closing():
-            self._expects = False
-            connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if not (self.disconnected or self.response_complete):
+            if self._expects and not connection.transport.is_closing():
+                self._expects = False
+                connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             connection.resume_reading()
             if not self._news:
                 self._waiter = connection.loop.create_future()
