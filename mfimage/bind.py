@@ -1,15 +1,16 @@
-"""bind: a decorated function + task -> a function package."""
+"""bind: a decorated function + task, or the tasks of a foreach -> function packages."""
 
 from __future__ import annotations
 
 import datetime
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mfimage.capture.code._reading import defined_names
 from mfimage.capture.code.archive import CapturedCode, archive, capture_code
@@ -27,6 +28,7 @@ from mfimage.capture.task.artifacts import (
     needs_of,
     parameter_schema,
 )
+from mfimage.capture.task.foreach import foreach_tasks
 from mfimage.capture.task.pathspec import find_task
 from mfimage.capture.task.pickles import StoredBytes, named_globals
 from mfimage.capture.task.roots import default_root
@@ -35,12 +37,24 @@ from mfimage.capture.task.task import TaskInfo, describe_task
 from mfimage.errors import CaptureError, OptionError, TaskError
 from mfimage.function.decorator import DecoratedFunction
 from mfimage.package.archive import extracted
-from mfimage.package.spec import NAME, EnvironmentSpec, FunctionSpec, Lineage
+from mfimage.package.spec import (
+    NAME,
+    NAME_RULE,
+    ArtifactRef,
+    EnvironmentSpec,
+    FunctionSpec,
+    Lineage,
+)
 from mfimage.package.store import PackageStore
 
 if TYPE_CHECKING:
     from metaflow import Task
     from metaflow.metaflow_current import Current
+
+
+_PARALLEL = 8
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,18 +112,70 @@ def bind(
         Naming what is wrong with the function, the task, the code or the environment.
     """
     options = options or BindOptions()
+    function, name = _checked(function, options)
+    values = checked_values(function, options.parameters or {})
+    needs = needs_of(function, options.artifacts, values)
+    info = describe_task(_task(task, options, needs))
+    return _bind(function, {name: info}, needs, values, options)[0]
+
+
+def bind_foreach(
+    function: DecoratedFunction, step: str, options: BindOptions | None = None
+) -> list[str]:
+    """Write a function package for every task of a foreach step; return their references.
+
+    Each is named by the foreach's value: ``predict/emea``. Code and environment are captured once.
+
+    Parameters
+    ----------
+    function : DecoratedFunction
+        What ``@json_function`` or ``@avro_function`` made.
+    step : str
+        ``Flow/run/step``; all of its tasks must have succeeded.
+
+    Raises
+    ------
+    MfimageError
+        Naming what is wrong with the function, the tasks or their values, the code or the
+        environment; nothing was written then.
+    """
+    options = options or BindOptions()
+    function, name = _checked(function, options)
+    values = checked_values(function, options.parameters or {})
+    needs = needs_of(function, options.artifacts, values)
+    found = foreach_tasks(step, namespace=options.namespace)
+    tasks = {f"{name}/{value}": info for value, info in found.items()}
+    for each in tasks:
+        _check_name(each)
+    return _bind(function, tasks, needs, values, options)
+
+
+def _checked(function: DecoratedFunction, options: BindOptions) -> tuple[DecoratedFunction, str]:
+    """Return the function and its name."""
     if os.environ.get(IMPORTING):
         message = "a function is bound while its own module is imported"
         raise CaptureError(message, hint="put the binding under: if __name__ == '__main__':")
     function = require_decorated(function)
     name = options.name or function.__name__
+    _check_name(name)
+    return function, name
+
+
+def _check_name(name: str) -> None:
     if not NAME.fullmatch(name):
-        hint = "use letters, digits, _ and -, at most 63, starting with a letter"
-        raise OptionError(f"name: {name!r} is not a function name", hint=hint)
-    values = checked_values(function, options.parameters or {})
-    needs = needs_of(function, options.artifacts, values)
-    info = describe_task(_task(task, options, needs))
-    chosen = needs.choose(info)
+        raise OptionError(f"name: {name!r} is not a function name", hint=f"use {NAME_RULE}")
+
+
+def _bind(
+    function: DecoratedFunction,
+    tasks: Mapping[str, TaskInfo],
+    needs: Needs,
+    values: Mapping[str, Any],
+    options: BindOptions,
+) -> list[str]:
+    """Write the packages of one function and tasks of one run, by the packages' names."""
+    chosen = {name: needs.choose(info) for name, info in tasks.items()}
+    info = next(iter(tasks.values()))
     script_name = info.metadata.get("script-name", "")
     code = capture_code(function, locate(function), script=script_name)
     scripts = code.scripts(script_name, info.flow)
@@ -118,12 +184,10 @@ def bind(
     # Nothing was written up to here. ``function.json`` is written last: an interrupted bind leaves
     # no package that looks complete.
     store = PackageStore(options.root or default_root(info.store.kind, info.store.root))
-    artifacts = copy_artifacts(info, chosen, store)
+    found = _each(lambda name: copy_artifacts(tasks[name], chosen[name], store), tasks)
+    copied = dict(zip(tasks, found, strict=True))
     schemas = cache(partial(_schemas, function))
-    stored = {
-        name: StoredBytes(encoding=ref.encoding, open=partial(store.open_blob, ref))
-        for name, ref in artifacts.items()
-    }
+    stored = _distinct(copied, store)
 
     def describe(needed: Mapping[str, str]) -> Environment:
         with extracted(archived, where="the captured code") as folder:
@@ -146,34 +210,72 @@ def bind(
             )
             return describe_environment(request)
 
-    found = describe({})
+    environment = describe({})
     if needs.names is not None:  # of all artifacts, it may never read those
         _check_main(info, code, scripts, stored)
     spec = FunctionSpec(
-        name=name,
+        name=function.__name__,
         kind=function.kind,
         batch=function.signature.batch,
         entrypoint=code.entrypoint,
         script=script,
         description=inspect.cleandoc(function.__doc__ or ""),
         task=info.pathspec,
-        parameter_schema=parameter_schema(function, needs, artifacts, values),
+        parameter_schema={},
         parameters=values,
         code=store.put_bytes(archived),
-        environment=_stored_environment(found, store),
-        artifacts=artifacts,
+        environment=_stored_environment(environment, store),
+        artifacts={},
         lineage=_lineage(info, code),
         **schemas(),
     )
-    if options.examples:
-        from mfimage.capture.examples import record_examples
+    specs = []
+    for name, each in tasks.items():
+        artifacts = copied[name]
+        bound = replace(
+            spec,
+            name=name,
+            task=each.pathspec,
+            parameter_schema=parameter_schema(function, needs, artifacts, values),
+            artifacts=artifacts,
+            lineage=replace(spec.lineage, task=each.task),
+        )
+        if options.examples:
+            from mfimage.capture.examples import record_examples
 
-        recorded = record_examples(spec, options.examples, store, outside=found.outside)
-        if recorded.needed:
-            environment = _stored_environment(describe(recorded.needed), store)
-            spec = replace(spec, environment=environment)
-        spec = replace(spec, examples=recorded.examples)
-    return store.write(spec)
+            recorded = record_examples(bound, options.examples, store, outside=environment.outside)
+            if recorded.needed:
+                more = _stored_environment(describe(recorded.needed), store)
+                bound = replace(bound, environment=more)
+            bound = replace(bound, examples=recorded.examples)
+        specs.append(bound)
+    return _each(store.write, specs)
+
+
+def _each(call: Callable[[_T], _R], values: Iterable[_T]) -> list[_R]:
+    """Call with each value; of several, some at once, since writing waits for disks or networks."""
+    values = list(values)
+    if len(values) == 1:
+        return [call(values[0])]
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        return list(pool.map(call, values))
+
+
+def _distinct(
+    copied: Mapping[str, Mapping[str, ArtifactRef]], store: PackageStore
+) -> dict[str, StoredBytes]:
+    """Return the artifacts; of those of one name in several tasks, those that name other code."""
+    found: dict[str, StoredBytes] = {}
+    known = set[tuple[str, frozenset[tuple[str, str]]]]()
+    for function, artifacts in copied.items():
+        for name, ref in artifacts.items():
+            stored = StoredBytes(encoding=ref.encoding, open=partial(store.open_blob, ref))
+            if len(copied) == 1:
+                found[name] = stored
+            elif (names := (name, named_globals(name, stored))) not in known:
+                known.add(names)
+                found[f"{name} of {function}" if name in found else name] = stored
+    return found
 
 
 def _check_main(

@@ -1,8 +1,8 @@
-"""build: a function package, or a step of a flow, + options -> an image."""
+"""build: function packages, or a step of a flow, + options -> an image."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ Note = Callable[[str], None]
 
 
 def build(
-    reference: str,
+    references: str | Sequence[str],
     options: BuildOptions,
     *,
     push: bool = False,
@@ -35,8 +35,9 @@ def build(
 
     Parameters
     ----------
-    reference : str
-        The function package; for the target ``step``, ``file.py:step`` or ``file.py:Flow.step``.
+    references : str or sequence of str
+        The function package, or several; for the target ``step``, ``file.py:step`` or
+        ``file.py:Flow.step``.
     options : BuildOptions
         What to build.
     push : bool
@@ -55,26 +56,30 @@ def build(
     Raises
     ------
     MfimageError
-        Naming what is wrong with the package, the options, the engine or a step.
+        Naming what is wrong with a package, the options, the engine or a step.
     """
     if push and not options.tags:
         raise OptionError(
             "push: the image has no name", hint="give it one: --tag REGISTRY/NAME:TAG"
         )
     return build_image(
-        open_source(reference, options), options, push=push, force=force, test=test,
+        open_source(references, options), options, push=push, force=force, test=test,
         max_size=max_size, on_event=on_event, note=note,
     )  # fmt: skip
 
 
 def plan_build(
-    reference: str, options: BuildOptions, *, push: bool = False, note: Note = lambda _: None
+    references: str | Sequence[str],
+    options: BuildOptions,
+    *,
+    push: bool = False,
+    note: Note = lambda _: None,
 ) -> tuple[PlannedImage, ...]:
     """Describe what `build` would make for each platform, and why each layer would change."""
     with read_only():  # of a step, the environment that is solved is not kept
-        return plan_image(open_source(reference, options), options, push=push, note=note)
+        return plan_image(open_source(references, options), options, push=push, note=note)
 
 
-def render(reference: str, options: BuildOptions, folder: Path) -> Path:
+def render(references: str | Sequence[str], options: BuildOptions, folder: Path) -> Path:
     """Write the Dockerfile and its context; no engine is needed."""
-    return render_image(open_source(reference, options), options, folder)
+    return render_image(open_source(references, options), options, folder)

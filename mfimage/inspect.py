@@ -89,6 +89,7 @@ def _package(spec: FunctionSpec) -> dict[str, Any]:
 def _image(name: str, platform: str | None) -> dict[str, Any]:
     from mfimage.image.find.contents import LINEAGE, contents_of
     from mfimage.image.find.places import find_image
+    from mfimage.image.sbom.document import FUNCTION_REF
 
     image = find_image(name, platform=platform)
     info, sbom = image.info, image.sbom()
@@ -103,6 +104,11 @@ def _image(name: str, platform: str | None) -> dict[str, Any]:
         else:
             others[label] = text
     known = contents_of(info, sbom)["function"] or {}
+    functions = {
+        name.removeprefix(FUNCTION_REF): item.text
+        for name, item in known.items()
+        if name.startswith(FUNCTION_REF)
+    }
     found = {
         "image": info.id or image.digest or name,
         "from": image.place.name,
@@ -116,6 +122,7 @@ def _image(name: str, platform: str | None) -> dict[str, Any]:
         "created": info.created,
         "user": info.user or "root",
         **own,
+        "functions": functions,
         "lineage": {name: known[name].text for name in LINEAGE if name in known},
         "sbom": _summary(sbom),
         "layers": [dataclasses.asdict(layer) for layer in image.layers],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -19,7 +19,7 @@ from mfimage.image.find.places import find_image, read_member
 from mfimage.image.plan.labels import TARGET
 from mfimage.image.plan.options import LABEL_PREFIX, BuildOptions
 from mfimage.image.plan.plan import make_plan
-from mfimage.image.plan.subject import FUNCTION, STEP
+from mfimage.image.plan.subject import FUNCTION, FUNCTIONS, STEP
 from mfimage.image.registry.reference import Reference, parse_reference
 from mfimage.image.secrets.build import read_secrets
 from mfimage.image.targets import find_target
@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 _BASE = "org.opencontainers.image.base."
-_REFERENCES = {FUNCTION: "function package", STEP: "file and step"}
+_REFERENCES = {
+    FUNCTION: "function package",
+    FUNCTIONS: "function packages, all of them,",
+    STEP: "file and step",
+}
 _OCI_HISTORY = "mfimage "  # how the history's lines of the oci builder start
 
 
@@ -84,7 +88,11 @@ class Verification:
 
 
 def verify(
-    image: str, reference: str, options: BuildOptions, *, say: Say = lambda _: None
+    image: str,
+    references: str | Sequence[str],
+    options: BuildOptions,
+    *,
+    say: Say = lambda _: None,
 ) -> Verification:
     """Build an image again, with its own lock and base, and compare.
 
@@ -92,8 +100,8 @@ def verify(
     ----------
     image : str
         ``oci:DIR``, ``oci-archive:FILE``, ``docker-archive:FILE``, or a name or ID.
-    reference : str
-        The function package; for an image of a step, ``file.py:step``.
+    references : str or sequence of str
+        The function package, or several; for an image of a step, ``file.py:step``.
     options : BuildOptions
         Options of the original build that the image does not state: variables, labels, packages, a
         base without a digest, credentials.
@@ -109,13 +117,14 @@ def verify(
     with find_image(image, platform=platform).open() as original:
         labels = (original.config.get("config") or {}).get("Labels") or {}
         source = open_source(
-            reference, dataclasses.replace(options, target=labels.get(TARGET, options.target))
+            references, dataclasses.replace(options, target=labels.get(TARGET, options.target))
         )
         subject = source.subject
         held = labels.get(f"{LABEL_PREFIX}{subject.kind}.digest")
         if held != subject.digest:
+            holds = f"the {subject.kind} {held}" if held else "something else"
             raise OptionError(
-                f"image: {image} holds the {subject.kind} {held}, not {subject.digest}",
+                f"image: {image} holds {holds}, not the {subject.kind} {subject.digest}",
                 hint=f"name the {_REFERENCES[subject.kind]} that it was built from",
             )
         lock = read_member(original.layers[-1].open, LOCK_FILE)
@@ -133,7 +142,7 @@ def verify(
             base = builder.base(options.base_image, platform)
             plan = make_plan(subject, base=base, lock=lock, options=options)
             say(f"building {subject.name} on {base.pinned} again, by {builder.name}")
-            built = builder.build(plan, source.store.unverified_file)
+            built = builder.build(plan, source.unverified_file)
             names = [layer.name for layer in built.layers]
             with (
                 placed(builder, built) as name,

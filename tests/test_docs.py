@@ -19,7 +19,8 @@ from mfimage.runtime.__main__ import main as run
 from tests.test_architecture import FLOORS, OWNERS, ROOT
 
 DOCS = sorted(ROOT.glob("docs/*.md"))
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS, *ROOT.glob("examples/**/*.md")])
+PLATFORMS = ROOT.glob("docs/platforms/*.md")
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS, *PLATFORMS, *ROOT.glob("examples/**/*.md")])
 CODE = "".join(path.read_text() for path in sorted((ROOT / "mfimage").rglob("*.py")))
 TESTS = "".join(path.read_text() for path in sorted((ROOT / "tests").rglob("*.py")))
 VARIABLE = r"\bMFIMAGE_[A-Z_]*[A-Z]"

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,25 +26,28 @@ STEP = "step"  # the target
 @click.command()
 @click.argument("function")
 @click.option("--task", required=True, metavar=_TASK, help="Task to bind FUNCTION to.")
+@flags.foreach_flag
 @flags.bind_flags
-def bind(function: str, task: str, **given: Any) -> None:
+def bind(function: str, task: str, foreach: bool, **given: Any) -> None:
     """Bind a function to a finished task.
 
-    FUNCTION is file.py:name or module:name. Prints the reference of the function package.
+    FUNCTION is file.py:name or module:name. Prints the reference of the function package; with
+    --foreach, that of each.
     """
     before = {*threading.enumerate()}
-    click.echo(_bind(function, task, given))
+    click.echo("\n".join(_bind(function, task, given, foreach=foreach)))
     if any(not thread.daemon for thread in {*threading.enumerate()} - before):
         sys.stdout.flush()
         os._exit(0)  # the function's module started it: it would never end
 
 
-def _bind(function: str, task: str, given: dict[str, Any]) -> str:
+def _bind(function: str, task: str, given: dict[str, Any], *, foreach: bool) -> list[str]:
     from mfimage.capture.code.interpreter import early_interpreter
     from mfimage.runtime.records.streams import results
 
     with early_interpreter(), results("-"):  # what the module prints is not the reference
         from mfimage.bind import bind as bind_function
+        from mfimage.bind import bind_foreach
         from mfimage.capture.code.named import find_function
         from mfimage.cli.console import note
         from mfimage.package.store import open_package
@@ -53,13 +57,17 @@ def _bind(function: str, task: str, given: dict[str, Any]) -> str:
         with find_function(function, task=task, **place) as found:
             if found.package:
                 note(f"{function} is taken from the code package of {found.package}")
-            reference = bind_function(found.function, task, wanted)
-    spec = open_package(reference).spec
+            if foreach:
+                references = bind_foreach(found.function, task, wanted)
+            else:
+                references = [bind_function(found.function, task, wanted)]
+    spec, more = open_package(references[0]).spec, len(references) - 1
+    others = f" (and {more} more to the other tasks)" if more else ""
     note(
-        f"bound {spec.name} to {spec.task}: {len(spec.artifacts)} artifacts, "
+        f"bound {spec.name} to {spec.task}{others}: {len(spec.artifacts)} artifacts, "
         f"environment from {spec.environment.source}, Python {spec.environment.python_minor}"
     )
-    return reference
+    return references
 
 
 _pipeline_flags = flags.options(
@@ -86,15 +94,17 @@ _pipeline_flags = flags.options(
 
 
 @click.command()
-@click.argument("function")
+@click.argument("functions", metavar="FUNCTION...", nargs=-1, required=True)
 @click.option("--task", metavar=_TASK, help="Task to bind FUNCTION to first.")
+@flags.foreach_flag
 @flags.build_flags("build")
 @_pipeline_flags
 @flags.bind_flags
 def build(
-    function: str,
+    functions: tuple[str, ...],
     *,
     task: str | None,
+    foreach: bool,
     as_json: bool,
     push: bool,
     force: bool,
@@ -109,7 +119,8 @@ def build(
     """Build an image; print its name.
 
     FUNCTION is the reference of a function package; with --task, file.py:name or module:name;
-    with --target step, a flow's step as file.py:step.
+    with --target step, a flow's step as file.py:step. Several functions give one image, which
+    serves each by its name.
     """
     from mfimage.build import build as build_image
     from mfimage.cli.console import BuildStory, note, show
@@ -123,13 +134,13 @@ def build(
 
         with TemporaryDirectory(prefix="mfimage-") as folder:  # for the package
             given["root"] = folder
-            reference = _reference(function, task, given, wanted)
-            _show_plan(reference, wanted, push=push, as_json=as_json)
+            references = _references(functions, task, given, wanted, foreach=foreach)
+            _show_plan(references, wanted, push=push, as_json=as_json)
         return
-    reference = _reference(function, task, given, wanted)
+    references = _references(functions, task, given, wanted, foreach=foreach)
     with show(BuildStory, verbose=verbose) as on_event:
         image = build_image(
-            reference, wanted, push=push, force=force, test=test, max_size=limit,
+            references, wanted, push=push, force=force, test=test, max_size=limit,
             on_event=on_event, note=note,
         )  # fmt: skip
     report = image.to_dict()
@@ -140,15 +151,33 @@ def build(
     click.echo(json.dumps(report, indent=2) if as_json else image.name)
 
 
-def _reference(function: str, task: str | None, given: dict[str, Any], wanted: BuildOptions) -> str:
-    """Return what to build: a reference, that of a function bound now, or a step."""
+def _references(
+    functions: Sequence[str],
+    task: str | None,
+    given: dict[str, Any],
+    wanted: BuildOptions,
+    *,
+    foreach: bool,
+) -> list[str]:
+    """Return what to build: references, those of functions bound now, or a step."""
+    if foreach and task is None:
+        raise OptionError(
+            "foreach: there is no step to bind to", hint="name it: --task Flow/run/step"
+        )
     if wanted.target == STEP:
         if task is not None:
             raise OptionError(
-                f"task: a step is built from its file: {function}", hint="leave out --task"
+                f"task: a step is built from its file: {functions[0]}", hint="leave out --task"
             )
-        return function
-    return _bind(function, task, given) if task is not None else _bound(function)
+        return list(functions)
+    if task is None:
+        return [_bound(each) for each in functions]
+    if given["name"] and functions[1:]:
+        raise OptionError(
+            f"name: {given['name']} cannot be the name of {len(functions)} functions",
+            hint="leave out --name, or bind each by mfimage bind --name",
+        )
+    return [each for one in functions for each in _bind(one, task, given, foreach=foreach)]
 
 
 def _bound(reference: str) -> str:
@@ -162,23 +191,25 @@ def _bound(reference: str) -> str:
 
 
 @click.command()
-@click.argument("reference")
+@click.argument("references", metavar="REFERENCE...", nargs=-1, required=True)
 @flags.build_flags("plan")
 @json_flag
-def plan(reference: str, as_json: bool, **given: Any) -> None:
+def plan(references: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Show what a build would make, and why.
 
     REFERENCE is a function package; with --target step, file.py:step. Each layer is compared with
     the image that --tag names now.
     """
-    _show_plan(reference, build_options(given), push=False, as_json=as_json)
+    _show_plan(references, build_options(given), push=False, as_json=as_json)
 
 
-def _show_plan(reference: str, wanted: BuildOptions, *, push: bool, as_json: bool) -> None:
+def _show_plan(
+    references: Sequence[str], wanted: BuildOptions, *, push: bool, as_json: bool
+) -> None:
     from mfimage.build import plan_build
     from mfimage.cli.console import note
 
-    found = plan_build(reference, wanted, push=push, note=note)
+    found = plan_build(references, wanted, push=push, note=note)
     if as_json:
         click.echo(json.dumps([image.to_dict() for image in found], indent=2))
     else:
@@ -186,17 +217,17 @@ def _show_plan(reference: str, wanted: BuildOptions, *, push: bool, as_json: boo
 
 
 @click.command()
-@click.argument("reference")
+@click.argument("references", metavar="REFERENCE...", nargs=-1, required=True)
 @click.option(
     "-o", "--output", "folder", required=True, type=click.Path(file_okay=False), metavar="DIR",
     help="Folder to write to: new, empty, or rendered before.",
 )  # fmt: skip
 @flags.build_flags("render")
-def render(reference: str, folder: str, **given: Any) -> None:
+def render(references: tuple[str, ...], folder: str, **given: Any) -> None:
     """Write the Dockerfile and its context.
 
     `docker build` of it gives the same image, except for what the SBOM records of the base.
     """
     from mfimage.build import render as render_context
 
-    click.echo(render_context(reference, build_options(given), Path(folder)))
+    click.echo(render_context(references, build_options(given), Path(folder)))

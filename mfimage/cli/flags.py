@@ -32,6 +32,10 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
 
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
+foreach_flag = click.option(
+    "--foreach", is_flag=True,
+    help="Bind FUNCTION to each task of a foreach step, as NAME/VALUE; --task is FLOW/RUN/STEP.",
+)  # fmt: skip
 bind_flags = options(
     click.option("--name", help="Name of the function package; by default the function's."),
     click.option(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 DIFFERENT = 3  # not 1, by which every command says that it failed
 _POSITIVE = click.FloatRange(min=0)
+# The names of `PLATFORMS` in image/checks/platforms.py, whose import takes long.
+CONTRACTS = ("oip", "kserve", "sagemaker", "vertex", "mlflow")
 _TOLERANCE = "tolerance for floating-point numbers."
 
 _platform_flag = click.option(
@@ -89,10 +91,16 @@ def diff(before: str, after: str, platform: str | None, exit_code: bool, as_json
 )  # fmt: skip
 @click.option("--rtol", type=_POSITIVE, metavar="NUMBER", help=f"Relative {_TOLERANCE}")
 @click.option("--atol", type=_POSITIVE, metavar="NUMBER", help=f"Absolute {_TOLERANCE}")
+@click.option(
+    "--contract", "contracts", type=click.Choice(CONTRACTS), multiple=True,
+    help="Platform whose contract is checked as well, in a container as it starts one; "
+    "repeatable.",
+)  # fmt: skip
 @json_flag
 def test(
-    image: str, *, timeout: float, rtol: float | None, atol: float | None, as_json: bool
-) -> None:
+    image: str, *, timeout: float, rtol: float | None, atol: float | None,
+    contracts: tuple[str, ...], as_json: bool,
+) -> None:  # fmt: skip
     """Run an image and check it.
 
     Calls it with the recorded examples and compares the results. Exits with 1 if a check fails.
@@ -109,7 +117,9 @@ def test(
 
     given = {"relative": rtol, "absolute": atol}
     tolerance = Tolerance(**{name: value for name, value in given.items() if value is not None})
-    options = CheckOptions(timeout=timeout, tolerance=tolerance)
+    options = CheckOptions(
+        timeout=timeout, tolerance=tolerance, contracts=tuple(dict.fromkeys(contracts))
+    )
     report = check_image(image, options, say=note, on_check=show_failure)
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
     note(f"{image}: {report.summary}")
@@ -119,10 +129,13 @@ def test(
 
 @click.command()
 @click.argument("image")
-@click.option("--reference", required=True, help="Function package that IMAGE was built from.")
+@click.option(
+    "--reference", "references", required=True, multiple=True, metavar="REFERENCE",
+    help="Function package that IMAGE was built from. Repeatable.",
+)  # fmt: skip
 @json_flag
 @build_flags("verify")
-def verify(image: str, *, reference: str, as_json: bool, **given: Any) -> None:
+def verify(image: str, *, references: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Build an image again and compare.
 
     Shows which layers and files differ. IMAGE records its lock, base and target. Other options,
@@ -131,7 +144,7 @@ def verify(image: str, *, reference: str, as_json: bool, **given: Any) -> None:
     from mfimage.cli.console import note
     from mfimage.verify import verify as verify_image
 
-    found = verify_image(image, reference, build_options(given), say=note)
+    found = verify_image(image, references, build_options(given), say=note)
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.to_text())
     note(f"{image}: {'the same' if found.same else 'differs'}")
     if not found.same:

@@ -58,7 +58,7 @@ def build_image(
         with phase("plan"):
             plans = _plans(source, options, builder, note)
         plan = plans[0]
-        blob_path: BlobPath = source.store.unverified_file
+        blob_path: BlobPath = source.unverified_file
         if builder.name == DOCKER:
             # An engine reads only what it does not have: damage in the rest would go unnoticed.
             blob_path = _verified_path(source)
@@ -129,7 +129,7 @@ def plan_image(
     reader = builder
     if builder.name == DOCKER:  # it would pull the base
         reader = open_it(dataclasses.replace(options, builder=OCI, cache_from=(), cache_to=None))
-    blob_path = source.store.unverified_file
+    blob_path = source.unverified_file
     engine = builder.name == DOCKER or not (push or isinstance(options.output, Location))
     with read_only(), closing(builder), closing(reader):
         plans = _plans(source, options, reader, note)
@@ -192,10 +192,5 @@ def _trusting_host(options: BuildOptions) -> BuildOptions:
 
 def _verified_path(source: BuildSource) -> BlobPath:
     """Verify every blob; return what finds each, for as long as the source exists."""
-    subject, store = source.subject, source.store
-    environment = subject.environment
-    refs = [
-        *subject.artifacts.values(), *environment.wheels.values(), environment.lock, subject.code,
-    ]  # fmt: skip
-    files = {ref.digest: store.blob_file(ref) for ref in refs if ref}
+    files = source.verified_files()
     return lambda ref: files[ref.digest]

@@ -62,7 +62,6 @@ class Image:
         """Return the report as JSON values."""
         pushed = self.digests[0].partition("@")[2] if self.digests else None
         several = len(self.images) > 1
-        subject = self.plan.subject
         digest = pushed or (None if several else self.images[0].digest)
         found = {
             "image": self.name,
@@ -77,7 +76,7 @@ class Image:
             "size": self.size,
             "target": self.plan.target.name,
             "platform": ",".join(image.platform for image in self.images),
-            subject.kind: {"name": subject.name, "digest": subject.digest},
+            **self.plan.subject.to_dict(),
             "lock": self.plan.dependencies.digest,
             "base": str(self.plan.base.pinned),
             "platforms": [_image(image, None if several else digest) for image in self.images],

@@ -20,7 +20,14 @@ from mfimage.errors import PackageError
 
 SCHEMA_VERSION = "1.0"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,62}")
+# Of a function, and of one of several that a foreach gave: ``predict/emea``.
+_WORD = r"[A-Za-z_][A-Za-z0-9_-]{0,62}"
+VALUE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
+NAME = re.compile(rf"{_WORD}(/{VALUE.pattern})?")
+NAME_RULE = (
+    "letters, digits, _ and -, at most 63, starting with a letter or _; or such a name, / and a "
+    "value of letters, digits, _, - and ., at most 63, not starting with - or ."
+)
 
 
 def sha256_digest(data: bytes) -> str:

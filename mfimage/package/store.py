@@ -159,7 +159,7 @@ def open_package(reference: str | os.PathLike[str]) -> Package:
 
     Raises ``ReferenceNotFound`` or ``PackageError``.
     """
-    root, name = _split(os.fspath(reference))
+    root, name = split_reference(os.fspath(reference))
     store = PackageStore(root)
     url = store.storage.url(name)
     try:
@@ -174,17 +174,18 @@ def open_package(reference: str | os.PathLike[str]) -> Package:
     return Package(spec=spec, reference=url, store=store)
 
 
-def _split(reference: str) -> tuple[str, str]:
+def split_reference(reference: str) -> tuple[str, str]:
     """Return a reference's root, and the path of its ``function.json`` below it."""
     refuse_credentials(reference)
     whole = reference if "://" in reference else os.path.abspath(reference)  # noqa: PTH100  (links stay)
     text = whole.rstrip("/").removesuffix(f"/{FILE_NAME}")
-    root, *rest = f"{text}/{FILE_NAME}".rsplit("/", 4)
-    if len(rest) < 4 or rest[0] != "functions" or root.endswith(":/"):
-        ending = "functions/<name>/<digest>/function.json"
-        hint = f"a reference ends in {ending}; `mfimage bind` prints it"
-        raise ReferenceNotFound(f"{reference!r} is not a reference", hint=hint)
-    return root or "/", "/".join(rest)
+    for parts in (4, 5):  # a name has one part, or two
+        root, *rest = f"{text}/{FILE_NAME}".rsplit("/", parts)
+        if len(rest) == parts and rest[0] == "functions" and not root.endswith(":/"):
+            return root or "/", "/".join(rest)
+    ending = "functions/<name>/<digest>/function.json"
+    hint = f"a reference ends in {ending}; `mfimage bind` prints it"
+    raise ReferenceNotFound(f"{reference!r} is not a reference", hint=hint)
 
 
 def digest_of(file: BinaryIO) -> BlobRef:

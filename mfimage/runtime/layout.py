@@ -27,6 +27,8 @@ BLOBS = "blobs/sha256"
 FUNCTION_VARIABLE = "MFIMAGE_FUNCTION"
 # The image's interface.
 TARGET_VARIABLE = "MFIMAGE_TARGET"
+# Where Vertex AI has put the model that was uploaded with the image.
+MODEL_VARIABLE = "AIP_STORAGE_URI"
 # prometheus_client's own: folder of the processes' counts.
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mfimage.errors import OptionError
@@ -18,6 +19,9 @@ from mfimage.sizes import parse_size
 _LEVELS = ("debug", "info", "warning", "error")
 _PREFIX = re.compile(r"(/[\w.~!$&'()*+,;=:@%-]+)*/?", re.ASCII)
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s,]+")
+# SageMaker starts every image with `serve`, calls it at this port, and mounts this folder.
+_SAGEMAKER_PORT = 8080
+_SAGEMAKER_FOLDER = Path("/opt/ml/model")
 _FLAGS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),
@@ -34,16 +38,36 @@ class Variable:
     meaning: str
     parse: Callable[[str], Any] = str
     wanted: str = "text"
+    # Platforms' own names for it: those that outrank it, and those that it outranks.
+    above: tuple[str, ...] = ()
+    below: tuple[str, ...] = ()
 
-    def read(self, text: str) -> Any:
+    def find(self, environ: Mapping[str, str]) -> str | None:
+        """Return the name by which it is set, if it is; an empty one counts as not set."""
+        names = (*self.above, self.name, *self.below)
+        return next((name for name in names if environ.get(name)), None)
+
+    def read(self, text: str, name: str | None = None) -> Any:
         """Return the value of a text, or raise an ``OptionError`` that names the variable."""
         try:
             return self.parse(text.strip())
         except ValueError:
             raise OptionError(
-                f"{self.name}: expected {self.wanted}, got {text!r}",
+                f"{name or self.name}: expected {self.wanted}, got {text!r}",
                 hint=f"the default is {self.default}",
             ) from None
+
+
+def _is_sagemakers(name: str) -> bool:
+    return name.startswith("SAGEMAKER_")
+
+
+def _route(text: str) -> str | None:
+    if text == "none":
+        return None
+    if not text.startswith("/"):
+        raise ValueError
+    return text
 
 
 def _one_of(values: Mapping[str, Any], text: str) -> Any:
@@ -76,9 +100,10 @@ def _setting(
     *,
     name: str | None = None,
     value: Any = dataclasses.MISSING,
+    **more: Any,
 ) -> Any:
     """Return a field with its variable; ``value`` is the default that has no text."""
-    variable = {"default": default, "meaning": meaning, "parse": parse, "wanted": wanted}
+    variable = {"default": default, "meaning": meaning, "parse": parse, "wanted": wanted, **more}
     value = parse(default) if value is dataclasses.MISSING else value
     return dataclasses.field(default=value, metadata={"name": name, "variable": variable})
 
@@ -133,14 +158,22 @@ _THE_ONLY_ONE = "the only one"
 class Settings:
     """The server's settings; each is read from a variable, ``MFIMAGE_<FIELD>`` unless named."""
 
-    port: int = _whole("8000", 0, 65535, "The port to listen on.", what="a port", name="PORT")
+    port: int = _whole(
+        "8000", 0, 65535,
+        "The port to listen on; 8080 on SageMaker where it is not set. `AIP_HTTP_PORT` and "
+        "`SAGEMAKER_BIND_TO_PORT`, which Vertex AI and SageMaker set, outrank it.",
+        what="a port", name="PORT", above=("AIP_HTTP_PORT", "SAGEMAKER_BIND_TO_PORT"),
+    )  # fmt: skip
     host: str = _setting(
         "0.0.0.0",  # noqa: S104  (a container is reached from outside)
         "The address to listen on; `::` for IPv6.",
     )
     workers: int = _whole(
-        "1", 1, 512, "Processes, each with its own copy of the function. One that dies is replaced."
-    )
+        "1", 1, 512,
+        "Processes, each with its own copy of the function. One that dies is replaced. "
+        "`WEB_CONCURRENCY` counts where it is not set.",
+        below=("WEB_CONCURRENCY",),
+    )  # fmt: skip
     threads: int | None = _whole(
         "40; 1 for batch functions", 1, 4096,
         "Maximum number of concurrent calls of the function in a process. "
@@ -225,6 +258,17 @@ class Settings:
         "1", "`0` turns off the log line for each request.", partial(_one_of, _FLAGS), "1 or 0"
     )
 
+    health_route: str | None = _setting(
+        "none",
+        "Path that answers as `/readyz` does, as `/health`; Vertex AI sets it.",
+        _route, "a path, as /health", name="AIP_HEALTH_ROUTE",
+    )  # fmt: skip
+    predict_route: str | None = _setting(
+        "none",
+        "Path that answers `instances` with `predictions`, as `/predict`; Vertex AI sets it.",
+        _route, "a path, as /predict", name="AIP_PREDICT_ROUTE",
+    )  # fmt: skip
+
     @property
     def max_held(self) -> int:
         """Maximum size of all request bodies that a process holds at once."""
@@ -233,12 +277,15 @@ class Settings:
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read the variables; an empty one counts as not set."""
+        mounted = environ is None and _SAGEMAKER_FOLDER.is_dir()
         environ = os.environ if environ is None else environ
         given = {
-            variable.field: variable.read(environ[variable.name])
+            variable.field: variable.read(environ[name], name)
             for variable in VARIABLES
-            if variable.field and environ.get(variable.name)
+            if variable.field and (name := variable.find(environ))
         }
+        if "port" not in given and (mounted or any(map(_is_sagemakers, environ))):
+            given["port"] = _SAGEMAKER_PORT
         settings = cls(**given)
         if settings.max_loaded is not None and settings.load == "eager":
             raise OptionError(

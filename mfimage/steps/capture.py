@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,24 +11,37 @@ from typing import Any
 from mfimage.capture.code.archive import CapturedCode, archive, project_files
 from mfimage.capture.code.code_package import git_commit
 from mfimage.capture.code.locate import import_place, is_file
-from mfimage.errors import CaptureError
+from mfimage.errors import CaptureError, OptionError
 from mfimage.image.plan.lock import index_options
+from mfimage.image.plan.names import check_names
 from mfimage.image.plan.options import BuildOptions
+from mfimage.image.plan.several import functions_source, open_packages
 from mfimage.image.plan.subject import STEP, BuildSource, Subject, function_source
 from mfimage.package.platforms import machine_platform
 from mfimage.package.spec import sha256_of
-from mfimage.package.store import open_package
+from mfimage.runtime.layout import CODE
 from mfimage.steps.declared import Declared, FlowFile, declare_steps
 from mfimage.steps.environments import solved, step_store
 
 _EXAMPLE = "write file.py:step, or file.py:Flow.step"
 
 
-def open_source(reference: str, options: BuildOptions) -> BuildSource:
+def open_source(references: str | Sequence[str], options: BuildOptions) -> BuildSource:
     """Return what an image is built from, for the target of ``options``."""
-    if options.target != STEP:
-        return function_source(open_package(reference))
-    return capture_step(reference, options)
+    first, *more = [references] if isinstance(references, str) else references
+    if options.target == STEP:
+        if more:
+            raise OptionError(
+                f"an image for {STEP} is of one step: {first} and {more[0]} are two",
+                hint="build an image of each",
+            )
+        return capture_step(first, options)
+    packages = open_packages([first, *more])
+    check_names({name: package.spec for name, package in packages.items()})
+    # A foreach gives an image of several, however many tasks it has.
+    if more or "/" in next(iter(packages)):
+        return functions_source(packages)
+    return function_source(next(iter(packages.values())))
 
 
 def capture_step(reference: str, options: BuildOptions) -> BuildSource:
@@ -57,7 +71,7 @@ def capture_step(reference: str, options: BuildOptions) -> BuildSource:
         description=(step.__doc__ or "").strip(),
         entrypoint=code.entrypoint,
         environment=solved(declared, store, fresh=options.no_cache),
-        code=blob,
+        code={CODE: blob},
         labels={"flow": flow.name, **environment_labels(declared)},
         lineage={"flow": flow.name, "step": step.name, "git.commit": git_commit(path.parent)},
     )

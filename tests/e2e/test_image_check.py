@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from mfimage.cli.images import CONTRACTS
+from mfimage.image.checks.platforms import PLATFORMS
 from mfimage.image.docker.command import DockerCommand
 from mfimage.image.docker.engine import Engine
 from tests.e2e.conftest import Project
@@ -97,6 +99,18 @@ def test_a_good_image_passes(iris, good):
         f"testing {good} by docker",
         f"{good}: {len(rows)} passed",
     ]
+
+
+def test_contracts_of_platforms(iris, good):
+    """Each in a container that is started as the platform does it: variables, command, user."""
+    assert tuple(PLATFORMS) == CONTRACTS
+    options = [word for name in CONTRACTS for word in ("--contract", name)]
+    checks, failed, _ = check(iris, good, *options)
+    assert failed == set()
+    found = {"oip-infer-2", "kserve-predict", "vertex-predict", "vertex-health", "mlflow-frame-2"}
+    users = {f"sagemaker-{uid}-{name}" for uid in ("0", "1000") for name in ("ping", "lines")}
+    assert found | users <= set(checks)
+    assert {checks[name]["status"] for name in found | users} == {"passed"}
 
 
 def test_compose_runs_an_image_by_what_was_measured(iris, good, tmp_path):
@@ -240,7 +254,8 @@ RAY = """\
 import http.server
 class Head(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200)
+        # As Ray's dashboard, which has no /api/healthz.
+        self.send_response(200 if self.path == '/api/gcs_healthz' else 404)
         self.send_header('Content-Length', '0')
         self.end_headers()
 http.server.HTTPServer(('', 8265), Head).serve_forever()

@@ -50,7 +50,7 @@ class Served:
         self.metrics = Metrics()
         self.lines = Lines()
         self.access = AccessLog(Out(self.lines), loop.call_later)
-        functions = ServedFunctions.alone(fn.spec)
+        functions = ServedFunctions.alone(fn.spec).placed(settings)
         self.services = Services(
             served=functions, settings=settings, metrics=self.metrics, loop=loop
         )

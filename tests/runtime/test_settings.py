@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 from mfimage.errors import OptionError
+from mfimage.runtime import settings
 from mfimage.runtime.settings import VARIABLES, Settings
 
 DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
@@ -47,6 +49,8 @@ def test_the_documented_table_is_this_table() -> None:
             ("https://a.b", "http://c:3000"),
         ),
         ("MFIMAGE_CORS_ORIGINS", "*", "cors_origins", ("*",)),
+        ("WEB_CONCURRENCY", "3", "workers", 3),
+        ("AIP_PREDICT_ROUTE", "/predict", "predict_route", "/predict"),
     ],
 )
 def test_values(name: str, text: str, field: str, value: object) -> None:
@@ -54,10 +58,40 @@ def test_values(name: str, text: str, field: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
+    ("environ", "field", "value"),
+    [
+        ({"MFIMAGE_WORKERS": "2", "WEB_CONCURRENCY": "3"}, "workers", 2),
+        ({"MFIMAGE_WORKERS": "", "WEB_CONCURRENCY": "3"}, "workers", 3),
+        ({"AIP_HTTP_PORT": "81", "PORT": "80"}, "port", 81),
+        ({"SAGEMAKER_BIND_TO_PORT": "82", "PORT": "80"}, "port", 82),
+        ({"SAGEMAKER_REGION": "eu-west-1"}, "port", 8080),
+        ({"SAGEMAKER_REGION": "eu-west-1", "PORT": "80"}, "port", 80),
+        ({"AWS_REGION": "eu-west-1"}, "port", 8000),
+    ],
+)
+def test_platforms_have_their_own_names(environ: dict[str, str], field: str, value: object) -> None:
+    assert getattr(Settings.from_environ(environ), field) == value
+
+
+def test_sagemaker_is_recognised_by_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [*os.environ]:
+        if name in ("PORT", "AIP_HTTP_PORT") or name.startswith("SAGEMAKER_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(settings, "_SAGEMAKER_FOLDER", tmp_path / "model")
+    assert Settings.from_environ().port == 8000
+    (tmp_path / "model").mkdir()
+    assert Settings.from_environ().port == 8080
+
+
+@pytest.mark.parametrize(
     ("name", "text", "wanted"),
     [
         ("PORT", "http", "a port from 0 to 65535"),
         ("PORT", "70000", "a port"),
+        ("WEB_CONCURRENCY", "0", "a whole number from 1 to 512"),
+        ("AIP_HEALTH_ROUTE", "health", "a path, as /health"),
         ("MFIMAGE_WORKERS", "0", "a whole number"),
         ("MFIMAGE_TIMEOUT", "nan", "seconds"),
         ("MFIMAGE_TIMEOUT", "-1", "seconds"),

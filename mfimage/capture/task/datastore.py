@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from mfimage.errors import CaptureError, PackageError, StorageError, TaskError
 from mfimage.package.storage.buckets import require_libraries
@@ -34,14 +34,28 @@ class StoredArtifact:
     info: Mapping[str, Any]
 
 
+class ForeachFrame(NamedTuple):
+    """Metaflow's record of a foreach that a task runs in; the value is cut to some characters."""
+
+    step: str
+    var: str | None = None
+    num_splits: int | None = None
+    index: int = 0  # type: ignore[assignment]  # hides the method of a tuple
+    value: str | None = None
+
+
 class TaskStore:
     """The artifacts of a task's last finished attempt."""
 
-    def __init__(self, pathspec: str, kind: str, root: str) -> None:
+    def __init__(
+        self, pathspec: str, kind: str, root: str, *, like: TaskStore | None = None
+    ) -> None:
+        # ``like``, the store of another task of the flow, shares its client of the datastore.
         self.pathspec, self.kind, self.root = pathspec, kind, root
         self.artifacts: Mapping[str, StoredArtifact] = {}
         flow, run, step, task = pathspec.split("/")
-        self._flow = _flow_datastore(flow, kind, root)
+        shared = like is not None and (like.kind, like.root) == (kind, root)
+        self._flow: Any = like._flow if like and shared else _flow_datastore(flow, kind, root)
         self._open_task(run, step, task)
 
     def _open_task(self, run: str, step: str, task: str) -> None:
@@ -72,6 +86,10 @@ class TaskStore:
         with self._open(key, f"artifact {name!r}") as (path, compressed):
             data = path.read_bytes()
         return _Constants(gzip.decompress(data) if compressed else data, name).load()
+
+    def foreach_stack(self) -> list[ForeachFrame]:
+        """Return the foreaches that the task runs in, outermost first."""
+        return list(self.constant("_foreach_stack") or ())
 
     def open(self, name: str) -> AbstractContextManager[tuple[Path, bool]]:
         """Open the file of an artifact's bytes; yield it, and whether the store compressed them."""
@@ -110,13 +128,15 @@ def local_roots() -> list[str]:
 
 
 class _Constants(pickle.Unpickler):
-    """Reads numbers, text, lists and the like; calls nothing."""
+    """Reads numbers, text, lists and frames of a foreach; calls nothing else."""
 
     def __init__(self, data: bytes, name: str) -> None:
         super().__init__(io.BytesIO(data))
         self._name = name
 
     def find_class(self, module_name: str, global_name: str) -> Any:
+        if global_name == ForeachFrame.__name__:
+            return ForeachFrame
         raise CaptureError(f"the pickle of {self._name} names {module_name}.{global_name}")
 
 

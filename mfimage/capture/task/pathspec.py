@@ -27,6 +27,13 @@ def find_task(text: str, *, namespace: str | None = None, wanted: Iterable[str] 
         return _find_task(step, parts)
 
 
+def find_step(text: str, *, namespace: str | None = None) -> Any:
+    """Return the Metaflow step that ``Flow/run/step`` names; namespace ``""`` is global."""
+    parts = text.strip("/").split("/")
+    with _looking_in(namespace):
+        return _find_step(_find_run(parts), parts, [])
+
+
 @contextmanager
 def _looking_in(namespace: str | None) -> Iterator[None]:
     import metaflow

@@ -7,7 +7,7 @@ import os
 
 from mfimage.capture.task.datastore import local_roots
 from mfimage.errors import ReferenceNotFound
-from mfimage.package.store import open_package
+from mfimage.package.store import open_package, split_reference
 
 ROOT_VARIABLE = "MFIMAGE_FUNCTIONS_ROOT"
 
@@ -32,7 +32,7 @@ def _beside(kind: str, datastore: str) -> str:
 def find_moved(reference: str, error: ReferenceNotFound) -> str:
     """Return where a package is whose root was moved: below a root that is known here."""
     # The digest in its name identifies its content, wherever it is.
-    path = "/".join(reference.split("/")[-4:])
+    path = split_reference(reference)[1]
     chosen = os.environ.get(ROOT_VARIABLE)
     for root in [*filter(None, [chosen]), *(_beside("local", each) for each in local_roots())]:
         with contextlib.suppress(ReferenceNotFound):

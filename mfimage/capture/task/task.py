@@ -34,14 +34,16 @@ class TaskInfo:
         return self.store.artifacts
 
 
-def describe_task(task: Any) -> TaskInfo:
+def describe_task(task: Any, *, like: TaskInfo | None = None) -> TaskInfo:
     """Check that a Metaflow task succeeded, without unpickling, and find its artifacts."""
+    # ``like`` is another task of the same flow, whose client of the datastore is used.
     running = running_task() if is_running(task.pathspec) else None
     task = running or task
     flow, run, step, task_id = task.pathspec.split("/")
     metadata = {key: str(value) for key, value in task.metadata_dict.items()}
     kind = RunningStore if running else TaskStore
-    store = kind(task.pathspec, *_datastore_of(task.pathspec, metadata))
+    place = _datastore_of(task.pathspec, metadata)
+    store = kind(task.pathspec, *place, like=like.store if like else None)
     if not store.succeeded():
         raise TaskError(f"task {task.pathspec} failed", hint="bind a task that succeeded")
     return TaskInfo(flow=flow, run=run, step=step, task=task_id, store=store, metadata=metadata)

@@ -2,35 +2,60 @@
 
 from __future__ import annotations
 
+import json
+
 from mfimage.errors import OptionError, PackageError, shorten
 from mfimage.image.checks.report import Failed
 from mfimage.image.checks.runner import Container, ImageRunner
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.plan.labels import LOCK_DIGEST, TARGET, VERSION, image_labels
 from mfimage.image.plan.options import LABEL_PREFIX, refuse_credentials
+from mfimage.image.plan.several import functions_subject
 from mfimage.image.plan.subject import function_subject
 from mfimage.image.targets import TARGETS
 from mfimage.package.spec import FunctionSpec, parse_spec, sha256_digest
-from mfimage.runtime.layout import FUNCTION, FUNCTION_JSON, LOCK
+from mfimage.runtime.layout import FUNCTION, FUNCTION_JSON, FUNCTIONS, FUNCTIONS_JSON, LOCK
+from mfimage.runtime.serving.served import Served
 
 SPEC_FILE = f"{FUNCTION}/{FUNCTION_JSON}"
+LIST_FILE = f"{FUNCTION}/{FUNCTIONS_JSON}"
 LOCK_FILE = f"{FUNCTION}/{LOCK}"
 
 
-def read_spec(runner: ImageRunner) -> FunctionSpec:
-    """Read ``function.json`` from the image."""
-    data = runner.read(SPEC_FILE)
-    if data is None:
-        raise Failed(f"there is no {SPEC_FILE}")
+def read_served(runner: ImageRunner) -> Served:
+    """Read the image's function, or functions."""
+    listed = runner.read(LIST_FILE)
+    if listed is None:
+        data = runner.read(SPEC_FILE)
+        if data is None:
+            raise Failed(f"there is no {SPEC_FILE}, and no {LIST_FILE}")
+        return Served.alone(_parse(data, SPEC_FILE))
     try:
-        return parse_spec(data, where=SPEC_FILE)
+        names: list[str] = json.loads(listed)["functions"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise Failed(f"{LIST_FILE} cannot be read: {error}") from None
+    files = runner.files(f"{FUNCTION}/{FUNCTIONS}")
+    specs = []
+    for name in names:
+        path = f"{name}/{FUNCTION_JSON}"
+        if path not in files:
+            raise Failed(f"{LIST_FILE} names {name}, and there is no {FUNCTIONS}/{path}")
+        specs.append(_parse(files[path], f"{FUNCTIONS}/{path}"))
+    # A name that is not here keeps the server from starting, which is another check's to find.
+    default = runner.info.env.get("MFIMAGE_DEFAULT_FUNCTION")
+    return Served.together(specs, default if default in names else None)
+
+
+def _parse(data: bytes, where: str) -> FunctionSpec:
+    try:
+        return parse_spec(data, where=where)
     except PackageError as error:
         raise Failed(error.message) from None
 
 
-def check_labels(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> str:
-    """Validate the labels ``io.mfimage.*`` against the function."""
-    expected, has = _expected(info, spec, lock), info.labels
+def check_labels(info: ImageInfo, served: Served, lock: bytes | None) -> str:
+    """Validate the labels ``io.mfimage.*`` against the function, or functions."""
+    expected, has = _expected(info, served, lock), info.labels
     wrong = [(name, value) for name, value in expected.items() if has.get(name) != value]
     if wrong:
         (name, value), more = wrong[0], f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
@@ -41,11 +66,13 @@ def check_labels(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> str
     return f"{len(expected)} labels agree with {FUNCTION_JSON}"
 
 
-def _expected(info: ImageInfo, spec: FunctionSpec, lock: bytes | None) -> dict[str, str]:
+def _expected(info: ImageInfo, served: Served, lock: bytes | None) -> dict[str, str]:
     has = info.labels
+    specs = served.specs
+    first = next(iter(specs.values()))
     target = TARGETS.get(has.get(TARGET, ""))
     labels = image_labels(
-        function_subject(spec),
+        functions_subject(specs, first.environment) if served.several else function_subject(first),
         target=target.name if target else " or ".join(TARGETS),
         # Without a lock in the image, any digest will do.
         lock=sha256_digest(lock) if lock is not None else has.get(LOCK_DIGEST) or "sha256:...",

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
+from mfimage.errors import ValueFault
 from mfimage.image.checks.client import request
 from mfimage.image.checks.report import Failed, Recorder, Skipped
 from mfimage.image.checks.runner import Address
@@ -17,6 +18,7 @@ from mfimage.runtime.serving.problems import MEDIA_TYPE
 from mfimage.runtime.serving.route import Expectation
 from mfimage.runtime.serving.served import Served
 
+_TOLERANCE = Tolerance()
 _UNKNOWN = Expectation(name="unknown-path", status=404, media_type=MEDIA_TYPE)
 
 
@@ -27,13 +29,14 @@ class ContractCheck:
     method: str
     path: str
     expected: Expectation
+    function: str | None = None  # whose route it is; None: the server's
 
     @property
     def name(self) -> str:
         """Name of the check."""
         return self.expected.name
 
-    def run(self, address: Address, served: Served) -> str:
+    def run(self, address: Address, served: Served, tolerance: Tolerance = _TOLERANCE) -> str:
         """Send the request; return what was found."""
         expected, sent = self.expected, f"{self.method} {self.path}"
         response = request(
@@ -48,6 +51,10 @@ class ContractCheck:
             )
         if expected.media_type == MEDIA_TYPE and response.json().get("status") != expected.status:
             raise Failed(f"{sent}: the problem document does not have status {expected.status}")
+        if expected.results is not None:
+            function = self.function or served.default
+            assert function is not None
+            return _compare(served.specs[function], expected, response.body, tolerance)
         if expected.verify is None:
             return f"{sent}: {expected.status}"
         try:
@@ -56,21 +63,70 @@ class ContractCheck:
             raise Failed(str(error)) from None
 
 
-def contract_checks(served: Served) -> tuple[ContractCheck, ...]:
-    """Return the checks of a server."""
-    checks = [
-        ContractCheck(method=route.method, path=route.path, expected=expected)
+def _compare(spec: FunctionSpec, expected: Expectation, body: bytes, tolerance: Tolerance) -> str:
+    """Compare the results of recorded examples in a response."""
+    assert expected.results is not None
+    try:
+        results = expected.results(body)
+    except (ValueError, LookupError, TypeError, ValueFault) as error:
+        raise Failed(f"its response is not of this contract: {error}") from None
+    if len(results) != len(expected.examples):
+        raise Failed(f"{len(expected.examples)} records have {len(results)} results")
+    found = [
+        Difference(example=index, path=path, message=message)
+        for index, result in zip(expected.examples, results, strict=True)
+        for path, message in differences(spec.examples[index].output, result, tolerance)
+    ]
+    return _verdict(spec, found)
+
+
+def platform_checks(served: Served, contract: str | None) -> list[ContractCheck]:
+    """Return the checks of a platform's contract, or of the server's own."""
+    return [
+        ContractCheck(
+            method=route.method, path=route.path, expected=expected, function=route.function
+        )
         for route in routes(served)
         for expected in route.expectations
+        if expected.contract == contract
     ]
+
+
+def contract_checks(served: Served) -> tuple[ContractCheck, ...]:
+    """Return the checks of a server's own contract."""
+    checks = platform_checks(served, None)
     unknown = ContractCheck(method="GET", path="/no-such-path-of-any-function", expected=_UNKNOWN)
     return (*checks, unknown)
 
 
 def check_contract(recorder: Recorder, address: Address, served: Served) -> None:
-    """Make every check."""
+    """Make every check; of several functions, those of the server's own routes."""
     for check in contract_checks(served):
-        recorder.run(check.name, partial(check.run, address, served))
+        if not (served.several and check.function):
+            recorder.run(check.name, partial(check.run, address, served))
+
+
+def check_functions(
+    recorder: Recorder, address: Address, served: Served, tolerance: Tolerance
+) -> bool:
+    """Check each of several functions: its routes, and its examples; return whether all work."""
+    checks = contract_checks(served)
+    own: dict[str, list[ContractCheck]] = {name: [] for name in served.specs}
+    for check in checks:
+        if check.function:
+            own[check.function].append(check)
+
+    def works(spec: FunctionSpec) -> str:
+        for check in own[spec.name]:
+            check.run(address, served)
+        responses = f"{len(own[spec.name])} responses"
+        if not spec.examples:
+            raise Skipped(f"{responses}; of examples, {NO_EXAMPLES}")
+        replay_as_list(address, spec, tolerance)
+        return f"{replay(address, spec, tolerance)}, {responses}"
+
+    found = [recorder.run(name, partial(works, spec)) for name, spec in served.specs.items()]
+    return all(found)
 
 
 def function_path(spec: FunctionSpec, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -14,25 +15,31 @@ from mfimage.image.checks.report import Failed, Recorder, Skipped
 from mfimage.image.checks.restrictions import RESTRICTIONS, check_restrictions
 from mfimage.image.checks.runner import Container, ContainerOptions, ImageRunner, wait_for_end
 from mfimage.image.checks.server import CheckOptions, http_checks
-from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.records.run import Tolerance
+from mfimage.runtime.serving.served import Served
 
 # KubeRay starts Ray by bash, and old versions probe by wget.
 PROGRAMS = ("bash", "python", "ray", "wget")
 _FIND = 'for name do command -v "$name" >/dev/null || echo "$name"; done'
-_DASHBOARD, _HEALTH = 8265, "/api/healthz"
+# Each function in a process of its own; what one prints names it.
+_EACH = 'for name do {} --function "$name"; done'
+# `/api/healthz` is the agent's, on another port.
+_DASHBOARD, _HEALTH = 8265, "/api/gcs_healthz"
 _HEAD, _PROCESS = "head", "process"
 
 
 def check_ray(
-    runner: ImageRunner, spec: FunctionSpec, recorder: Recorder, options: CheckOptions
+    runner: ImageRunner, served: Served, recorder: Recorder, options: CheckOptions
 ) -> None:
-    """Check what KubeRay needs, and that the function works."""
+    """Check what KubeRay needs, and that each function works."""
     timeout = options.timeout
-    launch = ContainerOptions(entrypoint=check_command(runner.info.entrypoint, options.tolerance))
+    command = check_command(runner.info.entrypoint, options.tolerance)
+    if served.several:
+        command = ("/bin/sh", "-c", _EACH.format(shlex.join(command)), "sh", *served.specs)
+    launch = ContainerOptions(entrypoint=command)
 
     def works(launch: ContainerOptions) -> str:
-        return check_function(runner, spec, launch, timeout)
+        return check_functions(runner, served, launch, timeout)
 
     recorder.run("programs", lambda: check_programs(runner, timeout))
     if recorder.run("examples", lambda: works(launch)):
@@ -40,7 +47,7 @@ def check_ray(
     else:
         recorder.skip(tuple(RESTRICTIONS), "without them it does not work, either")
     check_head(runner, recorder, timeout)
-    recorder.skip(http_checks(spec), "an image for Ray serves no HTTP until Ray Serve is started")
+    recorder.skip(http_checks(served), "an image for Ray serves no HTTP until Ray Serve is started")
 
 
 def check_programs(runner: ImageRunner, timeout: float) -> str:
@@ -56,26 +63,33 @@ def check_programs(runner: ImageRunner, timeout: float) -> str:
     return ", ".join(PROGRAMS)
 
 
-def check_function(
-    runner: ImageRunner, spec: FunctionSpec, launch: ContainerOptions, timeout: float
+def check_functions(
+    runner: ImageRunner, served: Served, launch: ContainerOptions, timeout: float
 ) -> str:
-    """Let the image load its function and replay its examples."""
+    """Let the image load its functions and replay their examples."""
     with runner.start(launch) as container:
+        timeout *= len(served.specs)
         code = wait_for_end(container, timeout)
         if code is None:
             raise Failed(with_log(f"not done within {timeout:g} s", container))
-        found = _report(container.log(None))
-        if found is None:
-            raise Failed(with_log(f"it ended with exit code {code}", container))
-    if found["digest"] != spec.digest:
-        raise Failed(f"it loads the function {found['digest']}, not {spec.digest}")
-    if differences := found["differences"]:
-        first = differences[0]
-        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
-        raise Failed(f"example {first['example']}: {first['path']}: {first['message']}{more}")
-    if not spec.examples:
+        found = _reports(container.log(None))
+        lost = [name for name, spec in served.specs.items() if spec.digest not in found]
+        if not found or (lost and served.several):
+            which = f"{', '.join(lost)} did not load; " if served.several else ""
+            raise Failed(with_log(f"{which}it ended with exit code {code}", container))
+    if lost:
+        wanted = served.specs[lost[0]].digest
+        raise Failed(f"it loads the function {next(iter(found))}, not {wanted}")
+    for name, spec in served.specs.items():
+        if differences := found[spec.digest]["differences"]:
+            first, where = differences[0], f"{name}, " if served.several else ""
+            more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+            text = f"example {first['example']}: {first['path']}: {first['message']}"
+            raise Failed(f"{where}{text}{more}")
+    count = sum(report["examples"] for report in found.values())
+    if not count:
         raise Skipped(f"it loads; of the examples, {NO_EXAMPLES}")
-    return f"{found['examples']} examples"
+    return f"{count} examples"
 
 
 def check_command(entrypoint: Sequence[str], tolerance: Tolerance) -> tuple[str, ...]:
@@ -102,13 +116,14 @@ def check_head(runner: ImageRunner, recorder: Recorder, timeout: float) -> None:
             recorder.skip((_PROCESS,), "the head was never healthy")
 
 
-def _report(log: str) -> dict[str, Any] | None:
-    """Find the report of ``check`` among what the function printed."""
-    for line in reversed(log.splitlines()):
+def _reports(log: str) -> dict[str, dict[str, Any]]:
+    """Find the reports of ``check`` among what the functions printed, by the functions' digests."""
+    reports = {}
+    for line in log.splitlines():
         try:
             found = json.loads(line)
         except ValueError:
             continue
         if isinstance(found, dict) and {"digest", "examples", "differences"} <= found.keys():
-            return found
-    return None
+            reports[found["digest"]] = found
+    return reports

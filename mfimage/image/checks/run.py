@@ -17,7 +17,7 @@ from mfimage.image.docker.engine import connect
 from mfimage.image.plan.labels import TARGET
 from mfimage.image.targets import DEFAULT_TARGET, TARGETS
 from mfimage.image.targets.step import StepTarget
-from mfimage.package.spec import FunctionSpec
+from mfimage.runtime.serving.served import Served
 
 _DEFAULTS = CheckOptions()
 
@@ -34,7 +34,13 @@ def check_image(
     recorder = Recorder(on_check)
     with open_image(_connect(image), image, say=say) as runner:
         target = runner.info.labels.get(TARGET)
-        if target is None and runner.read(config.SPEC_FILE) is None:
+        if options.contracts and target not in (None, DEFAULT_TARGET):
+            raise OptionError(
+                f"contract: {image} is an image for {target}, which serves no HTTP by itself",
+                hint=f"build it with --target {DEFAULT_TARGET}",
+            )
+        files = (config.SPEC_FILE, config.LIST_FILE)
+        if target is None and not any(map(runner.read, files)):
             raise OptionError(
                 f"image: {image} holds no function: there is no {config.SPEC_FILE} in it",
                 hint="name one that `mfimage build` made",
@@ -43,9 +49,9 @@ def check_image(
         if target == StepTarget.name:
             _check_configuration(runner, recorder)
             check_step(runner, recorder, options)
-        elif (spec := _check_what_it_says(runner, recorder)) is not None:
+        elif (served := _check_what_it_says(runner, recorder)) is not None:
             found = TARGETS.get(target or DEFAULT_TARGET, TARGETS[DEFAULT_TARGET])
-            resolve_name(found.check)(runner, spec, recorder, options)
+            resolve_name(found.check)(runner, served, recorder, options)
     checks = tuple(recorder.checks)
     return Report(
         image=image,
@@ -56,13 +62,16 @@ def check_image(
     )
 
 
-def _check_what_it_says(runner: ImageRunner, recorder: Recorder) -> FunctionSpec | None:
-    """Check what can be read; return the function, if it is there."""
-    found: list[FunctionSpec] = []
+def _check_what_it_says(runner: ImageRunner, recorder: Recorder) -> Served | None:
+    """Check what can be read; return the functions, if they are there."""
+    found: list[Served] = []
 
     def function() -> str:
-        found.append(config.read_spec(runner))
-        return f"{found[0].name}, {found[0].digest[:19]}"
+        found.append(config.read_served(runner))
+        if found[0].several:
+            return found[0].title
+        (spec,) = found[0].specs.values()
+        return f"{spec.name}, {spec.digest[:19]}"
 
     info = runner.info
     recorder.run("function", function)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 import docker
@@ -20,6 +21,7 @@ from mfimage.image.find.info import ImageInfo
 from mfimage.image.find.places import ENGINE, FILES, FoundImage, find_image, may_be_pulled
 from mfimage.image.oci.config import recompose
 from mfimage.image.oci.outputs import docker_archive
+from mfimage.image.secrets.scan import Reader
 from mfimage.masking import mask_urls
 from mfimage.package.platforms import machine_platform
 
@@ -35,6 +37,7 @@ class ContainerOptions:
     """How to start a container."""
 
     entrypoint: tuple[str, ...] = ()  # replaces the image's entrypoint and command
+    command: tuple[str, ...] = ()  # replaces the image's command
     user: str | None = None  # uid:gid
     read_only: bool = False  # with an empty /tmp in memory
     no_capabilities: bool = False
@@ -55,6 +58,16 @@ class ImageRunner:
     def read(self, path: str) -> bytes | None:
         """Return a file of the image; None if there is none."""
         return Engine(self._api).read_file(self.info.id, path)
+
+    def files(self, path: str) -> dict[str, bytes]:
+        """Return the files of a folder of the image, by path below it."""
+        reader = cast(BinaryIO, Reader(Engine(self._api).export(self.info.id, path)))
+        with tarfile.open(fileobj=reader, mode="r|") as tar:
+            return {
+                member.name.partition("/")[2]: file.read()
+                for member in tar
+                if (file := tar.extractfile(member)) is not None
+            }
 
     @contextmanager
     def start(self, launch: ContainerOptions) -> Iterator[Container]:
@@ -92,6 +105,7 @@ class ImageRunner:
         created: dict[str, str] = self._api.create_container(
             self.info.id,
             entrypoint=list(launch.entrypoint) or None,
+            command=list(launch.command) or None,
             user=launch.user,
             environment=dict(launch.env),
             ports=list(ports),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 from mfimage.errors import EngineError, OptionError
@@ -13,12 +13,14 @@ from mfimage.image.checks import client
 from mfimage.image.checks.config import check_process
 from mfimage.image.checks.contract import (
     check_contract,
+    check_functions,
     contract_checks,
     function_path,
     replay,
     replay_as_list,
 )
-from mfimage.image.checks.report import Failed, Recorder
+from mfimage.image.checks.platforms import check_platform
+from mfimage.image.checks.report import Failed, Recorder, Skipped
 from mfimage.image.checks.restrictions import RESTRICTIONS, check_restrictions
 from mfimage.image.checks.runner import (
     Address,
@@ -63,15 +65,19 @@ class CheckOptions:
 
     timeout: float = 60.0  # seconds until a container must be ready
     tolerance: Tolerance = field(default_factory=Tolerance)
+    contracts: tuple[str, ...] = ()  # names of ``PLATFORMS`` to be checked as well
 
 
-def http_checks(spec: FunctionSpec) -> tuple[str, ...]:
+def http_checks(served: Served) -> tuple[str, ...]:
     """Return the names of the checks that need a server, except `examples`."""
-    return (_READY, _LIST, *(check.name for check in contract_checks(Served.alone(spec))), _END)
+    if served.several:
+        own = [check.name for check in contract_checks(served) if not check.function]
+        return (_READY, *served.specs, *own, _END)
+    return (_READY, _LIST, *(check.name for check in contract_checks(served)), _END)
 
 
 def check_server(
-    runner: ImageRunner, spec: FunctionSpec, recorder: Recorder, options: CheckOptions
+    runner: ImageRunner, served: Served, recorder: Recorder, options: CheckOptions
 ) -> None:
     """Call a server, end it, and start it with restrictions."""
     try:
@@ -80,12 +86,18 @@ def check_server(
         recorder.add(_READY, "failed", error.message)
         return
     launch = ContainerOptions(port=settings.port)
-    ready_path = find_route(Served.alone(spec), "readyz").path
+    ready_path = find_route(served, "readyz").path
+    # The one that is called at the end: whose examples there are.
+    specs = list(served.specs.values())
+    spec = next((each for each in specs if each.examples), specs[0])
 
     def works(restricted: ContainerOptions) -> str:
         with runner.start(restricted) as container:
             address = client.wait_until_ready(container, ready_path, options.timeout)
-            return replay(address, spec, options.tolerance)
+            for each in specs:
+                with suppress(Skipped):
+                    replay(address, each, options.tolerance)
+            return "works"
 
     with ExitStack() as stack:
         found: list[tuple[Container, Address]] = []
@@ -99,18 +111,26 @@ def check_server(
             return f"GET {ready_path}: 200"
 
         if not recorder.run(_READY, ready):
-            rest = [name for name in http_checks(spec) if name != _READY]
-            recorder.skip((_PROCESS, _EXAMPLES, *rest, *RESTRICTIONS), "it was never ready")
+            rest = [name for name in http_checks(served) if name != _READY]
+            examples = () if served.several else (_EXAMPLES,)
+            recorder.skip((_PROCESS, *examples, *rest, *RESTRICTIONS), "it was never ready")
             return
         container, address = found[0]
         tolerance = options.tolerance
         recorder.run(_PROCESS, lambda: check_process(container))
-        works_unrestricted = recorder.run(_EXAMPLES, lambda: replay(address, spec, tolerance))
-        recorder.run(_LIST, lambda: replay_as_list(address, spec, tolerance))
-        check_contract(recorder, address, Served.alone(spec))
+        if served.several:
+            works_unrestricted = check_functions(recorder, address, served, tolerance)
+        else:
+            works_unrestricted = recorder.run(_EXAMPLES, lambda: replay(address, spec, tolerance))
+            recorder.run(_LIST, lambda: replay_as_list(address, spec, tolerance))
+        check_contract(recorder, address, served)
         if memory := resident_bytes(container):
             recorder.measured["memory_bytes"] = memory
         recorder.run(_END, lambda: check_end(container, address, spec, settings))
+    for name in options.contracts:
+        check_platform(
+            runner, served, recorder, name, timeout=options.timeout, tolerance=options.tolerance
+        )
     if works_unrestricted:
         check_restrictions(recorder, launch, works)
     else:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from mfimage.errors import BuildError, OptionError
+from mfimage.errors import BuildError, OptionError, shorten
 from mfimage.files import EPOCH, is_rendered
 from mfimage.image.plan.files import ContextFile
 from mfimage.image.plan.layers import BlobPath, artifact_folder, blob_file, layer_files, verified
@@ -26,6 +26,7 @@ _SECRETS = "/run/secrets"
 _PIP_CONF = "/etc/pip.conf"
 _WORD = re.compile(r"[A-Za-z0-9_@%+=:,./~-]+")
 _LONGEST_LINE = 65_000
+_LONGEST_COMMENT = 1000
 
 
 def word(value: object) -> Quoted:
@@ -80,7 +81,10 @@ def render(plan: ImagePlan) -> str:
         programs=PROGRAMS,
         workdir_mode=None if plan.workdir_mode == 0o755 else f"{plan.workdir_mode:o}",
         epoch=EPOCH,
-        artifacts=[(artifact_folder(layer), layer.names) for layer in plan.artifacts],
+        artifacts=[
+            (artifact_folder(layer), shorten(", ".join(layer.names), _LONGEST_COMMENT))
+            for layer in plan.artifacts
+        ],
         credentials=_dependency_step(plan),
         apt=_apt_step(plan),
     )

@@ -19,7 +19,14 @@ SECTIONS = (
     "function", "env", "labels", "config",
 )  # fmt: skip
 LINEAGE = ("flow", "run", "step", "task", "user", "metaflow.version", "git.commit")
-_FUNCTION_LABELS = ("function.digest", "target", "schema.input", "schema.output", "ray-parts")
+_FUNCTION_LABELS = (
+    "function.digest",
+    "functions.digest",
+    "target",
+    "schema.input",
+    "schema.output",
+    "ray-parts",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +79,7 @@ def parse_sbom(data: bytes) -> Mapping[str, Any]:
 
 
 def components(document: Mapping[str, Any], kind: str) -> Iterable[Mapping[str, Any]]:
-    """Yield the components of a kind: distribution, debian, artifact, code, runtime."""
+    """Yield the components of a kind: distribution, debian, function, artifact, code, runtime."""
     for component in document.get("components", ()):
         if _properties(component).get("kind") == kind:
             yield component
@@ -126,7 +133,13 @@ def _from_sbom(document: Mapping[str, Any]) -> dict[str, Mapping[str, Item] | No
             for each in components(document, "runtime")
         },
         "code": _by_content(document, "code"),
-        "function": {name: Item(text=lineage[name]) for name in LINEAGE if name in lineage},
+        "function": {
+            **{name: Item(text=lineage[name]) for name in LINEAGE if name in lineage},
+            **{
+                each["bom-ref"]: Item(text=_properties(each)["digest"])
+                for each in components(document, "function")
+            },
+        },
     }
 
 

@@ -46,7 +46,8 @@ def image_labels(
         BASE_ID: base_id or "",
         VERSION: __version__,
         TARGET: target,
-        f"{LABEL_PREFIX}{subject.kind}.name": subject.name,
+        # Of several functions, the names are in the image's functions.json.
+        f"{LABEL_PREFIX}{subject.kind}.name": "" if subject.functions else subject.name,
         f"{LABEL_PREFIX}{subject.kind}.digest": subject.digest,
         f"{LABEL_PREFIX}python": subject.environment.python_minor,
         LOCK_DIGEST: lock,

@@ -90,10 +90,10 @@ def code_files(plan: ImagePlan, blob_path: BlobPath) -> list[ContextFile]:
     subject = plan.subject
     described = {**subject.files, layout.LOCK: plan.dependencies.lock}
     files = [ContextFile(path=_in_function(k), content=data) for k, data in described.items()]
-    if subject.code:
-        data = b"".join(verified(blob_file("", subject.code, blob_path)))
+    for folder, code in subject.code.items():
+        data = b"".join(verified(blob_file("", code, blob_path)))
         for name, content, mode in members(data, where=f"the code of {subject.name}"):
-            path = _in_function(layout.CODE, name)
+            path = _in_function(folder, name)
             files.append(ContextFile(path=path, content=content, mode=mode))
     sbom = make_sbom(plan, files, runtime_files(plan))
     files.append(ContextFile(path=_in_function(layout.SBOM), content=sbom))

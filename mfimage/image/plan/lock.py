@@ -106,7 +106,7 @@ def _solve(source: BuildSource, options: BuildOptions, platform: str) -> bytes:
 
     environment = source.subject.environment
     return lock_for_target(
-        source.store.read_blob(environment.lock),
+        source.read_lock(),
         extra=options.image_target.requirements,
         python=environment.python,
         platform=platform,

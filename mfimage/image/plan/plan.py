@@ -9,7 +9,7 @@ Whatever builds it, the same plan gives the same files in the same layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mfimage import __version__
@@ -25,7 +25,7 @@ from mfimage.image.plan.options import (
 from mfimage.image.plan.subject import Subject
 from mfimage.image.targets.target import Target
 from mfimage.package.platforms import MACHINES
-from mfimage.package.spec import ArtifactRef, BlobRef, sha256_digest
+from mfimage.package.spec import BlobRef, sha256_digest
 from mfimage.runtime.layout import RUNTIME, TARGET_VARIABLE
 
 # It exists and is writable by anyone, with a read-only root (--tmpfs /tmp) too.
@@ -33,6 +33,8 @@ HOME = "/tmp"  # noqa: S108  (in the image)
 USER = "1000:0"
 # An engine stacks at most 127 layers, and bases have some too.
 MOST_ARTIFACT_LAYERS = 64
+# Of these, those that the smaller artifacts of several functions share.
+SHARED_LAYERS = 48
 _ENV = {
     "PYTHONPATH": RUNTIME,
     "PYTHONUNBUFFERED": "1",
@@ -130,7 +132,7 @@ def make_plan(
         platform=platform,
         system_packages=tuple(sorted({*environment.system_packages, *options.apt})),
         dependencies=dependencies,
-        artifacts=_artifact_layers(subject.artifacts),
+        artifacts=_artifact_layers(subject),
         runtime=target.runtime,
         env={**_ENV, **{k: own[k] for k in own if k in base.env}, **target.env, **options.env},
         labels={**labels, **options.labels},
@@ -179,20 +181,39 @@ def _check_lock(lock: bytes) -> None:
         raise LockError(error.message, hint="lock with an index URL without a password") from None
 
 
-def _artifact_layers(artifacts: Mapping[str, ArtifactRef]) -> tuple[ArtifactLayer, ...]:
+def _artifact_layers(subject: Subject) -> tuple[ArtifactLayer, ...]:
     """Give each blob a layer, the largest first."""
     # A builder copies everything after a changed layer again; in this order a change costs at most
     # its own size again. Sizes count by powers of two, so that what grows a little keeps its place.
+    artifacts = subject.artifacts
     names: dict[str, list[str]] = {}
     for name, ref in artifacts.items():
         names.setdefault(ref.digest, []).append(name)
     blobs = {ref.digest: BlobRef(digest=ref.digest, size=ref.size) for ref in artifacts.values()}
     order = sorted(blobs.values(), key=lambda b: (-b.size.bit_length(), min(names[b.digest])))
-    head, rest = order[: MOST_ARTIFACT_LAYERS - 1], order[MOST_ARTIFACT_LAYERS - 1 :]
-    groups = [(blob,) for blob in head] + ([tuple(rest)] if rest else [])
+    if subject.functions and len(order) > MOST_ARTIFACT_LAYERS:
+        groups = _shared_layers(order, {digest: min(known) for digest, known in names.items()})
+    else:
+        head, rest = order[: MOST_ARTIFACT_LAYERS - 1], order[MOST_ARTIFACT_LAYERS - 1 :]
+        groups = [(blob,) for blob in head] + ([tuple(rest)] if rest else [])
     return tuple(
         ArtifactLayer(
             names=tuple(sorted(name for blob in group for name in names[blob.digest])), blobs=group
         )
         for group in groups
     )
+
+
+def _shared_layers(order: Sequence[BlobRef], names: Mapping[str, str]) -> list[tuple[BlobRef, ...]]:
+    """Give blobs that are large among these a layer each; the others share some."""
+    # By the function that a blob is of, not its digest or place in the order: a function that
+    # changed changes one layer, and one that is new or gone moves no other's.
+    share = sum(blob.size for blob in order) // MOST_ARTIFACT_LAYERS
+    large = [blob for blob in order if blob.size.bit_length() > share.bit_length()]
+    large = large[: MOST_ARTIFACT_LAYERS - SHARED_LAYERS]
+    shared: dict[int, list[BlobRef]] = {}
+    for blob in order[len(large) :]:
+        function = names[blob.digest].partition(":")[0]
+        number = int(sha256_digest(function.encode())[-8:], 16) % SHARED_LAYERS
+        shared.setdefault(number, []).append(blob)
+    return [(blob,) for blob in large] + [tuple(shared[number]) for number in sorted(shared)]

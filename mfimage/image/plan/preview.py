@@ -47,9 +47,9 @@ class PlannedImage:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
-        plan, subject = self.plan, self.plan.subject
+        plan = self.plan
         return {
-            subject.kind: {"name": subject.name, "digest": subject.digest},
+            **plan.subject.to_dict(),
             "target": plan.target.name,
             "platform": plan.platform,
             "base": str(plan.base.pinned),

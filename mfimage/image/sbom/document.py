@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from mfimage.capture.lock import toml
 from mfimage.files import sha256_hex
+from mfimage.image.plan.subject import lineage_of
 from mfimage.image.registry.reference import parse_reference
 from mfimage.package.spec import sha256_digest
 from mfimage.package.storage.cache import cache_folder, remember
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 
     from mfimage.image.plan.files import ContextFile
     from mfimage.image.plan.plan import ImagePlan
-    from mfimage.package.spec import ArtifactRef
+    from mfimage.package.spec import ArtifactRef, FunctionSpec
 
 MEDIA_TYPE = "application/vnd.cyclonedx+json"
 PREFIX = "mfimage:"
+FUNCTION_REF = "function:"  # before the name of one of several, in what refers to it
 # Increased when equal inputs give other components than before.
 _CACHE_FORMAT = "1"
 _CODE_FOLDER = f"{FUNCTION}/{CODE}".lstrip("/")
@@ -43,6 +45,7 @@ def make_sbom(
     components = [
         *_installed(plan),
         _runtime(plan, runtime),
+        *(_function(name, spec) for name, spec in subject.functions.items()),
         *(_artifact(name, ref) for name, ref in sorted(subject.artifacts.items())),
         *_code(code),
     ]
@@ -86,6 +89,14 @@ def _subject(plan: ImagePlan) -> dict[str, Any]:
     more = {"version": subject.digest.removeprefix("sha256:")[:12]}
     more |= {"description": subject.description} if subject.description else {}
     return _part("application", subject.kind, subject.name, properties, **more)
+
+
+def _function(name: str, spec: FunctionSpec) -> dict[str, Any]:
+    about = {"digest": spec.digest, "entrypoint": spec.entrypoint, "code": spec.code.digest}
+    properties = {"kind": "function", **about, **lineage_of(spec)}
+    more = {"description": spec.description} if spec.description else {}
+    version = spec.digest.removeprefix("sha256:")[:12]
+    return _part("application", f"{FUNCTION_REF}{name}", name, properties, version=version, **more)
 
 
 def _runtime(plan: ImagePlan, files: Iterable[ContextFile]) -> dict[str, Any]:

@@ -40,8 +40,7 @@ class RayImage:
                 f"ray-version: {self.ray_version!r} is not a version of Ray from {oldest} on",
                 hint=f"give the version in the image, such as {oldest}.0",
             )
-        # One of several may have a foreach's value in its name: predict/emea.
-        check_function(self.function.partition("/")[0] if self.several else self.function)
+        check_function(self.function)
         if self.digest is not None and not _DIGEST.fullmatch(self.digest):
             raise OptionError(
                 f"function-digest: {self.digest!r} is not a digest",

@@ -254,7 +254,11 @@ class ApartProcess:
         )
         self._loads = Loads(folder, self._services, names, self._change)
         # The server's own process counts and logs.
-        table = [replace(each, endpoint=None) for each in routes(served) if each.function]
+        table = [
+            replace(each, endpoint=None)
+            for each in routes(served.placed(settings))
+            if each.function or each.chooses
+        ]
         self._app = App(self._services, table, access=None)
         self._messages = _Messages(self._receive, self._leave)
         self._gone: dict[int, asyncio.Event] = {}

@@ -13,7 +13,7 @@ from typing import Any, cast
 from mfimage.runtime.calls.queue import Disconnected
 from mfimage.runtime.serving.content import Header
 from mfimage.runtime.serving.logs import AccessLog, request_members
-from mfimage.runtime.serving.problems import MEDIA_TYPE, Problem, problem_of, unavailable
+from mfimage.runtime.serving.problems import Problem, problem_of, unavailable
 from mfimage.runtime.serving.route import (
     HttpRequest,
     Reply,
@@ -21,12 +21,12 @@ from mfimage.runtime.serving.route import (
     Route,
     Scope,
     Send,
+    problem_response,
 )  # fmt: skip
 from mfimage.runtime.serving.service import Handler, Receive, Service
 from mfimage.runtime.serving.services import Services
 
 _CLIENT_LEFT = 499
-_PROBLEM = (b"content-type", MEDIA_TYPE.encode())
 CLOSE = (b"connection", b"close")
 _VARY = (b"vary", b"origin")
 _EXPOSED = (b"access-control-expose-headers", b"x-request-id, retry-after")
@@ -56,6 +56,7 @@ class App:
         self._access = access
         self._ids = map(f"{os.urandom(4).hex()}-{{:x}}".format, itertools.count())
         self._paths: dict[str, dict[str, Endpoint]] = {}
+        self._claims = {route.claims: route.errors for route in routes if route.claims}
         self._origins = {origin.encode() for origin in services.settings.cors_origins}
         for route in routes:
             # A proxy may strip the prefix or not.
@@ -88,16 +89,21 @@ class App:
         meter.end(problem.status, seconds)
         if self._access is not None:
             self._access.write(_UNREAD, request_id, problem.status, seconds)
-        reply = self._problem(problem, request_id)
+        reply = problem_response(problem, request_id)
         reply.headers = [*reply.headers, (b"x-request-id", request_id.encode())]
         return reply
 
     def _unknown(self, scope: Scope, methods: Iterable[str]) -> Endpoint:
         """Return an endpoint for a path without a route, or for a method that its routes lack."""
         allowed = ", ".join(methods).encode()
+        path = scope["path"].removeprefix(self.services.settings.root_path)
+        claimed = (errors for start, errors in self._claims.items() if path.startswith(start))
+        errors = next(claimed, None)
         if methods:
             detail = f"{scope['method']} is not answered here"
             problem = Problem(405, detail, headers=[(b"allow", allowed)])
+        elif errors:
+            problem = Problem(404, f"no such path; there are {self.services.served.shown}")
         else:
             problem = Problem(404, self.services.served.unknown)
 
@@ -112,7 +118,9 @@ class App:
                 ])  # fmt: skip
             return problem
 
-        route = Route(name="unknown", path=scope["path"], handler=handler)
+        route = Route(
+            name="unknown", path=scope["path"], handler=handler, errors=errors or problem_response
+        )
         return self._endpoint(route, scope["method"])
 
     def _endpoint(self, route: Route, method: str) -> Endpoint:
@@ -147,7 +155,7 @@ class App:
                 if isinstance(reply, Disconnected):
                     return
                 if not isinstance(reply, Response):
-                    reply = self._problem(reply, request_id, function)
+                    reply = _error(route, reply, request_id)
                 body = reply.body
                 head = [
                     *reply.headers,
@@ -176,14 +184,13 @@ class App:
             return [_VARY]
         return [_VARY, (b"access-control-allow-origin", allowed), _EXPOSED]
 
-    def _problem(
-        self, error: BaseException, request_id: str, function: str | None = None
-    ) -> Response:
-        problem = problem_of(error)
-        if problem.status == 500:
-            extra = {"request_id": request_id}
-            log.error("%s failed", function or "the server", exc_info=error, extra=extra)
-        return Response(problem.body(request_id), [_PROBLEM, *problem.headers], problem.status)
+
+def _error(route: Route, error: BaseException, request_id: str) -> Response:
+    problem = problem_of(error)
+    if problem.status == 500:
+        extra = {"request_id": request_id}
+        log.error("%s failed", route.function or "the server", exc_info=error, extra=extra)
+    return route.errors(problem, request_id)
 
 
 def _handler(

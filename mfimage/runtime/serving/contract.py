@@ -10,15 +10,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from mfimage.runtime.serving.contracts import documentation, function, status
+from mfimage.runtime.serving.contracts import (
+    documentation,
+    function,
+    invocations,
+    kserve,
+    oip,
+    status,
+    vertex,
+)  # fmt: skip
 from mfimage.runtime.serving.route import Route
 from mfimage.runtime.serving.served import Served
 
 # In the order of the documentation.
 CONTRACTS: tuple[Callable[[Served], tuple[Route, ...]], ...] = (
+    vertex.routes,  # first: its paths are the platform's choice, and may be those of another
     status.routes,
     function.routes,
     documentation.routes,
+    oip.routes,
+    kserve.routes,
+    invocations.routes,
 )
 
 

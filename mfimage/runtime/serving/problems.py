@@ -12,6 +12,7 @@ from mfimage.runtime.calls.queue import Expired, Stopping
 
 MEDIA_TYPE = "application/problem+json"
 STOPPING = "the server is shutting down"
+NOT_UNICODE = "the request has text that is not valid Unicode"
 
 # The reason phrases of RFC 9110; Python's own changed between versions.
 TITLES = {
@@ -86,8 +87,7 @@ class Problem(Exception):
         try:
             return orjson.dumps(self.document(request_id))
         except TypeError:
-            generic = Problem(self.status, "the request has text that is not valid Unicode")
-            return orjson.dumps(generic.document(request_id))
+            return orjson.dumps(Problem(self.status, NOT_UNICODE).document(request_id))
 
 
 def problem_of(error: BaseException) -> Problem:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mfimage.runtime.calls.coroutines import new_loop
+from mfimage.runtime.layout import MODEL_VARIABLE
 from mfimage.runtime.loading.packages import shown
 from mfimage.runtime.serving import logs
 from mfimage.runtime.serving.apart import Apart, group
@@ -60,7 +61,7 @@ class Process:
         self._signalled = False
         later = self._loop.call_later
         self._access = logs.AccessLog(out, later) if settings.access_log else None
-        served = Served.in_folder(folder, settings.default_function)
+        served = Served.in_folder(folder, settings.default_function).placed(settings)
         metrics = Metrics(several=served.several)
         self._services = Services(
             served=served, settings=settings, metrics=metrics, loop=self._loop
@@ -150,10 +151,17 @@ class Process:
         os._exit(code)
 
 
+def note_ignored() -> None:
+    """Log what the server does not use, though a platform sets it."""
+    if os.environ.get(MODEL_VARIABLE):
+        log.info("%s is ignored: the function's artifacts are in its package", MODEL_VARIABLE)
+
+
 def serve(folder: Path, settings: Settings) -> int:
     """Serve what is in an image's folder; return the exit code."""
     with contextlib.ExitStack() as stack:
         if len(group(folder)) > 1:
             stack.enter_context(counts_in_files("functions with modules of one name"))
         process = Process(folder, settings)
+        note_ignored()
         return process.run(open_socket(settings))

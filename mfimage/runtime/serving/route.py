@@ -8,6 +8,7 @@ from typing import Any
 
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.serving.content import JSON, Header, MediaCodec
+from mfimage.runtime.serving.problems import MEDIA_TYPE, Problem
 from mfimage.runtime.serving.served import Served
 from mfimage.runtime.serving.service import Receive, Service
 from mfimage.runtime.serving.services import Services
@@ -45,7 +46,13 @@ class Response:
     status: int = 200
 
 
-# An exception, returned or raised, becomes a problem document.
+def problem_response(problem: Problem, request_id: str) -> Response:
+    """Return a problem document."""
+    headers = [(b"content-type", MEDIA_TYPE.encode()), *problem.headers]
+    return Response(problem.body(request_id), headers, problem.status)
+
+
+# An exception, returned or raised, becomes a response in the form of the route's errors.
 Reply = Awaitable[Response | BaseException]
 FunctionHandler = Callable[[Service, HttpRequest], Reply]
 ServerHandler = Callable[[Services, HttpRequest], Reply]
@@ -96,6 +103,11 @@ class Expectation:
     media_type: str = JSON
     body: bytes | None = None
     content_type: str = JSON
+    # Of a platform, for `mfimage test --contract`; None: the server's own.
+    contract: str | None = None
+    # The recorded examples whose inputs are sent, by index, and what returns their results.
+    examples: Sequence[int] = ()
+    results: Callable[[bytes], Sequence[Any]] | None = None
     # Returns what it found in the response body; raises ``ValueError`` when something is wrong.
     verify: Callable[[Served, bytes], str] | None = None
 
@@ -109,6 +121,7 @@ class Route:
     # Gets the `Service` of `function`, or `Services` where `function` is None.
     handler: Handler
     function: str | None = None
+    chooses: bool = False  # whether the handler of a server's route calls one of its functions
     method: str = "GET"  # which includes HEAD, or POST
     # One of ``metrics.ENDPOINTS``, by which its requests are counted; None: neither counted nor
     # logged.
@@ -121,3 +134,6 @@ class Route:
         False  # its response concerns one process: Ray Serve, which may choose any, has none
     )
     expectations: tuple[Expectation, ...] = ()
+    errors: Callable[[Problem, str], Response] = problem_response  # with the request's id
+    # Paths that start so and have no route get their errors in this route's form.
+    claims: str | None = None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mfimage.errors import OptionError
 from mfimage.package.spec import FunctionSpec
 from mfimage.runtime.loading import packages
+from mfimage.runtime.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,9 @@ class Served:
     default: str | None
     # Whether the image is one of several functions, however many there are.
     several: bool
+    # The paths that Vertex AI has chosen.
+    health_route: str | None = None
+    predict_route: str | None = None
 
     @property
     def title(self) -> str:
@@ -32,7 +36,18 @@ class Served:
         """What a request for a path without a route gets to read."""
         if not self.several:
             return "no such path; /docs lists what there is"
-        return f"no such path; the functions are {packages.shown(list(self.specs))}"
+        return f"no such path; the functions are {self.shown}"
+
+    @property
+    def shown(self) -> str:
+        """The names, for an error."""
+        return packages.shown(list(self.specs))
+
+    def placed(self, settings: Settings) -> Served:
+        """Return it with the paths that the platform has chosen."""
+        return replace(
+            self, health_route=settings.health_route, predict_route=settings.predict_route
+        )
 
     @classmethod
     def alone(cls, spec: FunctionSpec) -> Served:

@@ -21,7 +21,7 @@ from pathlib import Path
 from mfimage.errors import OptionError
 from mfimage.runtime.serving import logs
 from mfimage.runtime.serving.metrics import count_as, counts_in_files, forget, worker_name
-from mfimage.runtime.serving.process import FAILED, Process
+from mfimage.runtime.serving.process import FAILED, Process, note_ignored
 from mfimage.runtime.serving.served import Served
 from mfimage.runtime.serving.server import open_socket
 from mfimage.runtime.settings import Settings
@@ -174,6 +174,7 @@ def supervise(folder: Path, settings: Settings) -> int:
             hint="set MFIMAGE_WORKERS=1",
         )
     logs.configure(settings.log_level)
+    note_ignored()
     Served.in_folder(folder, settings.default_function)  # which says what is wrong with it
     with counts_in_files(f"MFIMAGE_WORKERS: {settings.workers} processes") as counts:
         return Supervisor(folder, settings, counts).run()

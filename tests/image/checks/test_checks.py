@@ -11,12 +11,20 @@ from dataclasses import replace
 
 import pytest
 
-from mfimage.image.checks.config import check_credentials, check_labels, check_user
-from mfimage.image.checks.contract import contract_checks, replay, replay_as_list
+from mfimage.image.checks.config import check_credentials, check_labels, check_user, read_served
+from mfimage.image.checks.contract import (
+    check_contract,
+    check_functions,
+    contract_checks,
+    replay,
+    replay_as_list,
+)
 from mfimage.image.checks.report import Check, Failed, Recorder, Report, Skipped
 from mfimage.image.checks.restrictions import RESTRICTIONS, check_restrictions
 from mfimage.image.checks.runner import ContainerOptions
 from mfimage.image.find.info import HistoryEntry, ImageInfo
+from mfimage.image.plan.several import functions_subject
+from mfimage.image.plan.subject import function_subject
 from mfimage.package.spec import Example
 from mfimage.runtime.records.run import Tolerance
 from mfimage.runtime.serving.served import Served
@@ -37,10 +45,10 @@ def info(sample) -> ImageInfo:
 
 
 def test_labels_of_a_plan_agree_with_its_function(sample, info):
-    assert "agree" in check_labels(info, sample.spec(), LOCK)
+    assert "agree" in check_labels(info, Served.alone(sample.spec()), LOCK)
     # A renamed image is still the function's.
     renamed = {**info.labels, "org.opencontainers.image.title": "other"}
-    assert "agree" in check_labels(replace(info, labels=renamed), sample.spec(), LOCK)
+    assert "agree" in check_labels(replace(info, labels=renamed), Served.alone(sample.spec()), LOCK)
 
 
 def test_every_label_of_ours_is_required_and_compared(sample, info):
@@ -50,17 +58,17 @@ def test_every_label_of_ours_is_required_and_compared(sample, info):
     for name in ours:
         without = {key: value for key, value in info.labels.items() if key != name}
         with pytest.raises(Failed, match=f"{name}"):
-            check_labels(replace(info, labels=without), sample.spec(), LOCK)
+            check_labels(replace(info, labels=without), Served.alone(sample.spec()), LOCK)
         if not name.endswith(".version"):
             other = {**info.labels, name: "other"}
             with pytest.raises(Failed, match=f"the label {name} says other"):
-                check_labels(replace(info, labels=other), sample.spec(), LOCK)
+                check_labels(replace(info, labels=other), Served.alone(sample.spec()), LOCK)
 
 
 def test_the_lock_in_the_image_is_the_labels(sample, info):
     with pytest.raises(Failed, match=r"lock\.digest"):
-        check_labels(info, sample.spec(), LOCK + b"\n")
-    assert "agree" in check_labels(info, sample.spec(), None)
+        check_labels(info, Served.alone(sample.spec()), LOCK + b"\n")
+    assert "agree" in check_labels(info, Served.alone(sample.spec()), None)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +245,54 @@ def test_a_server_that_says_nothing_is_no_crash(sample):
     served = Served.alone(sample.spec())
     assert not recorder.run("identity", lambda: check.run(("127.0.0.1", 1), served))
     assert recorder.checks[0].detail.startswith("no answer: ")
+
+
+def test_each_of_several_functions_has_a_line(sample):
+    specs = {name: replace(spec_with(sample, 1), name=name) for name in ("a", "b/emea")}
+    served = Served.together(specs.values())
+    own = [each for each in contract_checks(served) if each.function == "b/emea"]
+    assert {each.path for each in own} <= {"/b/emea", "/b/emea/batch"}
+    recorder = Recorder()
+    with answering(as_json([{"result": 1}])) as address:
+        assert not check_functions(recorder, address, served, STRICT)
+        check_contract(recorder, address, served)
+    names = [each.name for each in recorder.checks]
+    assert names[:2] == ["a", "b/emea"]
+    assert len(names) == len(set(names))
+    assert "POST /b/emea answers 200" in recorder.checks[1].detail
+
+
+class _Files:
+    """An image of these files."""
+
+    info = ImageInfo(id="x", env={"MFIMAGE_DEFAULT_FUNCTION": "a"})
+
+    def __init__(self, files):
+        self._files = {f"/opt/function/{name}": data for name, data in files.items()}
+
+    def read(self, path):
+        return self._files.get(path)
+
+    def files(self, folder):
+        own = {name.removeprefix(f"{folder}/"): data for name, data in self._files.items()}
+        return {name: data for name, data in own.items() if not name.startswith("/")}
+
+
+def test_the_functions_of_an_image_are_read(sample):
+    specs = {name: replace(sample.spec(), name=name) for name in ("a", "b/emea")}
+    files = dict(functions_subject(specs, sample.spec().environment).files)
+    found = read_served(_Files(files))
+    assert (found.several, found.default) == (True, "a")
+    assert {name: spec.digest for name, spec in found.specs.items()} == {
+        name: spec.digest for name, spec in specs.items()
+    }
+    alone = read_served(_Files(function_subject(sample.spec()).files))
+    assert not alone.several
+    del files["functions/b/emea/function.json"]
+    with pytest.raises(Failed, match="names b/emea, and there is no functions/b/emea"):
+        read_served(_Files(files))
+    with pytest.raises(Failed, match="cannot be read"):
+        read_served(_Files({"functions.json": b"{}"}))
 
 
 # Restrictions

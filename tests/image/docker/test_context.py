@@ -149,7 +149,8 @@ def test_a_damaged_artifact(sample, tmp_path, damage):
 
 def test_a_damaged_archive(sample):
     plan = sample.plan()
-    sample.blobs.path(plan.subject.code).write_bytes(b"other")
+    (code,) = plan.subject.code.values()
+    sample.blobs.path(code).write_bytes(b"other")
     with pytest.raises(PackageError):
         context_files(plan, sample.blobs.path)
 

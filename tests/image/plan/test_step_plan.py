@@ -50,7 +50,7 @@ def test_an_image_of_an_environment_has_no_code_and_no_function(sample: Sample) 
 
 def test_a_build_of_a_step_has_its_code(sample: Sample) -> None:
     code = sample.blobs.put(archive({"train.py": b"flow = 1\n"}))
-    files = {file.path for file in code_files(plan(sample, code=code), sample.blobs.path)}
+    files = {file.path for file in code_files(plan(sample, code={"code": code}), sample.blobs.path)}
     assert "opt/function/code/train.py" in files
 
 

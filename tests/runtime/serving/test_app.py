@@ -186,7 +186,7 @@ def test_the_pages() -> None:
     async def run() -> None:
         async with served(fn_of("greet")) as it:
             about = (await it.client.get("/")).json()
-            assert about.keys() == {"name", "digest", "pathspec", "version"}
+            assert about.keys() == {"name", "digest", "pathspec", "version", "status"}
             assert about["pathspec"] == "Flow/1/train/2"
             assert (await it.client.get("/readyz")).json() == {"status": "ready"}
             head = await it.client.head("/readyz")

@@ -24,7 +24,7 @@ FN = live(echo)
 SERVED = Served.alone(FN.spec)
 
 
-async def ping(services: Services, request: HttpRequest) -> Response:
+async def alive(services: Services, request: HttpRequest) -> Response:
     return Response(b'"pong"', status=200 if services.not_ready() is None else 503)
 
 
@@ -32,22 +32,22 @@ def other_platform(served: Served) -> tuple[Route, ...]:
     (record,) = (route for route in contract.routes(served) if route.name == "record")
     return (
         Route(
-            name="ping",
-            path="/ping",
-            handler=ping,
+            name="alive",
+            path="/alive",
+            handler=alive,
             endpoint=None,
             while_loading=True,
-            operation=Operation(id="ping", summary="Alive", response=lambda _: {}),
-            expectations=(Expectation(name="ping"),),
+            operation=Operation(id="alive", summary="Alive", response=lambda _: {}),
+            expectations=(Expectation(name="alive"),),
         ),
         Route(
-            name="invocations",
-            path="/invocations",
+            name="score",
+            path="/score",
             handler=record.handler,
             function=served.default,
             method="POST",
             endpoint="record",
-            below="/invocations",
+            below="/score",
         ),
     )
 
@@ -61,26 +61,24 @@ def extended(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("extended")
 def test_everything_is_made_from_the_table() -> None:
     routes = contract.routes(SERVED)
-    assert document(SERVED, {}, routes)["paths"]["/ping"]["get"]["operationId"] == "ping"
-    assert "/invocations" not in document(SERVED, {}, routes)["paths"]
-    assert "ping" in {check.name for check in contract_checks(SERVED)}
+    assert document(SERVED, {}, routes)["paths"]["/alive"]["get"]["operationId"] == "alive"
+    assert "/score" not in document(SERVED, {}, routes)["paths"]
+    assert "alive" in {check.name for check in contract_checks(SERVED)}
     at_root = {(route.method, route.path) for route in contract.mounted(SERVED, "")}
-    assert {("GET", "/ping"), ("POST", "/invocations")} <= at_root
+    assert {("GET", "/alive"), ("POST", "/score")} <= at_root
     below = {route.path for route in contract.mounted(SERVED, "/models/a")}
-    assert {each for each in below if "ping" in each or "invoc" in each} == {
-        "/models/a/invocations"
-    }
+    assert {each for each in below if "alive" in each or "score" in each} == {"/models/a/score"}
 
 
 @pytest.mark.usefixtures("extended")
 def test_the_app_answers_every_route() -> None:
     async def run() -> None:
         async with served(FN, load=False) as it:
-            assert (await it.client.get("/ping")).status_code == 503
+            assert (await it.client.get("/alive")).status_code == 503
         async with served(FN) as it:
-            assert (await it.client.get("/ping")).json() == "pong"
-            assert (await it.post("/invocations", "5")).json() == 5
-            wrong = await it.client.delete("/ping")
+            assert (await it.client.get("/alive")).json() == "pong"
+            assert (await it.post("/score", "5")).json() == 5
+            wrong = await it.client.delete("/alive")
             assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, HEAD")
             assert it.requests() == {("record", "200"): 1, ("other", "405"): 1}
 

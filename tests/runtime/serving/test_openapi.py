@@ -133,7 +133,7 @@ def test_a_class_may_be_called_as_one_of_the_server_s(name: str) -> None:
     take.__annotations__ = {"data": list[given], "return": given}
     found = document_of(make_spec(json_function(take)))
     components = found["components"]["schemas"]
-    assert components["About"]["required"] == ["name", "digest", "pathspec", "version"]
+    assert components["About"]["required"] == ["name", "digest", "pathspec", "version", "status"]
     assert "status" in components["Status"]["properties"]
     assert "detail" in components["Problem"]["properties"]
     item = resolve(found, components["Record"]["items"]["$ref"])

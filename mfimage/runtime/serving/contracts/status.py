@@ -38,7 +38,7 @@ def routes(served: Served) -> tuple[Route, ...]:
                 id="about",
                 summary="What is served",
                 response=_refer("About"),
-                schemas={"About": _object("About", "What is served.", about(served))},
+                schemas={"About": _object("About", "What is served.", {**about(served), **_ALIVE})},
             ),
             expectations=(Expectation(name="identity", verify=_verify_identity),),
         ),
@@ -61,6 +61,10 @@ def routes(served: Served) -> tuple[Route, ...]:
             ),
         ),
     )
+
+
+# KServe's protocol v1 asks the root whether the server is alive.
+_ALIVE = {"status": "alive"}
 
 
 def _functions(served: Served) -> tuple[Route, ...]:
@@ -139,7 +143,8 @@ def descriptions(served: Served) -> Iterator[dict[str, str]]:
 
 
 async def _about(services: Services, request: HttpRequest) -> Response:
-    text = json.dumps(about(services.served), ensure_ascii=False, separators=(",", ":"))
+    found = {**about(services.served), **_ALIVE}
+    text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
     return Response(text.encode())
 
 

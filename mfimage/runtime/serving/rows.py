@@ -1,0 +1,155 @@
+"""Requests of many records with one response for all: what the contracts of platforms share."""
+
+from __future__ import annotations
+
+import re
+from codecs import BOM_UTF8
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+from pydantic_core import from_json
+
+from mfimage.errors import Fault, InputError
+from mfimage.function import json as json_values
+from mfimage.runtime.calls.queue import Outcome
+from mfimage.runtime.serving.body import read_body
+from mfimage.runtime.serving.problems import Problem
+from mfimage.runtime.serving.route import HttpRequest, Response
+from mfimage.runtime.serving.service import Service
+from mfimage.runtime.serving.tables import invalid
+
+# A body larger than this is converted in a thread.
+LARGE = 64 * 1024
+# Of all the places that do not fit; a wrong column has as many as there are rows.
+_FAULTS = 20
+_JSON_TYPES = re.compile(r"application/(json|[\w.+-]+\+json|x-www-form-urlencoded)|", re.ASCII)
+_ROOT = re.compile(r"[^.\[]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The records of a request, as JSON bytes; ``path`` is where they were in its body."""
+
+    payloads: Sequence[bytes]
+    path: str = "rows"
+
+
+_Rows = TypeVar("_Rows", bound=Rows)
+
+
+def media_type(headers: Mapping[bytes, bytes]) -> str:
+    """Return a request's media type without parameters; a 415 if its body is compressed."""
+    encoding = headers.get(b"content-encoding", b"identity")
+    if encoding.lower() != b"identity":
+        detail = f"expected a body that is not compressed, got {encoding.decode('latin-1')}"
+        raise Problem(415, detail, headers=[(b"accept-encoding", b"identity")])
+    return headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+
+
+def is_json(media: str) -> bool:
+    """Return whether a media type is JSON's, or none was given."""
+    return _JSON_TYPES.fullmatch(media) is not None
+
+
+def expect_json(headers: Mapping[bytes, bytes]) -> None:
+    """Raise a 415 if a body is not JSON."""
+    if not is_json(media := media_type(headers)):
+        raise Problem(415, f"expected application/json, got {media}")
+
+
+def load(body: bytes, *, path: str = "body", infinite: bool = False) -> Any:
+    """Return the value of a JSON body; NaN and infinities only if they are allowed."""
+    try:
+        return from_json(body.removeprefix(BOM_UTF8), allow_inf_nan=infinite)
+    except ValueError as error:
+        raise invalid(path, f"not JSON: {error}") from None
+
+
+def load_object(body: bytes) -> dict[str, Any]:
+    """Return the object in a JSON body."""
+    value = load(body)
+    if not isinstance(value, dict):
+        raise invalid("body", "expected an object")
+    return value
+
+
+def payloads_of(records: Sequence[Any], path: str) -> list[bytes]:
+    """Return records, which were JSON, as JSON bytes."""
+    payloads = []
+    for index, record in enumerate(records):
+        try:
+            data = orjson.dumps(record)
+        except TypeError:  # an integer of more than 64 bits
+            data = b"null"
+        if b"null" in data:  # or NaN
+            data = json_values.dumps(record, root=f"{path}[{index}]", error=InputError)
+        payloads.append(data)
+    return payloads
+
+
+def alike(records: Sequence[Any]) -> Sequence[Sequence[int]]:
+    """Return the indices of records in groups that have the same members."""
+    groups: dict[Any, list[int]] = {}
+    for index, record in enumerate(records):
+        key = tuple(record) if isinstance(record, dict) else None
+        groups.setdefault(key, []).append(index)
+    return list(groups.values())
+
+
+def predictions_of(body: bytes) -> Sequence[Any]:
+    """Return the results in a response with ``predictions``."""
+    found: Sequence[Any] = json_values.loads(body)["predictions"]
+    return found
+
+
+async def call_rows(
+    service: Service, request: HttpRequest, read: Callable[[bytes], _Rows]
+) -> tuple[_Rows, list[bytes]]:
+    """Return the rows that ``read`` finds in the body, and their results.
+
+    Raises what is wrong with the rows, else the first reason why one has no result.
+    """
+    calls = service.admit()
+    rows = await calls.arrive(request.started, _read(service, request, read))
+    payloads = rows.payloads
+    outcomes: Sequence[Outcome]
+    if len(payloads) == 1:
+        outcomes = [await calls.run(payloads[0], request.receive, request.started)]
+    else:
+        outcomes = await calls.run_many(
+            payloads, request.receive, request.started, at_once=service.settings.max_batch
+        )
+    results = [each for each in outcomes if isinstance(each, bytes)]
+    if len(results) < len(outcomes):
+        raise _failure(outcomes, rows.path)
+    return rows, results
+
+
+async def _read(service: Service, request: HttpRequest, read: Callable[[bytes], _Rows]) -> _Rows:
+    body = await read_body(request, service)
+    if len(body) > LARGE:
+        return await service.loop.run_in_executor(None, read, body)
+    return read(body)
+
+
+async def convert(
+    service: Service, results: Sequence[bytes], write: Callable[[], Response]
+) -> Response:
+    """Return what ``write`` makes of results; in a thread if there are many."""
+    if sum(map(len, results)) > LARGE:
+        return await service.loop.run_in_executor(None, write)
+    return write()
+
+
+def _failure(outcomes: Sequence[Outcome], path: str) -> BaseException:
+    refused = [
+        Fault(path=f"{path}[{index}]{_ROOT.sub('', fault.path, count=1)}", message=fault.message)
+        for index, each in enumerate(outcomes)
+        if isinstance(each, InputError)
+        for fault in each.faults
+    ]
+    if refused:
+        return InputError(refused[:_FAULTS])
+    return next(each for each in outcomes if isinstance(each, BaseException))
