@@ -12,6 +12,7 @@ SUITES = (
     "process_backend",
     "serving",
     "slow_clients",
+    "many",
     "build",
     "ray_backend",
     "ray_image",

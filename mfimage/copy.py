@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +18,13 @@ from typing import Any, Literal
 
 from mfimage.errors import OptionError, PackageError, StorageError
 from mfimage.package.spec import BlobRef, FunctionSpec
-from mfimage.package.store import Package, PackageStore, blob_name, open_package, package_name
+from mfimage.package.store import (
+    PackageStore,
+    Pipeline,
+    blob_name,
+    open_any,
+    package_name,
+)
 
 THREADS = "mfimage-copy"
 # Seconds for running transfers to end after one failed or the user interrupted the copy.
@@ -53,7 +59,7 @@ def copy_package(
     Parameters
     ----------
     reference : str or path
-        The package.
+        The package of a function, or of a pipeline: with its parts.
     root : str or path
         Folder or URL of the other root.
     on_progress : callable
@@ -72,15 +78,19 @@ def copy_package(
     """
     if jobs < 1:
         raise OptionError(f"jobs: expected at least 1, got {jobs}")
-    package = open_package(reference)
+    package = open_any(reference)
     target = PackageStore(root)
     name = package_name(package.spec)
     if target.storage.url(name) == package.reference:
         return package.reference
     # A root that does not exist is reported once, not by every blob.
     target.storage.size(name)
-    _Copy(package, target, on_progress).run(jobs)
+    parts = package.parts if isinstance(package, Pipeline) else (package,)
+    specs = [part.spec for part in parts]
+    _Copy(package.store, specs, target, on_progress).run(jobs)
     with _named("function.json"):
+        for spec in specs:
+            target.write(spec)
         return target.write(package.spec)
 
 
@@ -96,18 +106,29 @@ class _Stopped(Exception):
 
 
 class _Copy:
-    def __init__(self, package: Package, target: PackageStore, on_progress: OnProgress) -> None:
-        self._package = package
+    def __init__(
+        self,
+        source: PackageStore,
+        specs: Sequence[FunctionSpec],
+        target: PackageStore,
+        on_progress: OnProgress,
+    ) -> None:
+        self._source = source
         self._target = target
         self._on_progress = on_progress
-        self._labels = blob_labels(package.spec)
-        self._total = sum(ref.size for ref in package.spec.blobs.values())
+        self._refs: dict[str, BlobRef] = {}
+        self._labels: dict[str, str] = {}
+        for spec in specs:
+            self._refs |= spec.blobs
+            of = f"{spec.name}: " if len(specs) > 1 else ""
+            self._labels |= {key: f"{of}{label}" for key, label in blob_labels(spec).items()}
+        self._total = sum(ref.size for ref in self._refs.values())
         self._reporting = threading.Lock()
         self._stop = threading.Event()
 
     def run(self, jobs: int) -> None:
         # The largest first, so that it does not run alone at the end.
-        refs = sorted(self._package.spec.blobs.values(), key=lambda ref: ref.size, reverse=True)
+        refs = sorted(self._refs.values(), key=lambda ref: ref.size, reverse=True)
         pool = ThreadPoolExecutor(min(jobs, len(refs)), thread_name_prefix=THREADS)
         moving = [pool.submit(self._move, ref) for ref in refs]
         try:
@@ -134,7 +155,7 @@ class _Copy:
         self._report("copied", ref, ref.size)
 
     def _send(self, ref: BlobRef) -> None:
-        path = self._package.store.blob_file(ref)
+        path = self._source.blob_file(ref)
 
         def on_read(current: int) -> None:
             if self._stop.is_set():

@@ -9,10 +9,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mfimage.compose import junctions
 from mfimage.errors import TaskError
 from mfimage.package.spec import FunctionSpec
 from mfimage.package.storage.cache import read_only
-from mfimage.package.store import FILE_NAME, open_package
+from mfimage.package.store import FILE_NAME, Pipeline, open_any
 
 if TYPE_CHECKING:
     from mfimage.image.find.contents import ImageDiff
@@ -41,7 +42,9 @@ def inspect(what: str, *, platform: str | None = None) -> dict[str, Any]:
     """
     # A folder that happens to have an image's name is not a package.
     if what.endswith(FILE_NAME) or "://" in what or Path(what, FILE_NAME).is_file():
-        package = open_package(what)
+        package = open_any(what)
+        if isinstance(package, Pipeline):
+            return {"reference": package.reference, **_pipeline(package)}
         return {"reference": package.reference, **_package(package.spec)}
     with read_only():
         if _PATHSPEC.fullmatch(what) and not Path(what).exists():
@@ -83,6 +86,22 @@ def _package(spec: FunctionSpec) -> dict[str, Any]:
         "examples": len(spec.examples),
         "bound": f"{spec.lineage.created} by {spec.lineage.user}",
         "git commit": spec.lineage.git_commit or "unknown",
+    }
+
+
+def _pipeline(package: Pipeline) -> dict[str, Any]:
+    spec = package.spec
+    return {
+        "name": spec.name,
+        "digest": spec.digest,
+        "batch": spec.batch,
+        "parts": [
+            {"name": part.spec.name, "reference": part.reference, "task": part.spec.task}
+            for part in package.parts
+        ],
+        "junctions": [str(each) for each in junctions([part.spec for part in package.parts])],
+        "input": dict(spec.input_schema),
+        "output": dict(spec.output_schema),
     }
 
 

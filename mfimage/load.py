@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     from mfimage.backends.base import Backend
     from mfimage.function.decorator import DecoratedFunction
-    from mfimage.package.spec import FunctionSpec
-    from mfimage.package.store import Package
+    from mfimage.package.spec import FunctionSpec, PipelineSpec
+    from mfimage.package.store import Package, Pipeline
 
 
 class JsonFunction:
-    """A function bound to a task, whichever decorator made it.
+    """A function bound to a task, whichever decorator made it, or a pipeline of such functions.
 
     Creating one binds the function: it writes a function package. Calling it runs the function from
     that package, never from the code it was bound from. Thread-safe.
@@ -87,8 +87,8 @@ class JsonFunction:
 
     def _open(self, reference: str | os.PathLike[str]) -> None:
         with _explained_imports():
-            from mfimage.package.store import open_package
-        self._package: Package = open_package(reference)
+            from mfimage.package.store import open_any
+        self._package: Package | Pipeline = open_any(reference)
         self._backend: Backend | None = None
         self._choice: Mapping[str, Any] = {}
         self._lock = threading.Lock()
@@ -99,7 +99,7 @@ class JsonFunction:
         return self._package.reference
 
     @property
-    def spec(self) -> FunctionSpec:
+    def spec(self) -> FunctionSpec | PipelineSpec:
         """The content of its ``function.json``."""
         return self._package.spec
 
@@ -216,7 +216,8 @@ class JsonFunction:
         return (_reopen, (self.reference, self._choice))
 
     def __repr__(self) -> str:
-        return f"<JsonFunction {self.name} of {self.spec.task}>"
+        parts = [part.name for part in getattr(self.spec, "parts", ())]
+        return f"<JsonFunction {self.name} of {' -> '.join(parts) or self.spec.task}>"
 
 
 @contextlib.contextmanager
@@ -293,3 +294,40 @@ def function_from_json(
     # Loaded at once, so that a faulty package raises here and not at the first call.
     function._running()
     return function
+
+
+def pipeline(
+    name: str,
+    *functions: JsonFunction | str | os.PathLike[str],
+    examples: Sequence[Any] = (),
+    root: str | os.PathLike[str] | None = None,
+) -> JsonFunction:
+    """Return functions as one function: the output of each is the input of the next.
+
+    It writes a package that names their packages by digest. Calling it runs each part as if it were
+    called alone: with backend ``process``, in its own environment.
+
+    Parameters
+    ----------
+    name : str
+        The package's name.
+    *functions : JsonFunction, str or path
+        Bound functions or their references, in order; a pipeline stands for its parts.
+    examples : sequence, optional
+        Records to call it with; their results are recorded, for `mfimage test`.
+    root : str or path, optional
+        Where the package is stored; by default where that of the first function is. Packages of
+        functions that are elsewhere are copied there.
+
+    Raises
+    ------
+    SchemaError
+        When a function never accepts what the one before it returns: the places and both types.
+    MfimageError
+        When a package is missing or damaged.
+    """
+    references = [each.reference if isinstance(each, JsonFunction) else each for each in functions]
+    with _explained_imports():
+        from mfimage.compose import compose, with_examples
+    made = with_examples(compose(name, references, root=root), examples)
+    return _opened(made.store.write(made.spec))

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -21,9 +21,12 @@ import orjson
 
 from mfimage.backends.satisfies import difference
 from mfimage.errors import LockError, OptionError, RecordError
+from mfimage.image.plan.pipeline import pipeline_source, unpack_pipeline
+from mfimage.image.plan.subject import BuildSource, function_source
+from mfimage.image.targets import DEFAULT_TARGET
 from mfimage.package.archive import unpack
 from mfimage.package.platforms import this_platform
-from mfimage.package.store import Package, open_package
+from mfimage.package.store import Package, Pipeline, open_any
 from mfimage.runtime.layout import FUNCTION_VARIABLE
 from mfimage.runtime.records import streams
 from mfimage.runtime.records.files import RecordSink, RecordSource, open_sink, open_source
@@ -209,18 +212,29 @@ def run_entrypoint(reference: str, command: Sequence[str], note: Callable[[str],
     It runs in this process if this interpreter satisfies the function's lock. Else this process
     becomes one of the environment that the image would have; ``note`` gets the reason.
     """
-    package = open_package(reference)
+    found = open_any(reference)
     with _folder() as (folder, pipe):
-        unpack(package.spec, package.store, folder)
+        if isinstance(found, Pipeline):
+            source = pipeline_source(found, target=DEFAULT_TARGET)
+            unpack_pipeline(source, folder)
+            parts = found.parts
+            # Of all parts as of one function.
+            spec = replace(
+                parts[0].spec, name=found.spec.name, environment=source.subject.environment
+            )
+            package = replace(parts[0], spec=spec)
+        else:
+            source, package, parts = function_source(found), found, (found,)
+            unpack(package.spec, package.store, folder)
         os.environ[FUNCTION_VARIABLE] = str(folder)
         try:
-            reason = difference(package)
+            reason = next(filter(None, map(difference, parts)), None)
         except LockError:
             reason = None  # as a function that is loaded
         if reason is not None:
             note(f"{package.spec.name} runs in its own environment: {reason}")
             os.set_inheritable(pipe, True)
-            _become(package, command, note)
+            _become(package, source, command, note)
         from mfimage.runtime.__main__ import main
 
         return main(command)
@@ -251,16 +265,16 @@ def _folder() -> Iterator[tuple[Path, int]]:
             cleaner.wait()
 
 
-def _become(package: Package, command: Sequence[str], note: Callable[[str], None]) -> NoReturn:
+def _become(
+    package: Package, source: BuildSource, command: Sequence[str], note: Callable[[str], None]
+) -> NoReturn:
     from mfimage.backends.process.environments import environment_python, runtime_folder
 
-    lock = None
+    lock = source.lock
     if command[0] == "serve":
         from mfimage.image.plan.lock import target_lock
         from mfimage.image.plan.options import BuildOptions
-        from mfimage.image.plan.subject import function_source
 
-        source = function_source(package)
         lock = target_lock(source, BuildOptions(), this_platform(), note)
     python, runtime = environment_python(package, lock), str(runtime_folder())
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONHOME"} | {

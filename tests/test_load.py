@@ -38,10 +38,10 @@ def test_a_faulty_package_is_an_error_at_once(tmp_path: Path) -> None:
     with pytest.raises(ReferenceNotFound):
         function_from_json(tmp_path / "functions" / "predict" / "0" / "function.json")
     data = reference.read_bytes()
-    reference.write_bytes(data.replace(b'"schema_version": "1.0"', b'"schema_version": "2.0"'))
-    with pytest.raises(PackageError, match=r"schema_version 2\.0 is newer") as caught:
+    reference.write_bytes(data.replace(b'"schema_version": "1.0"', b'"schema_version": "3.0"'))
+    with pytest.raises(PackageError, match=r"schema_version 3\.0 is newer") as caught:
         function_from_json(reference)
-    assert "pip install 'mfimage>=2'" in str(caught.value.hint)
+    assert "pip install 'mfimage>=3'" in str(caught.value.hint)
     reference.write_bytes(data)
     for blob in (tmp_path / "blobs").rglob("*"):
         if blob.is_file():
@@ -64,14 +64,15 @@ def test_an_image_can_import_but_not_bind_or_load(tmp_path: Path) -> None:
         for path in ROOT.glob(pattern):
             write(tmp_path, {path.relative_to(ROOT).as_posix(): path.read_text()})
     code = (
-        "from mfimage.load import JsonFunction, function_from_json\n"
-        "for call in (lambda: JsonFunction(None, 'F'), lambda: function_from_json('x')):\n"
+        "from mfimage import pipeline\n"
+        "from mfimage.load import JsonFunction, function_from_json as load\n"
+        "for call in (lambda: JsonFunction(None, 'F'), lambda: load('x'), lambda: pipeline('x')):\n"
         "    try: call()\n"
         "    except Exception as error: print(type(error).__name__, error)\n"
     )
     done = python(["-c", code], folder=tmp_path, env={"PYTHONPATH": str(tmp_path)})
     message = "BackendError functions cannot be bound or loaded here: only mfimage's runtime is"
-    assert [line[: len(message)] for line in done.stdout.splitlines()] == [message] * 2
+    assert [line[: len(message)] for line in done.stdout.splitlines()] == [message] * 3
 
 
 _APP = """

@@ -10,7 +10,7 @@ from mfimage.backends.base import Backend
 from mfimage.backends.ray.options import RayOptions, check_names
 from mfimage.backends.satisfies import difference, isolated_python
 from mfimage.errors import LockError, OptionError
-from mfimage.package.store import Package
+from mfimage.package.store import Package, Pipeline
 from mfimage.runtime.loading.modules import NameTaken
 
 logger = logging.getLogger("mfimage")
@@ -24,17 +24,27 @@ _logged: set[tuple[str, str]] = set()
 
 
 def open_backend(
-    package: Package,
+    package: Package | Pipeline,
     name: str | None = None,
     *,
     workers: int | None = None,
     timeout: float | None = None,
     cluster: Mapping[str, Any] | None = None,
 ) -> Backend:
-    """Start the backend with a name, or the one that fits; log once why it was chosen."""
+    """Start the backend with a name, or the one that fits; log once why it was chosen.
+
+    Each part of a pipeline has its own, with the same options.
+    """
     given = workers is not None or timeout is not None
     cluster = cluster or {}
     _check(name, given, cluster)
+    if isinstance(package, Pipeline):
+        if name == RAY:
+            raise OptionError(
+                f"backend: 'ray' runs one function, and {package.spec.name} is a pipeline",
+                hint="use backend='process', or load its parts with backend='ray'",
+            )
+        return _open_parts(package, name, workers, timeout)
     chosen, reason = (name, "backend= is given") if name else _choose(package, given)
     python = local = None
     if chosen == LOCAL:
@@ -62,6 +72,23 @@ def open_backend(
         workers=1 if workers is None else workers, timeout=timeout, python=python
     )
     return ProcessBackend(package, options)
+
+
+def _open_parts(
+    pipeline: Pipeline, name: str | None, workers: int | None, timeout: float | None
+) -> Backend:
+    from mfimage.backends.pipeline import PipelineBackend
+
+    opened: dict[str, Backend] = {}  # one that is a part twice runs on one backend
+    try:
+        for part in pipeline.parts:
+            if part.reference not in opened:
+                opened[part.reference] = open_backend(part, name, workers=workers, timeout=timeout)
+    except BaseException:
+        for backend in opened.values():
+            backend.close()
+        raise
+    return PipelineBackend(pipeline.spec, [opened[part.reference] for part in pipeline.parts])
 
 
 def _check(name: str | None, given: bool, cluster: Mapping[str, Any]) -> None:

@@ -64,7 +64,10 @@ def call(
     its lock, else in its own environment, as its image would, unless a backend is named. The first
     record that fails ends the run.
     """
-    if (backend, workers, timeout) == (None, None, None):
+    from mfimage.package.store import Pipeline, open_any
+
+    bare = (backend, workers, timeout) == (None, None, None)
+    if bare and not isinstance(open_any(reference), Pipeline):  # its parts choose for themselves
         given = [f"--{name.replace('_', '-')}={value}" for name, value in files.items() if value]
         _runtime(reference, "call", *given)
     from mfimage.run import RecordFiles, call_files

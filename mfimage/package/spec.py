@@ -2,7 +2,8 @@
 
 The digest of a package is the SHA-256 of its canonical JSON (sorted keys, no white space)
 without ``lineage.created``, so binding the same thing twice gives the same reference. The file
-also carries a ``checksum`` of everything in it, ``lineage.created`` included.
+also carries a ``checksum`` of everything in it, ``lineage.created`` included. That of a pipeline
+names its parts by digest; it has a major version of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from typing import Any, TypeVar
 from mfimage.errors import PackageError
 
 SCHEMA_VERSION = "1.0"
+# A reader that knows functions only refuses it as too new.
+PIPELINE_VERSION = "2.0"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+MIN_PARTS = 2
 # Of a function, and of one of several that a foreach gave: ``predict/emea``.
 _WORD = r"[A-Za-z_][A-Za-z0-9_-]{0,62}"
 VALUE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
@@ -143,33 +147,21 @@ class Lineage(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FunctionSpec(Part):
-    """The whole of ``function.json``."""
+class CallableSpec(Part):
+    """What ``function.json`` states of a function and of a pipeline alike."""
 
     name: str  # a folder in the store and a path in the serving image
-    entrypoint: str  # module:function inside the code archive
-    task: str  # Flow/run/step/task
-    code: BlobRef  # code.tar.gz
-    environment: EnvironmentSpec
-    lineage: Lineage
-    kind: str = "json"  # json or avro: which decorator made it
+    task: str  # Flow/run/step/task; of a pipeline, that of each part
+    kind: str = "json"  # json or avro: which decorator made it; of a pipeline, its first part
     batch: bool = False  # whether the function takes a list of records
     description: str = ""  # the docstring
     # JSON Schemas of one record and of its result (of an item, for a batch function).
     input_schema: Mapping[str, Any] = field(default_factory=dict)
     output_schema: Mapping[str, Any] = field(default_factory=dict)
-    # Like a JSON Schema: the parameters that the function reads ("properties") and "required".
-    parameter_schema: Mapping[str, Any] = field(default_factory=dict)
-    # Values given at bind time instead of artifacts; JSON.
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    # The module that __main__ was when the task ran, for pickles that name it.
-    script: str | None = None
-    examples: tuple[Example, ...] = ()
-    artifacts: Mapping[str, ArtifactRef] = field(default_factory=dict)
     # Name of a serializer -> its schemas that were given explicitly: of one record ("input"), of
     # its result ("output"). Others are derived from the JSON Schemas.
     schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    schema_version: str = SCHEMA_VERSION
+    examples: tuple[Example, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form: without schemas, that of older packages."""
@@ -187,6 +179,29 @@ class FunctionSpec(Part):
 
     @functools.cached_property
     def digest(self) -> str:
+        """``sha256:<hex>`` of everything."""
+        return sha256_of(self.to_dict())
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionSpec(CallableSpec):
+    """The whole of a function's ``function.json``."""
+
+    entrypoint: str  # module:function inside the code archive
+    code: BlobRef  # code.tar.gz
+    environment: EnvironmentSpec
+    lineage: Lineage
+    # Like a JSON Schema: the parameters that the function reads ("properties") and "required".
+    parameter_schema: Mapping[str, Any] = field(default_factory=dict)
+    # Values given at bind time instead of artifacts; JSON.
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    # The module that __main__ was when the task ran, for pickles that name it.
+    script: str | None = None
+    artifacts: Mapping[str, ArtifactRef] = field(default_factory=dict)
+    schema_version: str = SCHEMA_VERSION
+
+    @functools.cached_property
+    def digest(self) -> str:
         """``sha256:<hex>`` of everything but ``lineage.created``."""
         plain = self.to_dict()
         del plain["lineage"]["created"]
@@ -201,23 +216,58 @@ class FunctionSpec(Part):
         return {ref.digest: ref for ref in refs}
 
 
+@dataclass(frozen=True, kw_only=True)
+class FunctionRef(Part):
+    """A function package of the same root, by content."""
+
+    name: str
+    digest: str
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise PackageError(f"name: {self.name!r} is not a function name")
+        if not _DIGEST.fullmatch(self.digest):
+            raise PackageError(f"digest: expected sha256:<64 hex digits>, got {self.digest!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineSpec(CallableSpec):
+    """The whole of a pipeline's ``function.json``; its digest covers those of its parts."""
+
+    parts: tuple[FunctionRef, ...]  # the output of each is the input of the next
+    schema_version: str = PIPELINE_VERSION
+
+
 P = TypeVar("P", bound=Part)
 Parser = Callable[[Any, str], Any]
 
 
 def parse_spec(data: bytes, *, where: str) -> FunctionSpec:
+    """Parse and check the bytes of a function's ``function.json``; see ``parse_any``."""
+    spec = parse_any(data, where=where)
+    if isinstance(spec, PipelineSpec):
+        raise PackageError(f"{where}: {is_pipeline(spec)}")
+    return spec
+
+
+def parse_any(data: bytes, *, where: str) -> FunctionSpec | PipelineSpec:
     """Parse and check the bytes of a ``function.json``; ``PackageError`` names the field.
 
-    Any byte that ``FunctionSpec.to_json`` did not write is damage. Unknown keys of the same major
-    version are kept and ignored. ``where`` stands for the file in errors.
+    Any byte that ``to_json`` did not write is damage. Unknown keys of the same major version are
+    kept and ignored. ``where`` stands for the file in errors.
     """
+    spec: FunctionSpec | PipelineSpec
     try:
-        spec = _build(FunctionSpec, _object(data), "")
+        plain = _object(data)
+        if _major(plain["schema_version"]) == _major(PIPELINE_VERSION):
+            spec = _build(PipelineSpec, plain, "")
+            if len(spec.parts) < MIN_PARTS:
+                raise PackageError(f"parts: expected at least {MIN_PARTS}, got {len(spec.parts)}")
+        else:
+            spec = _build(FunctionSpec, plain, "")
+            _check_wheels(spec)
         if not NAME.fullmatch(spec.name):
             raise PackageError(f"name: {spec.name!r} is not a function name")
-        for file_name in spec.environment.wheels:
-            if "/" in file_name or "\\" in file_name or not file_name.endswith(".whl"):
-                raise PackageError(f"environment.wheels: {file_name!r} is not a wheel's name")
     except PackageError as error:
         raise PackageError(f"{where}: {error.message}", hint=error.hint) from None
     if spec.to_json() != data:
@@ -226,6 +276,18 @@ def parse_spec(data: bytes, *, where: str) -> FunctionSpec:
             hint="it was damaged or changed; bind the function again",
         )
     return spec
+
+
+def is_pipeline(spec: PipelineSpec) -> str:
+    """Return the clause by which a pipeline is refused where only a function can be used."""
+    names = ", ".join(dict.fromkeys(part.name for part in spec.parts))
+    return f"{spec.name} is a pipeline of {names}, and a function is needed here"
+
+
+def _check_wheels(spec: FunctionSpec) -> None:
+    for file_name in spec.environment.wheels:
+        if "/" in file_name or "\\" in file_name or not file_name.endswith(".whl"):
+            raise PackageError(f"environment.wheels: {file_name!r} is not a wheel's name")
 
 
 def _object(data: bytes) -> dict[str, Any]:
@@ -245,19 +307,23 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+def _major(version: str) -> int:
+    return int(version.partition(".")[0])
+
+
 def _check_version(version: Any) -> None:
-    major = str(version).partition(".")[0]
-    ours = SCHEMA_VERSION.partition(".")[0]
-    if not (isinstance(version, str) and major.isascii() and major.isdigit()):
+    text = str(version).partition(".")[0]
+    if not (isinstance(version, str) and text.isascii() and text.isdigit()):
         raise PackageError(f"schema_version: expected a version, got {version!r}")
-    if int(major) > int(ours):
+    major, oldest, newest = int(text), _major(SCHEMA_VERSION), _major(PIPELINE_VERSION)
+    if major > newest:
         raise PackageError(
-            f"schema_version {version} is newer than this mfimage reads ({ours}.x)",
-            hint=f"install the mfimage that wrote it: pip install 'mfimage>={int(major)}'",
+            f"schema_version {version} is newer than this mfimage reads ({newest}.x)",
+            hint=f"install the mfimage that wrote it: pip install 'mfimage>={major}'",
         )
-    if int(major) < int(ours):
+    if major < oldest:
         raise PackageError(
-            f"schema_version {version} is older than this mfimage reads ({ours}.x)",
+            f"schema_version {version} is older than this mfimage reads ({oldest}.x)",
             hint="bind the function again",
         )
 
@@ -332,6 +398,9 @@ _PARSERS: dict[tuple[type[Part], str], Parser] = {
     (FunctionSpec, "examples"): _list_of(_of(Example)),
     (FunctionSpec, "artifacts"): _mapping_of(_of(ArtifactRef)),
     (FunctionSpec, "schemas"): _mapping_of(_scalar("Mapping[str, Any]")),
+    (PipelineSpec, "examples"): _list_of(_of(Example)),
+    (PipelineSpec, "parts"): _list_of(_of(FunctionRef)),
+    (PipelineSpec, "schemas"): _mapping_of(_scalar("Mapping[str, Any]")),
     (EnvironmentSpec, "lock"): _of(BlobRef),
     (EnvironmentSpec, "wheels"): _mapping_of(_of(BlobRef)),
     (EnvironmentSpec, "system_packages"): _list_of(_scalar("str")),

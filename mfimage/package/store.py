@@ -13,7 +13,15 @@ from typing import BinaryIO
 
 from mfimage.errors import PackageError, ReferenceNotFound
 from mfimage.files import chunks_of, sha256_hex, verified_chunks
-from mfimage.package.spec import BlobRef, FunctionSpec, parse_spec
+from mfimage.package.spec import (
+    BlobRef,
+    CallableSpec,
+    FunctionRef,
+    FunctionSpec,
+    PipelineSpec,
+    is_pipeline,
+    parse_any,
+)
 from mfimage.package.storage.blobs import DamagedBlob, Fetch, LocalCopies
 from mfimage.package.storage.buckets import RemoteStorage, open_storage, refuse_credentials
 from mfimage.package.storage.local import Storage
@@ -21,7 +29,7 @@ from mfimage.package.storage.local import Storage
 FILE_NAME = "function.json"
 
 
-def package_name(spec: FunctionSpec) -> str:
+def package_name(spec: CallableSpec | FunctionRef) -> str:
     """Return the path of a package's ``function.json`` below a root."""
     return f"functions/{spec.name}/{spec.digest.removeprefix('sha256:')}/{FILE_NAME}"
 
@@ -42,6 +50,16 @@ class Package:
     def read(self, ref: BlobRef) -> bytes:
         """Return a blob's bytes, verified."""
         return self.store.read_blob(ref)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """A pipeline whose ``function.json``, and those of its parts, were read and verified."""
+
+    spec: PipelineSpec
+    reference: str
+    store: PackageStore
+    parts: tuple[Package, ...]
 
 
 class PackageStore:
@@ -141,12 +159,12 @@ class PackageStore:
         except DamagedBlob:
             raise damaged(self._url(ref)) from None
 
-    def write(self, spec: FunctionSpec) -> str:
-        """Write ``function.json`` and return its reference; the blobs must be there."""
+    def write(self, spec: FunctionSpec | PipelineSpec) -> str:
+        """Write ``function.json`` and return its reference; blobs and parts must be there."""
         # Last: an interrupted bind leaves no package that looks whole.
         name = package_name(spec)
         try:
-            is_whole = parse_spec(self.storage.read(name), where=name).digest == spec.digest
+            is_whole = parse_any(self.storage.read(name), where=name).digest == spec.digest
         except (FileNotFoundError, PackageError):
             is_whole = False
         if not is_whole:
@@ -155,23 +173,54 @@ class PackageStore:
 
 
 def open_package(reference: str | os.PathLike[str]) -> Package:
-    """Read the package that a path or URL of a ``function.json``, or of its folder, names.
+    """Read the function package that a path or URL of a ``function.json``, or its folder, names.
 
-    Raises ``ReferenceNotFound`` or ``PackageError``.
+    Raises ``ReferenceNotFound`` or ``PackageError``, also for a pipeline.
     """
+    found = open_any(reference)
+    if isinstance(found, Pipeline):
+        hint = "name one of its parts: `mfimage inspect` shows their references"
+        raise PackageError(f"{found.reference}: {is_pipeline(found.spec)}", hint=hint)
+    return found
+
+
+def open_any(reference: str | os.PathLike[str]) -> Package | Pipeline:
+    """Read the package of a function or of a pipeline, with its parts."""
     root, name = split_reference(os.fspath(reference))
     store = PackageStore(root)
+    spec = _read_spec(store, name)
+    url = store.storage.url(name)
+    if isinstance(spec, FunctionSpec):
+        return Package(spec=spec, reference=url, store=store)
+    read = {part.digest: _read_part(store, part, url) for part in spec.parts}
+    parts = tuple(read[part.digest] for part in spec.parts)
+    return Pipeline(spec=spec, reference=url, store=store, parts=parts)
+
+
+def _read_part(store: PackageStore, part: FunctionRef, where: str) -> Package:
+    name = package_name(part)
+    try:
+        spec = _read_spec(store, name)
+    except ReferenceNotFound as error:
+        hint = "copy it with `mfimage copy`, which copies the parts of a pipeline as well"
+        raise PackageError(f"{where}: part {part.name}: {error.message}", hint=hint) from None
+    if isinstance(spec, PipelineSpec):
+        raise PackageError(f"{where}: part {part.name}: {is_pipeline(spec)}")
+    return Package(spec=spec, reference=store.storage.url(name), store=store)
+
+
+def _read_spec(store: PackageStore, name: str) -> FunctionSpec | PipelineSpec:
     url = store.storage.url(name)
     try:
         data = store.storage.read(name)
     except FileNotFoundError:
         hint = "check the path, or bind the function again with `mfimage bind`"
         raise ReferenceNotFound(f"no function package at {url}", hint=hint) from None
-    spec = parse_spec(data, where=url)
+    spec = parse_any(data, where=url)
     if package_name(spec) != name:
         hint = "it was changed after it was written; bind the function again"
         raise PackageError(f"{url}: its content is not what its name says", hint=hint)
-    return Package(spec=spec, reference=url, store=store)
+    return spec
 
 
 def split_reference(reference: str) -> tuple[str, str]:

@@ -15,10 +15,12 @@ from mfimage.errors import CaptureError, OptionError
 from mfimage.image.plan.lock import index_options
 from mfimage.image.plan.names import check_names
 from mfimage.image.plan.options import BuildOptions
+from mfimage.image.plan.pipeline import pipeline_source
 from mfimage.image.plan.several import functions_source, open_packages
 from mfimage.image.plan.subject import STEP, BuildSource, Subject, function_source
 from mfimage.package.platforms import machine_platform
 from mfimage.package.spec import sha256_of
+from mfimage.package.store import Pipeline, open_any
 from mfimage.runtime.layout import CODE
 from mfimage.steps.declared import Declared, FlowFile, declare_steps
 from mfimage.steps.environments import solved, step_store
@@ -36,6 +38,9 @@ def open_source(references: str | Sequence[str], options: BuildOptions) -> Build
                 hint="build an image of each",
             )
         return capture_step(first, options)
+    if not more and isinstance(found := open_any(first), Pipeline):
+        check_names({found.spec.name: found.spec})
+        return pipeline_source(found, target=options.target)
     packages = open_packages([first, *more])
     check_names({name: package.spec for name, package in packages.items()})
     # A foreach gives an image of several, however many tasks it has.

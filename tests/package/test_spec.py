@@ -108,7 +108,8 @@ def test_unknown_keys_are_kept_and_belong_to_the_digest() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": "2.0"}, "schema_version 2.0 is newer than this mfimage reads (1.x)"),
+        ({"schema_version": "3.0"}, "schema_version 3.0 is newer than this mfimage reads (2.x)"),
+        ({"schema_version": "2.0"}, "parts: missing"),
         ({"schema_version": "0.9"}, "schema_version 0.9 is older than this mfimage reads (1.x)"),
         ({"schema_version": ...}, "schema_version: expected a version, got None"),
         ({"schema_version": 1.0}, "schema_version: expected a version, got 1.0"),

@@ -7,7 +7,7 @@ import os
 
 from mfimage.capture.task.datastore import local_roots
 from mfimage.errors import ReferenceNotFound
-from mfimage.package.store import open_package, split_reference
+from mfimage.package.store import open_any, split_reference
 
 ROOT_VARIABLE = "MFIMAGE_FUNCTIONS_ROOT"
 
@@ -36,6 +36,6 @@ def find_moved(reference: str, error: ReferenceNotFound) -> str:
     chosen = os.environ.get(ROOT_VARIABLE)
     for root in [*filter(None, [chosen]), *(_beside("local", each) for each in local_roots())]:
         with contextlib.suppress(ReferenceNotFound):
-            return open_package(f"{root}/{path}").reference
+            return open_any(f"{root}/{path}").reference
     hint = f"set {ROOT_VARIABLE} if its root was moved; {error.hint}"
     raise ReferenceNotFound(error.message, hint=hint) from None

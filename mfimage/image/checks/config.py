@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from mfimage.errors import OptionError, PackageError, shorten
 from mfimage.image.checks.report import Failed
 from mfimage.image.checks.runner import Container, ImageRunner
 from mfimage.image.find.info import ImageInfo
-from mfimage.image.plan.labels import LOCK_DIGEST, TARGET, VERSION, image_labels
+from mfimage.image.plan.labels import LOCK_DIGEST, PYTHON, TARGET, VERSION, image_labels
 from mfimage.image.plan.options import LABEL_PREFIX, refuse_credentials
+from mfimage.image.plan.pipeline import pipeline_subject
 from mfimage.image.plan.several import functions_subject
-from mfimage.image.plan.subject import function_subject
+from mfimage.image.plan.subject import Subject, function_subject
 from mfimage.image.targets import TARGETS
-from mfimage.package.spec import FunctionSpec, parse_spec, sha256_digest
+from mfimage.package.spec import (
+    BlobRef,
+    EnvironmentSpec,
+    FunctionSpec,
+    PipelineSpec,
+    is_pipeline,
+    parse_any,
+    sha256_digest,
+)
 from mfimage.runtime.layout import FUNCTION, FUNCTION_JSON, FUNCTIONS, FUNCTIONS_JSON, LOCK
 from mfimage.runtime.serving.served import Served
 
@@ -29,7 +39,7 @@ def read_served(runner: ImageRunner) -> Served:
         data = runner.read(SPEC_FILE)
         if data is None:
             raise Failed(f"there is no {SPEC_FILE}, and no {LIST_FILE}")
-        return Served.alone(_parse(data, SPEC_FILE))
+        return Served.alone(_parse_any(data, SPEC_FILE))
     try:
         names: list[str] = json.loads(listed)["functions"]
     except (ValueError, LookupError, TypeError) as error:
@@ -47,8 +57,15 @@ def read_served(runner: ImageRunner) -> Served:
 
 
 def _parse(data: bytes, where: str) -> FunctionSpec:
+    spec = _parse_any(data, where)
+    if isinstance(spec, PipelineSpec):
+        raise Failed(f"{where}: {is_pipeline(spec)}")
+    return spec
+
+
+def _parse_any(data: bytes, where: str) -> FunctionSpec | PipelineSpec:
     try:
-        return parse_spec(data, where=where)
+        return parse_any(data, where=where)
     except PackageError as error:
         raise Failed(error.message) from None
 
@@ -68,11 +85,9 @@ def check_labels(info: ImageInfo, served: Served, lock: bytes | None) -> str:
 
 def _expected(info: ImageInfo, served: Served, lock: bytes | None) -> dict[str, str]:
     has = info.labels
-    specs = served.specs
-    first = next(iter(specs.values()))
     target = TARGETS.get(has.get(TARGET, ""))
     labels = image_labels(
-        functions_subject(specs, first.environment) if served.several else function_subject(first),
+        _subject(served, has),
         target=target.name if target else " or ".join(TARGETS),
         # Without a lock in the image, any digest will do.
         lock=sha256_digest(lock) if lock is not None else has.get(LOCK_DIGEST) or "sha256:...",
@@ -83,6 +98,22 @@ def _expected(info: ImageInfo, served: Served, lock: bytes | None) -> dict[str, 
     ours = {name: value for name, value in labels.items() if name.startswith(LABEL_PREFIX)}
     # Another version of mfimage may have built it.
     return {**ours, VERSION: has.get(VERSION) or "..."}
+
+
+def _subject(served: Served, has: Mapping[str, str]) -> Subject:
+    (first, *_) = served.specs.values()
+    if isinstance(first, FunctionSpec):
+        functions = {k: spec for k, spec in served.specs.items() if isinstance(spec, FunctionSpec)}
+        several = served.several
+        return (
+            functions_subject(functions, first.environment) if several else function_subject(first)
+        )
+    assert isinstance(first, PipelineSpec)
+    # That of its parts: any will do.
+    nothing = BlobRef(digest=sha256_digest(b""), size=0)
+    python = has.get(PYTHON) or "..."
+    environment = EnvironmentSpec(python=python, platform="", source="", lock=nothing)
+    return pipeline_subject(first, environment)
 
 
 def check_credentials(info: ImageInfo) -> str:

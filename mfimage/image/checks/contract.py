@@ -11,7 +11,7 @@ from mfimage.errors import ValueFault
 from mfimage.image.checks.client import request
 from mfimage.image.checks.report import Failed, Recorder, Skipped
 from mfimage.image.checks.runner import Address
-from mfimage.package.spec import FunctionSpec
+from mfimage.package.spec import CallableSpec
 from mfimage.runtime.records.run import Difference, Tolerance, differences
 from mfimage.runtime.serving.contract import find_route, routes
 from mfimage.runtime.serving.problems import MEDIA_TYPE
@@ -63,7 +63,7 @@ class ContractCheck:
             raise Failed(str(error)) from None
 
 
-def _compare(spec: FunctionSpec, expected: Expectation, body: bytes, tolerance: Tolerance) -> str:
+def _compare(spec: CallableSpec, expected: Expectation, body: bytes, tolerance: Tolerance) -> str:
     """Compare the results of recorded examples in a response."""
     assert expected.results is not None
     try:
@@ -116,7 +116,7 @@ def check_functions(
         if check.function:
             own[check.function].append(check)
 
-    def works(spec: FunctionSpec) -> str:
+    def works(spec: CallableSpec) -> str:
         for check in own[spec.name]:
             check.run(address, served)
         responses = f"{len(own[spec.name])} responses"
@@ -129,7 +129,7 @@ def check_functions(
     return all(found)
 
 
-def function_path(spec: FunctionSpec, name: str) -> str:
+def function_path(spec: CallableSpec, name: str) -> str:
     """Return the path of a route of a function."""
     return find_route(Served.alone(spec), name, spec.name).path
 
@@ -137,7 +137,7 @@ def function_path(spec: FunctionSpec, name: str) -> str:
 NO_EXAMPLES = "none were recorded; bind the function with --example RECORD to have some"
 
 
-def replay(address: Address, spec: FunctionSpec, tolerance: Tolerance) -> str:
+def replay(address: Address, spec: CallableSpec, tolerance: Tolerance) -> str:
     """Send the input of each example; compare the results with those recorded."""
     path = function_path(spec, "record")
     found: list[Difference] = []
@@ -150,7 +150,7 @@ def replay(address: Address, spec: FunctionSpec, tolerance: Tolerance) -> str:
     return _verdict(spec, found)
 
 
-def replay_as_list(address: Address, spec: FunctionSpec, tolerance: Tolerance) -> str:
+def replay_as_list(address: Address, spec: CallableSpec, tolerance: Tolerance) -> str:
     """Send the inputs of all examples as one list; compare likewise."""
     if not spec.examples:
         raise Skipped(NO_EXAMPLES)
@@ -170,7 +170,7 @@ def replay_as_list(address: Address, spec: FunctionSpec, tolerance: Tolerance) -
     return _verdict(spec, found)
 
 
-def _verdict(spec: FunctionSpec, found: list[Difference]) -> str:
+def _verdict(spec: CallableSpec, found: list[Difference]) -> str:
     if not spec.examples:
         raise Skipped(NO_EXAMPLES)
     if found:

@@ -29,7 +29,7 @@ from mfimage.image.checks.runner import (
     ImageRunner,
     wait_for_end,
 )
-from mfimage.package.spec import FunctionSpec
+from mfimage.package.spec import CallableSpec
 from mfimage.runtime.layout import VENV
 from mfimage.runtime.records.run import Tolerance
 from mfimage.runtime.serving.content import JSON
@@ -150,7 +150,7 @@ def resident_bytes(container: Container) -> int | None:
 
 
 def check_end(
-    container: Container, address: Address, spec: FunctionSpec, settings: Settings
+    container: Container, address: Address, spec: CallableSpec, settings: Settings
 ) -> str:
     """Send requests up to the last byte, SIGTERM, then the rest when the sockets are closed."""
     # However fast the function is, these are in flight. All must be answered, and the container

@@ -8,9 +8,10 @@ from types import MappingProxyType
 from mfimage import __version__
 from mfimage.errors import OptionError
 from mfimage.image.plan.options import LABEL_PREFIX, LONGEST_VALUE, check_text
-from mfimage.image.plan.subject import Subject
+from mfimage.image.plan.subject import FUNCTIONS, Subject
 
 VERSION = f"{LABEL_PREFIX}version"
+PYTHON = f"{LABEL_PREFIX}python"
 TARGET = f"{LABEL_PREFIX}target"
 FUNCTION_NAME = f"{LABEL_PREFIX}function.name"
 FUNCTION_DIGEST = f"{LABEL_PREFIX}function.digest"
@@ -47,9 +48,9 @@ def image_labels(
         VERSION: __version__,
         TARGET: target,
         # Of several functions, the names are in the image's functions.json.
-        f"{LABEL_PREFIX}{subject.kind}.name": "" if subject.functions else subject.name,
+        f"{LABEL_PREFIX}{subject.kind}.name": "" if subject.kind == FUNCTIONS else subject.name,
         f"{LABEL_PREFIX}{subject.kind}.digest": subject.digest,
-        f"{LABEL_PREFIX}python": subject.environment.python_minor,
+        PYTHON: subject.environment.python_minor,
         LOCK_DIGEST: lock,
         **{LABEL_PREFIX + name: value for name, value in subject.labels.items()},
         **more,

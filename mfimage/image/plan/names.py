@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from mfimage.errors import OptionError
-from mfimage.package.spec import FunctionSpec
+from mfimage.package.spec import CallableSpec
 
 _PROBE = "x"
 
 
-def check_names(specs: Mapping[str, FunctionSpec]) -> None:
+def check_names(specs: Mapping[str, CallableSpec]) -> None:
     """Refuse a function whose path, by its name, is one of the server's own."""
     server, function = _reserved(next(iter(specs.values())))
     for name in specs:
@@ -24,7 +24,7 @@ def check_names(specs: Mapping[str, FunctionSpec]) -> None:
             )
 
 
-def _reserved(spec: FunctionSpec) -> tuple[set[str], set[str]]:
+def _reserved(spec: CallableSpec) -> tuple[set[str], set[str]]:
     """Return the first parts of the server's paths, and those below a function's own path."""
     # Made from the table of routes, which takes a while to import.
     from mfimage.runtime.serving.contract import routes

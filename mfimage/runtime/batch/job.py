@@ -23,7 +23,7 @@ import orjson
 
 from mfimage.errors import MfimageError, OptionError
 from mfimage.function.serializers import FileFormat, serializers
-from mfimage.package.spec import FunctionSpec
+from mfimage.package.spec import CallableSpec
 from mfimage.package.storage.objects import ObjectInfo
 from mfimage.runtime.batch.options import BatchOptions
 from mfimage.runtime.batch.parts import PRIVATE, BatchPart, PartResult, plan_parts
@@ -63,7 +63,7 @@ class BatchJob:
     found, or its files have several formats; ``JobError`` when the folder belongs to another job.
     """
 
-    def __init__(self, spec: FunctionSpec, options: BatchOptions) -> None:
+    def __init__(self, spec: CallableSpec, options: BatchOptions) -> None:
         self._store, self._folder = locate(options.output.rstrip("/"))
         if not self._folder:
             raise OptionError(
@@ -200,7 +200,7 @@ def _format_of(files: Iterable[ObjectInfo]) -> RecordFormat:
 
 
 def _identity(
-    spec: FunctionSpec, options: BatchOptions, files: list[ObjectInfo], part_bytes: int
+    spec: CallableSpec, options: BatchOptions, files: list[ObjectInfo], part_bytes: int
 ) -> dict[str, Any]:
     listed = hashlib.sha256(orjson.dumps([asdict(file) for file in files]))
     return {

@@ -73,11 +73,14 @@ class CoroutineDispatcher:
         self._thread = threading.Thread(
             target=self._own.run_forever, name="mfimage-calls", daemon=True
         )
-        self._thread.start()
+        self._started = False  # with the first call
 
     def submit(self, call: Call) -> None:
         """Queue a call."""
         self._inbox.append(call)
+        if not self._started:
+            self._started = True
+            self._thread.start()
         if not self._woken:
             self._woken = True
             self._own.call_soon_threadsafe(self._start)
@@ -92,6 +95,9 @@ class CoroutineDispatcher:
 
     def close(self) -> bool:
         """Cancel what runs and end the loop; return whether no call runs any more."""
+        if not self._started:
+            self._own.close()
+            return True
         ended = asyncio.run_coroutine_threadsafe(self._cancel_all(), self._own)
         try:
             idle = ended.result(0.5)

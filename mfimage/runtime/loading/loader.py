@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -18,11 +19,18 @@ from mfimage.errors import Fault, OutputError, PackageError, ParameterError
 from mfimage.function.decorator import DecoratedFunction
 from mfimage.function.json import plain
 from mfimage.function.parameters import FunctionParameters, lazy_parameters
-from mfimage.function.schema import RESULT, Many
-from mfimage.package.spec import ArtifactRef, BlobRef, FunctionSpec
+from mfimage.function.schema import RESULT, Many, Schema
+from mfimage.package.spec import (
+    ArtifactRef,
+    BlobRef,
+    CallableSpec,
+    FunctionSpec,
+    PipelineSpec,
+)
 from mfimage.runtime.calls.coroutines import LoopThread
 from mfimage.runtime.loading import packages
 from mfimage.runtime.loading.modules import CodeSpace
+from mfimage.runtime.loading.parts import PartErrors
 
 ReadBlob = Callable[[BlobRef], bytes]
 
@@ -42,40 +50,51 @@ class LiveFunction:
         params: FunctionParameters,
         release: Callable[[], None] = lambda: None,
     ) -> None:
+        signature = function.signature
+        self._describe(spec, signature.schema, is_async=signature.is_async, batch=signature.batch)
+        self.params = params
+        self.required = frozenset(spec.parameter_schema.get("required", ()))
+        self.size = sum(ref.size for ref in spec.artifacts.values())  # stored, in bytes
+        self._fn = function.__wrapped__
+        self._takes_params = signature.takes_params
+        self._release = weakref.finalize(self, release)
+        self._release.atexit = False
+        self._loop: LoopThread | None = None
+        self._lock = threading.Lock()
+
+    def _describe(self, spec: CallableSpec, schema: Schema, *, is_async: bool, batch: bool) -> None:
         self.spec = spec
         self.name = spec.name
         self.digest = spec.digest
         self.description = spec.description
         self.input_schema = spec.input_schema
         self.output_schema = spec.output_schema
-        self.params = params
-        self.batch = function.signature.batch
-        self.is_async = function.signature.is_async
-        self._fn = function.__wrapped__
-        self._takes_params = function.signature.takes_params
-        self._schema = function.signature.schema
-        self._release = weakref.finalize(self, release)
-        self._release.atexit = False
-        self._loop: LoopThread | None = None
-        self._lock = threading.Lock()
-        self.data = self._schema.data
-        self.parse = self._schema.parse
-        self.accept_json = self._schema.accept_json
-        self.dump = self._schema.dump
+        self.batch = batch
+        self.is_async = is_async
+        self.schema = schema
+        self.data = schema.data
+        self.parse = schema.parse
+        self.accept_json = schema.accept_json
+        self.dump = schema.dump
+
+    @property
+    def parts(self) -> tuple[LiveFunction, ...]:
+        """The function itself; of a pipeline, its functions in order."""
+        return (self,)
 
     @functools.cached_property
     def many(self) -> Many:
         """Reads many records at once, and writes many results."""
-        return Many(self._schema)
+        return Many(self.schema)
 
     def __call__(self, record: Any) -> Any:
         """Return the JSON value of the result for one record."""
-        schema = self._schema
+        schema = self.schema
         return schema.result(self.invoke(schema.accept(record)))
 
     async def acall(self, record: Any) -> Any:
         """Call an ``async def`` function on the caller's loop."""
-        schema = self._schema
+        schema = self.schema
         return schema.result(await self.ainvoke(schema.accept(record)))
 
     def invoke(self, record: Any) -> Any:
@@ -109,7 +128,7 @@ class LiveFunction:
 
     def results(self, records: Sequence[Any]) -> list[Any]:
         """Call the function with many records; return results, and exceptions in their places."""
-        schema = self._schema
+        schema = self.schema
         places: list[Any] = [_try(schema.accept, record) for record in records]
         good = [place for place in places if not isinstance(place, Exception)]
         outputs = iter(self.invoke_many(good))
@@ -142,6 +161,75 @@ class LiveFunction:
             if self._loop is not None:
                 self._loop.close()
                 self._loop = None
+
+
+class LivePipeline(LiveFunction):
+    """Functions of this process as one."""
+
+    def __init__(self, spec: PipelineSpec, parts: Sequence[LiveFunction]) -> None:
+        first, last = parts[0].schema, parts[-1].schema
+        schema = dataclasses.replace(
+            last, data=first.data, input=first.input, avro_input=first.avro_input
+        )
+        is_async = all(part.is_async for part in parts)
+        self._describe(spec, schema, is_async=is_async, batch=any(part.batch for part in parts))
+        self._parts = tuple(parts)
+        self.size = sum(part.size for part in parts)
+        self._errors = PartErrors(spec)
+
+    @property
+    def parts(self) -> tuple[LiveFunction, ...]:
+        """Its functions, in order."""
+        return self._parts
+
+    def invoke(self, record: Any) -> Any:
+        """Run all functions on one parsed record."""
+        for index, part in enumerate(self._parts):
+            record = self._accepted(index, record)
+            with self._errors.naming(index):
+                record = part.invoke(record)
+        return record
+
+    async def ainvoke(self, record: Any) -> Any:
+        """Run all functions, which are ``async def``, on the running loop."""
+        for index, part in enumerate(self._parts):
+            record = self._accepted(index, record)
+            with self._errors.naming(index):
+                record = await part.ainvoke(record)
+        return record
+
+    def invoke_many(self, records: Sequence[Any]) -> list[Any]:
+        """Run all functions on parsed records; a batch function gets those that are left."""
+        places = list(records)
+        for index, part in enumerate(self._parts):
+            accepted = functools.partial(self._accepted, index)
+            places = [
+                place if isinstance(place, Exception) else _try(accepted, place) for place in places
+            ]
+            left = [place for place in places if not isinstance(place, Exception)]
+            results = iter(part.invoke_many(left) if left else ())
+            places = [
+                place if isinstance(place, Exception) else self._outcome(index, next(results))
+                for place in places
+            ]
+        return places
+
+    def _accepted(self, index: int, value: Any) -> Any:
+        """Return the record of a part that the result of the one before it is."""
+        if not index:
+            return value
+        with self._errors.naming(index - 1):
+            value = self._parts[index - 1].schema.result(value)
+        with self._errors.naming(index):
+            return self._parts[index].schema.accept(value)
+
+    def _outcome(self, index: int, result: Any) -> Any:
+        return self._errors.named(index, result) if isinstance(result, Exception) else result
+
+    def close(self) -> None:
+        """Close every function."""
+        for part in self._parts:
+            part.close()
 
 
 def _try(call: Callable[[Any], Any], value: Any) -> Any:
@@ -222,7 +310,16 @@ def load_folder(folder: Path, name: str | None = None) -> LiveFunction:
     """
     found = packages.find(folder, name)
     read_blob = functools.partial(read_verified, found.blobs)
-    return load_function(found.spec, code=found.code, read_blob=read_blob, dedicated=True)
+    if isinstance(found.spec, FunctionSpec):
+        return load_function(found.spec, code=found.code, read_blob=read_blob, dedicated=True)
+    loaded: dict[str, LiveFunction] = {}
+    for part in found.parts:
+        assert isinstance(part.spec, FunctionSpec)
+        if part.spec.digest not in loaded:
+            loaded[part.spec.digest] = load_function(
+                part.spec, code=part.code, read_blob=read_blob, dedicated=True
+            )
+    return LivePipeline(found.spec, [loaded[part.spec.digest] for part in found.parts])
 
 
 def read_verified(blobs: Path, ref: BlobRef) -> bytes:

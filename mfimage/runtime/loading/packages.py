@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mfimage.errors import OptionError, PackageError
-from mfimage.package.spec import FunctionSpec, parse_spec
+from mfimage.package.spec import FunctionRef, FunctionSpec, PipelineSpec, is_pipeline, parse_any
 from mfimage.runtime.layout import (
     BLOBS,
     CODE,
@@ -25,11 +25,12 @@ SHOWN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionFolder:
-    """A function, and the folders of its unpacked code and its blobs."""
+    """A function, and the folders of its unpacked code and its blobs; of a pipeline, its parts'."""
 
-    spec: FunctionSpec
+    spec: FunctionSpec | PipelineSpec
     code: Path
     blobs: Path
+    parts: tuple[FunctionFolder, ...] = ()
 
 
 def names(folder: Path) -> tuple[str, ...] | None:
@@ -55,7 +56,11 @@ def find(folder: Path, name: str | None = None) -> FunctionFolder:
         spec = _read_spec(folder / FUNCTION_JSON)
         if name not in (None, spec.name):
             raise OptionError(f"function: {name!r} is not here", hint=f"there is {spec.name}")
-        return FunctionFolder(spec=spec, code=folder / CODE, blobs=folder / BLOBS)
+        parts = spec.parts if isinstance(spec, PipelineSpec) else ()
+        return FunctionFolder(
+            spec=spec, code=folder / CODE, blobs=folder / BLOBS,
+            parts=tuple(_part(folder, part) for part in parts),
+        )  # fmt: skip
     if name is None:
         raise OptionError("function: this image has several", hint=f"one of: {shown(several)}")
     if name not in several:
@@ -72,8 +77,18 @@ def find_all(folder: Path) -> Mapping[str, FunctionFolder]:
     return {name: _one_of_several(folder, name) for name in several}
 
 
+def _part(folder: Path, ref: FunctionRef) -> FunctionFolder:
+    found = _one_of_several(folder, ref.name)
+    if found.spec.digest != ref.digest:
+        raise PackageError(f"{folder}: {ref.name} is {found.spec.digest}, and not {ref.digest}")
+    return found
+
+
 def _one_of_several(folder: Path, name: str) -> FunctionFolder:
-    spec = _read_spec(folder / FUNCTIONS / name / FUNCTION_JSON)
+    path = folder / FUNCTIONS / name / FUNCTION_JSON
+    spec = _read_spec(path)
+    if isinstance(spec, PipelineSpec):
+        raise PackageError(f"{path}: {is_pipeline(spec)}")
     code = folder / code_folder(spec.code.digest)
     return FunctionFolder(spec=spec, code=code, blobs=folder / BLOBS)
 
@@ -84,11 +99,11 @@ def shown(several: tuple[str, ...] | list[str]) -> str:
     return ", ".join(several[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _read_spec(path: Path) -> FunctionSpec:
+def _read_spec(path: Path) -> FunctionSpec | PipelineSpec:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise PackageError(
             f"{path}: {error.strerror}", hint=f"{FUNCTION_VARIABLE} names the package's folder"
         ) from None
-    return parse_spec(data, where=str(path))
+    return parse_any(data, where=str(path))

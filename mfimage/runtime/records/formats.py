@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 from mfimage.errors import Fault, OptionError, OutputError, SerializerError
 from mfimage.function.json import JsonSerializer
 from mfimage.function.serializers import FileFormat, find_format, find_serializer, serializers
-from mfimage.package.spec import FunctionSpec
+from mfimage.package.spec import CallableSpec
 from mfimage.runtime.records.streams import Place, is_stream
 
 _LINES = "json"
@@ -22,7 +22,7 @@ class HasSpec(Protocol):
     """A function: from ``function_from_json``, or a live one in an image."""
 
     @property
-    def spec(self) -> FunctionSpec:
+    def spec(self) -> CallableSpec:
         """Its package's ``function.json``."""
 
 
@@ -75,12 +75,12 @@ def _known() -> str:
     )
 
 
-def given_schema(spec: FunctionSpec, form: RecordFormat, side: Literal["input", "output"]) -> Any:
+def given_schema(spec: CallableSpec, form: RecordFormat, side: Literal["input", "output"]) -> Any:
     """Return the schema that a function was given for a format, or None."""
     return spec.schemas.get(form.name, {}).get(side)
 
 
-def output_schema(spec: FunctionSpec, form: RecordFormat) -> Any:
+def output_schema(spec: CallableSpec, form: RecordFormat) -> Any:
     """Return a format's schema of a function's results: the one it was given, or one derived."""
     given = given_schema(spec, form, "output")
     if given is not None or is_lines(form):

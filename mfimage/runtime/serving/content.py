@@ -19,7 +19,7 @@ from typing import Any
 from mfimage.errors import Fault, InputError, OutputError, SchemaError
 from mfimage.function import json as json_values
 from mfimage.function.serializers import Serializer, serializers
-from mfimage.package.spec import FunctionSpec
+from mfimage.package.spec import CallableSpec
 from mfimage.runtime.calls.queue import Converter
 from mfimage.runtime.serving.problems import PROBLEM_SCHEMA, Problem
 
@@ -95,7 +95,7 @@ class MediaCodec:
         return Fault(path=self.data + rest, message=fault.message)
 
 
-def codecs_of(spec: FunctionSpec, *, data: str) -> Mapping[str, MediaCodec]:
+def codecs_of(spec: CallableSpec, *, data: str) -> Mapping[str, MediaCodec]:
     """Return the codecs of a function, by media type.
 
     There is one for each serializer that is registered in this process and has a schema for the
@@ -122,7 +122,7 @@ def _left_out_if_it_fails(where: str, serializer: Serializer) -> Iterator[None]:
         log.warning(message, where, serializer.media_type, exc_info=True)
 
 
-def _codec(spec: FunctionSpec, serializer: Serializer, data: str) -> MediaCodec:
+def _codec(spec: CallableSpec, serializer: Serializer, data: str) -> MediaCodec:
     given = spec.schemas.get(serializer.name, {})
     sides = {"input": spec.input_schema, "output": spec.output_schema}
     own = {
@@ -288,7 +288,7 @@ class MediaTypes:
     batch: Negotiation
 
     @classmethod
-    def of(cls, spec: FunctionSpec, fn: Converter, *, data: str) -> MediaTypes:
+    def of(cls, spec: CallableSpec, fn: Converter, *, data: str) -> MediaTypes:
         """Return the media types of a function; ``data`` is the name of its first parameter."""
         codecs = codecs_of(spec, data=data)
         lists = {name: codec for name, codec in codecs.items() if codec.many is not None}

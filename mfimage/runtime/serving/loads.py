@@ -114,8 +114,7 @@ class Loads:
             self._functions[name] = loaded.fn
             # What another function has given back grows nothing: its artifacts are the minimum,
             # and what it took the last time.
-            artifacts = sum(ref.size for ref in service.spec.artifacts.values())
-            self._sizes[name] = max(loaded.growth, artifacts, self._sizes.get(name, 0))
+            self._sizes[name] = max(loaded.growth, loaded.fn.size, self._sizes.get(name, 0))
             service.start(loaded.fn, loaded.media_types)
             extra = {"digest": loaded.fn.digest, "seconds": round(loaded.seconds, 3)}
             message = "loaded %s" if self._services.served.several else "ready: POST /%s"
@@ -250,13 +249,13 @@ def load_whole(folder: Path, name: str | None = None) -> LiveFunction:
     from mfimage.runtime.loading.loader import load_folder
 
     fn = load_folder(folder, name)
-    required = fn.spec.parameter_schema.get("required", ())
-    for parameter in fn.params:
-        try:
-            fn.params[parameter]
-        except Exception:
-            if parameter in required:
-                raise
-            message = "%s: artifact %r cannot be loaded"
-            log.warning(message, fn.name, parameter, exc_info=True)
+    for part in fn.parts:
+        for parameter in part.params:
+            try:
+                part.params[parameter]
+            except Exception:
+                if parameter in part.required:
+                    raise
+                message = "%s: artifact %r cannot be loaded"
+                log.warning(message, part.name, parameter, exc_info=True)
     return fn

@@ -50,10 +50,11 @@ class Process:
 
     def __init__(
         self, folder: Path, settings: Settings, *, name: str = "", patient: bool = False,
-        on_ready: Callable[[], None] = lambda: None,
+        on_ready: Callable[[], None] = lambda: None, on_leave: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._on_ready = on_ready
+        self._on_leave = on_leave
         out = logs.configure(settings.log_level)
         self._code = 0
         self._loop = new_loop()
@@ -148,6 +149,7 @@ class Process:
     def _leave(self, code: int) -> NoReturn:
         log.info("exit %d", code)
         self._flush()
+        self._on_leave()
         os._exit(code)
 
 
@@ -162,6 +164,6 @@ def serve(folder: Path, settings: Settings) -> int:
     with contextlib.ExitStack() as stack:
         if len(group(folder)) > 1:
             stack.enter_context(counts_in_files("functions with modules of one name"))
-        process = Process(folder, settings)
+        process = Process(folder, settings, on_leave=stack.close)
         note_ignored()
         return process.run(open_socket(settings))

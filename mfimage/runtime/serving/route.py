@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequen
 from dataclasses import dataclass, field
 from typing import Any
 
-from mfimage.package.spec import FunctionSpec
+from mfimage.package.spec import CallableSpec
 from mfimage.runtime.serving.content import JSON, Header, MediaCodec
 from mfimage.runtime.serving.problems import MEDIA_TYPE, Problem
 from mfimage.runtime.serving.served import Served
@@ -66,7 +66,7 @@ class Described:
     An operation of the server gets any function's.
     """
 
-    spec: FunctionSpec
+    spec: CallableSpec
     codecs: Mapping[str, MediaCodec]
     record: Mapping[str, Any]
     result: Mapping[str, Any]

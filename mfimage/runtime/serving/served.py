@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mfimage.errors import OptionError
-from mfimage.package.spec import FunctionSpec
+from mfimage.package.spec import CallableSpec
 from mfimage.runtime.loading import packages
 from mfimage.runtime.settings import Settings
 
@@ -17,7 +17,7 @@ class Served:
     """The functions of a server, from which the table of routes is made."""
 
     # By the name that is in their paths: `predict`, or `predict/emea`.
-    specs: Mapping[str, FunctionSpec]
+    specs: Mapping[str, CallableSpec]
     # The function of a request that names none.
     default: str | None
     # Whether the image is one of several functions, however many there are.
@@ -50,12 +50,12 @@ class Served:
         )
 
     @classmethod
-    def alone(cls, spec: FunctionSpec) -> Served:
+    def alone(cls, spec: CallableSpec) -> Served:
         """Return what the server of one function serves."""
         return cls(specs={spec.name: spec}, default=spec.name, several=False)
 
     @classmethod
-    def together(cls, specs: Iterable[FunctionSpec], default: str | None = None) -> Served:
+    def together(cls, specs: Iterable[CallableSpec], default: str | None = None) -> Served:
         """Return what the server of several functions serves."""
         by_name = {spec.name: spec for spec in specs}
         only = next(iter(by_name)) if len(by_name) == 1 else None

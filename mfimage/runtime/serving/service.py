@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequ
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mfimage.package.spec import FunctionSpec
+from mfimage.package.spec import CallableSpec
 from mfimage.runtime.calls.coroutines import CoroutineDispatcher
+from mfimage.runtime.calls.lane import Lane, LaneDispatcher
 from mfimage.runtime.calls.queue import (
     Call,
     Converter,
@@ -38,23 +39,52 @@ _TICK = 0.05
 _WATCH_AFTER = 0.1
 
 
+class Timer:
+    """Lets the calls in flight of some functions be checked, again and again while there are any.
+
+    The functions have one timeout.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout: float) -> None:
+        self._loop = loop
+        self._tick = max(0.001, min(_TICK, timeout / 10)) if timeout else _TICK
+        self._active: list[InFlight] = []
+        self._ticking = False
+
+    def add(self, calls: InFlight) -> None:
+        """Check these until they have nothing to check."""
+        self._active.append(calls)
+        if not self._ticking:
+            self._ticking = True
+            self._loop.call_later(self._tick, self._check)
+
+    def _check(self) -> None:
+        now = time.monotonic()
+        active, self._active = self._active, []
+        self._active += [calls for calls in active if calls.check(now)]
+        self._ticking = bool(self._active)
+        if self._ticking:
+            self._loop.call_later(self._tick, self._check)
+
+
 class InFlight:
     """Submits calls to the dispatcher and waits for them, at most ``timeout`` seconds; 0: for ever.
 
     A request whose body has not arrived counts, too, and has as long: without a timeout, the
     default one.
 
-    One timer serves all of them: a timer and a task for each request would cost more than all
-    else that is done here.
+    One timer serves all of them, and those of other functions: a timer and a task for each request
+    would cost more than all else that is done here.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, dispatcher: Dispatcher, timeout: float
-    ) -> None:
+        self, loop: asyncio.AbstractEventLoop, dispatcher: Dispatcher, timeout: float,
+        timer: Timer | None = None,
+    ) -> None:  # fmt: skip
         self._loop = loop
         self._dispatcher = dispatcher
         self._timeout = timeout
-        self._tick = max(0.001, min(_TICK, timeout / 10)) if timeout else _TICK
+        self._timer = timer or Timer(loop, timeout)
         self._patience = timeout or Settings.timeout
         self._calls: dict[Call, None] = {}
         self.arriving: dict[asyncio.Task[Any], float] = {}
@@ -135,7 +165,7 @@ class InFlight:
 
     def _tick_later(self) -> None:
         self._ticking = True
-        self._loop.call_later(self._tick, self._check)
+        self._timer.add(self)
 
     def _forget(self, call: Call) -> None:
         del self._calls[call]
@@ -154,8 +184,8 @@ class InFlight:
             self._ended[task] = error
             task.cancel()
 
-    def _check(self) -> None:
-        now = time.monotonic()
+    def check(self, now: float) -> bool:
+        """End what takes too long; return whether there is something to check again."""
         for call in self._calls:
             age = now - call.started
             if self._timeout and age >= self._timeout:
@@ -166,8 +196,7 @@ class InFlight:
             if now - started >= self._patience:
                 self._end_arrival(task, late(self._patience))
         self._ticking = bool(self._calls or self.arriving)
-        if self._ticking:
-            self._loop.call_later(self._tick, self._check)
+        return self._ticking
 
     async def _watch(self, call: Call, receive: Receive) -> None:
         await _disconnect(receive)
@@ -211,12 +240,13 @@ class Service:
     """A function that is served; it has media types and calls once it is loaded."""
 
     name: str
-    spec: FunctionSpec
+    spec: CallableSpec
     settings: Settings
     loop: asyncio.AbstractEventLoop
     bodies: Bodies
     observe: Callable[[int], None]  # how many records a call of a batch function has
-    several: bool  # whether it is one of several
+    timer: Timer
+    lane: Lane | None  # the thread that it shares with others, if it is one of several
     media_types: MediaTypes | None = field(init=False, default=None)
     inflight: InFlight | None = field(init=False, default=None)
     draining: bool = field(init=False, default=False)  # the server is about to end
@@ -240,13 +270,16 @@ class Service:
                 limit=settings.threads or (1 if fn.batch else DEFAULT_THREADS),
                 max_batch=settings.max_batch,
                 batch_wait=settings.batch_wait,
-                keep_one=not self.several,
+                keep_one=self.lane is None,
             )
-            self._dispatcher = ThreadDispatcher(
-                fn, loop=loop, options=options, on_batch=self.observe
-            )
+            if self.lane is not None and not fn.batch:
+                self._dispatcher = LaneDispatcher(fn, self.lane, loop=loop, options=options)
+            else:
+                self._dispatcher = ThreadDispatcher(
+                    fn, loop=loop, options=options, on_batch=self.observe
+                )
         self.media_types = media_types
-        self.inflight = InFlight(loop, self._dispatcher, settings.timeout)
+        self.inflight = InFlight(loop, self._dispatcher, settings.timeout, self.timer)
         self.state = State.LOADED
 
     def unload(self) -> Dispatcher:
@@ -260,7 +293,7 @@ class Service:
     def connect(self, dispatcher: Dispatcher) -> None:
         """Hand calls to a dispatcher whose function is in another process."""
         self._dispatcher = dispatcher
-        self.inflight = InFlight(self.loop, dispatcher, self.settings.timeout)
+        self.inflight = InFlight(self.loop, dispatcher, self.settings.timeout, self.timer)
 
     def fail(self, reason: str) -> None:
         """Become what cannot be loaded."""

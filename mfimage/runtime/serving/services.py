@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from mfimage.runtime.calls.lane import Lane
 from mfimage.runtime.loading.packages import shown
 from mfimage.runtime.serving.metrics import Metrics
 from mfimage.runtime.serving.problems import STOPPING
 from mfimage.runtime.serving.served import Served
-from mfimage.runtime.serving.service import Bodies, Service, State
+from mfimage.runtime.serving.service import Bodies, Service, State, Timer
 from mfimage.runtime.settings import Settings
 
 
@@ -26,16 +27,18 @@ class Services:
     default: Service | None = field(init=False)  # of a request that names no function
     bodies: Bodies = field(init=False)
     draining: bool = field(init=False, default=False)  # the server is about to end
+    _lane: Lane | None = field(init=False)
     # What requests wait for that need a function to be loaded.
     loads: set[asyncio.Task[None]] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self.bodies = bodies = Bodies(self.settings.max_held)
-        several = self.served.several
+        self._lane = Lane(self.loop) if self.served.several else None
+        timer = Timer(self.loop, self.settings.timeout)
         self.by_name = {
             name: Service(
                 name=name, spec=spec, settings=self.settings, loop=self.loop, bodies=bodies,
-                observe=self._observe(name, spec.batch), several=several,
+                observe=self._observe(name, spec.batch), timer=timer, lane=self._lane,
             )
             for name, spec in self.served.specs.items()
         }  # fmt: skip
@@ -67,6 +70,8 @@ class Services:
     def close(self) -> bool:
         """End the dispatchers; return whether no call runs and no function is loading."""
         closed = [service.close() for service in self.by_name.values()]
+        if self._lane is not None:
+            closed.append(self._lane.close())
         return all(closed)
 
     def drain(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +112,16 @@ def test_a_slow_function_starves_no_other(server: Server) -> None:
         assert server.post("/two", 5).json()[1] == 5
         assert not all(each.done() for each in slow)
         assert [each.result().json() for each in slow] == [0.6] * 6
+
+
+def test_a_crash_of_functions_apart_ends_the_server(folder: Path) -> None:
+    with running(folder) as server:
+        server.until_ready()
+        found = {server.post(f"/{name}", 1).json()[3] for name in ("one", "two")}
+        (apart,) = found - {server.process.pid}
+        os.kill(apart, signal.SIGKILL)
+        assert server.wait() == 1
+        assert "has ended" in json.dumps(server.messages("error"))
 
 
 def test_a_function_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:

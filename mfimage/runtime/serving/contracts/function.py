@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from mfimage.package.spec import FunctionSpec
+from mfimage.package.spec import CallableSpec
 from mfimage.runtime.calls.queue import Outcome
 from mfimage.runtime.serving.body import (
     encode_outcomes,
@@ -51,7 +51,7 @@ def routes(served: Served) -> tuple[Route, ...]:
     return tuple(route for name, spec in served.specs.items() for route in _routes(name, spec))
 
 
-def _routes(name: str, spec: FunctionSpec) -> tuple[Route, ...]:
+def _routes(name: str, spec: CallableSpec) -> tuple[Route, ...]:
     summary = (spec.description.strip().splitlines() or [name])[0].rstrip(".")
     documented = partial(
         Operation, tag="function", description=spec.description, problems=_PROBLEMS

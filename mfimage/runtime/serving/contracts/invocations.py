@@ -18,7 +18,7 @@ import orjson
 
 from mfimage.errors import shorten
 from mfimage.function import json as json_values
-from mfimage.package.spec import FunctionSpec
+from mfimage.package.spec import CallableSpec
 from mfimage.runtime.serving.content import JSON, media_ranges
 from mfimage.runtime.serving.problems import MEDIA_TYPE, NOT_UNICODE, Problem, unavailable
 from mfimage.runtime.serving.route import Expectation, FunctionHandler, HttpRequest, Response, Route
@@ -134,7 +134,7 @@ class _Invocation(Rows):
 class _Invocations:
     """The handler of ``/invocations``."""
 
-    def __init__(self, specs: Mapping[str, FunctionSpec]) -> None:
+    def __init__(self, specs: Mapping[str, CallableSpec]) -> None:
         self._inputs = {
             name: table_of(spec.input_schema, name="data") for name, spec in specs.items()
         }

@@ -11,7 +11,7 @@ from functools import partial
 import orjson
 
 from mfimage.function import json as json_values
-from mfimage.package.spec import FunctionSpec
+from mfimage.package.spec import CallableSpec
 from mfimage.runtime.serving.contracts.oip import error_response, models_body
 from mfimage.runtime.serving.problems import unavailable
 from mfimage.runtime.serving.route import Expectation, HttpRequest, Response, Route
@@ -57,7 +57,7 @@ def routes(served: Served) -> tuple[Route, ...]:
     return tuple(found)
 
 
-def expectations(spec: FunctionSpec, contract: str) -> Iterator[Expectation]:
+def expectations(spec: CallableSpec, contract: str) -> Iterator[Expectation]:
     """Yield a request with all examples as ``instances``."""
     if spec.examples:
         inputs = [each.input for each in spec.examples]

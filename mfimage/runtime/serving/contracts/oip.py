@@ -16,7 +16,7 @@ import orjson
 
 from mfimage import __version__
 from mfimage.function import json as json_values
-from mfimage.package.spec import FunctionSpec
+from mfimage.package.spec import CallableSpec
 from mfimage.runtime.serving.problems import NOT_UNICODE, Problem, unavailable
 from mfimage.runtime.serving.route import Expectation, HttpRequest, Response, Route
 from mfimage.runtime.serving.rows import (
@@ -73,7 +73,7 @@ def routes(served: Served) -> tuple[Route, ...]:
     )
 
 
-def _model(name: str, spec: FunctionSpec) -> tuple[Route, ...]:
+def _model(name: str, spec: CallableSpec) -> tuple[Route, ...]:
     path = f"/v2/models/{name}"
     model = _Model(name, spec)
     route = partial(Route, function=name, errors=error_response)
@@ -145,7 +145,7 @@ class _Inference(Rows):
 class _Model:
     """A function as a model: its handlers."""
 
-    def __init__(self, name: str, spec: FunctionSpec) -> None:
+    def __init__(self, name: str, spec: CallableSpec) -> None:
         self._name = name
         self._examples = spec.examples
         self._inputs = table_of(spec.input_schema, name="data")
