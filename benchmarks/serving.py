@@ -1,8 +1,8 @@
-"""The server against a hand-written FastAPI app with the same function.
+"""The server against hand-written apps with the same function: FastAPI, and ASGI alone.
 
 Every server is pinned to one core and the load comes from the other. The apps take turns within
 each round, so that other work on the machine affects all of them; medians are shown. The
-hand-written app runs without uvicorn's access log, the others with theirs.
+hand-written apps run without uvicorn's access log, the others with theirs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.load import Load, Plan, client, load
 SERVER_CORE, CLIENT_CORE = 0, 1
 FEATURES = ["sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"]
 BODY = json.dumps(dict(zip(FEATURES, [5.1, 3.5, 1.4, 0.2], strict=True)))
-BY_HAND, PLAIN, BATCH = "FastAPI def", "mfimage", "mfimage batch=True"
+BY_HAND, RAW, PLAIN, BATCH = "FastAPI def", "raw ASGI", "mfimage", "mfimage batch=True"
 
 FUNCTIONS = {
     PLAIN: '''
@@ -46,7 +46,8 @@ def predict(data: list[dict], params: FunctionParameters) -> list[dict]:
 ''',
 }
 
-APP = """
+APPS = {
+    BY_HAND: """
 import os, pickle
 import uvicorn
 from fastapi import FastAPI
@@ -66,7 +67,38 @@ def readyz():
     return "ready"
 
 uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warning")
-"""
+""",
+    # The function and nothing else: no thread, routes, validation, log, metrics or limits.
+    RAW: """
+import gc, os, pickle
+import orjson, uvicorn
+
+with open("model.pkl", "rb") as file:
+    model, feature_names = pickle.load(file)
+gc.collect()
+gc.freeze()
+
+def predict(data):
+    features = [data[f] for f in feature_names]
+    prediction = model.predict([features])[0]
+    return {"prediction": int(prediction)}
+
+async def app(scope, receive, send):
+    body, more = b"", scope["path"] == "/predict"
+    while more:
+        message = await receive()
+        body += message["body"]
+        more = message["more_body"]
+    result = orjson.dumps(predict(orjson.loads(body))) if body else b"ready"
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(result))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": result})
+
+uvicorn.run(
+    app, port=int(os.environ["PORT"]), access_log=False, log_level="warning", lifespan="off"
+)
+""",
+}
 
 
 @dataclass(kw_only=True)
@@ -89,7 +121,7 @@ class App:
 
 
 def make_apps(folder: Path) -> list[App]:
-    """Train a model and write three apps that serve it."""
+    """Train a model and write the apps that serve it."""
     import pickle
 
     from sklearn.datasets import load_iris
@@ -99,16 +131,18 @@ def make_apps(folder: Path) -> list[App]:
 
     x, y = load_iris(return_X_y=True)
     model = LogisticRegression(max_iter=500).fit(x, y)
-    by_hand = folder / "by-hand"
-    by_hand.mkdir()
-    (by_hand / "app.py").write_text(APP)
-    (by_hand / "model.pkl").write_bytes(pickle.dumps((model, FEATURES)))
-    apps = [App(name=BY_HAND, command=["app.py"], folder=by_hand, port=18100)]
-    for number, (name, source) in enumerate(FUNCTIONS.items(), 1):
-        path = folder / str(number)
-        make_folder(path, source, artifacts={"model": model, "feature_names": FEATURES})
-        command = ["-m", "mfimage.runtime", "serve"]
-        apps.append(App(name=name, command=command, folder=path, port=18100 + number))
+    apps = []
+    for port, (name, source) in enumerate((APPS | FUNCTIONS).items(), 18100):
+        path = folder / str(port)
+        if name in APPS:
+            path.mkdir()
+            (path / "app.py").write_text(source)
+            (path / "model.pkl").write_bytes(pickle.dumps((model, FEATURES)))
+            command = ["app.py"]
+        else:
+            make_folder(path, source, artifacts={"model": model, "feature_names": FEATURES})
+            command = ["-m", "mfimage.runtime", "serve"]
+        apps.append(App(name=name, command=command, folder=path, port=port))
     return apps
 
 
@@ -160,16 +194,20 @@ def measure(apps: list[App], connections: int, seconds: float) -> None:
 
 def show(apps: list[App], connections: int) -> None:
     """Print one block of the table."""
-    base = statistics.median(seen.rate for seen in apps[0].loads[connections])
+    by_hand, raw = (
+        statistics.median(seen.rate for seen in app.loads[connections]) for app in apps[:2]
+    )
     print(f"\n{connections} connection{'s' * (connections > 1)}")
-    print(f"  {'':20}{'req/s':>10}{'ratio':>8}{'p50 ms':>9}{'p99 ms':>9}{'cpu us/req':>12}")
+    columns = f"{'/ FastAPI':>11}{'/ raw':>8}{'p50 ms':>9}{'p99 ms':>9}{'cpu us/req':>12}"
+    print(f"  {'':20}{'req/s':>10}{columns}")
     for app in apps:
         seen = app.loads[connections]
         rate, p50, p99 = (
             statistics.median(getattr(one, name) for one in seen) for name in ("rate", "p50", "p99")
         )
         cost = statistics.median(app.costs[connections])
-        print(f"  {app.name:20}{rate:10.0f}{rate / base:8.2f}{p50:9.2f}{p99:9.2f}{cost:12.0f}")
+        ratios = f"{rate / by_hand:11.2f}{rate / raw:8.2f}"
+        print(f"  {app.name:20}{rate:10.0f}{ratios}{p50:9.2f}{p99:9.2f}{cost:12.0f}")
 
 
 def main() -> None:

@@ -65,6 +65,7 @@ class ThreadDispatcher:
         self._options = options
         self._on_batch = on_batch
         self._queue: SimpleQueue[Call | None] = SimpleQueue()
+        self._submitted: list[Call] = []  # not queued yet
         self._mailbox = Mailbox(loop)
         self._threads: set[threading.Thread] = set()
         self._taken = self._since = time.monotonic()
@@ -74,8 +75,27 @@ class ThreadDispatcher:
         self._closed = False
 
     def submit(self, call: Call) -> None:
-        """Queue a call."""
-        self._queue.put(call)
+        """Queue a call; those of a batch function together, so that few batches are small."""
+        if self._fn.batch:
+            self._submitted.append(call)
+            if len(self._submitted) == 1:
+                self._loop.call_soon(self._hand_over, 0)
+        else:
+            self._queue.put(call)
+            self._watch()
+
+    def _hand_over(self, before: int) -> None:
+        """Queue what was submitted, unless the last turn of the loop brought more."""
+        count = len(self._submitted)
+        if before < count < self._options.max_batch:
+            self._loop.call_soon(self._hand_over, count)
+            return
+        for call in self._submitted:
+            self._queue.put(call)
+        self._submitted.clear()
+        self._watch()
+
+    def _watch(self) -> None:
         if not self._ticking:
             self._ticking = True
             self._since = time.monotonic()

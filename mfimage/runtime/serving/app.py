@@ -15,7 +15,6 @@ from mfimage.runtime.serving.content import Header
 from mfimage.runtime.serving.logs import AccessLog, request_members
 from mfimage.runtime.serving.problems import Problem, problem_of, unavailable
 from mfimage.runtime.serving.route import (
-    ASGIApp,
     HttpRequest,
     Reply,
     Response,
@@ -28,13 +27,17 @@ from mfimage.runtime.serving.service import Handler, Receive, Service
 from mfimage.runtime.serving.services import Services
 
 _CLIENT_LEFT = 499
-_CLOSE = (b"connection", b"close")
+CLOSE = (b"connection", b"close")
 _VARY = (b"vary", b"origin")
 _EXPOSED = (b"access-control-expose-headers", b"x-request-id, retry-after")
 # Characters that need no escape in a header or in JSON.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _UNREAD = request_members("", "")
-_NO_METHODS: Mapping[str, ASGIApp] = {}
+_NO_METHODS: Mapping[str, Any] = {}
+
+# Sends a whole response: its status, headers and body.
+Respond = Callable[[int, list[Header], bytes], Awaitable[None]]
+Endpoint = Callable[[Scope, Receive, Respond], Awaitable[None]]
 
 log = logging.getLogger("mfimage.serving")
 
@@ -52,7 +55,7 @@ class App:
         self._routes = routes
         self._access = access
         self._ids = map(f"{os.urandom(4).hex()}-{{:x}}".format, itertools.count())
-        self._paths: dict[str, dict[str, ASGIApp]] = {}
+        self._paths: dict[str, dict[str, Endpoint]] = {}
         self._claims = {route.claims: route.errors for route in routes if route.claims}
         self._origins = {origin.encode() for origin in services.settings.cors_origins}
         for route in routes:
@@ -63,10 +66,19 @@ class App:
                     methods.setdefault(method, self._endpoint(route, method))
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Respond to one HTTP request."""
+        """Respond to one HTTP request of an ASGI server."""
+
+        async def respond(status: int, headers: list[Header], body: bytes) -> None:
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+
+        return self.serve(scope, receive, respond)
+
+    def serve(self, scope: Scope, receive: Receive, respond: Respond) -> Awaitable[None]:
+        """Respond to one HTTP request, at once: ASGI has a message for each part of a response."""
         methods = self._paths.get(scope["path"], _NO_METHODS)
         endpoint = methods.get(scope["method"]) or self._unknown(scope, methods)
-        return endpoint(scope, receive, send)
+        return endpoint(scope, receive, respond)
 
     def refuse(self, problem: Problem, started: float) -> Response:
         """Count and log what is refused before it has a route; return the response."""
@@ -81,7 +93,7 @@ class App:
         reply.headers = [*reply.headers, (b"x-request-id", request_id.encode())]
         return reply
 
-    def _unknown(self, scope: Scope, methods: Iterable[str]) -> ASGIApp:
+    def _unknown(self, scope: Scope, methods: Iterable[str]) -> Endpoint:
         """Return an endpoint for a path without a route, or for a method that its routes lack."""
         allowed = ", ".join(methods).encode()
         path = scope["path"].removeprefix(self.services.settings.root_path)
@@ -111,8 +123,8 @@ class App:
         )
         return self._endpoint(route, scope["method"])
 
-    def _endpoint(self, route: Route, method: str) -> ASGIApp:
-        """Return the ASGI app of a route: counted, logged, and never without a response."""
+    def _endpoint(self, route: Route, method: str) -> Endpoint:
+        """Return the endpoint of a route: counted, logged, and never without a response."""
         routes, ids, access = self._routes, self._ids, self._access
         services, function = self.services, route.function
         service: Service | Services = services.by_name[function] if function else services
@@ -121,7 +133,7 @@ class App:
         meter = services.metrics.meter(route.endpoint, function) if route.endpoint else None
         with_body = method != "HEAD"
 
-        async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+        async def endpoint(scope: Scope, receive: Receive, respond: Respond) -> None:
             started = time.monotonic()
             headers = headers_of(scope["headers"])
             given = headers.get(b"x-request-id")
@@ -150,13 +162,11 @@ class App:
                     (b"content-length", b"%d" % len(body)),
                     (b"x-request-id", request_id.encode()),
                 ]
-                if services.draining and _CLOSE not in head:
-                    head.append(_CLOSE)
+                if services.draining and CLOSE not in head:
+                    head.append(CLOSE)
                 if self._origins:
                     head += self._cors(headers.get(b"origin", b""))
-                start = {"type": "http.response.start", "status": reply.status, "headers": head}
-                await send(start)
-                await send({"type": "http.response.body", "body": body if with_body else b""})
+                await respond(reply.status, head, body if with_body else b"")
                 status = reply.status
             finally:
                 services.bodies.held -= request.held

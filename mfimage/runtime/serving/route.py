@@ -16,10 +16,11 @@ from mfimage.runtime.serving.services import Services
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # In a scope: the problem for which the rest of the request is not read.
 REFUSED = "mfimage.refused"
+# In a scope: the request body, if it came with the head; it can be received, too.
+WHOLE = "mfimage.whole"
 JSON_HEADERS: Sequence[Header] = ((b"content-type", JSON.encode()),)
 
 

@@ -1,7 +1,7 @@
-"""uvicorn's server, with a start, a shutdown and limits of its own.
+"""uvicorn's server, with a start, a shutdown and connections of its own.
 
-`main_loop`, `startup`, `shutdown`, the protocol's methods and its `cycle` are internals of uvicorn:
-the extra ``serve`` allows the versions that were tried.
+`main_loop`, `startup`, `shutdown` and what a protocol is made with are internals of uvicorn: the
+extra ``serve`` allows the versions that were tried.
 """
 
 from __future__ import annotations
@@ -16,17 +16,12 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, cast
 
-import httptools
 import uvicorn
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from mfimage.errors import OptionError
 from mfimage.runtime.serving.app import App
-from mfimage.runtime.serving.problems import Problem, late, unavailable
-from mfimage.runtime.serving.route import REFUSED, Scope
+from mfimage.runtime.serving.connection import Connection
 from mfimage.runtime.settings import Settings
 
 _BACKLOG = 2048
@@ -34,159 +29,8 @@ _POLL = 0.02
 # Longer than a packet takes.
 _ON_THEIR_WAY = 0.1
 _SO_ATTACH_FILTER = 26
-# Of the headers of a request, of a chunk's extensions, and of trailers.
-_MAX_HEAD = 64 * 1024
-# For a client that still sends when it is refused: it must find the response before the reset.
-_LINGER = 1.0
-_LINGER_BYTES = 1024**2
-_IDLE, _HEAD, _BODY, _REFUSED = range(4)
 
 log = logging.getLogger("mfimage.serving")
-
-
-class Connection(HttpToolsProtocol):
-    """A connection with limits from its first byte on; what comes before the app is its own part.
-
-    The app limits the size of a body, and the time in which it arrives.
-    """
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self.state = _IDLE
-        self._began = self._sent = time.monotonic()
-        self._unsent = 0
-        # Bytes fed without progress: of a head, a chunk's extension, trailers; and of this feed.
-        self._fed = self._length = 0
-
-    def data_received(self, data: bytes) -> None:
-        """Feed the parser; refuse what it refuses, and what is too long."""
-        while data:
-            self._length = len(data)
-            self._fed += self._length
-            if self.state == _REFUSED:
-                if self._fed > _LINGER_BYTES:
-                    self.transport.abort()
-                return
-            try:
-                self.parser.feed_data(data)
-            except httptools.HttpParserUpgrade as upgrade:
-                data = self._without_upgrade() + data[upgrade.args[0] :]
-                continue
-            except httptools.HttpParserError as error:
-                if self.state != _REFUSED:
-                    self.refuse(Problem(400, f"not HTTP: {error or type(error).__name__}"))
-                return
-            if self._fed > _MAX_HEAD:
-                self.refuse(_HEAD_TOO_LARGE)
-            return
-
-    def _without_upgrade(self) -> bytes:
-        """Return the head again as a plain request's, for a new parser: no protocol is offered.
-
-        llhttp takes the body of such a request for another protocol.
-        """
-        if self.state != _HEAD:  # CONNECT
-            return b""
-        version = self.parser.get_http_version().encode()
-        line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)
-        headers = [b"%s: %s" % each for each in self.headers if each[0] != b"upgrade"]
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        return b"\r\n".join([line, *headers, b"\r\n"])
-
-    def on_message_begin(self) -> None:
-        """Begin a request."""
-        super().on_message_begin()
-        self._began = time.monotonic()
-        self.state = _HEAD
-
-    def on_headers_complete(self) -> None:
-        """Start the app, unless the head is too large or has an upgrade to ignore."""
-        if self._fed > _MAX_HEAD or self._length > _MAX_HEAD:  # with a body, say
-            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-            if size > _MAX_HEAD:
-                self.refuse(_HEAD_TOO_LARGE)
-                raise ValueError
-        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
-            return
-        super().on_headers_complete()
-        self.state = _BODY
-        self._fed = 0
-
-    def on_chunk_header(self) -> None:
-        """Count from here."""
-        self._fed = 0
-
-    def on_body(self, body: bytes) -> None:
-        """Hand it to the app, which may have responded already."""
-        self._fed = 0
-        cycle = self.cycle
-        if not cycle.response_complete:
-            cycle.body += body
-            if len(cycle.body) > HIGH_WATER_LIMIT:
-                self.flow.pause_reading()
-            cycle.message_event.set()
-
-    def on_message_complete(self) -> None:
-        """End a request, or the head of one whose upgrade is ignored."""
-        if self.state == _BODY:
-            self._fed = 0
-            self.state = _IDLE
-            self.cycle.more_body = False
-            self.cycle.message_event.set()
-
-    def on_response_complete(self) -> None:
-        """Start the next request that is here; ``check`` closes idle connections, not a timer."""
-        self.server_state.total_requests += 1
-        if not self.transport.is_closing():
-            self.flow.resume_reading()
-            if self.state == _IDLE:
-                self._began = time.monotonic()
-            if self.pipeline:
-                self._start_asgi_task(*self.pipeline.pop())
-
-    def refuse(self, problem: Problem) -> None:
-        """Send a problem, unless the app has a response to send; then close."""
-        in_body, cycle = self.state == _BODY, self.cycle
-        self.state = _REFUSED
-        if cycle is None or cycle.response_complete:
-            if not in_body:
-                self._send(problem)
-            self._began = time.monotonic()
-            self.transport.write_eof()
-            return
-        cycle.keep_alive = False
-        if in_body:
-            cast("Scope", cycle.scope)[REFUSED] = problem
-            cycle.message_event.set()
-
-    def _send(self, problem: Problem) -> None:
-        reply = cast(App, self.app).refuse(problem, self._began)
-        headers = dict(reply.headers)
-        headers |= {b"content-length": b"%d" % len(reply.body), b"connection": b"close"}
-        lines = [b"%s: %s\r\n" % header for header in headers.items()]
-        self.transport.write(b"".join([STATUS_LINE[reply.status], *lines, b"\r\n", reply.body]))
-
-    def check(self, now: float, settings: Settings, crowded: bool) -> None:
-        """Close a connection that takes too long, or whose headers are too many at once."""
-        patience = settings.timeout or Settings.timeout
-        unsent = self.transport.get_write_buffer_size()
-        if unsent != self._unsent:
-            self._unsent, self._sent = unsent, now
-        age = now - self._began
-        limit = {_IDLE: settings.keep_alive, _REFUSED: _LINGER}.get(self.state, patience)
-        if unsent and now - self._sent > patience:
-            self.transport.abort()
-        elif self.transport.is_closing() or (self.cycle and not self.cycle.response_complete):
-            pass  # the app has its own limits
-        elif self.state == _HEAD and (age > limit or crowded):
-            self.refuse(unavailable(_CROWDED) if crowded else late(patience))
-        elif age > limit:
-            self.transport.close()
-
-
-_HEAD_TOO_LARGE = Problem(431, f"expected headers of at most {_MAX_HEAD} bytes")
-_CROWDED = "too many requests are arriving (MFIMAGE_MAX_WAITING)"
 
 
 class Server(uvicorn.Server):
@@ -243,7 +87,7 @@ class Server(uvicorn.Server):
         heads = 0
         for connection in list(self.server_state.connections):
             assert isinstance(connection, Connection)
-            heads += connection.state == _HEAD
+            heads += connection.in_head
             crowded = heads > self._settings.max_waiting
             connection.check(now, self._settings, crowded)
         tick = min(1.0, (self._settings.timeout or Settings.timeout) / 10)

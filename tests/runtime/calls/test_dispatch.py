@@ -165,6 +165,27 @@ def test_a_batch_waits_for_more_only_when_asked_to() -> None:
     assert sizes == [3]
 
 
+def test_calls_that_come_turn_by_turn_share_a_batch_while_they_fit() -> None:
+    sizes: list[int] = []
+
+    def note(data: list[int]) -> list[int]:
+        sizes.append(len(data))
+        return data
+
+    async def run() -> None:
+        it = dispatcher(live(note, batch=True), limit=1, max_batch=8)
+        calls = []
+        for _ in range(8):
+            calls.append(asyncio.create_task(outcomes_of(it, [b"1"])))
+            await asyncio.sleep(0)
+            time.sleep(0.002)  # a thread that was woken would run
+        await asyncio.gather(*calls)
+        it.close()
+
+    asyncio.run(run())
+    assert sizes == [8]
+
+
 def test_a_batch_of_the_wrong_length_fails_as_a_whole() -> None:
     outcomes = call_many(live(lambda_like, batch=True), [b"1", b"x", b"3"])
     assert [type(outcome) for outcome in outcomes] == [OutputError, InputError, OutputError]

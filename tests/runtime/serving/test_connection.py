@@ -125,6 +125,42 @@ def problem(answer: tuple[int, dict[str, str], bytes]) -> tuple[int, str]:
     return status, document["detail"]
 
 
+def test_requests_in_one_packet_get_their_responses_in_order() -> None:
+    head = HEALTH.replace(b"GET", b"HEAD")
+    chunked = b"transfer-encoding: chunked\r\n\r\n1\r\n2\r\n1\r\n2\r\n0\r\n\r\n"
+    old = RECORD.replace(b"1.1", b"1.0")
+
+    async def test(it: Listening) -> None:
+        it.server.server_state.default_headers = [(b"date", b"today")]
+        async with it.connect() as client:
+            await client.send(RECORD + BODY + head + RECORD + chunked + old + BODY)
+            assert (await client.receive())[2] == b"42"
+            empty = await client.reader.readuntil(b"\r\n\r\n")
+            assert empty.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert empty.endswith(b"\r\ndate: today\r\n\r\n")
+            status, headers, body = await client.receive()
+            assert (status, body, "connection" in headers) == (200, b"44", False)
+            status, headers, body = await client.receive()
+            assert (status, body, headers["connection"]) == (200, b"42", "close")
+            assert await client.is_closed()
+        assert it.requests()["record", "200"] == 3.0
+        await until(lambda: not it.server.server_state.tasks)
+
+    run(test)
+
+
+def test_a_client_that_asks_first_is_asked_for_its_body() -> None:
+    async def test(it: Listening) -> None:
+        async with it.connect() as client:
+            await client.send(RECORD + b"expect: 100-continue\r\n" + BODY[:-2])
+            assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            assert (await client.ask(b"21"))[2] == b"42"
+            # What has sent it already needs no leave.
+            assert (await client.ask(RECORD + b"expect: 100-continue\r\n" + BODY))[0] == 200
+
+    run(test)
+
+
 @pytest.mark.parametrize(
     "parts",
     [

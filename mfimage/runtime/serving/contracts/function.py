@@ -9,7 +9,13 @@ from typing import Any, Literal
 
 from mfimage.package.spec import CallableSpec
 from mfimage.runtime.calls.queue import Outcome
-from mfimage.runtime.serving.body import encode_outcomes, join_outcomes, read_body, split_list
+from mfimage.runtime.serving.body import (
+    encode_outcomes,
+    join_outcomes,
+    read_body,
+    split_list,
+    whole_body,
+)  # fmt: skip
 from mfimage.runtime.serving.content import JSON, MediaCodec
 from mfimage.runtime.serving.problems import MEDIA_TYPE, problem_of
 from mfimage.runtime.serving.route import (
@@ -96,7 +102,9 @@ async def _record(service: Service, request: HttpRequest) -> Response | BaseExce
     assert service.media_types is not None
     negotiated = service.media_types.record.negotiate(request.headers)
     calls = service.admit()
-    body = await calls.arrive(request.started, read_body(request, service))
+    body = whole_body(request, service)
+    if body is None:
+        body = await calls.arrive(request.started, read_body(request, service))
     outcome = await calls.run(body, request.receive, request.started, negotiated.converter)
     if isinstance(outcome, bytes):
         return Response(outcome, negotiated.headers)
