@@ -26,6 +26,9 @@ _WAITED, _SHARE, _WINDOW = 4 * TICK, 0.25, 10 * TICK
 # For so long a slow function has threads of its own.
 _APART = 60.0
 _WAKE_EVERY = 0.001
+# How often an idle thread looks whether it is to leave: another may have taken its place just when
+# its last call ended.
+_LOOK = 0.5
 
 
 class Lane:
@@ -106,7 +109,10 @@ class Lane:
                 item = queue.get_nowait()
             except Empty:
                 mailbox.wake()
-                item = queue.get()
+                try:
+                    item = queue.get(timeout=_LOOK)
+                except Empty:
+                    continue
             if item is None:
                 break
             dispatcher, call, since = item

@@ -87,7 +87,7 @@ def test_what_takes_most_of_the_thread_while_others_wait_gets_its_own() -> None:
     async def run() -> None:
         shared = Shared()
         hog, quick = shared.add("hog", spin), shared.add("quick", lambda data: None)
-        many = [shared.call(hog, 0.004) for _ in range(200)]
+        many = [shared.call(hog, 0.004) for _ in range(500)]
         await shared.call(quick)
         assert not all(each.done() for each in many), "no call of it is slow, all of them are"
         await asyncio.gather(*many)
