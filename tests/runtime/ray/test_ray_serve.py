@@ -297,7 +297,8 @@ def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
         limit = time.monotonic() + 90
         while True:
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{url}/two/openapi.json").status_code == 200:
+                paths = ("/one/openapi.json", "/two/openapi.json")
+                if all(httpx.get(url + path).status_code == 200 for path in paths):
                     break
             assert process.poll() is None
             assert time.monotonic() < limit
