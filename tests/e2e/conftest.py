@@ -20,6 +20,7 @@ from tests.support import docker as support
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "iris"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+# Needs no package, so that its image is made quickly.
 SLOW = """
 import time
 from metaflow import json_function

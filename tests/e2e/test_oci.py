@@ -81,7 +81,7 @@ def test_as_typed_base_and_image_are_the_engines(iris, base_image, images):
 
 
 def test_an_unchanged_function_is_found_and_not_built(iris, running, base, no_docker, tmp_path):
-    reference = iris.bind("predict.py:predict")
+    reference = iris.bind("slow.py:slow")
     command = ["build", reference, "--builder", "oci", "--base-image", base, "--push", "-t"]
     first = iris.mfimage(*command, f"{running.address}/team/again:1", env=no_docker)
     elsewhere = {**no_docker, "MFIMAGE_CACHE": str(tmp_path)}
@@ -117,7 +117,7 @@ def test_both_platforms_in_one_call(iris, running, base_image, no_docker, tmp_pa
     both = ("linux/amd64", "linux/arm64")
     version = f"PYTHON_VERSION={base_image.partition(':')[2].partition('-')[0]}.1"
     base = layout(tmp_path / "base", env=("PATH=/usr/local/bin:/usr/bin", version), platforms=both)
-    reference = iris.bind("predict.py:predict")
+    reference = iris.bind("slow.py:slow")
     tag = f"{running.address}/team/both:1"
     built = iris.mfimage(
         "build", reference, "--builder", "oci", "--base-image", str(base), "-t", tag, "--push",

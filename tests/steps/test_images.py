@@ -126,7 +126,7 @@ def test_pypi_as_an_image_built_once(here: Flows) -> None:
 
 def test_steps_of_equal_environments_share_an_image(here: Flows) -> None:
     """They are built side by side, each line says for which step, and what runs is `@docker`."""
-    pypi = "@pypi(python='3.11', packages={'six': '1.15.0'})"
+    pypi = "@pypi(python='3.11', packages={'six': '1.16.0'})"
     here.write(source(pypi, "@conda(packages={'six': '1.13.0'})", pypi))
     printed = here.run("--no-pylint", BAKERY, "run")
     found = images(printed)
@@ -328,7 +328,7 @@ def test_docker_with_a_registry_and_the_datastore_in_s3(
     """The engine has the image under the registry's name, and the registry for others."""
     here.write(
         source(
-            middle="@docker(network='host')\n    @pypi(python='3.11', packages={'six': '1.10.0'})"
+            middle="@docker(network='host')\n    @pypi(python='3.11', packages={'six': '1.16.0'})"
         )
     )
     env = cluster(bucket, remote)

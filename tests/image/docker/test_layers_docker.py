@@ -73,7 +73,7 @@ def held(image: str, number: int) -> dict[str, tuple]:
 
 
 def test_building_anew_gives_the_same_layers(build, sample):
-    before, after = (build(sample, no_cache=True) for _ in range(2))
+    before, after = build(sample), build(sample, no_cache=True)
     for number in range(DEPENDENCIES, CODE + 1):
         assert held(before.id, number) == held(after.id, number)
     assert DEPENDENCIES not in changed(before, after)
