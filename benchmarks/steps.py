@@ -9,6 +9,8 @@ of some sizes run, and draws it.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import re
 import shutil
@@ -69,26 +71,37 @@ class Took(NamedTuple):
     items: float
 
 
+@functools.cache
+def runs() -> str:
+    """Return a folder for all runs, which is removed at the end.
+
+    Where ext4 has just deleted thousands of files, it takes twice as long to make others.
+    """
+    folder = tempfile.mkdtemp(prefix="mfimage-bench-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def seconds(
     decorators: Sequence[str], items: int, *, top: str = "", body: str = "", workers: int = 0
 ) -> Took:
     """Run a flow; return how long it took."""
-    with tempfile.TemporaryDirectory(prefix="mfimage-bench-") as folder:
-        Path(folder, "flow.py").write_text(
-            FLOW.format(top=top, items=items, body=body, decorators="\n    ".join(decorators))
-        )
-        env = {
-            **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-            "METAFLOW_USER": "bench",
-            "METAFLOW_HOME": f"{folder}/home",
-            "METAFLOW_DATASTORE_SYSROOT_LOCAL": folder,
-        }
-        at_once = str(workers or len(os.sched_getaffinity(0)))
-        command = [sys.executable, "flow.py", "run", "--max-workers", at_once]
-        command += ["--max-num-splits", str(items)]
-        began = time.perf_counter()
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, check=False)
-        took = time.perf_counter() - began
+    folder = tempfile.mkdtemp(prefix="run-", dir=runs())
+    Path(folder, "flow.py").write_text(
+        FLOW.format(top=top, items=items, body=body, decorators="\n    ".join(decorators))
+    )
+    env = {
+        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        "METAFLOW_USER": "bench",
+        "METAFLOW_HOME": f"{folder}/home",
+        "METAFLOW_DATASTORE_SYSROOT_LOCAL": folder,
+    }
+    at_once = str(workers or len(os.sched_getaffinity(0)))
+    command = [sys.executable, "flow.py", "run", "--max-workers", at_once]
+    command += ["--max-num-splits", str(items)]
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, check=False)
+    took = time.perf_counter() - began
     assert not done.returncode, done.stdout[-4000:].decode()
     lines = re.findall(r"^(\S+ \S+) \[\d+/work/", done.stdout.decode(), re.MULTILINE)
     first, last = map(datetime.fromisoformat, (lines[0], lines[-1]))
