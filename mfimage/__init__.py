@@ -8,14 +8,11 @@ __version__ = "0.1.0"
 # steps that run elsewhere can import it too.
 METAFLOW_PACKAGE_POLICY = "include"
 
-TYPE_CHECKING = False  # without importing typing: a step imports this module first
-if TYPE_CHECKING:
-    from mfimage.load import pipeline as pipeline
-else:
 
-    def __getattr__(name: str) -> object:
-        if name != "pipeline":
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from importlib import import_module
+def __getattr__(name: str) -> object:
+    """Import `pipeline` when it is asked for: a step imports this module first."""
+    if name != "pipeline":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return import_module("mfimage.load").pipeline
+    return import_module("mfimage.load").pipeline

@@ -87,9 +87,9 @@ def serve(options: argparse.Namespace) -> int:
             import_serve()
             from mfimage.runtime.ray.serve import run
         elif settings.workers > 1:
-            from mfimage.runtime.serving.supervisor import supervise as run
+            from mfimage.runtime.serving.http.supervisor import supervise as run
         else:
-            from mfimage.runtime.serving.process import serve as run
+            from mfimage.runtime.serving.http.process import serve as run
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "mfimage":
             raise

@@ -27,7 +27,7 @@ from mfimage.manifests.knative import KnativeOptions
 from mfimage.manifests.kserve import KServeOptions
 from mfimage.manifests.measured import Measured
 from mfimage.manifests.server import ALIVE, MARGIN, METRICS, READY
-from mfimage.runtime.serving import supervisor
+from mfimage.runtime.serving.http import supervisor
 from mfimage.runtime.settings import Settings
 from tests.manifests.kuberay.test_image import DIGEST, LABELS, OneImage
 from tests.manifests.servers import FULL, IMAGE, MANIFESTS, documents

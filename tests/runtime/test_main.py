@@ -158,8 +158,8 @@ def test_in_a_process_of_somebody_else_results_go_to_its_stdout(
 
 def test_the_shim_brings_no_tool_of_a_build_along() -> None:
     script = (
-        "import sys, mfimage.runtime.__main__, mfimage.runtime.serving.process\n"
-        "import mfimage.runtime.serving.openapi, mfimage.runtime.serving.supervisor\n"
+        "import sys, mfimage.runtime.__main__, mfimage.runtime.serving.http.process\n"
+        "import mfimage.runtime.serving.openapi, mfimage.runtime.serving.http.supervisor\n"
         "import mfimage.runtime.loading.loader, mfimage.runtime.records.run\n"
         "print(*{'docker', 'jinja2', 'metaflow', 'rich', 'uv', 'boto3'} & set(sys.modules))"
     )

@@ -17,7 +17,7 @@ from mfimage.runtime.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Platform:
+class Hosting:
     """How a platform starts an image, and where it asks whether it is ready."""
 
     ready: str
@@ -26,16 +26,16 @@ class Platform:
     users: tuple[str | None, ...] = (None,)  # uid:gid; None: the image's own
 
 
-PLATFORMS: Mapping[str, Platform] = {
-    "oip": Platform(ready="/v2/health/ready"),
-    "kserve": Platform(ready="/v2/health/ready"),
-    "sagemaker": Platform(
+PLATFORMS: Mapping[str, Hosting] = {
+    "oip": Hosting(ready="/v2/health/ready"),
+    "kserve": Hosting(ready="/v2/health/ready"),
+    "sagemaker": Hosting(
         ready="/ping",
         env={"SAGEMAKER_REGION": "us-east-1"},
         command=("serve",),
         users=("0:0", "1000:1000"),
     ),
-    "vertex": Platform(
+    "vertex": Hosting(
         ready="/health",
         env={
             "AIP_HTTP_PORT": "8080",
@@ -44,7 +44,7 @@ PLATFORMS: Mapping[str, Platform] = {
             "AIP_STORAGE_URI": "gs://bucket/model",
         },
     ),
-    "mlflow": Platform(ready="/ping"),
+    "mlflow": Hosting(ready="/ping"),
 }
 
 

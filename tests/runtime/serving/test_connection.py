@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mfimage.runtime.serving.server import Server
+from mfimage.runtime.serving.http.server import Server
 from mfimage.runtime.serving.service import InFlight
 from mfimage.runtime.settings import Settings
 from tests.runtime.apps import Served, served

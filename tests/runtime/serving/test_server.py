@@ -12,7 +12,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from mfimage.runtime.serving.server import Server
+from mfimage.runtime.serving.http.server import Server
 from mfimage.runtime.settings import Settings
 from tests.runtime.apps import served
 from tests.runtime.packages import live

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mfimage.errors import OptionError
-from mfimage.runtime.serving.supervisor import supervise
+from mfimage.runtime.serving.http.supervisor import supervise
 from mfimage.runtime.settings import Settings
 from tests.runtime.packages import make_folder
 from tests.runtime.servers import Server, running, until

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mfimage.errors import InputError
-from mfimage.runtime.serving.tables import FRAMES, read_csv, table_of, write_csv
+from mfimage.runtime.serving.tabular.tables import FRAMES, read_csv, table_of, write_csv
 
 FLAT = {
     "type": "object",

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mfimage.errors import InputError
-from mfimage.runtime.serving.tables import Table, table_of
-from mfimage.runtime.serving.tensors import (
+from mfimage.runtime.serving.tabular.tables import Table, table_of
+from mfimage.runtime.serving.tabular.tensors import (
     DATATYPES,
     describe,
     in_binary,

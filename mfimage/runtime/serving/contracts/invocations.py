@@ -22,7 +22,10 @@ from mfimage.package.spec import CallableSpec
 from mfimage.runtime.serving.content import JSON, media_ranges
 from mfimage.runtime.serving.problems import MEDIA_TYPE, NOT_UNICODE, Problem, unavailable
 from mfimage.runtime.serving.route import Expectation, FunctionHandler, HttpRequest, Response, Route
-from mfimage.runtime.serving.rows import (
+from mfimage.runtime.serving.served import Served
+from mfimage.runtime.serving.service import Service
+from mfimage.runtime.serving.services import Services
+from mfimage.runtime.serving.tabular.rows import (
     Rows,
     alike,
     call_rows,
@@ -33,10 +36,7 @@ from mfimage.runtime.serving.rows import (
     payloads_of,
     predictions_of,
 )  # fmt: skip
-from mfimage.runtime.serving.served import Served
-from mfimage.runtime.serving.service import Service
-from mfimage.runtime.serving.services import Services
-from mfimage.runtime.serving.tables import (
+from mfimage.runtime.serving.tabular.tables import (
     FRAMES,
     Table,
     invalid,

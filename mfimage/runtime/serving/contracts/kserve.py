@@ -15,7 +15,10 @@ from mfimage.package.spec import CallableSpec
 from mfimage.runtime.serving.contracts.oip import error_response, models_body
 from mfimage.runtime.serving.problems import unavailable
 from mfimage.runtime.serving.route import Expectation, HttpRequest, Response, Route
-from mfimage.runtime.serving.rows import (
+from mfimage.runtime.serving.served import Served
+from mfimage.runtime.serving.service import Service
+from mfimage.runtime.serving.services import Services
+from mfimage.runtime.serving.tabular.rows import (
     Rows,
     call_rows,
     expect_json,
@@ -23,10 +26,7 @@ from mfimage.runtime.serving.rows import (
     payloads_of,
     predictions_of,
 )  # fmt: skip
-from mfimage.runtime.serving.served import Served
-from mfimage.runtime.serving.service import Service
-from mfimage.runtime.serving.services import Services
-from mfimage.runtime.serving.tables import instances
+from mfimage.runtime.serving.tabular.tables import instances
 
 _expected = partial(Expectation, contract="kserve")
 

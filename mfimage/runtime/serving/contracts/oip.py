@@ -19,7 +19,10 @@ from mfimage.function import json as json_values
 from mfimage.package.spec import CallableSpec
 from mfimage.runtime.serving.problems import NOT_UNICODE, Problem, unavailable
 from mfimage.runtime.serving.route import Expectation, HttpRequest, Response, Route
-from mfimage.runtime.serving.rows import (
+from mfimage.runtime.serving.served import Served
+from mfimage.runtime.serving.service import Service
+from mfimage.runtime.serving.services import Services
+from mfimage.runtime.serving.tabular.rows import (
     Rows,
     alike,
     call_rows,
@@ -29,11 +32,8 @@ from mfimage.runtime.serving.rows import (
     media_type,
     payloads_of,
 )  # fmt: skip
-from mfimage.runtime.serving.served import Served
-from mfimage.runtime.serving.service import Service
-from mfimage.runtime.serving.services import Services
-from mfimage.runtime.serving.tables import invalid, table_of
-from mfimage.runtime.serving.tensors import (
+from mfimage.runtime.serving.tabular.tables import invalid, table_of
+from mfimage.runtime.serving.tabular.tensors import (
     describe,
     in_binary,
     in_json,

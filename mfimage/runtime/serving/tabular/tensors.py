@@ -16,7 +16,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from mfimage.errors import InputError, shorten
-from mfimage.runtime.serving.tables import Column, Kind, Table, by_column, invalid
+from mfimage.runtime.serving.tabular.tables import Column, Kind, Table, by_column, invalid
 
 BYTES = "BYTES"
 _MAX_RANK = 32

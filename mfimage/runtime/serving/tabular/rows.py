@@ -18,7 +18,7 @@ from mfimage.runtime.serving.body import read_body
 from mfimage.runtime.serving.problems import Problem
 from mfimage.runtime.serving.route import HttpRequest, Response
 from mfimage.runtime.serving.service import Service
-from mfimage.runtime.serving.tables import invalid
+from mfimage.runtime.serving.tabular.tables import invalid
 
 # A body larger than this is converted in a thread.
 LARGE = 64 * 1024

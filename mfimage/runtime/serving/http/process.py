@@ -25,10 +25,10 @@ from mfimage.runtime.serving import logs
 from mfimage.runtime.serving.apart import Apart, group
 from mfimage.runtime.serving.app import App
 from mfimage.runtime.serving.contract import routes
+from mfimage.runtime.serving.http.server import Server, open_socket
 from mfimage.runtime.serving.loads import Loads
 from mfimage.runtime.serving.metrics import Metrics, counts_in_files
 from mfimage.runtime.serving.served import Served
-from mfimage.runtime.serving.server import Server, open_socket
 from mfimage.runtime.serving.service import Service
 from mfimage.runtime.serving.services import Services
 from mfimage.runtime.settings import Settings

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from mfimage.errors import OptionError
 from mfimage.runtime.serving import logs
+from mfimage.runtime.serving.http.process import FAILED, Process, note_ignored
+from mfimage.runtime.serving.http.server import open_socket
 from mfimage.runtime.serving.metrics import count_as, counts_in_files, forget, worker_name
-from mfimage.runtime.serving.process import FAILED, Process, note_ignored
 from mfimage.runtime.serving.served import Served
-from mfimage.runtime.serving.server import open_socket
 from mfimage.runtime.settings import Settings
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)

@@ -21,7 +21,7 @@ import uvicorn
 
 from mfimage.errors import OptionError
 from mfimage.runtime.serving.app import App
-from mfimage.runtime.serving.connection import Connection
+from mfimage.runtime.serving.http.connection import Connection
 from mfimage.runtime.settings import Settings
 
 _BACKLOG = 2048
