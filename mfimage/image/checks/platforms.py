@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from mfimage.image.checks.client import wait_until_ready
@@ -59,14 +59,18 @@ def check_platform(
 ) -> None:
     """Start an image as a platform does, and make the checks of its contract."""
     platform = PLATFORMS[name]
-    settings = Settings.from_environ({**runner.info.env, **platform.env})
+    env = dict(platform.env)
+    if served.default is None:
+        # Most platforms have requests that name no function.
+        default = _called(served)
+        served = replace(served, default=default)
+        env["MFIMAGE_DEFAULT_FUNCTION"] = default
+    settings = Settings.from_environ({**runner.info.env, **env})
     served = served.placed(settings)
     checks = platform_checks(served, name)
     for user in platform.users:
         title = f"{name}-{user.partition(':')[0]}" if user else name
-        launch = ContainerOptions(
-            port=settings.port, env=platform.env, command=platform.command, user=user
-        )
+        launch = ContainerOptions(port=settings.port, env=env, command=platform.command, user=user)
         with runner.start(launch) as container:
             addresses: list[Address] = []
             ready = partial(_ready, container, platform.ready, timeout, addresses)
@@ -81,6 +85,12 @@ def check_platform(
                     recorder.run(label, partial(check.run, addresses[0], served, tolerance))
                 else:
                     recorder.skip((label,), "it was never ready")
+
+
+def _called(served: Served) -> str:
+    """Return the first function, of those with examples if there are any."""
+    names = [name for name, spec in served.specs.items() if spec.examples]
+    return next(iter(names or served.specs))
 
 
 def _ready(container: Container, path: str, timeout: float, found: list[Address]) -> str:

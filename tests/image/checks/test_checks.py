@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from mfimage.image.checks import platforms
 from mfimage.image.checks.config import check_credentials, check_labels, check_user, read_served
 from mfimage.image.checks.contract import (
     check_contract,
@@ -260,6 +261,29 @@ def test_each_of_several_functions_has_a_line(sample):
     assert names[:2] == ["a", "b/emea"]
     assert len(names) == len(set(names))
     assert "POST /b/emea answers 200" in recorder.checks[1].detail
+
+
+def test_platforms_call_one_of_several_functions(sample, monkeypatch):
+    """Most have requests that name no function: without a default, these were answered 404."""
+    specs = [replace(sample.spec(), name="a"), replace(spec_with(sample, 1), name="b")]
+    started, recorder = [], Recorder()
+
+    class Runner:
+        info = ImageInfo(id="x", env={})
+
+        @contextmanager
+        def start(self, options):
+            started.append(options.env)
+            yield None
+
+    monkeypatch.setattr(platforms, "wait_until_ready", lambda *_: ("127.0.0.1", 1))
+    platforms.check_platform(
+        Runner(), Served.together(specs), recorder, "mlflow", timeout=1, tolerance=STRICT
+    )
+    assert [env["MFIMAGE_DEFAULT_FUNCTION"] for env in started] == ["b"]
+    names = [each.name for each in recorder.checks]
+    assert "mlflow-ping" in names
+    assert len(names) == len(set(names))
 
 
 class _Files:
