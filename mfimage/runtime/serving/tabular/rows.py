@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from mfimage.errors import Fault, InputError
 from mfimage.function import json as json_values
 from mfimage.runtime.calls.queue import Outcome
-from mfimage.runtime.serving.body import read_body
+from mfimage.runtime.serving.body import read_body, whole_body
 from mfimage.runtime.serving.problems import Problem
 from mfimage.runtime.serving.route import HttpRequest, Response
 from mfimage.runtime.serving.service import Service
@@ -112,7 +112,13 @@ async def call_rows(
     Raises what is wrong with the rows, else the first reason why one has no result.
     """
     calls = service.admit()
-    rows = await calls.arrive(request.started, _read(service, request, read))
+    body = whole_body(request, service)
+    if body is None:
+        rows = await calls.arrive(request.started, _read(service, request, read))
+    elif len(body) > LARGE:
+        rows = await calls.arrive(request.started, _in_thread(service, read, body))
+    else:
+        rows = read(body)
     payloads = rows.payloads
     outcomes: Sequence[Outcome]
     if len(payloads) == 1:
@@ -129,9 +135,11 @@ async def call_rows(
 
 async def _read(service: Service, request: HttpRequest, read: Callable[[bytes], _Rows]) -> _Rows:
     body = await read_body(request, service)
-    if len(body) > LARGE:
-        return await service.loop.run_in_executor(None, read, body)
-    return read(body)
+    return await _in_thread(service, read, body) if len(body) > LARGE else read(body)
+
+
+async def _in_thread(service: Service, read: Callable[[bytes], _Rows], body: bytes) -> _Rows:
+    return await service.loop.run_in_executor(None, read, body)
 
 
 async def convert(
