@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,15 @@ from mfimage.runtime.calls.lane import Lane, LaneDispatcher
 from mfimage.runtime.calls.queue import Call
 from mfimage.runtime.calls.threads import ThreadOptions
 from tests.runtime.packages import live
+
+
+@pytest.fixture(autouse=True)
+def turns() -> Iterator[None]:
+    """Give the loop a turn as often as a server's process does; else threads may starve it."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.001)
+    yield
+    sys.setswitchinterval(before)
 
 
 class Shared:
