@@ -32,6 +32,7 @@ IGNORED = {
 BUILD = {"dockerfile", "context", "args", "target", "cacheFrom", "options"}
 # What `docker run` is called with by us.
 TAKEN = {"-d", "--detach", "--name", "--rm", "-i", "-t", "-it", "--tty", "--entrypoint"}
+VARIABLE_FLAGS = {"-e", "--env", "--build-arg"}
 HINTS = {
     "dockerComposeFile": "name the service's image or Dockerfile in a devcontainer.json of its own",
     "dockerFile": "write build: {dockerfile: ...}",
@@ -170,14 +171,9 @@ def read(path: Path, env: Mapping[str, str]) -> DevContainer:
     for each in run_args:
         if each.partition("=")[0] in TAKEN:
             raise OptionError(f"{path}: runArgs: {each} is not supported", hint="leave it out")
-    written = [str(each) for each in raw.get("runArgs", [])]
-    for before, each in zip(["", *written], written, strict=False):
-        variable = re.match(r"--env=|-e.", each) or before in ("-e", "--env")
-        if variable and re.search(r"\$\{(localEnv|env):", each):  # the value may be a secret
-            raise OptionError(
-                f"{path}: runArgs: {each}: other users can read command lines",
-                hint="write it in containerEnv",
-            )
+    _refuse_secrets(path, "runArgs", raw.get("runArgs", []))
+    if build is not None:
+        _refuse_secrets(path, "build.options", raw["build"].get("options", []))
     return DevContainer(
         path=path,
         workspace=workspace,
@@ -196,6 +192,18 @@ def read(path: Path, env: Mapping[str, str]) -> DevContainer:
             for each in _commands(path, key, deep(raw.get(key)))
         ],
     )
+
+
+def _refuse_secrets(path: Path, key: str, arguments: Sequence[Any]) -> None:
+    """Refuse a variable of this machine as the value of a variable: it may be a secret."""
+    written = [str(each) for each in arguments]
+    for before, each in zip(["", *written], written, strict=False):
+        variable = re.match(r"--env=|--build-arg=|-e.", each) or before in VARIABLE_FLAGS
+        if variable and re.search(r"\$\{(localEnv|env):", each):
+            raise OptionError(
+                f"{path}: {key}: {each}: other users can read command lines",
+                hint="write it in containerEnv, or in args of build",
+            )
 
 
 def strip_comments(text: str) -> str:

@@ -153,6 +153,16 @@ def test_features_are_built_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "options", ['["--build-arg", "K=${localEnv:TOKEN}"]', '["--build-arg=K=${env:TOKEN}"]']
+)
+def test_build_options_have_no_values_of_this_machine(options: str, tmp_path: Path) -> None:
+    path = given(tmp_path, f'{{"build": {{"options": {options}}}}}')
+    with pytest.raises(OptionError, match=r"build\.options: .*other users can read") as raised:
+        read(path, {"TOKEN": "s3cret"})
+    assert "s3cret" not in str(raised.value)
+
+
 def test_build_arguments_are_not_on_a_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
