@@ -21,8 +21,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.load import Load, Plan, client, load
-from benchmarks.serving import BATCH, BODY, CLIENT_CORE, FEATURES, FUNCTIONS, SERVER_CORE
+from benchmarks.load import Load, Plan, load
+from benchmarks.serving import BATCH, BODY, CLIENT_CORE, FEATURES, FUNCTIONS, SERVER_CORE, in_turns
 
 _PORT, _BATCH_PORT, _MLSERVER_PORT, _MLFLOW_PORT = 18201, 18204, 18202, 18203
 _VALUES = [5.1, 3.5, 1.4, 0.2]
@@ -195,7 +195,7 @@ def show(found: Sequence[Target], connections: int) -> None:
 def main() -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, nargs="*", default=[1, 8, 64])
     parser.add_argument("--reference", metavar="PYTHON")
@@ -206,15 +206,7 @@ def main() -> None:
         for target in found:
             target.process = own.get(target.port)
             wait(target)
-        print(f"load: {client()} on core {CLIENT_CORE}; servers on core {SERVER_CORE}")
-        measure(found, 8, 1.0)  # the first requests import and compile
-        for target in found:
-            target.loads.clear()
-            target.costs.clear()
-        for connections in options.connections:
-            for _ in range(options.rounds):
-                measure(found, connections, options.seconds)
-            show(found, connections)
+        in_turns(found, measure, show, options)
 
 
 if __name__ == "__main__":

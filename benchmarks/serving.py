@@ -17,9 +17,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.load import Load, Plan, client, load
 
@@ -210,25 +211,35 @@ def show(apps: list[App], connections: int) -> None:
         print(f"  {app.name:20}{rate:10.0f}{ratios}{p50:9.2f}{p99:9.2f}{cost:12.0f}")
 
 
+def in_turns(
+    targets: Sequence[Any],
+    measure: Callable[..., None],
+    show: Callable[..., None],
+    options: argparse.Namespace,
+) -> None:
+    """Measure all targets in each round, and show them for each number of connections."""
+    print(f"load: {client()} on core {CLIENT_CORE}; servers on core {SERVER_CORE}")
+    measure(targets, 8, 1.0)  # the first requests import and compile
+    for target in targets:
+        target.loads.clear()
+        target.costs.clear()
+    for connections in options.connections:
+        for _ in range(options.rounds):
+            measure(targets, connections, options.seconds)
+        show(targets, connections)
+
+
 def main() -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, nargs="*", default=[1, 8, 64])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         apps = make_apps(Path(folder))
         with running(apps):
-            print(f"load: {client()} on core {CLIENT_CORE}; servers on core {SERVER_CORE}")
-            measure(apps, 8, 1.0)  # the first requests import and compile
-            for app in apps:
-                app.loads.clear()
-                app.costs.clear()
-            for connections in options.connections:
-                for _ in range(options.rounds):
-                    measure(apps, connections, options.seconds)
-                show(apps, connections)
+            in_turns(apps, measure, show, options)
 
 
 if __name__ == "__main__":
