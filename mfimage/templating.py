@@ -1,4 +1,4 @@
-"""Jinja templates in which every value must be quoted by a filter."""
+"""Jinja templates: Dockerfiles, in which a filter must quote every value, and escaped HTML."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 
 import mfimage
 
@@ -27,6 +28,19 @@ def environment(filters: Mapping[str, Callable[..., Quoted]]) -> jinja2.Environm
         finalize=_finalize,
     )
     made.filters |= filters
+    return made
+
+
+def html_environment() -> jinja2.Environment:
+    """Return an environment for mfimage's HTML, in which every value is escaped."""
+    made = jinja2.Environment(
+        loader=jinja2.FunctionLoader(template_text),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["css"] = markupsafe.Markup  # our own stylesheet, and nothing else
     return made
 
 
