@@ -219,6 +219,18 @@ class JsonFunction:
         parts = [part.name for part in getattr(self.spec, "parts", ())]
         return f"<JsonFunction {self.name} of {' -> '.join(parts) or self.spec.task}>"
 
+    def _repr_html_(self) -> str | None:
+        """Return what a notebook shows; None where only mfimage's runtime is installed."""
+        try:
+            from mfimage.views.notebook import function_html
+        except ModuleNotFoundError:
+            return None
+        return function_html(self._package)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        html = self._repr_html_()
+        return {"text/plain": repr(self)} | ({"text/html": html} if html else {})
+
 
 @contextlib.contextmanager
 def _explained_imports() -> Iterator[None]:
