@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from mfimage.errors import PackageError, ReferenceNotFound
+from mfimage.errors import MfimageError, PackageError, ReferenceNotFound
 from mfimage.files import chunks_of, sha256_hex, verified_chunks
 from mfimage.package.spec import (
     BlobRef,
@@ -121,6 +121,15 @@ class PackageStore:
             if hashlib.sha256(data).hexdigest() != ref.hex:
                 raise DamagedBlob
             return data
+
+    def peek_blob(self, ref: BlobRef) -> bytes | None:
+        """Return a blob's bytes if that needs no download, else None; never an error."""
+        if self._local:
+            return self._local.peek(ref)
+        try:
+            return self.read_blob(ref)
+        except MfimageError:
+            return None
 
     def stream_blob(self, ref: BlobRef) -> Iterator[bytes]:
         """Yield a blob in chunks of at most 1 MiB, the last after the whole was verified."""
