@@ -24,7 +24,7 @@ from mfimage.errors import LockError, OptionError, RecordError
 from mfimage.image.plan.names import check_names
 from mfimage.image.plan.pipeline import pipeline_source
 from mfimage.image.plan.several import functions_source, open_packages
-from mfimage.image.plan.subject import BuildSource, function_source
+from mfimage.image.plan.subject import FUNCTIONS, BuildSource, function_source
 from mfimage.image.targets import DEFAULT_TARGET
 from mfimage.package.platforms import this_platform
 from mfimage.package.store import Package, Pipeline, open_any
@@ -224,12 +224,8 @@ def run_entrypoint(
         except LockError:
             reason = None  # as a function that is loaded
         if reason is not None:
-            own = (
-                "run in their own environment"
-                if len(packages) > 1
-                else "runs in its own environment"
-            )
-            note(f"{source.subject.name} {own}: {reason}")
+            runs = "run in their" if source.subject.kind == FUNCTIONS else "runs in its"
+            note(f"{source.subject.name} {runs} own environment: {reason}")
             os.set_inheritable(pipe, True)
             _become(source, command, note)
         from mfimage.runtime.__main__ import main
