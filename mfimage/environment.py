@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from mfimage.capture.lock.pylock import LockedPackage, read_lock
 from mfimage.package.platforms import this_platform
 from mfimage.package.spec import EnvironmentSpec
 from mfimage.package.store import open_package
+from mfimage.terminal import visible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class DistributionReport:
     files: tuple[str, ...]  # names of the wheels that fit
     why: str  # it is included, as ``imported by predict.py:3``
     here: str | None = None  # version in the running interpreter, if that was compared and has it
+    size: int | None = None  # bytes of its files, if the running interpreter has this version
 
     @property
     def is_here(self) -> bool:
@@ -55,7 +58,7 @@ class EnvironmentReport:
         """Return the report as text."""
         if self.differences is not None:
             same = ("the running interpreter has exactly this environment",)
-            return "\n".join(self.differences or same)
+            return "\n".join(map(visible, self.differences or same))
         head = {
             "function": self.function,
             "python": self.python,
@@ -71,7 +74,7 @@ class EnvironmentReport:
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return [visible("  ".join(map(str.ljust, row, widths)).rstrip()) for row in rows]
 
 
 def report_environment(reference: str, *, diff: bool = False) -> EnvironmentReport:
@@ -101,7 +104,15 @@ def _distribution(locked: LockedPackage, spec: EnvironmentSpec, diff: bool) -> D
         files=tuple(file.name for file in locked.files),
         why=spec.reasons.get(locked.name, "not recorded"),
         here=installed_version(locked.name) if diff else None,
+        size=_size_here(locked),
     )
+
+
+def _size_here(locked: LockedPackage) -> int | None:
+    found = next(iter(importlib.metadata.distributions(name=locked.name)), None)
+    if found is None or not equal_versions(found.version, locked.version):
+        return None
+    return sum(file.size or 0 for file in found.files or ()) or None
 
 
 def _differences(

@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write them: ``500MB`` is 500,000,000 and ``500MiB`` 524,288,000."""
+"""Sizes in bytes as people write and read them: ``500MB`` is 500,000,000."""
 
 from __future__ import annotations
 
@@ -24,3 +24,8 @@ def parse_size(text: str, *, field: str) -> int:
         )
     number, unit, binary = match.groups(default="")
     return int(float(number) * (1024 if binary else 1000) ** _POWERS[unit.lower()])
+
+
+def format_size(size: int) -> str:
+    """Return a size for people: ``52.4 MB``, or kB below 100 kB."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
