@@ -103,7 +103,7 @@ def step_bars() -> Any:
         """Rows that fit into the terminal, whatever its size becomes."""
 
         def get_renderables(self) -> Any:
-            width = self.console.width
+            width = on.width
             self.columns = wide if width >= _ROOMY else normal if width >= _NARROW else narrow
             return super().get_renderables()
 
