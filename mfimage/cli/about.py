@@ -94,7 +94,7 @@ def _image(found: Mapping[str, Any], what: str) -> About:
     name = what if what.startswith(_FILES) else tag
     created = found.get("created") or ""
     sbom = found.get("sbom") or {}
-    where = {"engine": "the Docker engine", "registry": "a registry"}.get(found["from"], "files")
+    where = {"engine": "the Docker engine", "registry": "a registry"}.get(found["from"], "")
     platforms = ", ".join(found.get("platforms") or [found.get("platform") or ""])
     facts = [
         ("image", name),
@@ -111,7 +111,7 @@ def _image(found: Mapping[str, Any], what: str) -> About:
         ("size", f"{found['size']}{_unpacked(found['from'])}"),
         ("distributions", str(sbom.get("distributions", ""))),
         ("base", labels.get("org.opencontainers.image.base.name", "")),
-        ("from", where),
+        ("place", where),
         ("id", found["image"]),
     ]
     items = functions or _mapping(found.get("artifacts"))

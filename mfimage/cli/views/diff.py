@@ -7,18 +7,7 @@ from functools import partial
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from mfimage.cli.views.parts import (
-    GOOD,
-    HEAD,
-    SIGNS,
-    ByWidth,
-    columns,
-    facts,
-    indented,
-    lines,
-    short,
-    text,
-)
+from mfimage.cli.views.parts import GOOD, HEAD, SIGNS, ByWidth, below, columns, facts, short, text
 from mfimage.errors import shorten
 from mfimage.image.find.contents import ADDED, CHANGED, REMOVED, SECTIONS, Change, ImageDiff
 
@@ -47,7 +36,7 @@ def _table(found: ImageDiff, width: int) -> RenderableType:
                 table.add_row("", text(section, HEAD))
             style, values = SIGNS[change.sign], _values(change)
             name = text(short(change.name), style)
-            row = [name, values] if width else [lines([name, indented(values)])]
+            row: list[RenderableType] = [name, values] if width else [below(name, [values])]
             table.add_row(text(change.sign, style), *row)
     return table
 

@@ -13,9 +13,9 @@ from mfimage.cli.views.parts import (
     HEAD,
     ByWidth,
     bar,
+    below,
     columns,
     facts,
-    indented,
     lines,
     short,
     size,
@@ -59,7 +59,7 @@ def _table(distributions: list[DistributionReport], origin: bool, width: int) ->
             table.add_row(*row, *[bar(each.size, largest)] * bars, lines(why))
         else:
             named = text(each.name, HEAD) + Text(" ") + text(each.version)
-            table.add_row(lines([named, *map(indented, why)]), size(each.size))
+            table.add_row(below(named, why), size(each.size))
     return table
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
@@ -16,7 +18,9 @@ from mfimage.terminal import BAD, GOOD, visible
 __all__ = ["BAD", "GOOD"]
 CHANGED, PLACE, HEAD = "magenta", "cyan", "bold"
 SIGNS = {"+": GOOD, "-": BAD, "~": CHANGED}
-_DIGEST = re.compile(r"(?<![\w/])(?:sha256:)?([0-9a-f]{12})[0-9a-f]{52}(?![\w/])")
+_DIGEST = re.compile(
+    r"(?<![\w/])(?:sha256:([0-9a-f]{12})[0-9a-f]*|([0-9a-f]{12})[0-9a-f]{28,})(?:\.{3}|(?![\w/]))"
+)
 _WIDE, _NARROW = 100, 64  # columns from which, and below which, a table has more or fewer
 _BAR = 16
 
@@ -27,8 +31,8 @@ def text(value: object, style: str = "") -> Text:
 
 
 def short(value: str) -> str:
-    """Shorten digests to 12 digits."""
-    return _DIGEST.sub(r"\1", value)
+    """Shorten digests and commits to 12 digits; not those in paths."""
+    return _DIGEST.sub(lambda match: match[1] or match[2], value)
 
 
 def signed(line: str) -> Text:
@@ -41,9 +45,9 @@ def lines(parts: Iterable[Text]) -> Text:
     return Text("\n", overflow="fold").join(parts)
 
 
-def indented(line: Text) -> Text:
-    """Return a line below another one that it belongs to."""
-    return Text("  ", overflow="fold") + line
+def below(first: Text, others: Iterable[Text]) -> RenderableType:
+    """Return a line, and those that belong to it, indented."""
+    return Group(first, *(Padding(each, (0, 0, 0, 2)) for each in others))
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> Table:
@@ -90,6 +94,9 @@ class Mark:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text(self._plain if options.ascii_only else self._sign, style=self._style)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(1, 1)
 
 
 PASSED, FAILED, SKIPPED = Mark("✓", "*", GOOD), Mark("✗", "x", BAD), Mark("-", "-", CHANGED)

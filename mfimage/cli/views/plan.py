@@ -13,9 +13,8 @@ from mfimage.cli.views.parts import (
     SIGNS,
     ByWidth,
     bar,
+    below,
     columns,
-    indented,
-    lines,
     short,
     signed,
     size,
@@ -52,12 +51,10 @@ def _table(image: PlannedImage, width: int) -> RenderableType:
     return table
 
 
-def _about(part: PlannedPart) -> Text:
+def _about(part: PlannedPart) -> RenderableType:
     style = SIGNS.get(_SIGNS[part.change], "")
-    named = [text(part.name, f"{HEAD} {style}")]
-    if part.holds:
-        named.append(indented(text(short(part.holds))))
-    return lines([*named, *(indented(signed(reason)) for reason in part.listed)])
+    holds = [text(short(part.holds))] if part.holds else []
+    return below(text(part.name, f"{HEAD} {style}"), [*holds, *map(signed, part.listed)])
 
 
 def _summary(image: PlannedImage) -> Text:

@@ -14,10 +14,9 @@ from mfimage.cli.views.parts import (
     HEAD,
     PASSED,
     ByWidth,
+    below,
     columns,
     facts,
-    indented,
-    lines,
     short,
     text,
 )
@@ -38,8 +37,9 @@ def _table(found: Verification, width: int) -> RenderableType:
     for layer in found.layers:
         style = HEAD if layer.same else f"{HEAD} {BAD}"
         changes = [] if layer.same else [text(str(each), BAD) for each in layer.changes]
-        below = [text(layer.detail)] if layer.detail else []
-        about = lines([text(layer.name, style), *map(indented, [*below, *changes])])
-        row = [text(short(layer.diff_id))] * (width > 0)
+        content = [text(short(layer.diff_id))]
+        detail = [text(layer.detail)] if layer.detail else []
+        under = [*detail, *changes] if width else [*content, *detail, *changes]
+        about, row = below(text(layer.name, style), under), content if width else []
         table.add_row(PASSED if layer.same else FAILED, about, *row)
     return table
