@@ -1,5 +1,5 @@
 # make demo   set up, train, bind, build, run, call
-# make unit   tests without an engine, a network or Ray
+# make unit   tests without an engine, a network, a browser or Ray
 # make test   all tests
 # make lint   ruff, mypy
 # make bench  the numbers in docs/performance.md
@@ -16,7 +16,7 @@ export TESTCONTAINERS_RYUK_DISABLED := true
 # Thousands of processes would each compile what they import.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup engine demo test unit lint bench clean
+.PHONY: setup engine chromium demo test unit lint bench clean
 
 setup: $(STAMP)
 
@@ -32,16 +32,20 @@ engine: setup
 	tests/support/engine
 	tests/support/base-image "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
 
+# For the tests of what people look at.
+chromium:
+	tests/support/chromium
+
 demo: engine
 	PATH="$(BIN):$$PATH" examples/iris/demo.sh
 
 # All tests, with real engines, clusters and servers; a module's tests run in one process.
-test: engine
+test: engine chromium
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
-# Tests without an engine, a network, Ray, servers or many processes; with fewer examples.
+# Tests without an engine, a network, Ray, a browser, servers or many processes; with fewer examples.
 unit: setup
-	$(BIN)/python -m pytest $(PARALLEL) -m "not (docker or e2e or index or ray or slow)" --hypothesis-profile=quick $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not (browser or docker or e2e or index or ray or slow)" --hypothesis-profile=quick $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from mfimage.backends.satisfies import equal_versions, installed_version
+from mfimage.backends.satisfies import equal_versions, installed_size, installed_version
 from mfimage.capture.lock.pylock import LockedPackage, read_lock
 from mfimage.package.platforms import this_platform
 from mfimage.package.spec import EnvironmentSpec
@@ -104,15 +103,8 @@ def _distribution(locked: LockedPackage, spec: EnvironmentSpec, diff: bool) -> D
         files=tuple(file.name for file in locked.files),
         why=spec.reasons.get(locked.name, "not recorded"),
         here=installed_version(locked.name) if diff else None,
-        size=_size_here(locked),
+        size=installed_size(locked.name, locked.version),
     )
-
-
-def _size_here(locked: LockedPackage) -> int | None:
-    found = next(iter(importlib.metadata.distributions(name=locked.name)), None)
-    if found is None or not equal_versions(found.version, locked.version):
-        return None
-    return sum(file.size or 0 for file in found.files or ()) or None
 
 
 def _differences(

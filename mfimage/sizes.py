@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write and read them: ``500MB`` is 500,000,000."""
+"""Sizes in bytes as people write them: ``500MB`` is 500,000,000 and ``500MiB`` 524,288,000."""
 
 from __future__ import annotations
 
@@ -27,5 +27,12 @@ def parse_size(text: str, *, field: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """Return a size for people: ``52.4 MB``, or kB below 100 kB."""
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+    """Return a size for people, in thousands: ``812 B``, ``1.2 kB``, ``34 MB``."""
+    if size < 1000:
+        return f"{size} B"
+    number = size / 1000
+    for unit in ("kB", "MB", "GB"):
+        if number < 999.5:
+            return f"{number:.{1 if number < 9.95 else 0}f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"

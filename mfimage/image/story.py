@@ -99,7 +99,7 @@ class BuildStory(Story):
         done, total = map(sum, zip(*amounts.values(), strict=True))
         amount = visible(event.text)
         if total:
-            amount = f"{done / 1e6:.1f} of {format_size(total)}"
+            amount = f"{format_size(done)} of {format_size(total)}"
         elif done:
             amount = format_size(done)
         self._progress.update(task, completed=done, total=total or None, amount=amount)
