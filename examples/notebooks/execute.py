@@ -26,6 +26,9 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
         record_timing=False,
     )
     client.execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":  # notices of libraries, with the time
+            cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

@@ -25,7 +25,6 @@ def read(path: Path) -> Any:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Execute a notebook as ``execute.py`` does; return it."""
     monkeypatch.setenv("METAFLOW_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("PYTHONWARNINGS", "default")
     spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
     assert spec
     assert spec.loader
