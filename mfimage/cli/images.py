@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mfimage.cli.card import html_flag, write_page
 from mfimage.cli.flags import build_flags, build_options, json_flag
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ _platform_flag = click.option(
 @click.command()
 @click.argument("what", metavar="REFERENCE|IMAGE|TASK")
 @_platform_flag
+@html_flag
 @json_flag
-def inspect(what: str, platform: str | None, as_json: bool) -> None:
+def inspect(what: str, platform: str | None, html: str | None, as_json: bool) -> None:
     """Describe a function package, an image, or the image that a task ran in.
 
     TASK is Flow/run/step[/task]. An image is in the engine, a registry (nothing is pulled),
@@ -38,6 +40,12 @@ def inspect(what: str, platform: str | None, as_json: bool) -> None:
     """
     from mfimage.inspect import inspect as inspect_it
 
+    if html is not None:
+        from mfimage.cli.console import note
+        from mfimage.inspect import inspect_page
+
+        write_page(html, inspect_page(what, platform=platform, say=note))
+        return
     found = inspect_it(what, platform=platform)
     if as_json:
         click.echo(json.dumps(found, indent=2, sort_keys=True))
@@ -68,8 +76,12 @@ def env(reference: str, diff: bool, as_json: bool) -> None:
 @click.argument("after", metavar="IMAGE")
 @_platform_flag
 @click.option("--exit-code", is_flag=True, help=f"Exit with {DIFFERENT} if the images differ.")
+@html_flag
 @json_flag
-def diff(before: str, after: str, platform: str | None, exit_code: bool, as_json: bool) -> None:
+def diff(
+    before: str, after: str, *, platform: str | None, exit_code: bool, html: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Show what changed between two images.
 
     Compares distributions, artifacts, code, base and settings. Each image is in the engine, a
@@ -77,8 +89,14 @@ def diff(before: str, after: str, platform: str | None, exit_code: bool, as_json
     """
     from mfimage.inspect import compare
 
+    if html is not None:
+        from mfimage.cli.console import note
+        from mfimage.inspect import compare_page
+
+        write_page(html, compare_page(before, after, platform=platform, say=note))
     found = compare(before, after, platform=platform)
-    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.to_text())
+    if html is None or as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.to_text())
     if exit_code and found:
         click.get_current_context().exit(DIFFERENT)
 
