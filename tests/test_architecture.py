@@ -37,6 +37,7 @@ FLOORS = {
     "mfimage.compose": 5,
     "mfimage.steps": 5,
     "mfimage.views": 5,
+    "mfimage.serve": 5,
     "mfimage.load": 6,
     "mfimage.build": 6,
     "mfimage.push": 6,

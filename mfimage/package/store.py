@@ -6,10 +6,10 @@ import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from mfimage.errors import MfimageError, PackageError, ReferenceNotFound
 from mfimage.files import chunks_of, sha256_hex, verified_chunks
@@ -60,6 +60,16 @@ class Pipeline:
     reference: str
     store: PackageStore
     parts: tuple[Package, ...]
+
+
+class Blobs(Protocol):
+    """Where blobs are: in the root of a package, or in those of several."""
+
+    def read_blob(self, ref: BlobRef) -> bytes:
+        """Return a blob, verified."""
+
+    def stream_blob(self, ref: BlobRef) -> Iterable[bytes]:
+        """Yield a blob, verified at its end."""
 
 
 class PackageStore:

@@ -114,6 +114,11 @@ class FunctionView:
         return as_json(self.output_schema)
 
     @property
+    def artifacts_size_text(self) -> str:
+        """The size of all artifacts for people."""
+        return format_size(sum(each.size for each in self.artifacts))
+
+    @property
     def created(self) -> str:
         """When it was bound, to the minute; empty if it is not known."""
         when = self.lineage.created if self.lineage else None
@@ -123,6 +128,13 @@ class FunctionView:
     def commit(self) -> str:
         """The Git commit of its code, shortened; empty if it is not known."""
         return ((self.lineage and self.lineage.git_commit) or "")[:12]
+
+    @property
+    def bound(self) -> str:
+        """When, by whom and from which commit it was bound, as far as it is known."""
+        user = (self.lineage and self.lineage.user) or ""
+        known = {"": self.created, "by ": user, "from commit ": self.commit}
+        return " ".join(f"{label}{text}" for label, text in known.items() if text)
 
 
 def view(package: Package | Pipeline) -> FunctionView:
@@ -205,9 +217,9 @@ def _container(kind: str, schema: Mapping[str, Any]) -> str | None:
     return None
 
 
-def as_json(value: Any) -> str:
-    """Return a value as indented JSON."""
-    return json.dumps(value, indent=2, ensure_ascii=False)
+def as_json(value: Any, indent: int | None = 2) -> str:
+    """Return a value as JSON, indented or in one line."""
+    return json.dumps(value, indent=indent, ensure_ascii=False)
 
 
 def _environment(spec: EnvironmentSpec, lock: bytes | None) -> EnvironmentView:
