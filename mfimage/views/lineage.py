@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from mfimage.sizes import format_size
 from mfimage.views.function import FunctionView
+from mfimage.views.html import render
 
 _MOST_NAMED = 5
 
@@ -56,3 +58,38 @@ def _artifacts(function: FunctionView) -> Stage:
         named.append(f"and {more} more")
     count = "1 artifact" if len(artifacts) == 1 else f"{len(artifacts)} artifacts"
     return Stage(kind="artifacts", name=count, notes=tuple(named))
+
+
+# What a drawing for other cards looks like: they show an image, and no HTML of ours.
+_WIDTH, _GAP, _LINE, _LETTER = 820, 34, 16, 6.9
+_LONGEST = 26
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Box:
+    stage: Stage
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+def lineage_svg(stages: Sequence[Stage]) -> str:
+    """Return the drawing as an SVG image, in rows of at most 820 pixels."""
+    height = 34 + _LINE * (1 + max((len(stage.notes) for stage in stages), default=0))
+    boxes: list[_Box] = []
+    x, y = 1.0, 1.0
+    for stage in stages:
+        texts = (stage.kind, stage.name, *stage.notes)
+        width = 22 + _LETTER * min(_LONGEST, max(map(len, texts)))
+        if boxes and x + width > _WIDTH:
+            x, y = 1.0, y + height + 14
+        boxes.append(_Box(stage=stage, x=x, y=y, width=width, height=height))
+        x += width + _GAP
+    bottom = boxes[-1].y + height if boxes else height
+    right = max((box.x + box.width for box in boxes), default=0)
+    arrows = list(pairwise(boxes))
+    return render(
+        "lineage.svg.j2", boxes=boxes, arrows=arrows, width=right + _GAP, height=bottom + 1,
+        longest=_LONGEST, line=_LINE, gap=_GAP,
+    )  # fmt: skip

@@ -97,8 +97,10 @@ def tree(name: str, files: ImageFiles, blobs: Mapping[str, str]) -> Node:
             folder, base = posixpath.split(path)
             owner = _owner(path, owners)
             where = (owner[0], *_inside(folder, owner[1])) if owner else _parts(folder)
-            shown = blobs.get(base, base) if size >= smallest else _SMALL
-            own.add((*where, shown), size)
+            if base in blobs:
+                own.add((blobs[base],), size)
+            else:
+                own.add((*where, base if size >= smallest else _SMALL), size)
         root.children[own.name] = _collapsed(own)
         root.size += own.size
     return root
