@@ -30,7 +30,6 @@ class CardsFlow(FlowSpec):
         self.bomb = Bomb()
         self.next(self.end)
 
-    @card(type="mfimage")
     @step
     def end(self):
         pass
