@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from metaflow import Task
+    from metaflow.cards import MetaflowCardComponent
     from metaflow.metaflow_current import Current
 
     from mfimage.backends.base import Backend
     from mfimage.function.decorator import DecoratedFunction
     from mfimage.package.spec import FunctionSpec, PipelineSpec
     from mfimage.package.store import Package, Pipeline
+    from mfimage.serve import FunctionServer
 
 
 class JsonFunction:
@@ -199,6 +201,47 @@ class JsonFunction:
 
         return copy_package(self.reference, url)
 
+    def serve(
+        self,
+        port: int | None = None,
+        *,
+        host: str = "127.0.0.1",
+        start_timeout: float = 300.0,
+        **settings: Any,
+    ) -> FunctionServer:
+        """Serve it over HTTP in the background, as `mfimage serve` does; wait until it is ready.
+
+        In a notebook, what it returns shows the page of the function. The server ends with
+        ``stop()`` or a ``with`` block, and at the latest with this process, however that ends.
+
+        Parameters
+        ----------
+        port : int, optional
+            The port to listen on; a free one by default.
+        host : str
+            The address to listen on; by default only this machine can connect.
+        start_timeout : float
+            Seconds until it must be ready: its environment may have to be made.
+        **settings
+            Other settings of the server, as ``workers=2`` for ``MFIMAGE_WORKERS``.
+
+        Raises
+        ------
+        OptionError
+            When a setting is unknown or not valid.
+        BackendError
+            When the server does not start, with its own error or the end of its log.
+        """
+        with _explained_imports():
+            from mfimage.serve import FunctionServer
+
+        return FunctionServer(
+            self.name,
+            self.reference,
+            settings={**settings, "host": host, "port": port or 0},
+            start_timeout=start_timeout,
+        )
+
     def close(self) -> None:
         """Release threads and processes; a later call opens it again."""
         with self._lock:
@@ -218,6 +261,29 @@ class JsonFunction:
     def __repr__(self) -> str:
         parts = [part.name for part in getattr(self.spec, "parts", ())]
         return f"<JsonFunction {self.name} of {' -> '.join(parts) or self.spec.task}>"
+
+    def card(self) -> MetaflowCardComponent:
+        """Return a component that shows the function in a Metaflow card.
+
+        In a step with ``@card``: ``current.card.append(fn.card())``.
+        """
+        with _explained_imports():
+            from mfimage.views.function import view
+            from mfimage.views.metaflow import FunctionComponent
+
+        return FunctionComponent(view(self._package))
+
+    def _repr_html_(self) -> str | None:
+        """Return what a notebook shows; None where only mfimage's runtime is installed."""
+        try:
+            from mfimage.views.notebook import function_html
+        except ModuleNotFoundError:
+            return None
+        return function_html(self._package)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        html = self._repr_html_()
+        return {"text/plain": repr(self)} | ({"text/html": html} if html else {})
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -21,10 +21,11 @@ import orjson
 
 from mfimage.backends.satisfies import difference
 from mfimage.errors import LockError, OptionError, RecordError
-from mfimage.image.plan.pipeline import pipeline_source, unpack_pipeline
-from mfimage.image.plan.subject import BuildSource, function_source
+from mfimage.image.plan.names import check_names
+from mfimage.image.plan.pipeline import pipeline_source
+from mfimage.image.plan.several import functions_source, open_packages
+from mfimage.image.plan.subject import FUNCTIONS, BuildSource, function_source
 from mfimage.image.targets import DEFAULT_TARGET
-from mfimage.package.archive import unpack
 from mfimage.package.platforms import this_platform
 from mfimage.package.store import Package, Pipeline, open_any
 from mfimage.runtime.layout import FUNCTION_VARIABLE
@@ -206,38 +207,42 @@ def _called_ahead(fn: JsonFunction, source: RecordSource, limit: int) -> Iterato
         wanted = False
 
 
-def run_entrypoint(reference: str, command: Sequence[str], note: Callable[[str], None]) -> int:
-    """Run an image's command on a package; return the exit code.
+def run_entrypoint(
+    references: str | Sequence[str], command: Sequence[str], note: Callable[[str], None]
+) -> int:
+    """Run an image's command on a package, or on several; return the exit code.
 
-    It runs in this process if this interpreter satisfies the function's lock. Else this process
+    It runs in this process if this interpreter satisfies each function's lock. Else this process
     becomes one of the environment that the image would have; ``note`` gets the reason.
     """
-    found = open_any(reference)
+    source, packages = _source([references] if isinstance(references, str) else references)
     with _folder() as (folder, pipe):
-        if isinstance(found, Pipeline):
-            source = pipeline_source(found, target=DEFAULT_TARGET)
-            unpack_pipeline(source, folder)
-            parts = found.parts
-            # Of all parts as of one function.
-            spec = replace(
-                parts[0].spec, name=found.spec.name, environment=source.subject.environment
-            )
-            package = replace(parts[0], spec=spec)
-        else:
-            source, package, parts = function_source(found), found, (found,)
-            unpack(package.spec, package.store, folder)
+        source.unpack(folder)
         os.environ[FUNCTION_VARIABLE] = str(folder)
         try:
-            reason = next(filter(None, map(difference, parts)), None)
+            reason = next(filter(None, map(difference, packages)), None)
         except LockError:
             reason = None  # as a function that is loaded
         if reason is not None:
-            note(f"{package.spec.name} runs in its own environment: {reason}")
+            runs = "run in their" if source.subject.kind == FUNCTIONS else "runs in its"
+            note(f"{source.subject.name} {runs} own environment: {reason}")
             os.set_inheritable(pipe, True)
-            _become(package, source, command, note)
+            _become(source, command, note)
         from mfimage.runtime.__main__ import main
 
         return main(command)
+
+
+def _source(references: Sequence[str]) -> tuple[BuildSource, Sequence[Package]]:
+    """Return what an image of the packages would be built from, and the packages."""
+    if len(references) == 1:
+        found = open_any(references[0])
+        if isinstance(found, Pipeline):
+            return pipeline_source(found, target=DEFAULT_TARGET), found.parts
+        return function_source(found), [found]
+    packages = open_packages(references)
+    check_names({name: package.spec for name, package in packages.items()})
+    return functions_source(packages), list(packages.values())
 
 
 @contextlib.contextmanager
@@ -265,10 +270,8 @@ def _folder() -> Iterator[tuple[Path, int]]:
             cleaner.wait()
 
 
-def _become(
-    package: Package, source: BuildSource, command: Sequence[str], note: Callable[[str], None]
-) -> NoReturn:
-    from mfimage.backends.process.environments import environment_python, runtime_folder
+def _become(source: BuildSource, command: Sequence[str], note: Callable[[str], None]) -> NoReturn:
+    from mfimage.backends.process.environments import make_environment, runtime_folder
 
     lock = source.lock
     if command[0] == "serve":
@@ -276,7 +279,8 @@ def _become(
         from mfimage.image.plan.options import BuildOptions
 
         lock = target_lock(source, BuildOptions(), this_platform(), note)
-    python, runtime = environment_python(package, lock), str(runtime_folder())
+    subject, runtime = source.subject, str(runtime_folder())
+    python = make_environment(subject.name, subject.environment, source, lock)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONHOME"} | {
         "PYTHONPATH": runtime,
         "PYTHONNOUSERSITE": "1",

@@ -24,3 +24,15 @@ def parse_size(text: str, *, field: str) -> int:
         )
     number, unit, binary = match.groups(default="")
     return int(float(number) * (1024 if binary else 1000) ** _POWERS[unit.lower()])
+
+
+def format_size(size: int) -> str:
+    """Return a size for people, in thousands: ``812 B``, ``1.2 kB``, ``34 MB``."""
+    if size < 1000:
+        return f"{size} B"
+    number = size / 1000
+    for unit in ("kB", "MB", "GB"):
+        if number < 999.5:
+            return f"{number:.{1 if number < 9.95 else 0}f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"

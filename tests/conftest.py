@@ -16,6 +16,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from tests.support.browser import browser, context, page
 from tests.support.no_lock import no_lock
 from tests.support.projects import python
 from tests.support.s3 import bucket, s3_server
@@ -36,7 +37,7 @@ with warnings.catch_warnings():
     # Where PyYAML is installed, Metaflow's own copy of it warns of that.
     warnings.simplefilter("ignore")
     import metaflow
-__all__ = ["bucket", "s3_server"]  # fixtures
+__all__ = ["browser", "bucket", "context", "page", "s3_server"]  # fixtures
 _FLOWS = Path(__file__).parent / "support" / "flows"
 
 

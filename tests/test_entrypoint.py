@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import pytest
 
 from mfimage.capture.lock.platform import Platform
 from mfimage.capture.lock.pylock import LockedPackage, WheelFile, read_lock, write_pylock
+from mfimage.errors import OptionError
 from mfimage.package.store import Package
 from mfimage.run import run_entrypoint
 from tests.backends.process_support import PYTHON, Packages, until
@@ -27,6 +31,12 @@ WHERE = """
 def predict(data: int) -> list[str]:
     from importlib.util import find_spec
     return [sys.prefix, str(find_spec("stranger") is not None), str(find_spec("click") is None)]
+"""
+
+DOUBLE = """
+@json_function
+def predict(data: int) -> int:
+    return 2 * data
 """
 
 
@@ -91,8 +101,8 @@ def test_a_server_in_another_environment_has_the_lock_of_its_image(
     become: dict[str, Any] = {}
     monkeypatch.setattr("mfimage.image.plan.lock.target_lock", lambda *_: b"the image's")
     monkeypatch.setattr(
-        "mfimage.backends.process.environments.environment_python",
-        lambda package, lock: become.update(lock=lock) or Path("/env/bin/python"),
+        "mfimage.backends.process.environments.make_environment",
+        lambda name, spec, blobs, lock: become.update(lock=lock) or Path("/env/bin/python"),
     )
 
     def execve(path: Path, arguments: list[str], environment: dict[str, str]) -> None:
@@ -111,6 +121,69 @@ def test_a_server_in_another_environment_has_the_lock_of_its_image(
     assert notes == [
         "predict runs in its own environment: stranger 1.0 is locked, and not installed here"
     ]
+
+
+@pytest.mark.slow
+def test_several_functions_are_served_as_in_their_image(
+    process_packages: Packages, tmp_path: Path
+) -> None:
+    other = Packages(tmp_path / "other").write(DOUBLE, name="double")
+    references = [process_packages.write(WHERE).reference, other.reference]
+    process = subprocess.Popen(
+        [MFIMAGE, "serve", *references, "--port", "0"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    with process.stdout as lines:
+        url = f"http://127.0.0.1:{json.loads(lines.readline())['port']}"
+        until(lambda: _get(f"{url}/readyz") is not None)
+        assert [each["name"] for each in _get(f"{url}/functions")["functions"]] == [
+            "double",
+            "predict",
+        ]
+        assert _get(f"{url}/double", b"21") == 42
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def _get(url: str, data: bytes | None = None) -> Any:
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return json.load(response)
+    except urllib.error.HTTPError:
+        return None
+
+
+@pytest.mark.slow
+def test_several_functions_share_an_environment_of_wheels_in_several_roots(
+    process_packages: Packages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MFIMAGE_FUNCTION", "restored after the test")
+    monkeypatch.setattr(
+        "mfimage.image.plan.lock.target_lock", lambda source, *_: source.read_lock()
+    )
+    pythons: list[Path] = []
+
+    def execve(path: Path, *_: object) -> None:
+        pythons.append(path)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(os, "execve", execve)
+    other = Packages(tmp_path / "other").write(DOUBLE, name="double")
+    references = [other.reference, foreign(process_packages).reference]
+    notes: list[str] = []
+    with pytest.raises(SystemExit):
+        run_entrypoint(references, ["serve"], notes.append)
+    reason = "stranger 1.0 is locked, and not installed here"
+    assert notes == [f"double, predict run in their own environment: {reason}"]
+    subprocess.run([pythons[0], "-c", "import stranger, orjson"], check=True)
+
+
+def test_what_no_image_can_have_is_not_served(process_packages: Packages, tmp_path: Path) -> None:
+    one = process_packages.write(WHERE).reference
+    two = Packages(tmp_path / "other").write(WHERE.replace("stranger", "other")).reference
+    with pytest.raises(OptionError, match="two functions are named predict"):
+        run_entrypoint([one, two], ["serve"], print)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 
 from mfimage.errors import OptionError
 from mfimage.runtime.settings import Settings
-from mfimage.sizes import parse_size
+from mfimage.sizes import format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,22 @@ def test_the_server_counts_as_the_build_does() -> None:
     assert Settings.from_environ({"MFIMAGE_MAX_BODY": "500MiB"}).max_body == 524_288_000
     with pytest.raises(OptionError, match="MFIMAGE_MAX_BODY: '1e6' is not a size"):
         Settings.from_environ({"MFIMAGE_MAX_BODY": "1e6"})
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (9_949, "9.9 kB"),
+        (9_950, "10 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1.0 MB"),
+        (201_988_817, "202 MB"),
+        (5_400_000_000, "5.4 GB"),
+        (2_000_000_000_000, "2.0 TB"),
+    ],
+)
+def test_sizes_for_people(size: int, text: str) -> None:
+    assert format_size(size) == text

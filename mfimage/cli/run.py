@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("reference")
+@click.argument("references", metavar="REFERENCE...", nargs=-1, required=True)
 @click.option("--host", help="Address to listen on; by default MFIMAGE_HOST.")
 @click.option("--port", type=int, help="Port to listen on; by default PORT.")
-def serve(reference: str, host: str | None, port: int | None) -> None:
-    """Serve a function over HTTP, as its image would."""
+def serve(references: tuple[str, ...], host: str | None, port: int | None) -> None:
+    """Serve functions over HTTP, as their image would."""
     given = {"MFIMAGE_HOST": host, "PORT": port}
     os.environ.update({name: str(value) for name, value in given.items() if value is not None})
-    _runtime(reference, "serve")
+    _runtime(references, "serve")
 
 
 _file_flags = options(
@@ -69,7 +69,7 @@ def call(
     bare = (backend, workers, timeout) == (None, None, None)
     if bare and not isinstance(open_any(reference), Pipeline):  # its parts choose for themselves
         given = [f"--{name.replace('_', '-')}={value}" for name, value in files.items() if value]
-        _runtime(reference, "call", *given)
+        _runtime([reference], "call", *given)
     from mfimage.run import RecordFiles, call_files
 
     load = _loader(reference, backend, workers, timeout)
@@ -137,7 +137,7 @@ def _loader(
     )
 
 
-def _runtime(reference: str, *command: str) -> NoReturn:
+def _runtime(references: Sequence[str], *command: str) -> NoReturn:
     from mfimage.run import run_entrypoint
 
-    sys.exit(run_entrypoint(reference, command, lambda line: click.echo(line, err=True)))
+    sys.exit(run_entrypoint(references, command, lambda line: click.echo(line, err=True)))

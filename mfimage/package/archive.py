@@ -8,12 +8,12 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from mfimage.errors import PackageError, StorageError
-from mfimage.package.spec import FunctionSpec
-from mfimage.package.store import PackageStore
+from mfimage.package.spec import BlobRef, FunctionSpec
+from mfimage.package.store import Blobs, PackageStore
 
 
 def members(data: bytes, *, where: str) -> Iterator[tuple[str, bytes, int]]:
@@ -75,10 +75,32 @@ def extracted(data: bytes, *, where: str, without: tuple[str, ...] = ()) -> Iter
 
 def unpack(spec: FunctionSpec, store: PackageStore, folder: Path) -> None:
     """Lay a package out, verified, as in an image: ``function.json``, ``code/``, ``blobs/``."""
-    (folder / "function.json").write_bytes(spec.to_json())
-    extract(store.read_blob(spec.code), folder / "code", where=f"the code of {spec.name}")
-    blobs = folder / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
-    for ref in spec.artifacts.values():
-        with (blobs / ref.hex).open("wb") as file:
-            file.writelines(store.stream_blob(ref))
+    lay_out(
+        folder, store, name=spec.name, files={"function.json": spec.to_json()},
+        code={"code": spec.code}, artifacts=spec.artifacts.values(),
+    )  # fmt: skip
+
+
+def lay_out(
+    folder: Path,
+    blobs: Blobs,
+    *,
+    name: str,
+    files: Mapping[str, bytes],
+    code: Mapping[str, BlobRef],
+    artifacts: Iterable[BlobRef],
+) -> None:
+    """Write files, unpack code archives and copy artifacts, verified, to an empty folder.
+
+    ``files`` and ``code`` are by their paths in it; ``name`` is what they are of, for errors.
+    """
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    for path, ref in code.items():
+        extract(blobs.read_blob(ref), folder / path, where=f"the code of {name}")
+    kept = folder / "blobs" / "sha256"
+    kept.mkdir(parents=True)
+    for ref in artifacts:
+        with (kept / ref.hex).open("wb") as file:
+            file.writelines(blobs.stream_blob(ref))

@@ -6,12 +6,12 @@ import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
-from mfimage.errors import PackageError, ReferenceNotFound
+from mfimage.errors import MfimageError, PackageError, ReferenceNotFound
 from mfimage.files import chunks_of, sha256_hex, verified_chunks
 from mfimage.package.spec import (
     BlobRef,
@@ -60,6 +60,16 @@ class Pipeline:
     reference: str
     store: PackageStore
     parts: tuple[Package, ...]
+
+
+class Blobs(Protocol):
+    """Where blobs are: in the root of a package, or in those of several."""
+
+    def read_blob(self, ref: BlobRef) -> bytes:
+        """Return a blob, verified."""
+
+    def stream_blob(self, ref: BlobRef) -> Iterable[bytes]:
+        """Yield a blob, verified at its end."""
 
 
 class PackageStore:
@@ -111,6 +121,15 @@ class PackageStore:
             if hashlib.sha256(data).hexdigest() != ref.hex:
                 raise DamagedBlob
             return data
+
+    def peek_blob(self, ref: BlobRef) -> bytes | None:
+        """Return a blob's bytes if that needs no download, else None; never an error."""
+        if self._local:
+            return self._local.peek(ref)
+        try:
+            return self.read_blob(ref)
+        except MfimageError:
+            return None
 
     def stream_blob(self, ref: BlobRef) -> Iterator[bytes]:
         """Yield a blob in chunks of at most 1 MiB, the last after the whole was verified."""

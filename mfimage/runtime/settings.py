@@ -151,6 +151,7 @@ def _max_loaded(text: str) -> MaxLoaded | None:
 
 
 _LOADS = ("eager", "lazy")
+_PAGES = ("1", "0", "frame")
 _THE_ONLY_ONE = "the only one"
 
 
@@ -256,6 +257,13 @@ class Settings:
     )
     access_log: bool = _setting(
         "1", "`0` turns off the log line for each request.", partial(_one_of, _FLAGS), "1 or 0"
+    )
+    page: str = _setting(
+        "1",
+        "`0` turns off the page that a browser gets from `/`; `frame` allows pages of any origin "
+        "to embed it.",
+        partial(_one_of, {each: each for each in _PAGES}),
+        f"one of {', '.join(_PAGES)}",
     )
 
     health_route: str | None = _setting(

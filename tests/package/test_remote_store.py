@@ -88,6 +88,18 @@ def test_a_blob_is_written_once(bucket: Bucket, proxy: Faulty) -> None:
     assert not PackageStore(f"{bucket.url}/root").holds(ref)
 
 
+def test_peeking_fetches_nothing(bucket: Bucket, proxy: Faulty, cache: Path) -> None:
+    ref = put(bucket, CONTENT)
+    store = PackageStore(f"{bucket.url}/root")
+    assert store.peek_blob(ref) is None
+    assert proxy.count("GET", ref.hex) == 0
+    store.read_blob(ref)
+    assert store.peek_blob(ref) == CONTENT
+    (cache / "blobs" / "sha256" / ref.hex).write_bytes(CONTENT[::-1])
+    assert store.peek_blob(ref) is None, "it is damaged"
+    assert proxy.count("GET", ref.hex) == 1
+
+
 def test_what_was_written_or_read_here_is_not_fetched(bucket: Bucket, proxy: Faulty) -> None:
     written = PackageStore(f"{bucket.url}/root").put_bytes(CONTENT)
     read = put(bucket, CONTENT[::-1])

@@ -20,10 +20,11 @@ from mfimage.capture.lock.uv import UvFailure, run_uv
 from mfimage.errors import BackendError, LockError
 from mfimage.files import sha256_hex
 from mfimage.package.platforms import this_platform
+from mfimage.package.spec import EnvironmentSpec
 from mfimage.package.storage.blobs import blob_cache_folder
 from mfimage.package.storage.cache import cache_folder, make_once
 from mfimage.package.storage.local import LocalStorage
-from mfimage.package.store import Package
+from mfimage.package.store import Blobs, Package
 from mfimage.runtime.layout import RUNTIME_FILES
 from mfimage.runtime.worker import lifeline
 
@@ -117,39 +118,49 @@ def _fits(path: Path, minor: str) -> bool:
     return done.stdout.split() == [b"cpython", minor.encode(), b"True"]
 
 
-def environment_python(package: Package, lock: bytes | None = None) -> Path:
-    """Return the interpreter of the function's environment, or of a whole ``lock``'s; made once."""
+def environment_python(package: Package) -> Path:
+    """Return the interpreter of a function's environment, which is made once."""
+    return make_environment(package.spec.name, package.spec.environment, package.store)
+
+
+def make_environment(
+    name: str, spec: EnvironmentSpec, blobs: Blobs, lock: bytes | None = None
+) -> Path:
+    """Return the interpreter of an environment, or of a whole ``lock``'s; it is made once.
+
+    ``name`` is what it is of, for errors.
+    """
     # uv makes a virtual environment from the lock and verifies every file. It is kept in the
     # user's cache, by the lock's digest, Python's minor version and the platform.
-    spec = package.spec.environment
     here = this_platform()
     if spec.platform != here:
         raise BackendError(
-            f"{package.spec.name} is locked for {spec.platform}, and this is {here}",
+            f"{name} is locked for {spec.platform}, and this is {here}",
             hint="bind it for this platform, or run its image",
         )
     digest = spec.lock.hex if lock is None else sha256_hex([lock])
-    name = f"{digest[:32]}-py{spec.python_minor}-{here.replace('/', '-')}"
+    key = f"{digest[:32]}-py{spec.python_minor}-{here.replace('/', '-')}"
     python = Path("bin", "python")
 
     def is_whole(folder: Path) -> bool:
         # The interpreter that a virtual environment links to may have been removed.
         return (folder / python).exists()
 
-    folder = cache_folder() / "environments" / name
-    return make_once(folder, lambda fresh: _install(package, fresh, lock), is_whole) / python
+    def install(fresh: Path) -> None:
+        base = find_interpreter(spec.python_minor)
+        logger.info("making the environment of %s with %s", name, base)
+        _install(spec, blobs, fresh, base, blobs.read_blob(spec.lock) if lock is None else lock)
+
+    return make_once(cache_folder() / "environments" / key, install, is_whole) / python
 
 
-def _install(package: Package, fresh: Path, whole: bytes | None) -> None:
-    spec = package.spec.environment
-    base = find_interpreter(spec.python_minor)
-    logger.info("making the environment of %s with %s", package.spec.name, base)
+def _install(spec: EnvironmentSpec, blobs: Blobs, fresh: Path, base: Path, whole: bytes) -> None:
     lock, python = fresh / "lock", fresh / "bin" / "python"
     (lock / "wheels").mkdir(parents=True)
-    (lock / "pylock.toml").write_bytes(whole or package.read(spec.lock))
+    (lock / "pylock.toml").write_bytes(whole)
     for name, ref in spec.wheels.items():
         with (lock / "wheels" / name).open("wb") as file:
-            file.writelines(package.store.stream_blob(ref))
+            file.writelines(blobs.stream_blob(ref))
     venv = ["venv", "--quiet", "--no-project", "--allow-existing", "--relocatable"]
     _run_uv([*venv, "--python", str(base), str(fresh)], fresh, base)
     install = ["pip", "install", "--quiet", "--require-hashes", "--no-build"]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from mfimage.errors import OptionError
 from mfimage.image.plan.several import functions_source
 from mfimage.image.plan.subject import FUNCTION, BuildSource, Subject, compact
 from mfimage.image.targets.fastapi import FastapiTarget
-from mfimage.package.archive import extract, members
+from mfimage.package.archive import members
 from mfimage.package.spec import EnvironmentSpec, PipelineSpec, sha256_digest
 from mfimage.package.store import Package, Pipeline
-from mfimage.runtime.layout import BLOBS, FUNCTION_JSON, FUNCTIONS_JSON
+from mfimage.runtime.layout import FUNCTION_JSON, FUNCTIONS_JSON
 
 # As the project's own, but what is captured by value: every such function has a module of its name,
 # and it is imported under another.
@@ -51,21 +51,6 @@ def pipeline_source(pipeline: Pipeline, *, target: str) -> BuildSource:
         functions=parts.functions,
     )
     return dataclasses.replace(together, subject=subject)
-
-
-def unpack_pipeline(source: BuildSource, folder: Path) -> None:
-    """Lay a pipeline out, verified, as in an image: the blobs of its parts are in one root."""
-    subject, store = source.subject, source.store
-    for name, data in subject.files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    for name, ref in subject.code.items():
-        extract(store.read_blob(ref), folder / name, where=f"the code of {subject.name}")
-    blobs = folder / BLOBS
-    blobs.mkdir(parents=True)
-    for ref in subject.artifacts.values():
-        with (blobs / ref.hex).open("wb") as file:
-            file.writelines(store.stream_blob(ref))
 
 
 def pipeline_subject(spec: PipelineSpec, environment: EnvironmentSpec) -> Subject:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mfimage.package.archive import lay_out
 from mfimage.package.spec import ArtifactRef, BlobRef, EnvironmentSpec, FunctionSpec
 from mfimage.package.store import FILE_NAME, Package, PackageStore, package_name
 from mfimage.runtime.layout import CODE, FUNCTION_JSON
@@ -121,6 +122,22 @@ class BuildSource:
         locks = [self.subject.environment.lock] if self.lock is None else []
         refs = {ref.digest: ref for ref in (*self.subject.blobs, *locks)}
         return {digest: self._store_of(ref).blob_file(ref) for digest, ref in refs.items()}
+
+    def read_blob(self, ref: BlobRef) -> bytes:
+        """Return a blob, verified."""
+        return self._store_of(ref).read_blob(ref)
+
+    def stream_blob(self, ref: BlobRef) -> Iterator[bytes]:
+        """Yield a blob, verified at its end."""
+        return self._store_of(ref).stream_blob(ref)
+
+    def unpack(self, folder: Path) -> None:
+        """Lay everything out in an empty folder, verified, as in an image."""
+        it = self.subject
+        lay_out(
+            folder, self, name=it.name, files=it.files, code=it.code,
+            artifacts=it.artifacts.values(),
+        )  # fmt: skip
 
     def read_lock(self) -> bytes:
         """Return the lock of the subject's environment."""

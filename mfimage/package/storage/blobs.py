@@ -281,6 +281,17 @@ class LocalCopies:
                 return data
             held.discard()
 
+    def peek(self, ref: BlobRef) -> bytes | None:
+        """Return a blob's bytes, verified, if that needs no download."""
+        held = self._cache.find(ref)
+        if held is None:
+            return None
+        try:
+            data = held.read()
+        finally:
+            held.release()
+        return data if hashlib.sha256(data).hexdigest() == ref.hex else None
+
     def add(self, ref: BlobRef, source: BinaryIO) -> None:
         """Cache what was just written to the root."""
 

@@ -3,7 +3,8 @@
 The other process holds the write end of a pipe and never writes. Once that is closed, the kernel
 sends the signals, even while C code keeps this process's interpreter from running.
 
-As a script, ``lifeline.py FD COMMAND [ARGUMENT ...]`` executes COMMAND, tied in this way.
+As a script, ``lifeline.py FD COMMAND [ARGUMENT ...]`` executes COMMAND, tied by a process beside
+it: on every platform, and with time to end by itself.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ import os
 import select
 import signal
 import sys
+import time
+
+_GRACE_SECONDS = 2.0
+_POLL_SECONDS = 1.0
 
 
 def die_with(lifeline: int) -> None:
@@ -35,6 +40,29 @@ def _signal_at_end(file: int, owner: int, name: str) -> None:
     fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_ASYNC)
 
 
+def watch(lifeline: int) -> None:
+    """Fork a process that ends this one when the last write end of ``lifeline`` is closed."""
+    owner = os.getpid()
+    if os.fork():
+        os.close(lifeline)
+        return
+    os.closerange(0, lifeline)
+    os.closerange(lifeline + 1, 1 << 10)
+    while os.getppid() == owner:
+        if select.select([lifeline], [], [], _POLL_SECONDS)[0]:
+            _end(owner)
+    os._exit(0)
+
+
+def _end(owner: int) -> None:
+    os.kill(owner, signal.SIGTERM)
+    deadline = time.monotonic() + _GRACE_SECONDS
+    while os.getppid() == owner:
+        if time.monotonic() > deadline:
+            os.kill(owner, signal.SIGKILL)
+        time.sleep(0.02)
+
+
 if __name__ == "__main__":
-    die_with(int(sys.argv[1]))
+    watch(int(sys.argv[1]))
     os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606  (without a shell)

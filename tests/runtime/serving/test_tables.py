@@ -99,6 +99,8 @@ def test_csv_refused() -> None:
     table = table_of(FLAT, name="data")
     with pytest.raises(InputError, match=r"line 2: expected 4 cells \(age, name, share, ripe\)"):
         read_csv("1,a,2,true\n1,a\n", table, header=None)
+    with pytest.raises(InputError, match="line 1: expected each name once"):
+        read_csv("age,name,age,share,ripe\n1,a,2,3,true\n", table, header=None)
     with pytest.raises(InputError, match="line 1: not CSV"):
         read_csv('"a', table, header=None)
 

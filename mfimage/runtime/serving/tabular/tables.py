@@ -218,6 +218,8 @@ def read_csv(text: str, table: Table, *, header: bool | None) -> list[Any]:
         return []
     if header or (header is None and _is_header(first[1], table)):
         names, rows = [cell.strip() for cell in first[1]], lines
+        if len(set(names)) < len(names):
+            raise invalid(f"line {first[0]}", "expected each name once")
     elif table.ordered:
         rows = itertools.chain([first], lines)
     else:
