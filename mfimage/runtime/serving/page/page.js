@@ -876,7 +876,6 @@ function facts() {
   const fold = (title, ...content) => h("details", {}, h("summary", {}, title), content);
   const { image } = DATA;
   const env = it.environment;
-  const [flow, run] = it.task.split("/");
   const created = it.created && h("time", { datetime: it.created }, it.created.replace("T", " ").replace(/\.\d+|\+00:00$/g, "").replace("Z", " UTC"));
   const artifacts = it.artifacts ?? [];
   const total = artifacts.reduce((sum, each) => sum + Number(each.size), 0);
@@ -884,7 +883,7 @@ function facts() {
   const schema = (title, value) => fold(title, h("pre", { tabindex: 0, role: "region", "aria-label": title }, paint(write(value))));
   return h("section", { class: "card", "aria-labelledby": "facts" }, h("div", { class: "bar" }, h("h2", { id: "facts" }, "About this function")), h("div", { class: "facts" },
     table(it.parts ? "Pipeline" : "Trained by", [
-      ["task", mono(it.task)], ["flow", mono(flow)], ["run", mono(run)], ["user", it.user], ["commit", mono(it.commit)], ["created", created || null], ["Metaflow", it.metaflow],
+      ["task", mono(it.task)], ["run", it.parts ? null : mono(it.task.split("/")[1])], ["user", it.user], ["commit", mono(it.commit)], ["created", created || null], ["Metaflow", it.metaflow],
       ["parts", it.parts && h("span", {}, it.parts.map((each, n) => [n > 0 && " → ", h("code", { title: each.digest }, each.name)]))],
     ]),
     table("Function", [
