@@ -3,6 +3,8 @@
 # make test   all tests
 # make lint   ruff, mypy
 # make bench  the numbers in docs/performance.md
+# make docs   the documentation as a site, in build/docs
+# make pictures  its drawings and screenshots, from real commands
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -16,15 +18,17 @@ export TESTCONTAINERS_RYUK_DISABLED := true
 # Thousands of processes would each compile what they import.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup engine chromium demo test unit lint bench clean
+.PHONY: setup engine chromium demo test unit lint bench docs pictures clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	# Compiled: tests start hundreds of processes that import Metaflow, Ray and scikit-learn.
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[dev]'
+	# Compiled: tests start hundreds of processes that import Metaflow, Ray and scikit-learn. Exact:
+	# what is no longer listed goes.
+	$(BIN)/uv pip install --quiet --exact --compile-bytecode --python $(BIN)/python \
+	  pip --editable '.[dev]'
 	touch $@
 
 # A Docker engine, and the base image for this minor version of Python.
@@ -55,5 +59,19 @@ lint: setup
 bench: engine
 	$(BIN)/python -m benchmarks
 
+# In an environment of its own, which has no test dependencies: quick on a fresh clone.
+docs: $(VENV)-docs/.installed
+	$(VENV)-docs/bin/python -m sphinx -E -b html -W -n --keep-going -q docs build/docs
+	@echo build/docs/index.html
+
+$(VENV)-docs/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(VENV)-docs/bin/uv pip install --quiet --python $(VENV)-docs/bin/python --editable '.[docs]'
+	touch $@
+
+pictures: engine chromium
+	PATH="$(BIN):$$PATH" PYTHONPATH=. $(BIN)/python docs/pictures.py $(PICTURES)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-docs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,8 +7,11 @@ import functools
 import io
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 import pytest
@@ -19,8 +22,7 @@ from mfimage.runtime.__main__ import main as run
 from tests.test_architecture import FLOORS, OWNERS, ROOT
 
 DOCS = sorted(ROOT.glob("docs/*.md"))
-PLATFORMS = ROOT.glob("docs/platforms/*.md")
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS, *PLATFORMS, *ROOT.glob("examples/**/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
 CODE = "".join(path.read_text() for path in sorted((ROOT / "mfimage").rglob("*.py")))
 TESTS = "".join(path.read_text() for path in sorted((ROOT / "tests").rglob("*.py")))
 VARIABLE = r"\bMFIMAGE_[A-Z_]*[A-Z]"
@@ -66,6 +68,31 @@ def test_links_lead_somewhere(page):
         linked = page.parent / target if target else page
         assert linked.exists(), target
         assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
+
+
+@each_page()
+def test_links_to_elsewhere_are_complete(page):
+    for url in re.findall(r"\]\((\w+:[^)]*)\)", page.read_text()):
+        parts = urlsplit(url)
+        assert parts.scheme == "https", url
+        assert "." in parts.netloc, url
+        assert re.fullmatch(r"[!-~]+", url), url
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning_and_needs_nothing_from_elsewhere(tmp_path):
+    recipe = re.search(r"sphinx (-E -b html .*) docs build/docs", (ROOT / "Makefile").read_text())
+    command = [sys.executable, "-m", "sphinx", *recipe[1].split(), "docs", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    for page in tmp_path.rglob("*.html"):
+        assert (
+            re.findall(r"<(?!a\b)[^>]*\b(?:src|href)=\"(?:https?:)?//[^\"]*", page.read_text())
+            == []
+        )
+    # All that docstrings and `--help` have to say is there.
+    assert "function_from_json" in (tmp_path / "reference/api.html").read_text()
+    assert "--base-image" in (tmp_path / "reference/cli.html").read_text()
 
 
 def test_every_page_is_linked_from_the_readme():
