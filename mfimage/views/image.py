@@ -19,7 +19,7 @@ from mfimage.views.commands import how_to_run, sample
 from mfimage.views.function import FunctionView, view_of_spec
 from mfimage.views.html import document
 from mfimage.views.lineage import Stage, lineage_of_function, lineage_of_task
-from mfimage.views.treemap import KINDS, Node, installed, kind_of, tree
+from mfimage.views.treemap import KINDS, Node, installed, tree
 
 # Drawn one by one; an image of 500 functions has a table of them.
 _MOST_DRAWN = 6
@@ -35,7 +35,6 @@ class Layer:
     number: int
     kind: str
     instruction: str
-    digest: str
     stored: int
     size: int
     groups: tuple[Node, ...] = ()  # the largest distributions or folders
@@ -58,7 +57,7 @@ def image_page(image: FoundImage, files: ImageFiles, sbom: bytes | None) -> str:
     info = image.info
     functions = views_of(files)
     described = parse_sbom(sbom) if sbom else {}
-    root = tree(image.name, files, _blob_names(described))
+    root = tree(image.name, files, _blob_names(described), ours=image.has_labels)
     layers = tuple(_layers(image, files, root))
     title = ", ".join(each.name for each in functions[:_MOST_DRAWN]) or image.name
     return document(
@@ -72,7 +71,7 @@ def image_page(image: FoundImage, files: ImageFiles, sbom: bytes | None) -> str:
         functions=functions,
         commands=commands_of(image, functions),
         tree=root.to_json(),
-        kinds=[kind for kind in KINDS if any(layer.kind == kind for layer in layers)],
+        kinds=[kind for kind in KINDS if image.has_labels and any(e.kind == kind for e in layers)],
         layers=layers,
         largest=max((layer.size for layer in layers), default=0),
         packages=tuple(_packages(described, files, _reasons(files, described, info.labels))),
@@ -135,6 +134,8 @@ def drawings(
 ) -> list[tuple[str, tuple[Stage, ...]]]:
     """Return the lineages that are drawn, each with the name of what it is of."""
     own = image_stage(image)
+    if not image.has_labels:
+        return []  # nothing is known but the image
     if functions:
         drawn = functions[:_MOST_DRAWN]
         return [(each.name, lineage_of_function(each, own)) for each in drawn]
@@ -175,9 +176,8 @@ def _layers(image: FoundImage, files: ImageFiles, root: Node) -> Iterator[Layer]
     for number, (layer, node) in enumerate(zip(files.layers, nodes, strict=True), 1):
         yield Layer(
             number=number,
-            kind=kind_of(layer),
+            kind=node.kind,
             instruction=" ".join(instructions[number - 1].removeprefix("mfimage ").split()),
-            digest=layer.digest[:19],
             stored=layer.stored,
             size=layer.size,
             groups=tuple(node.by_size()[:_MOST_GROUPS]),
