@@ -63,7 +63,7 @@ OWNERS = {
     "jinja2": "mfimage.templating",
     "markupsafe": "mfimage.templating",
     "click": "mfimage.cli",
-    "rich": "mfimage.terminal",
+    "rich": ("mfimage.terminal", "mfimage.cli.views."),
     "uv": "mfimage.capture.lock.uv",
     "cloudpickle": "mfimage.capture.code.by_value",
     "fastapi": "mfimage.runtime",

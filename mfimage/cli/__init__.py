@@ -12,11 +12,15 @@ import click
 
 from mfimage import __version__
 from mfimage.cli.build import bind, build, plan, render
+from mfimage.cli.card import card
 from mfimage.cli.images import copy, diff, env, inspect, push, test, verify
 from mfimage.cli.manifest import manifest
 from mfimage.cli.run import call, map_, serve
 from mfimage.cli.steps import devcontainer
 from mfimage.errors import MfimageError
+from mfimage.terminal import visible
+
+_LAYOUT = "\n\t"  # that an error may have
 
 
 class _Group(click.Group):
@@ -39,9 +43,9 @@ class _Group(click.Group):
             elif not type(error).__module__.startswith("metaflow"):
                 message = f"{type(error).__name__}: {error}"
                 hint = "this is a bug in mfimage; run `mfimage --debug ...` to see where"
-            click.echo(f"error: {message}", err=True)
+            click.echo(f"error: {visible(message, keep=_LAYOUT)}", err=True)
             if hint:
-                click.echo(f"hint: {hint}", err=True)
+                click.echo(f"hint: {visible(hint, keep=_LAYOUT)}", err=True)
             ctx.exit(1)
 
 
@@ -58,7 +62,7 @@ def main(debug: bool) -> None:
 
 
 for command in (
-    bind, build, plan, render, inspect, env, diff, test, verify, push, copy, serve, call, map_,
-    manifest, devcontainer,
+    bind, build, plan, render, inspect, card, env, diff, test, verify, push, copy, serve, call,
+    map_, manifest, devcontainer,
 ):  # fmt: skip
     main.add_command(command)
