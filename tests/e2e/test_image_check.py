@@ -132,8 +132,9 @@ def test_compose_runs_an_image_by_what_was_measured(iris, good, tested, tmp_path
     options += ["--env", "GREETING=$HOME is ${HOME}", "--env", "PORT=9000"]
     file = tmp_path / "compose.yaml"
     written = iris.mfimage("manifest", "compose", good, *options).stdout
-    assert "interval: 10s" in written
-    file.write_text(written.replace("interval: 10s", "interval: 1s"))
+    interval = 'interval: "10s"'
+    assert interval in written
+    file.write_text(written.replace(interval, "interval: 1s"))
 
     def run(*arguments: str) -> str:
         done = subprocess.run(
