@@ -72,7 +72,7 @@ def test_links_lead_somewhere(page):
 
 @each_page()
 def test_links_to_elsewhere_are_complete(page):
-    for url in re.findall(r"\]\((\w+:[^)]*)\)", page.read_text()):
+    for url in re.findall(r"(?:\]\(|^\[[^]]+\]: )(\w+:[^)\n]*)", page.read_text(), re.M):
         parts = urlsplit(url)
         assert parts.scheme == "https", url
         assert "." in parts.netloc, url
