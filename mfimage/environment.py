@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from mfimage.backends.satisfies import equal_versions, installed_version
+from mfimage.backends.satisfies import equal_versions, installed_size, installed_version
 from mfimage.capture.lock.pylock import LockedPackage, read_lock
 from mfimage.package.platforms import this_platform
 from mfimage.package.spec import EnvironmentSpec
 from mfimage.package.store import open_package
+from mfimage.terminal import visible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class DistributionReport:
     files: tuple[str, ...]  # names of the wheels that fit
     why: str  # it is included, as ``imported by predict.py:3``
     here: str | None = None  # version in the running interpreter, if that was compared and has it
+    size: int | None = None  # bytes of its files, if the running interpreter has this version
 
     @property
     def is_here(self) -> bool:
@@ -55,7 +57,7 @@ class EnvironmentReport:
         """Return the report as text."""
         if self.differences is not None:
             same = ("the running interpreter has exactly this environment",)
-            return "\n".join(self.differences or same)
+            return "\n".join(map(visible, self.differences or same))
         head = {
             "function": self.function,
             "python": self.python,
@@ -71,7 +73,7 @@ class EnvironmentReport:
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return [visible("  ".join(map(str.ljust, row, widths)).rstrip()) for row in rows]
 
 
 def report_environment(reference: str, *, diff: bool = False) -> EnvironmentReport:
@@ -101,6 +103,7 @@ def _distribution(locked: LockedPackage, spec: EnvironmentSpec, diff: bool) -> D
         files=tuple(file.name for file in locked.files),
         why=spec.reasons.get(locked.name, "not recorded"),
         here=installed_version(locked.name) if diff else None,
+        size=installed_size(locked.name, locked.version),
     )
 
 

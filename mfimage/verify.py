@@ -26,6 +26,7 @@ from mfimage.image.targets import find_target
 from mfimage.package.platforms import machine_platform
 from mfimage.package.spec import sha256_digest
 from mfimage.steps.capture import open_source
+from mfimage.terminal import visible
 
 if TYPE_CHECKING:
     from mfimage.image.oci.images import StoredImage, StoredLayer
@@ -84,7 +85,7 @@ class Verification:
             if not layer.same:
                 lines += [f"  {change}" for change in layer.changes]
         lines += [f"the configuration's {name} differs" for name in self.settings]
-        return "\n".join(lines)
+        return "\n".join(map(visible, lines))
 
 
 def verify(

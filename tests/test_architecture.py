@@ -63,7 +63,7 @@ OWNERS = {
     "jinja2": "mfimage.templating",
     "markupsafe": "mfimage.templating",
     "click": "mfimage.cli",
-    "rich": "mfimage.terminal",
+    "rich": ("mfimage.terminal", "mfimage.cli.views."),
     "uv": "mfimage.capture.lock.uv",
     "cloudpickle": "mfimage.capture.code.by_value",
     "fastapi": "mfimage.runtime",
@@ -87,6 +87,9 @@ SHIPPED = [
     "mfimage/package/storage/__init__.py",
     "mfimage/package/storage/objects.py",
     "mfimage/runtime/**/*.py",
+    "mfimage/runtime/serving/page/*.css",
+    "mfimage/runtime/serving/page/*.html",
+    "mfimage/runtime/serving/page/*.js",
 ]
 
 
@@ -217,7 +220,8 @@ def shipped(folder: Path) -> list[str]:
         for path in sorted(ROOT.glob(pattern)):
             name = path.relative_to(ROOT)
             write(folder, {name.as_posix(): path.read_text()})
-            names.append(".".join(name.with_suffix("").parts).removesuffix(".__init__"))
+            if path.suffix == ".py":
+                names.append(".".join(name.with_suffix("").parts).removesuffix(".__init__"))
     return names
 
 

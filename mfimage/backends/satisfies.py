@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import site
 import sys
@@ -53,3 +54,18 @@ def equal_versions(one: str, other: str) -> bool:
         return one == other or Version(one) == Version(other)
     except InvalidVersion:
         return False
+
+
+@functools.cache
+def installed_size(name: str, version: str) -> int | None:
+    """Return the bytes of a distribution that is installed here, by its own list of files."""
+    try:
+        found = importlib.metadata.distribution(name)
+        if not equal_versions(found.version, version):
+            return None
+        lines = (found.read_text("RECORD") or "").splitlines()
+    except (importlib.metadata.PackageNotFoundError, OSError, UnicodeError):
+        return None
+    # ``path,hash,size``; only the path may be quoted.
+    sizes = [line.rpartition(",")[2] for line in lines]
+    return sum(int(size) for size in sizes if size.isdecimal()) or None

@@ -17,6 +17,9 @@ from mfimage.cli.manifest import manifest
 from mfimage.cli.run import call, map_, serve
 from mfimage.cli.steps import devcontainer
 from mfimage.errors import MfimageError
+from mfimage.terminal import visible
+
+_LAYOUT = "\n\t"  # that an error may have
 
 
 class _Group(click.Group):
@@ -39,9 +42,9 @@ class _Group(click.Group):
             elif not type(error).__module__.startswith("metaflow"):
                 message = f"{type(error).__name__}: {error}"
                 hint = "this is a bug in mfimage; run `mfimage --debug ...` to see where"
-            click.echo(f"error: {message}", err=True)
+            click.echo(f"error: {visible(message, keep=_LAYOUT)}", err=True)
             if hint:
-                click.echo(f"hint: {hint}", err=True)
+                click.echo(f"hint: {visible(hint, keep=_LAYOUT)}", err=True)
             ctx.exit(1)
 
 

@@ -14,6 +14,7 @@ import click
 
 from mfimage.cli import flags
 from mfimage.cli.flags import build_options, json_flag
+from mfimage.cli.views import show
 from mfimage.errors import OptionError
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ def build(
             references, wanted, push=push, force=force, test=test, max_size=limit,
             on_event=on_event, note=note,
         )  # fmt: skip
+        layers = [layer for made in image.images for layer in made.layers if layer.name != "base"]
+        on_event.summary("built", layers)
     report = image.to_dict()
     if iidfile:
         write_id(Path(iidfile), report)
@@ -210,10 +213,10 @@ def _show_plan(
     from mfimage.cli.console import note
 
     found = plan_build(references, wanted, push=push, note=note)
-    if as_json:
-        click.echo(json.dumps([image.to_dict() for image in found], indent=2))
-    else:
-        click.echo("\n\n".join(image.to_text() for image in found))
+    show(
+        "plan", found, document=[image.to_dict() for image in found], as_json=as_json,
+        text=lambda: "\n\n".join(image.to_text() for image in found),
+    )  # fmt: skip
 
 
 @click.command()

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mfimage.cli.flags import build_flags, build_options, json_flag
+from mfimage.cli.views import echo, print_view, show
+from mfimage.terminal import shows_tables, visible
 
 if TYPE_CHECKING:
     from mfimage.image.checks.report import Check
@@ -29,23 +31,35 @@ _platform_flag = click.option(
 @click.command()
 @click.argument("what", metavar="REFERENCE|IMAGE|TASK")
 @_platform_flag
+@click.option("--all", "everything", is_flag=True, help="Show everything that is known.")
 @json_flag
-def inspect(what: str, platform: str | None, as_json: bool) -> None:
+def inspect(what: str, platform: str | None, everything: bool, as_json: bool) -> None:
     """Describe a function package, an image, or the image that a task ran in.
 
     TASK is Flow/run/step[/task]. An image is in the engine, a registry (nothing is pulled),
-    oci:DIR, oci-archive:FILE or docker-archive:FILE.
+    oci:DIR, oci-archive:FILE or docker-archive:FILE. Shows what it is, how large, and how to run
+    it.
     """
+    from mfimage.cli.about import about
     from mfimage.inspect import inspect as inspect_it
 
     found = inspect_it(what, platform=platform)
+    first = about(found, what)
+    shown: Any = found if everything else first
+
+    def lines() -> str:
+        pairs = list(found.items() if everything else first.lines())
+        width = max(len(name) for name, _ in pairs)
+        texts = (
+            (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+            for name, value in pairs
+        )
+        return "\n".join(visible(f"{name:<{width}}  {text}") for name, text in texts)
+
     if as_json:
-        click.echo(json.dumps(found, indent=2, sort_keys=True))
+        echo(json.dumps(found, indent=2, sort_keys=True))
         return
-    width = max(len(name) for name in found)
-    for name, value in found.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        click.echo(f"{name:<{width}}  {text}")
+    show("inspect", shown, document=None, text=lines, as_json=False)
 
 
 @click.command()
@@ -60,7 +74,7 @@ def env(reference: str, diff: bool, as_json: bool) -> None:
     from mfimage.environment import report_environment
 
     found = report_environment(reference, diff=diff)
-    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.to_text())
+    show("env", found, document=found.to_dict(), text=found.to_text, as_json=as_json)
 
 
 @click.command()
@@ -78,7 +92,7 @@ def diff(before: str, after: str, platform: str | None, exit_code: bool, as_json
     from mfimage.inspect import compare
 
     found = compare(before, after, platform=platform)
-    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.to_text())
+    show("diff", found, document=found.to_dict(), text=found.to_text, as_json=as_json)
     if exit_code and found:
         click.get_current_context().exit(DIFFERENT)
 
@@ -110,9 +124,14 @@ def test(
     from mfimage.image.checks.server import CheckOptions
     from mfimage.runtime.records.run import Tolerance
 
-    def show_failure(check: Check) -> None:
-        # All of it: the table has its first line only.
-        if check.status == "failed":
+    tables = shows_tables() and not as_json
+
+    def show_check(check: Check) -> None:
+        if tables:
+            from mfimage.cli.views import test as view
+
+            print_view(view.check(check))
+        elif check.status == "failed":  # all of it: the table has its first line only
             note(f"{check.name}: {check.detail}")
 
     given = {"relative": rtol, "absolute": atol}
@@ -120,9 +139,14 @@ def test(
     options = CheckOptions(
         timeout=timeout, tolerance=tolerance, contracts=tuple(dict.fromkeys(contracts))
     )
-    report = check_image(image, options, say=note, on_check=show_failure)
-    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
-    note(f"{image}: {report.summary}")
+    report = check_image(image, options, say=note, on_check=show_check)
+    if tables:
+        from mfimage.cli.views import test as view
+
+        print_view(view.summary(report))
+    else:
+        echo(json.dumps(report.to_dict(), indent=2) if as_json else report.to_text())
+        note(f"{image}: {report.summary}")
     if report.failed:
         click.get_current_context().exit(1)
 
@@ -145,7 +169,7 @@ def verify(image: str, *, references: tuple[str, ...], as_json: bool, **given: A
     from mfimage.verify import verify as verify_image
 
     found = verify_image(image, references, build_options(given), say=note)
-    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.to_text())
+    show("verify", found, document=found.to_dict(), text=found.to_text, as_json=as_json)
     note(f"{image}: {'the same' if found.same else 'differs'}")
     if not found.same:
         click.get_current_context().exit(1)
@@ -167,6 +191,7 @@ def push(image: str, tags: tuple[str, ...]) -> None:
     parsed = [parse_tag(tag) for tag in tags]
     with show(BuildStory) as on_event:
         pushed = push_image(image, parsed, on_event=on_event, say=note)
+        on_event.summary("pushed")
     for digest in dict.fromkeys(pushed):
         click.echo(digest)
 

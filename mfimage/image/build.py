@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mfimage.errors import OptionError
-from mfimage.image.builder import DOCKER, OCI, Builder, OnEvent
+from mfimage.image.builder import DOCKER, OCI, Builder, OnEvent, lasting
 from mfimage.image.builders import open_builder
 from mfimage.image.plan.base import BaseImage, default_base
 from mfimage.image.plan.lock import target_lock
@@ -55,7 +55,7 @@ def build_image(
         secrets=secrets, on_event=on_event, say=note,
     )  # fmt: skip
     with closing(builder):
-        with phase("plan"):
+        with phase("plan"), lasting("resolving", on_event):
             plans = _plans(source, options, builder, note)
         plan = plans[0]
         blob_path: BlobPath = source.unverified_file
@@ -78,7 +78,7 @@ def build_image(
         else:
             with phase("build"):
                 images = tuple(builder.build(each, blob_path) for each in plans)
-            with phase("scan"):
+            with phase("scan"), lasting("scanning", on_event):
                 for image in images:
                     scan_image(builder, image, blob_path, secrets)
         for image in images:

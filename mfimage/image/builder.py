@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -27,12 +28,25 @@ class BuildEvent:
     kind: Kind
     step: str  # as ``[build 3/7] RUN make``; for a pull or push the layer's short digest
     text: str = ""  # the log line, what progresses, or what failed
+    part: str = ""  # of a step in which several things progress at once
     current: int = 0  # bytes, of a ``progress``; 0 where unknown
-    total: int = 0
+    total: int = 0  # also of a step that is over
     seconds: float | None = None  # how long the step took, when it is over
+    spared: int = 0  # bytes that were not sent or written, since they were there
+    brief: bool = False  # of a step that is over: it is shown while it lasts, and leaves no line
 
 
 OnEvent = Callable[[BuildEvent], None]
+
+
+@contextmanager
+def lasting(step: str, on_event: OnEvent) -> Iterator[None]:
+    """Report a step that is shown while the block lasts, and leaves no line."""
+    on_event(BuildEvent(kind="started", step=step))
+    try:
+        yield
+    finally:
+        on_event(BuildEvent(kind="done", step=step, brief=True))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mfimage.errors import shorten
-from mfimage.terminal import is_terminal, step_bars
+from mfimage.sizes import format_size
+from mfimage.terminal import BAD, GOOD, is_unicode, shows_bars, step_bars, visible
 
 if TYPE_CHECKING:
-    from mfimage.image.builder import BuildEvent
+    from mfimage.image.builder import BuildEvent, BuiltLayer
 
 
 def note(text: str) -> None:
-    """Write a line to stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Write one or several lines to stderr."""
+    print(visible(text, keep="\n\t"), file=sys.stderr, flush=True)
 
 
 class Story:
@@ -27,11 +29,12 @@ class Story:
     def __init__(self, progress: Any = None) -> None:
         self._progress = progress
 
-    def _write(self, line: str) -> None:
+    def _write(self, line: str, style: str = "") -> None:
         if self._progress is None:
-            note(line)
+            note(visible(line, keep="\t"))
         else:
-            self._progress.console.print(line, markup=False, highlight=False)
+            text = visible(line, keep="\t")
+            self._progress.console.print(text, style=style, markup=False, highlight=False)
 
 
 AnyStory = TypeVar("AnyStory", bound=Story)
@@ -40,11 +43,14 @@ AnyStory = TypeVar("AnyStory", bound=Story)
 @contextlib.contextmanager
 def show(kind: type[AnyStory], *, bars: bool = True, **options: Any) -> Iterator[AnyStory]:
     """Yield a story, with bars if they are wanted and stderr is a terminal."""
-    if not bars or not is_terminal():
+    if not bars or not shows_bars():
         yield kind(**options)
         return
     with kind.bars() as progress:
         yield kind(progress, **options)
+
+
+_OVER = ("cached", "done", "failed")
 
 
 class BuildStory(Story):
@@ -57,29 +63,83 @@ class BuildStory(Story):
         self._verbose = verbose
         self._tasks: dict[str, Any] = {}
         self._ended: set[str] = set()
+        # Of what progresses in a step, such as the layers of a pull: bytes, and all of them.
+        self._amounts: dict[str, dict[str, tuple[int, int]]] = {}
+        self._began = time.monotonic()
+        self._not_sent = 0
 
     def __call__(self, event: BuildEvent) -> None:
         """Show an event."""
-        if line := _line(event, verbose=self._verbose):
-            self._write(line)
-        if self._progress is None or event.step in self._ended:
-            return  # BuildKit reports on a step even after its end
-        if event.kind in ("cached", "done", "failed"):
-            self._ended.add(event.step)
-            if (task := self._tasks.pop(event.step, None)) is not None:
-                self._progress.remove_task(task)
+        self._not_sent += event.spared
+        if self._progress is None:
+            if line := _line(event, verbose=self._verbose):
+                self._write(line)
             return
+        if event.kind == "started":
+            self._ended.discard(event.step)  # another platform's step of the same name
+        elif event.step in self._ended:
+            return  # BuildKit reports on a step even after its end
+        if event.kind in _OVER:
+            self._end(event)
+        else:
+            self._draw(event)
+
+    def _draw(self, event: BuildEvent) -> None:
+        """Show how far a step is, in its row."""
         if event.step not in self._tasks:
-            name = shorten(" ".join(event.step.split()), 70)
+            name = visible(shorten(" ".join(event.step.split()), 70))
             self._tasks[event.step] = self._progress.add_task(name, total=None, amount="")
-        if event.total:
-            amount = f"  {event.text} {event.current / 1e6:.1f} of {event.total / 1e6:.1f} MB"
-            self._progress.update(self._tasks[event.step], amount=amount)
+            self._amounts[event.step] = {}
+        if event.kind == "log":
+            if self._verbose:
+                self._write(f"  {event.text}")
+            return
+        task, amounts = self._tasks[event.step], self._amounts[event.step]
+        amounts[event.part] = event.current, event.total
+        done, total = map(sum, zip(*amounts.values(), strict=True))
+        amount = visible(event.text)
+        if total:
+            amount = f"{format_size(done)} of {format_size(total)}"
+        elif done:
+            amount = format_size(done)
+        self._progress.update(task, completed=done, total=total or None, amount=amount)
+
+    def _end(self, event: BuildEvent) -> None:
+        """Replace a step's row by a line."""
+        self._ended.add(event.step)
+        self._amounts.pop(event.step, None)
+        if (task := self._tasks.pop(event.step, None)) is not None:
+            self._progress.remove_task(task)
+        step = shorten(" ".join(event.step.split()), 100)
+        if event.brief or (step.startswith("[internal]") and event.kind != "failed"):
+            return
+        passed, failed = ("\u2713", "\u2717") if is_unicode(self._progress.console) else ("*", "x")
+        if event.kind == "failed":
+            self._write(f"{failed} {step}  FAILED", BAD)
+            return
+        ends = [format_size(event.total)] if event.total else []
+        if event.kind == "cached":
+            ends.append("cached")
+        elif event.seconds is not None:
+            ends.append(f"{event.seconds:.1f} s")
+        self._write("  ".join([f"{passed} {step:<28}", *ends]).rstrip())
+
+    def summary(self, verb: str, layers: Sequence[BuiltLayer] = ()) -> None:
+        """Show on a terminal how long it took, and what caches have saved of it."""
+        if self._progress is None:
+            return
+        text = f"{verb} in {time.monotonic() - self._began:.1f} s"
+        saved = []
+        if cached := sum(layer.cached for layer in layers):
+            saved.append(f"{cached} of {len(layers)} layers from cache")
+        if self._not_sent:
+            saved.append(f"{format_size(self._not_sent)} not sent")
+        self._write("; ".join([text, ", ".join(saved)] if saved else [text]), GOOD)
 
 
 def _line(event: BuildEvent, *, verbose: bool) -> str | None:
     step = shorten(" ".join(event.step.split()), 100)
-    if step.startswith("[internal]") and event.kind != "failed" and not verbose:
+    if event.brief or (step.startswith("[internal]") and event.kind != "failed" and not verbose):
         return None
     if event.kind == "cached":
         return f"{step}  cached"

@@ -47,6 +47,9 @@ RUNTIME_FILES = (
     "mfimage/package/storage/objects.py",
     "mfimage/package/spec.py",
     "mfimage/runtime/**/*.py",
+    "mfimage/runtime/serving/page/*.css",
+    "mfimage/runtime/serving/page/*.html",
+    "mfimage/runtime/serving/page/*.js",
     "metaflow_extensions/mfimage/toplevel/*.py",
 )
 

@@ -6,14 +6,12 @@ if it is in the cache, and sizes are those of what is installed here.
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mfimage.backends.satisfies import equal_versions
+from mfimage.backends.satisfies import installed_size
 from mfimage.capture.lock.pylock import LockedPackage, read_lock
 from mfimage.errors import MfimageError
 from mfimage.package.spec import CallableSpec, EnvironmentSpec, Example, FunctionSpec, Lineage
@@ -254,20 +252,5 @@ def _distributions(
             name=each.name,
             version=each.version,
             why=spec.reasons.get(each.name, _NOT_RECORDED),
-            size=_installed_size(each.name, each.version) or next(iter(wheels), None),
+            size=installed_size(each.name, each.version) or next(iter(wheels), None),
         )
-
-
-@functools.cache
-def _installed_size(name: str, version: str) -> int | None:
-    """Return the bytes of a distribution that is installed here, by its own list of files."""
-    try:
-        found = importlib.metadata.distribution(name)
-        if not equal_versions(found.version, version):
-            return None
-        lines = (found.read_text("RECORD") or "").splitlines()
-    except (importlib.metadata.PackageNotFoundError, OSError, UnicodeError):
-        return None
-    # ``path,hash,size``; only the path may be quoted.
-    sizes = [line.rpartition(",")[2] for line in lines]
-    return sum(int(size) for size in sizes if size.isdecimal()) or None

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from mfimage.terminal import visible
+
 Status = Literal["passed", "failed", "skipped"]
 
 
@@ -75,7 +77,8 @@ class Report:
             for each in self.checks
         ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return "\n".join(map(visible, lines))
 
 
 class Recorder:

@@ -311,6 +311,10 @@ def _without_timeout(api: Any) -> Iterator[None]:
         api.timeout = limit
 
 
+# How an engine reports that it has finished with a layer.
+_OVER = ("Pull complete", "Already exists", "Pushed", "Layer already exists")
+
+
 def _transfer(stream: Iterable[dict[str, Any]], on_event: OnEvent) -> Iterator[dict[str, Any]]:
     """Pass a pull's or push's messages on; raise the failure that one of them may be."""
     failure = None
@@ -319,9 +323,14 @@ def _transfer(stream: Iterable[dict[str, Any]], on_event: OnEvent) -> Iterator[d
         failure = failure or message.get("error")
         detail = message.get("progressDetail") or {}
         if layer := message.get("id"):
-            counts = {name: detail.get(name) or 0 for name in ("current", "total")}
+            current, total = (detail.get(name) or 0 for name in ("current", "total"))
             text = message.get("status") or ""
-            on_event(BuildEvent(kind="progress", step=layer, text=text, **counts))
+            over = text in _OVER
+            event = BuildEvent(
+                kind="done" if over else "progress", step=layer, text=text, brief=over,
+                current=current, total=total,
+            )  # fmt: skip
+            on_event(event)
         yield message
     if failure:
         raise docker.errors.DockerException(failure)

@@ -127,6 +127,7 @@ class BuildProgress:
             kind="progress",
             step=self._step(status["vertex"]).name,
             text=self._redact(status.get("name") or status.get("id") or ""),
+            part=self._redact(status.get("id") or ""),
             current=status.get("current") or 0,
             total=status.get("total") or 0,
         )

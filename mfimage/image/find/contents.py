@@ -11,6 +11,7 @@ from mfimage.errors import PackageError, shorten
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.plan.options import LABEL_PREFIX
 from mfimage.image.sbom.document import PREFIX
+from mfimage.terminal import visible
 
 _OCI = "org.opencontainers.image."
 # In this order they are shown: the layers' own, then the rest.
@@ -177,6 +178,11 @@ class Change:
             return ADDED
         return REMOVED if self.after is None else CHANGED
 
+    @property
+    def sign(self) -> str:
+        """``+``, ``-`` or ``~``."""
+        return _SIGNS[self.kind]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
         texts = {"before": self.before, "after": self.after}
@@ -185,7 +191,7 @@ class Change:
     def __str__(self) -> str:
         """Return a line such as ``~ numpy 1.26.4 -> 2.1.0``."""
         texts = [_short(text) for text in (self.before, self.after) if text is not None]
-        return f"{_SIGNS[self.kind]} {self.name} {' -> '.join(texts)}".rstrip()
+        return f"{self.sign} {self.name} {' -> '.join(texts)}".rstrip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +229,7 @@ class ImageDiff:
         if self.unknown:
             unknown = ", ".join(self.unknown)
             lines.append(f"not compared, since not known of both images: {unknown}")
-        return "\n".join(lines)
+        return "\n".join(map(visible, lines))
 
 
 def diff(before: Contents, after: Contents, *, names: tuple[str, str]) -> ImageDiff:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
+from typing import Any
 
 from mfimage.errors import EngineError, OptionError
-from mfimage.files import chunks_of
-from mfimage.image.builder import OCI, BuildEvent, BuiltImage, BuiltLayer, OnEvent
+from mfimage.files import CHUNK, chunks_of
+from mfimage.image.builder import OCI, BuildEvent, BuiltImage, BuiltLayer, Kind, OnEvent
 from mfimage.image.docker.local import ImageEngine, LocalEngine, connect
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.oci.base import BasePython, Images, environment_of, find_python
@@ -20,7 +22,7 @@ from mfimage.image.oci.config import Composed, NewLayer, compose
 from mfimage.image.oci.images import StoredImage, StoredLayer
 from mfimage.image.oci.layers import PlannedLayer, SharedCache, image_epoch, planned_layers
 from mfimage.image.oci.libraries import FilesOf, lacking, package_of
-from mfimage.image.oci.outputs import load_into, write_images
+from mfimage.image.oci.outputs import Reading, load_into, write_images
 from mfimage.image.oci.pushing import (
     Push,
     PushedImages,
@@ -152,9 +154,11 @@ class OciBuilder:
         for planned in layers:
             start = time.perf_counter()
             self._report("started", planned.name)
-            layer = self._shared.layer(planned)
+            watched = dataclasses.replace(planned, chunks=partial(self._packed, planned))
+            layer = self._shared.layer(watched)
             seconds = time.perf_counter() - start
-            self._report("cached" if layer.cached else "done", planned.name, seconds)
+            kind: Kind = "cached" if layer.cached else "done"
+            self._report(kind, planned.name, seconds=seconds, total=layer.size)
             timings[planned.name] = seconds
             new.append(NewLayer(name=planned.name, reason=planned.reason, layer=layer))
             built.append(
@@ -176,6 +180,18 @@ class OciBuilder:
             layers=tuple(built),
             size=sum(layer.size for layer in built), timings=timings,
         )  # fmt: skip
+
+    def _packed(self, planned: PlannedLayer) -> Iterator[bytes]:
+        """Yield the tar of a layer that is made, and report how far that is."""
+        self._report("progress", planned.name, text=planned.making)
+        current = reported = 0
+        for chunk in planned.chunks():
+            current += len(chunk)
+            if current - reported >= CHUNK:
+                reported = current
+                total = max(planned.size, current) if planned.size else 0
+                self._report("progress", planned.name, current=current, total=total)
+            yield chunk
 
     def _warn(self, plan: ImagePlan, dependencies: PlannedLayer) -> None:
         """Name what wheels expect of the base and it lacks; they may work without it."""
@@ -225,10 +241,11 @@ class OciBuilder:
         """Write images to a folder, a file, or (None) the Docker engine."""
         made = [self._composed[image.id] for image in images]
         start = time.perf_counter()
-        where = str(output) if output else "docker"
-        self._report("started", f"write {where}")
+        step = f"write {output or 'docker'}"
+        self._report("started", step)
+        reading = Reading(lambda now, all_: self._report("progress", step, current=now, total=all_))
         if output is not None:
-            write_images(self._whole(made), output, tags)
+            write_images(reading.of(self._whole(made)), output, tags)
         else:
             plan = images[0].plan
             # An image of the same lock begins with the same layers.
@@ -236,10 +253,12 @@ class OciBuilder:
             names = [*map(str, tags), *([] if isinstance(base, Location) else [str(base)])]
             label = f"{LOCK_DIGEST}={plan.dependencies.digest}"
             load_into(
-                self.engine, [each.image for each in made], tags,
-                like=chain(names, self.engine.labelled(label)), whole=lambda: self._whole(made),
+                self.engine, reading.of([each.image for each in made]), tags,
+                like=chain(names, self.engine.labelled(label)),
+                whole=lambda: reading.of(self._whole(made)),
             )  # fmt: skip
-        self._report("done", f"write {where}", time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        self._report("done", step, seconds=seconds, total=reading.done, spared=reading.spared)
         return str(output) if output else str(next(iter(tags), images[0].id))
 
     def push(self, images: Sequence[BuiltImage], tags: Sequence[Reference]) -> tuple[str, ...]:
@@ -294,8 +313,8 @@ class OciBuilder:
             for each in made
         ]
 
-    def _report(self, kind: str, step: str, seconds: float | None = None) -> None:
-        self._on_event(BuildEvent(kind=kind, step=step, seconds=seconds))  # type: ignore[arg-type]
+    def _report(self, kind: Kind, step: str, **more: Any) -> None:
+        self._on_event(BuildEvent(kind=kind, step=step, **more))
 
     def close(self) -> None:
         """Close connections and release cached layers."""

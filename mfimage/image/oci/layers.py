@@ -51,6 +51,8 @@ class PlannedLayer:
     reason: str
     inputs: tuple[str, ...]  # all that decides its content
     chunks: Callable[[], Iterable[bytes]]  # yields its tar
+    size: int = 0  # bytes of its files, where known before it is made
+    making: str = "packing"  # what happens first
 
 
 def image_epoch() -> int:
@@ -110,6 +112,7 @@ def planned_layers(
             reason=f"lock {lock}",
             inputs=inputs,
             chunks=dependencies,
+            making="installing",
         ),
         *(_artifact(layer, blob_path, stamp, tar) for layer in plan.artifacts),
     ]  # fmt: skip
@@ -160,6 +163,7 @@ def _artifact(
         reason=f"artifact {', '.join(digests)}",
         inputs=("artifact", stamp, *digests),
         chunks=lambda: tar(artifact_files(layer, blob_path)),
+        size=sum(blob.size for blob in layer.blobs),
     )
 
 

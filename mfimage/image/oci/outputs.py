@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -10,7 +11,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from mfimage.errors import BuildError, EngineError
 from mfimage.files import EPOCH, chunks_of, whole_file
@@ -25,7 +26,56 @@ from mfimage.package.spec import sha256_digest
 if TYPE_CHECKING:
     from mfimage.image.docker.local import ImageEngine
 
+# Receives how many bytes of layers were read, and how many there are.
+OnRead = Callable[[int, int], None]
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+
+
+class Reading:
+    """Counts what is read of images' layers while they are written."""
+
+    def __init__(self, on_read: OnRead) -> None:
+        self._on_read = on_read
+        self._total = 0
+        self.done = 0
+
+    @property
+    def spared(self) -> int:
+        """Bytes that were not read: the other side has them."""
+        return max(self._total - self.done, 0)
+
+    def of(self, images: Sequence[Composed]) -> list[Composed]:
+        """Return the images, of which each layer is counted while it is read."""
+        sizes = {layer.digest: layer.size for image in images for layer in image.layers}
+        self._total = self.done + sum(sizes.values())
+        return [
+            dataclasses.replace(image, layers=tuple(map(self._counted, image.layers)))
+            for image in images
+        ]
+
+    def _counted(self, layer: StoredLayer) -> StoredLayer:
+        def opened() -> BinaryIO:
+            return cast(BinaryIO, _Counted(layer.open(), self._add))
+
+        return dataclasses.replace(layer, open=opened)
+
+    def _add(self, count: int) -> None:
+        self.done += count
+        self._on_read(self.done, self._total)
+
+
+class _Counted(io.RawIOBase):
+    def __init__(self, file: BinaryIO, on_read: Callable[[int], None]) -> None:
+        self._file, self._add = file, on_read
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._file.read(size)
+        self._add(len(data))
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def write_images(images: Sequence[Composed], location: Location, tags: Sequence[Reference]) -> None:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from mfimage.errors import RegistryError
-from mfimage.image.builder import BuildEvent, BuiltImage, BuiltLayer
+from mfimage.image.builder import BuildEvent, BuiltImage, BuiltLayer, Kind
 from mfimage.image.oci.config import Composed, compose_index
 from mfimage.image.oci.images import StoredImage, encode, platform_of
 from mfimage.image.oci.layers import PlannedLayer
@@ -123,12 +123,12 @@ class Push:
             self._repository, digest, size, open_it, on_progress=on_progress,
             sources=[source for source in sources if source != self._repository],
         )  # fmt: skip
-        self._report("done" if sent else "cached", step, size, size)
+        self._report("done" if sent else "cached", step, size, size, 0 if sent else size)
 
-    def _report(self, kind: str, step: str, current: int, total: int) -> None:
+    def _report(self, kind: Kind, step: str, current: int, total: int, spared: int = 0) -> None:
         event = BuildEvent(
-            kind=kind, step=step, text="pushing", current=current, total=total,  # type: ignore
-        )  # fmt: skip
+            kind=kind, step=step, text="pushing", current=current, total=total, spared=spared
+        )
         with self._reporting:
             self._on_event(event)
 

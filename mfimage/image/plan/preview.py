@@ -17,6 +17,7 @@ from mfimage.image.plan.layers import code_files, runtime_files, sbom_file
 from mfimage.image.plan.options import BuildOptions
 from mfimage.image.plan.plan import ImagePlan
 from mfimage.image.registry.location import Location
+from mfimage.terminal import visible
 
 if TYPE_CHECKING:
     from mfimage.image.plan.layers import BlobPath
@@ -35,6 +36,12 @@ class PlannedPart:
     size: int | None  # in bytes before compression, where known
     change: str  # ``new``, ``same``, ``changed`` or ``removed``
     reasons: tuple[str, ...] = ()
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The first reasons, and how many more there are."""
+        more = len(self.reasons) - _MOST_REASONS
+        return (*self.reasons[:_MOST_REASONS], *([f"and {more} more"] if more > 0 else []))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +75,8 @@ class PlannedImage:
         for part in self.parts:
             size = f", {part.size / 1e6:.1f} MB" if part.size is not None else ""
             lines.append(f"{part.change:<8} {part.name:<{width}}  {part.holds}{size}")
-            reasons = list(part.reasons[:_MOST_REASONS])
-            if (more := len(part.reasons) - len(reasons)) > 0:
-                reasons.append(f"and {more} more")
-            lines += [f"{'':<8} {'':<{width}}    {reason}" for reason in reasons]
-        return "\n".join(lines)
+            lines += [f"{'':<8} {'':<{width}}    {reason}" for reason in part.listed]
+        return "\n".join(map(visible, lines))
 
 
 def explain(plan: ImagePlan, blob_path: BlobPath, before: FoundImage | None) -> PlannedImage:

@@ -261,8 +261,8 @@ class Negotiation:
         ranges = dict(sorted(media_ranges(accept), key=lambda item: item[1]))
         # Of equal weights the request's own media type wins, then JSON.
         names = [reader, *(name for name in self._codecs if name != reader)]
-        best = max(names, key=lambda name: _weight(ranges, name))
-        if ranges and not _weight(ranges, best):
+        best = max(names, key=lambda name: weight_of(ranges, name))
+        if ranges and not weight_of(ranges, best):
             detail = f"can answer in {self._shown}; the request accepts {accept}"
             raise Problem(406, detail, headers=self._vary)
         return best
@@ -307,7 +307,7 @@ def media_ranges(accept: str) -> Iterator[tuple[str, float]]:
             yield media.lower(), float(weight)
 
 
-def _weight(ranges: Mapping[str, float], name: str) -> float:
+def weight_of(ranges: Mapping[str, float], name: str) -> float:
     """Return the weight of a media type: that of the most specific range that matches it."""
     matching = (name, f"{name.partition('/')[0]}/*", "*/*")
     return next((ranges[media] for media in matching if media in ranges), 0.0)

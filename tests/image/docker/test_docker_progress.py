@@ -78,7 +78,7 @@ def test_a_cached_step() -> None:
 def test_progress_has_its_bytes() -> None:
     _, events = run(vertex("a", "FROM x", started=1), status("a", "extracting", 5, 10))
     assert events[1] == BuildEvent(
-        kind="progress", step="FROM x", text="extracting", current=5, total=10
+        kind="progress", step="FROM x", text="extracting", part="extracting", current=5, total=10
     )
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from functools import partial
 from typing import Any
 
 import orjson
 
 from mfimage import __version__
-from mfimage.runtime.serving.content import JSON
+from mfimage.runtime.serving.content import JSON, VARY, media_ranges, weight_of
 from mfimage.runtime.serving.problems import unavailable
 from mfimage.runtime.serving.route import (
+    JSON_HEADERS,
     Content,
     Expectation,
     Handler,
@@ -32,7 +33,8 @@ def routes(served: Served) -> tuple[Route, ...]:
         Route(
             name="about",
             path="/",
-            handler=_about,
+            handler=partial(_about, {}),
+            while_loading=True,
             below="",
             operation=Operation(
                 id="about",
@@ -65,6 +67,7 @@ def routes(served: Served) -> tuple[Route, ...]:
 
 # KServe's protocol v1 asks the root whether the server is alive.
 _ALIVE = {"status": "alive"}
+_ABOUT_HEADERS = (*JSON_HEADERS, VARY)
 
 
 def _functions(served: Served) -> tuple[Route, ...]:
@@ -142,10 +145,40 @@ def descriptions(served: Served) -> Iterator[dict[str, str]]:
         yield {**names, "version": __version__}
 
 
-async def _about(services: Services, request: HttpRequest) -> Response:
+async def _about(
+    pages: MutableMapping[str | None, bytes], services: Services, request: HttpRequest
+) -> Response | BaseException:
+    if services.settings.page != "0" and wants_page(request.headers.get(b"accept", b"")):
+        # Imported late, and in a thread: it reads files.
+        render = partial(_page, pages, services, request)
+        return await services.loop.run_in_executor(None, render)
+    if services.loading is not None:
+        return unavailable(services.loading)
     found = {**about(services.served), **_ALIVE}
     text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
-    return Response(text.encode())
+    return Response(text.encode(), _ABOUT_HEADERS)
+
+
+def _page(
+    pages: MutableMapping[str | None, bytes], services: Services, request: HttpRequest
+) -> Response:
+    from mfimage.runtime.serving.page.response import respond
+
+    return respond(pages, services, request)
+
+
+def wants_page(accept: bytes) -> bool:
+    """Return whether a request's ``Accept`` is one of a browser.
+
+    It names HTML, and likes JSON no better. Java's own clients name HTML, too, and then anything:
+    browsers also name XHTML.
+    """
+    if b"text/html" not in accept.lower():
+        return False
+    ranges = dict(sorted(media_ranges(accept.decode("latin-1")), key=lambda item: item[1]))
+    html, json_weight = ranges.get("text/html", 0.0), weight_of(ranges, JSON)
+    browser = JSON in ranges or not json_weight or "application/xhtml+xml" in ranges
+    return browser and html > 0 and html >= json_weight
 
 
 async def _healthz(services: Services, request: HttpRequest) -> Response:
