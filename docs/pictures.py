@@ -156,15 +156,21 @@ def reference() -> str:
 
 
 @functools.cache
-def images() -> tuple[str, str]:
-    """Build an image, and one of a function and an environment that are a little different."""
-    one = reference()
-    run("mfimage", "build", one, "-t", "iris:1")
+def changed() -> str:
+    """Bind a function that is a little different."""
+    reference()
     code = WORK / "classify.py"
     code.write_text(code.read_text().replace("), 3)}", "), 4)}"))
-    other = run("mfimage", "bind", "classify.py:classify", "--task", "IrisFlow")
-    run("mfimage", "build", other, "-t", "iris:2", "--env", "MFIMAGE_WORKERS=2")
-    return "iris:1", "iris:2"
+    return run("mfimage", "bind", "classify.py:classify", "--task", "IrisFlow")
+
+
+@functools.cache
+def images() -> tuple[str, str]:
+    """Build an image of each function, with other variables."""
+    run("mfimage", "build", reference(), "-t", "iris:1", "--output", "oci:iris-1")
+    more = ["--output", "oci:iris-2", "--env", "MFIMAGE_WORKERS=2"]
+    run("mfimage", "build", changed(), "-t", "iris:2", *more)
+    return "oci:iris-1", "oci:iris-2"
 
 
 class Screen(pyte.Screen):
@@ -215,11 +221,12 @@ def style(char: pyte.screens.Char) -> str:
 
 
 def terminal(name: str, *commands: tuple[str, list[str]]) -> None:
-    """Write an SVG of commands and what they print; each is as a reader would type it."""
+    """Write an SVG of commands, each as a reader would type it, and what they print."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     for number, (typed, command) in enumerate(commands):
         console.print(Text.assemble("\n" * bool(number), ("$ ", "dim"), (typed, "bold")))
         console.print(shown(command))
+    console.print()  # rich cuts the last line
     svg = console.export_svg(title="", unique_id=f"terminal-{name}")
     # Nothing is fetched from elsewhere: the reader's own font.
     svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.S)
@@ -235,13 +242,22 @@ def mfimage(*words: str) -> list[str]:
 def terminals() -> None:
     """Picture the commands that print for people."""
     here = reference()
-    run("docker", "rmi", "--force", "iris:1", "iris:2")
-    terminal("build", ("mfimage build REFERENCE -t iris:1", mfimage("build", here, "-t", "iris:1")))
+    place = ["-t", "iris:1", "--output", "oci:iris-1"]
+    terminal(
+        "build", (f"mfimage build REFERENCE {' '.join(place)}", mfimage("build", here, *place))
+    )
     one, two = images()
-    terminal("plan", (f"mfimage plan REFERENCE -t {two}", mfimage("plan", here, "-t", two)))
+    terminal(
+        "plan", (f"mfimage plan REFERENCE {' '.join(place)}", mfimage("plan", changed(), *place))
+    )
     terminal("inspect", (f"mfimage inspect {one}", mfimage("inspect", one)))
     terminal("diff", (f"mfimage diff {one} {two}", mfimage("diff", one, two)))
     terminal("env", ("mfimage env REFERENCE", mfimage("env", here)))
+
+
+def test() -> None:
+    """Picture what the tests of an image print; this needs a Docker engine, as `demo` does."""
+    one, _ = images()
     terminal("test", (f"mfimage test {one}", mfimage("test", one)))
 
 
@@ -294,11 +310,10 @@ def pages() -> None:
     """Picture the page of the server: light after some calls, dark, and with an error."""
     with serving() as address, chromium() as browser:
         for scheme in ("light", "dark"):
-            with opened(browser, address, scheme, 1100, 830) as page:
-                for _ in range(20):
+            with opened(browser, address, scheme, 1100, 920) as page:
+                for _ in range(60):
                     page.get_by_role("button", name="Run", exact=True).click()
-                    page.wait_for_timeout(120)
-                page.wait_for_timeout(2500)
+                    page.wait_for_timeout(200)
                 picture(page, f"page-{scheme}")
         with opened(browser, address) as page:
             page.locator("input[type=number]").nth(1).fill("-1")
@@ -316,6 +331,27 @@ def notebook() -> None:
         picture(page, "notebook", full_page=True)
 
 
+DEMO = """<!doctype html><style>
+body { margin: 0; width: 1180px; height: 700px; position: relative; background: transparent }
+img { position: absolute; border-radius: 10px; box-shadow: 0 8px 30px #0006 }
+.terminal { left: 20px; top: 20px; width: 720px; box-shadow: none }
+.page { right: 24px; bottom: 24px; width: 620px; border: 1px solid #8888 }
+</style><img class="terminal" src="demo.svg"><img class="page" src="page-light.png">"""
+
+
+def demo() -> None:
+    """Picture the README's first command, and the page that the second gives."""
+    reference()
+    build = mfimage("build", "classify.py:classify", "--task", "IrisFlow", "-t", "iris:1")
+    terminal("demo", ("mfimage build classify.py:classify --task IrisFlow -t iris:1", build))
+    with tempfile.NamedTemporaryFile("w", suffix=".html", dir=PICTURES) as file:
+        file.write(DEMO)
+        file.flush()
+        with chromium() as browser, opened(browser, f"file://{file.name}", "light", 1180) as page:
+            picture(page, "demo")
+    (PICTURES / "demo.svg").unlink()
+
+
 def documents() -> None:
     """Picture the HTML files: a function's card, what is in an image, what differs."""
     one, two = images()
@@ -325,11 +361,16 @@ def documents() -> None:
     with chromium() as browser:
         for name in ("card", "inspect", "diff"):
             with opened(browser, (WORK / f"{name}.html").as_uri()) as page:
+                if name == "inspect":
+                    heading = page.get_by_role("heading", name="What is in it")
+                    heading.evaluate("each => each.scrollIntoView()")
                 page.wait_for_timeout(500)
                 picture(page, f"{name}-html")
 
 
-MAKERS = {each.__name__: each for each in (drawings, terminals, pages, notebook, documents)}
+MAKERS = {
+    each.__name__: each for each in (drawings, terminals, pages, notebook, documents, test, demo)
+}
 
 
 def main() -> None:
