@@ -40,7 +40,6 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["pictures/*.py"]
 highlight_language = "text"
 default_role = "code"
 add_module_names = False
