@@ -264,7 +264,10 @@ def test() -> None:
 def picture(page: Page, name: str, **options: Any) -> None:
     """Write a PNG of a page, with 256 colours."""
     with Image.open(io.BytesIO(page.screenshot(**options))) as image:
-        small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        clear = options.get("omit_background")
+        # Colours of small areas count as much as those of large ones.
+        method = Image.Quantize.FASTOCTREE if clear else Image.Quantize.MAXCOVERAGE
+        small = image.convert("RGBA" if clear else "RGB").quantize(256, method)
         small.save(PICTURES / f"{name}.png", optimize=True)
 
 
@@ -332,10 +335,11 @@ def notebook() -> None:
 
 
 DEMO = """<!doctype html><style>
-body { margin: 0; width: 1180px; height: 700px; position: relative; background: transparent }
-img { position: absolute; border-radius: 10px; box-shadow: 0 8px 30px #0006 }
-.terminal { left: 20px; top: 20px; width: 720px; box-shadow: none }
-.page { right: 24px; bottom: 24px; width: 620px; border: 1px solid #8888 }
+body { margin: 0; position: relative; width: 1180px; height: 520px }
+img { position: absolute; border-radius: 10px }
+.terminal { left: 10px; top: 10px; width: 740px }
+.page { right: 10px; top: 120px; width: 640px; height: 390px; border: 1px solid #888;
+        object-fit: cover; object-position: top }
 </style><img class="terminal" src="demo.svg"><img class="page" src="page-light.png">"""
 
 
@@ -347,8 +351,11 @@ def demo() -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".html", dir=PICTURES) as file:
         file.write(DEMO)
         file.flush()
-        with chromium() as browser, opened(browser, f"file://{file.name}", "light", 1180) as page:
-            picture(page, "demo")
+        with (
+            chromium() as browser,
+            opened(browser, f"file://{file.name}", "light", 1180, 520) as page,
+        ):
+            picture(page, "demo", omit_background=True)
     (PICTURES / "demo.svg").unlink()
 
 
