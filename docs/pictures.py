@@ -256,7 +256,7 @@ def terminals() -> None:
 
 
 def test() -> None:
-    """Picture what the tests of an image print; this needs a Docker engine, as `demo` does."""
+    """Picture what the tests of an image print; only they need a Docker engine."""
     one, _ = images()
     terminal("test", (f"mfimage test {one}", mfimage("test", one)))
 
@@ -346,8 +346,8 @@ img { position: absolute; border-radius: 10px }
 def demo() -> None:
     """Picture the README's first command, and the page that the second gives."""
     reference()
-    build = mfimage("build", "classify.py:classify", "--task", "IrisFlow", "-t", "iris:1")
-    terminal("demo", ("mfimage build classify.py:classify --task IrisFlow -t iris:1", build))
+    words = "build classify.py:classify --task IrisFlow -t iris:1 --output oci:iris"
+    terminal("demo", (f"mfimage {words}", mfimage(*words.split())))
     with tempfile.NamedTemporaryFile("w", suffix=".html", dir=PICTURES) as file:
         file.write(DEMO)
         file.flush()
@@ -376,7 +376,7 @@ def documents() -> None:
 
 
 MAKERS = {
-    each.__name__: each for each in (drawings, terminals, pages, notebook, documents, test, demo)
+    each.__name__: each for each in (drawings, terminals, pages, notebook, documents, demo, test)
 }
 
 

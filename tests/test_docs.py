@@ -79,6 +79,15 @@ def test_links_to_elsewhere_are_complete(page):
         assert re.fullmatch(r"[!-~]+", url), url
 
 
+def test_every_picture_is_shown_small_and_complete():
+    shown = "".join(page.read_text() for page in PAGES)
+    for picture in (ROOT / "docs/pictures").glob("*.*g"):
+        assert f"pictures/{picture.name})" in shown, picture.name
+        assert picture.stat().st_size < 150_000, picture.name
+        if picture.suffix == ".svg":
+            assert "url(http" not in re.sub(r"\s", "", picture.read_text()), picture.name
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning_and_needs_nothing_from_elsewhere(tmp_path):
     recipe = re.search(r"sphinx (-E -b html .*) docs build/docs", (ROOT / "Makefile").read_text())
