@@ -112,11 +112,13 @@ def _image_name(what: str) -> str:
 
 def _side(name: str, platform: str | None, known: ImageFiles | None, say: Say) -> Side:
     from mfimage.image.find.files import read_files
-    from mfimage.image.find.places import find_image
+    from mfimage.image.find.places import ENGINE, find_image
     from mfimage.views.difference import Side
     from mfimage.views.treemap import is_needed
 
     image = find_image(name, platform=platform)
+    if image.place is ENGINE:
+        say(f"exporting {name} from the Docker engine")
     with image.open() as stored:
         layers = known.layers if known else ()
         files = read_files(stored, keep=is_needed, known=layers, say=say)

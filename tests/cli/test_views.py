@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from rich.console import RenderableType
 
 from mfimage.cli import main
-from mfimage.cli.about import about, sample
+from mfimage.cli.about import about
 from mfimage.cli.views import diff, env, inspect, plan, verify
 from mfimage.cli.views import test as checks
 from mfimage.environment import DistributionReport, EnvironmentReport
@@ -31,6 +31,7 @@ from mfimage.image.find.contents import Change, ImageDiff
 from mfimage.image.plan.preview import PlannedImage, PlannedPart
 from mfimage.terminal import console, visible
 from mfimage.verify import LayerResult, Verification
+from mfimage.views.commands import sample
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "views"
 A, B = "a1b2" * 16, "c3d4" * 16
