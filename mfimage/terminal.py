@@ -126,26 +126,17 @@ def step_bars() -> Any:
     return Rows(*wide, console=on, transient=True, redirect_stdout=is_terminal(sys.stdout))
 
 
-def byte_bar(text: str) -> Any:
-    """Return a progress bar of bytes."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    return Progress(
-        TextColumn(text),
-        BarColumn(_BAR, complete_style="cyan", finished_style="green"),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        console=bars_console(),
-        transient=True,
-        redirect_stdout=is_terminal(sys.stdout),
-    )
-
-
 def bars_console() -> Console:
     """Return the console of bars on stderr, which follows the terminal's size."""
     from rich.console import Console
+    from rich.theme import Theme
 
-    return Console(stderr=True, markup=False, highlight=False, emoji=False)
+    # rich's own yellow cannot be read on a light background; its red would look like a fault.
+    theme = {
+        "progress.elapsed": "default", "progress.remaining": "default",
+        "progress.data.speed": "default", "bar.back": "bright_black", "bar.pulse": "cyan",
+    }  # fmt: skip
+    return Console(stderr=True, markup=False, highlight=False, emoji=False, theme=Theme(theme))
 
 
 def text_bar(*, refresh: bool = True) -> Any:

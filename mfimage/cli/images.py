@@ -214,7 +214,7 @@ def copy(reference: str, url: str, jobs: int) -> None:
     try:
         with show(CopyStory) as story:
             copied = copy_package(reference, url, on_progress=story, jobs=jobs)
-        story.summary()
+            story.summary()
     except BaseException as error:
         code = 130 if isinstance(error, KeyboardInterrupt) else 1
         click.get_current_context().find_root().call_on_close(lambda: _exit_at_once(code))
