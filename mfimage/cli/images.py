@@ -191,7 +191,7 @@ def push(image: str, tags: tuple[str, ...]) -> None:
     parsed = [parse_tag(tag) for tag in tags]
     with show(BuildStory) as on_event:
         pushed = push_image(image, parsed, on_event=on_event, say=note)
-        on_event.summary("pushed")
+    on_event.summary("pushed")
     for digest in dict.fromkeys(pushed):
         click.echo(digest)
 
@@ -214,7 +214,7 @@ def copy(reference: str, url: str, jobs: int) -> None:
     try:
         with show(CopyStory) as story:
             copied = copy_package(reference, url, on_progress=story, jobs=jobs)
-            story.summary()
+        story.summary()
     except BaseException as error:
         code = 130 if isinstance(error, KeyboardInterrupt) else 1
         click.get_current_context().find_root().call_on_close(lambda: _exit_at_once(code))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -70,8 +71,16 @@ def show(kind: type[AnyStory], *, bars: bool = True, **options: Any) -> Iterator
     if not bars or not shows_bars():
         yield kind(**options)
         return
-    with kind.bars() as progress:
+    progress = kind.bars()
+    # Ctrl-C waits until the cursor is hidden and the bars are there: only then can both be undone.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        progress.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield kind(progress, **options)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        progress.stop()
 
 
 _OVER = ("cached", "done", "failed")
