@@ -25,8 +25,10 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	# Compiled: tests start hundreds of processes that import Metaflow, Ray and scikit-learn.
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[dev]'
+	# Compiled: tests start hundreds of processes that import Metaflow, Ray and scikit-learn. Exact:
+	# what is no longer listed goes.
+	$(BIN)/uv pip install --quiet --exact --compile-bytecode --python $(BIN)/python \
+	  pip --editable '.[dev]'
 	touch $@
 
 # A Docker engine, and the base image for this minor version of Python.

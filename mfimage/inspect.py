@@ -1,4 +1,7 @@
-"""inspect: a package, an image or a task -> its description; compare: two images -> a diff."""
+"""inspect: a package, an image or a task -> its description; compare: two images -> a diff.
+
+The same as pages of HTML, each one file that makes no request to anywhere.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +21,15 @@ from mfimage.package.store import FILE_NAME, Pipeline, open_any
 
 if TYPE_CHECKING:
     from mfimage.image.find.contents import ImageDiff
+    from mfimage.image.find.files import ImageFiles
+    from mfimage.image.find.places import FoundImage
+    from mfimage.views.difference import Side
+
+Say = Callable[[str], None]
 
 _PREFIX = "io.mfimage."
 _STEP_IMAGE = "step.image"
+_LARGEST_LAYER = 32 << 20
 # As Flow/12/train/3: names of images have no capital letters, and seldom a number alone in them.
 _PATHSPEC = re.compile(r"(?:(?=[^/]*[A-Z])\w+/[^/:@]+|\w+/\d+)/\w+(?:/[^/:@]+)?", re.ASCII)
 
@@ -40,19 +50,98 @@ def inspect(what: str, *, platform: str | None = None) -> dict[str, Any]:
     ReferenceNotFound
         If there is neither.
     """
-    # A folder that happens to have an image's name is not a package.
-    if what.endswith(FILE_NAME) or "://" in what or Path(what, FILE_NAME).is_file():
+    if _is_package(what):
         package = open_any(what)
         if isinstance(package, Pipeline):
             return {"reference": package.reference, **_pipeline(package)}
         return {"reference": package.reference, **_package(package.spec)}
     with read_only():
-        if _PATHSPEC.fullmatch(what) and not Path(what).exists():
+        if _is_task(what):
             return _task(what, platform)
         return _image(what, platform)
 
 
+def inspect_page(what: str, *, platform: str | None = None, say: Say = lambda _: None) -> str:
+    """Return a page of what is in an image, each file of each layer; of a package, its card.
+
+    Parameters
+    ----------
+    what : str
+        As for `inspect`. The layers of an image in a registry are downloaded, unless the cache has
+        them.
+    platform : str, optional
+        Which image of an index; this machine's by default.
+    say : callable
+        Receives progress, a line at a time.
+    """
+    if _is_package(what):
+        return card_page(what)
+    from mfimage.views.image import image_page
+
+    with read_only():
+        side = _side(_image_name(what), platform, None, say)
+        return image_page(side.image, side.files, side.sbom)
+
+
+def card_page(what: str, *, platform: str | None = None) -> str:
+    """Return a page of a function package, or of an image's functions; little is read for it."""
+    from mfimage.views.card import function_page, image_functions_page
+    from mfimage.views.function import view
+
+    if _is_package(what):
+        return function_page([view(open_any(what))])
+    from mfimage.image.find.places import find_image
+
+    with read_only():
+        image = find_image(_image_name(what), platform=platform)
+        return image_functions_page(image, _last_layer(image))
+
+
+def _is_package(what: str) -> bool:
+    # A folder that happens to have an image's name is not a package.
+    return what.endswith(FILE_NAME) or "://" in what or Path(what, FILE_NAME).is_file()
+
+
+def _is_task(what: str) -> bool:
+    return _PATHSPEC.fullmatch(what) is not None and not Path(what).exists()
+
+
+def _image_name(what: str) -> str:
+    return _task_image(what)[1] if _is_task(what) else what
+
+
+def _side(name: str, platform: str | None, known: ImageFiles | None, say: Say) -> Side:
+    from mfimage.image.find.files import read_files
+    from mfimage.image.find.places import find_image
+    from mfimage.views.difference import Side
+    from mfimage.views.treemap import is_needed
+
+    image = find_image(name, platform=platform)
+    with image.open() as stored:
+        layers = known.layers if known else ()
+        files = read_files(stored, keep=is_needed, known=layers, say=say)
+    return Side(image=image, files=files, sbom=image.sbom())
+
+
+def _last_layer(image: FoundImage) -> ImageFiles:
+    """Read the layer that describes the functions of an image; nothing if it is a large one."""
+    from mfimage.image.find.files import ImageFiles, read_files
+    from mfimage.views.treemap import is_needed
+
+    with image.open() as stored:
+        last = stored.layers[-1:]
+        if not last or not image.has_labels or last[0].size > _LARGEST_LAYER:
+            return ImageFiles(layers=())
+        return read_files(dataclasses.replace(stored, layers=last), keep=is_needed)
+
+
 def _task(pathspec: str, platform: str | None) -> dict[str, Any]:
+    about, image = _task_image(pathspec)
+    return {**about, **_image(image, platform)}
+
+
+def _task_image(pathspec: str) -> tuple[dict[str, Any], str]:
+    """Return what a task records of its image, and the image's name."""
     from mfimage.capture.task.pathspec import find_task
 
     task = find_task(pathspec, namespace="")
@@ -63,7 +152,7 @@ def _task(pathspec: str, platform: str | None) -> dict[str, Any]:
             hint="a step has one with @docker, or with --environment=fast-bakery",
         )
     about = {key: value for key, value in metadata.items() if key.startswith("step.")}
-    return {"task": task.pathspec, **about, **_image(image, platform)}
+    return {"task": task.pathspec, **about}, image
 
 
 def _package(spec: FunctionSpec) -> dict[str, Any]:
@@ -185,3 +274,14 @@ def compare(before: str, after: str, *, platform: str | None = None) -> ImageDif
         images = [find_image(name, platform=platform) for name in (before, after)]
         one, other = (contents_of(image.info, image.sbom()) for image in images)
     return diff(one, other, names=(before, after))
+
+
+def compare_page(
+    before: str, after: str, *, platform: str | None = None, say: Say = lambda _: None
+) -> str:
+    """Return a page of how two images differ; layers that both have are read once."""
+    from mfimage.views.difference import difference_page
+
+    with read_only():
+        one = _side(before, platform, None, say)
+        return difference_page(one, _side(after, platform, one.files, say))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from metaflow import Task
+    from metaflow.cards import MetaflowCardComponent
     from metaflow.metaflow_current import Current
 
     from mfimage.backends.base import Backend
@@ -260,6 +261,17 @@ class JsonFunction:
     def __repr__(self) -> str:
         parts = [part.name for part in getattr(self.spec, "parts", ())]
         return f"<JsonFunction {self.name} of {' -> '.join(parts) or self.spec.task}>"
+
+    def card(self) -> MetaflowCardComponent:
+        """Return a component that shows the function in a Metaflow card.
+
+        In a step with ``@card``: ``current.card.append(fn.card())``.
+        """
+        with _explained_imports():
+            from mfimage.views.function import view
+            from mfimage.views.metaflow import FunctionComponent
+
+        return FunctionComponent(view(self._package))
 
     def _repr_html_(self) -> str | None:
         """Return what a notebook shows; None where only mfimage's runtime is installed."""

@@ -40,7 +40,9 @@ def html_environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["css"] = markupsafe.Markup  # our own stylesheet, and nothing else
+    # For our own stylesheets and scripts, and nothing else.
+    made.filters["css"] = made.filters["js"] = markupsafe.Markup
+    made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return made
 
 

@@ -146,7 +146,8 @@ def test_ctrl_c_while_no_answer_comes(bucket: Bucket, proxy: Faulty, tmp_path: P
 @pytest.mark.parametrize("method", ["PUT", "GET"])
 def test_timeouts(bucket: Bucket, proxy: Faulty, tmp_path: Path, method: str, times: int) -> None:
     """A late answer is given up; asked again, or an error before long."""
-    patience = {"config": {"read_timeout": 1, "retries": {"total_max_attempts": 1}}}
+    wait = 1 if times == 1 else 0.3
+    patience = {"config": {"read_timeout": wait, "retries": {"total_max_attempts": 1}}}
     env = {**os.environ, "METAFLOW_DATATOOLS_CLIENT_PARAMS": json.dumps(patience)}
     reference = make_package(tmp_path / "a")
     proxy.faults.append(Fault(kind="delay", method=method, path="/blobs/", times=times, seconds=60))

@@ -12,6 +12,7 @@ import click
 
 from mfimage import __version__
 from mfimage.cli.build import bind, build, plan, render
+from mfimage.cli.card import card
 from mfimage.cli.images import copy, diff, env, inspect, push, test, verify
 from mfimage.cli.manifest import manifest
 from mfimage.cli.run import call, map_, serve
@@ -61,7 +62,7 @@ def main(debug: bool) -> None:
 
 
 for command in (
-    bind, build, plan, render, inspect, env, diff, test, verify, push, copy, serve, call, map_,
-    manifest, devcontainer,
+    bind, build, plan, render, inspect, card, env, diff, test, verify, push, copy, serve, call,
+    map_, manifest, devcontainer,
 ):  # fmt: skip
     main.add_command(command)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mfimage.cli.card import html_flag, write_page
 from mfimage.cli.flags import build_flags, build_options, json_flag
 from mfimage.cli.views import echo, print_view, show
 from mfimage.terminal import shows_tables, visible
@@ -31,9 +32,12 @@ _platform_flag = click.option(
 @click.command()
 @click.argument("what", metavar="REFERENCE|IMAGE|TASK")
 @_platform_flag
+@html_flag
 @click.option("--all", "everything", is_flag=True, help="Show everything that is known.")
 @json_flag
-def inspect(what: str, platform: str | None, everything: bool, as_json: bool) -> None:
+def inspect(
+    what: str, *, platform: str | None, html: str | None, everything: bool, as_json: bool
+) -> None:
     """Describe a function package, an image, or the image that a task ran in.
 
     TASK is Flow/run/step[/task]. An image is in the engine, a registry (nothing is pulled),
@@ -43,6 +47,12 @@ def inspect(what: str, platform: str | None, everything: bool, as_json: bool) ->
     from mfimage.cli.about import about
     from mfimage.inspect import inspect as inspect_it
 
+    if html is not None:
+        from mfimage.cli.console import note
+        from mfimage.inspect import inspect_page
+
+        write_page(html, inspect_page(what, platform=platform, say=note))
+        return
     found = inspect_it(what, platform=platform)
     first = about(found, what)
     shown: Any = found if everything else first
@@ -82,8 +92,12 @@ def env(reference: str, diff: bool, as_json: bool) -> None:
 @click.argument("after", metavar="IMAGE")
 @_platform_flag
 @click.option("--exit-code", is_flag=True, help=f"Exit with {DIFFERENT} if the images differ.")
+@html_flag
 @json_flag
-def diff(before: str, after: str, platform: str | None, exit_code: bool, as_json: bool) -> None:
+def diff(
+    before: str, after: str, *, platform: str | None, exit_code: bool, html: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Show what changed between two images.
 
     Compares distributions, artifacts, code, base and settings. Each image is in the engine, a
@@ -91,8 +105,14 @@ def diff(before: str, after: str, platform: str | None, exit_code: bool, as_json
     """
     from mfimage.inspect import compare
 
+    if html is not None:
+        from mfimage.cli.console import note
+        from mfimage.inspect import compare_page
+
+        write_page(html, compare_page(before, after, platform=platform, say=note))
     found = compare(before, after, platform=platform)
-    show("diff", found, document=found.to_dict(), text=found.to_text, as_json=as_json)
+    if html is None or as_json:
+        show("diff", found, document=found.to_dict(), text=found.to_text, as_json=as_json)
     if exit_code and found:
         click.get_current_context().exit(DIFFERENT)
 

@@ -125,7 +125,9 @@ def test_compose_runs_an_image_by_what_was_measured(iris, good, tmp_path):
     options = ["--name", name, "--publish", f"127.0.0.1:{port}", "--measured", str(report)]
     options += ["--env", "GREETING=$HOME is ${HOME}", "--env", "PORT=9000"]
     file = tmp_path / "compose.yaml"
-    file.write_text(iris.mfimage("manifest", "compose", good, *options).stdout)
+    written = iris.mfimage("manifest", "compose", good, *options).stdout
+    assert "interval: 10s" in written
+    file.write_text(written.replace("interval: 10s", "interval: 1s"))
 
     def run(*arguments: str) -> str:
         done = subprocess.run(

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,12 @@ from tests.image.sample import Sample
 _OCI = "application/vnd.oci.image."
 
 
-def write_base(folder: Path, *, python: str = "3.11.7") -> Location:
+_FILES: Mapping[str, bytes] = {"etc/base": b""}
+
+
+def write_base(
+    folder: Path, *, python: str = "3.11.7", files: Mapping[str, bytes] = _FILES
+) -> Location:
     """Write a base for this machine as an OCI layout; nothing of it can run."""
     (folder / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
 
@@ -33,7 +39,10 @@ def write_base(folder: Path, *, python: str = "3.11.7") -> Location:
 
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
-        tar.addfile(tarfile.TarInfo("etc/base"))
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
     data = layer.getvalue()
     path = "PATH=/usr/local/bin:/usr/bin:/bin"
     config = {

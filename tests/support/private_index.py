@@ -32,7 +32,7 @@ class _Handler(SimpleHTTPRequestHandler):
 def private_index(folder: Path, host: str = "127.0.0.1") -> Iterator[int]:
     """Serve a folder on an address of this machine; give the port."""
     with ThreadingHTTPServer((host, 0), partial(_Handler, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield server.server_port
         server.shutdown()

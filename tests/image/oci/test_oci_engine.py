@@ -17,6 +17,7 @@ from mfimage.errors import EngineError, RegistryError
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.oci.builder import OciBuilder
 from mfimage.image.oci.images import encode
+from mfimage.image.registry import http
 from mfimage.image.registry.location import Location
 from mfimage.image.registry.reference import Reference, parse_reference, parse_tag
 from mfimage.package.storage.cache import cache_folder
@@ -182,7 +183,8 @@ def test_a_pulled_base_is_recorded_by_its_digest(engine, sample):
 @pytest.mark.parametrize(
     ("architecture", "pull"), [("arm64", False), ("amd64", True)], ids=["platform", "pull"]
 )
-def test_otherwise_the_registry_is_asked(engine, sample, architecture, pull):
+def test_otherwise_the_registry_is_asked(engine, sample, architecture, pull, monkeypatch):
+    monkeypatch.setattr(http, "_FIRST_PAUSE", 0.001)
     engine.add_base(parse_reference("localhost:1/python:3"), architecture=architecture)
     with pytest.raises(RegistryError, match="localhost:1"):
         build(sample, base=parse_reference("localhost:1/python:3"), pull=pull)

@@ -1,0 +1,44 @@
+"""Pages of HTML, as files: `mfimage card`, and ``--html`` of other commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mfimage.errors import OptionError
+
+html_flag = click.option(
+    "--html", metavar="FILE", help="Write a page of it, as one file; - is the standard output."
+)
+
+
+@click.command()
+@click.argument("what", metavar="REFERENCE|IMAGE")
+@click.option("--platform", metavar="OS/ARCH", help="Image of an index; by default this machine's.")
+@click.option(
+    "-o", "--output", required=True, metavar="FILE", help="Where to write the page; - is stdout."
+)
+def card(what: str, platform: str | None, output: str) -> None:
+    """Write a page of a function: lineage, schemas, examples, sizes, environment.
+
+    Of an image, that of its functions, and the sizes of its layers. The page is one file, which
+    makes no request to anywhere.
+    """
+    from mfimage.inspect import card_page
+
+    write_page(output, card_page(what, platform=platform))
+
+
+def write_page(file: str, text: str) -> None:
+    """Write a page, whole or not at all; to stdout for ``-``."""
+    from mfimage.files import whole_file
+
+    if file == "-":
+        click.echo(text, nl=False)
+        return
+    try:
+        with whole_file(Path(file)) as opened:
+            opened.write(text.encode())
+    except OSError as error:
+        raise OptionError(f"html: {file} cannot be written: {error.strerror}") from None
