@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mfimage.errors import shorten
 from mfimage.sizes import format_size
+from mfimage.terminal import visible
 
 _NAMED = 20  # of many functions
 _OURS = "mfimage "  # how the history's lines of the oci builder start
@@ -41,6 +42,20 @@ class About:
         if self.layers:
             yield "layers", ", ".join(f"{name} {format_size(n)}" for name, n in self.layers)
         yield from self.commands
+
+
+def columns(pairs: Iterable[tuple[str, Any]]) -> str:
+    """Return a line for each name and its value."""
+    rows = list(pairs)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(
+        visible(f"{name:<{width}}  {value if isinstance(value, str) else _json(value)}")
+        for name, value in rows
+    )
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def about(found: Mapping[str, Any], what: str) -> About:
@@ -173,7 +188,7 @@ def _commands(
 
 
 def _quoted(record: Any) -> str:
-    return shlex.quote(json.dumps(record, ensure_ascii=False))
+    return shlex.quote(_json(record))
 
 
 _SAMPLES: Mapping[str, Any] = {
