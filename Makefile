@@ -5,6 +5,7 @@
 # make bench  the numbers in docs/performance.md
 # make docs   the documentation as a site, in build/docs
 # make pictures  its drawings and screenshots, from real commands
+# make notebooks  runs examples/notebooks and keeps the outputs
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -18,7 +19,7 @@ export TESTCONTAINERS_RYUK_DISABLED := true
 # Thousands of processes would each compile what they import.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup engine chromium demo test unit lint bench docs pictures clean
+.PHONY: setup engine chromium demo test unit lint bench docs pictures notebooks clean
 
 setup: $(STAMP)
 
@@ -72,6 +73,9 @@ $(VENV)-docs/.installed: pyproject.toml
 
 pictures: engine chromium
 	PATH="$(BIN):$$PATH" PYTHONPATH=. $(BIN)/python docs/pictures.py $(PICTURES)
+
+notebooks: setup
+	$(BIN)/python examples/notebooks/execute.py $(NOTEBOOKS)
 
 clean:
 	rm -rf $(VENV) $(VENV)-docs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

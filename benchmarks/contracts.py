@@ -13,16 +13,15 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.load import Load, Plan, load
-from benchmarks.serving import BATCH, BODY, CLIENT_CORE, FEATURES, FUNCTIONS, SERVER_CORE, in_turns
+from benchmarks.servers import CLIENT_CORE, SERVE, answers, cpu_of_all, wait_until
+from benchmarks.servers import running as run_server
+from benchmarks.serving import BATCH, BODY, FEATURES, FUNCTIONS, in_turns
 
 _PORT, _BATCH_PORT, _MLSERVER_PORT, _MLFLOW_PORT = 18201, 18204, 18202, 18203
 _VALUES = [5.1, 3.5, 1.4, 0.2]
@@ -58,14 +57,13 @@ class Target:
     port: int
     path: str
     body: str
-    process: int | None = None  # of a server of ours, which has no children
+    process: int = 0
     loads: dict[int, list[Load]] = field(default_factory=dict)
     costs: dict[int, list[float]] = field(default_factory=dict)
 
     def cpu(self) -> float:
         """Return the processor time that its server has used, in seconds."""
-        fields = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_of_all(self.process)
 
 
 def targets(*, references: bool) -> list[Target]:
@@ -91,8 +89,10 @@ def targets(*, references: bool) -> list[Target]:
     return found
 
 
-def commands(folder: Path, python: str | None) -> Iterator[tuple[list[str], Path, dict[str, str]]]:
-    """Train the model; yield the commands of the servers, with folder and variables."""
+def commands(
+    folder: Path, python: str | None
+) -> Iterator[tuple[int, list[str], Path, dict[str, str]]]:
+    """Train the model; yield port, command, folder and variables of each server."""
     from sklearn.datasets import load_iris
     from sklearn.linear_model import LogisticRegression
 
@@ -103,8 +103,7 @@ def commands(folder: Path, python: str | None) -> Iterator[tuple[list[str], Path
     for (name, source), port in zip(FUNCTIONS.items(), (_PORT, _BATCH_PORT), strict=True):
         own = make_folder(folder / ("batch" if name == BATCH else "plain"), source,
                           artifacts=artifacts)  # fmt: skip
-        environ = {"PORT": str(port), "MFIMAGE_FUNCTION": str(own)}
-        yield [sys.executable, "-m", "mfimage.runtime", "serve"], own, environ
+        yield port, [*SERVE], own, {"MFIMAGE_FUNCTION": str(own)}
     if python is None:
         return
     subprocess.run([python, "-c", _TRAIN], cwd=folder, check=True, stdout=subprocess.DEVNULL)
@@ -115,48 +114,29 @@ def commands(folder: Path, python: str | None) -> Iterator[tuple[list[str], Path
              "parameters": {"uri": "model.joblib"}}  # fmt: skip
     (folder / "model-settings.json").write_text(json.dumps(model))
     programs = Path(python).parent
-    yield [str(programs / "mlserver"), "start", "."], folder, {}
+    yield _MLSERVER_PORT, [str(programs / "mlserver"), "start", "."], folder, {}
     serve = [str(programs / "mlflow"), "models", "serve", "-m", "mlflow", "-p", str(_MLFLOW_PORT)]
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    yield [*serve, "--env-manager", "local"], folder, {"PATH": path}
+    yield _MLFLOW_PORT, [*serve, "--env-manager", "local"], folder, {"PATH": path}
 
 
 @contextlib.contextmanager
-def running(folder: Path, python: str | None) -> Iterator[list[int]]:
-    """Start the servers on their core, and stop them at the end; give their process ids."""
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for command, where, environ in commands(folder, python):
-            with (where / "log").open("wb") as log:
-                processes.append(subprocess.Popen(
-                    ["taskset", "-c", str(SERVER_CORE), *command], cwd=where,
-                    env={**os.environ, **environ}, stdout=log, stderr=log,
-                    start_new_session=True,
-                ))  # fmt: skip
-        yield [process.pid for process in processes]
-    finally:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, 15)
-        for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(15)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, 9)
+def running(folder: Path, python: str | None) -> Iterator[dict[int, int]]:
+    """Run the servers on their core; give their process ids by their ports."""
+    with contextlib.ExitStack() as stack:
+        pids = {}
+        for port, command, where, environ in commands(folder, python):
+            log = stack.enter_context((where / f"log-{port}").open("wb"))
+            server = run_server(command, port=port, folder=where, environ=environ, log=log)
+            pids[port] = stack.enter_context(server).pid
+        yield pids
 
 
 def wait(target: Target) -> None:
-    """Wait until a target answers a request with 200."""
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{target.port}{target.path}", target.body.encode(),
-        {"Content-Type": "application/json"},
-    )  # fmt: skip
-    for _ in range(600):
-        with contextlib.suppress(OSError), urllib.request.urlopen(request) as response:
-            if response.status == 200:
-                return
-        time.sleep(0.1)
-    raise SystemExit(f"{target.name} does not answer {target.path}")
+    """Wait until a target answers its request."""
+    wait_until(
+        lambda: answers(target.port, target.path, target.body.encode()), target.name, seconds=120
+    )
 
 
 def measure(found: Sequence[Target], connections: int, seconds: float) -> None:
@@ -166,13 +146,12 @@ def measure(found: Sequence[Target], connections: int, seconds: float) -> None:
             port=target.port, paths=(target.path,), body=target.body, connections=connections,
             seconds=seconds,
         )  # fmt: skip
-        before = target.cpu() if target.process else 0.0
+        before = target.cpu()
         seen = load(plan, core=CLIENT_CORE)
         if seen.errors:
             raise SystemExit(f"{target.name}: {seen.errors} errors")
-        if target.process:
-            cost = (target.cpu() - before) / seen.requests * 1e6
-            target.costs.setdefault(connections, []).append(cost)
+        cost = (target.cpu() - before) / seen.requests * 1e6
+        target.costs.setdefault(connections, []).append(cost)
         target.loads.setdefault(connections, []).append(seen)
 
 
@@ -187,9 +166,8 @@ def show(found: Sequence[Target], connections: int) -> None:
             for name in ("rate", "p50", "p99")
         )
         base = rate if target.name.startswith("own") else base
-        costs = target.costs.get(connections)
-        cost = f"{statistics.median(costs):12.0f}" if costs else ""
-        print(f"  {target.name:24}{rate:10.0f}{rate / base:8.2f}{p50:9.2f}{p99:9.2f}{cost}")
+        cost = statistics.median(target.costs[connections])
+        print(f"  {target.name:24}{rate:10.0f}{rate / base:8.2f}{p50:9.2f}{p99:9.2f}{cost:12.0f}")
 
 
 def main() -> None:
@@ -202,9 +180,8 @@ def main() -> None:
     options = parser.parse_args()
     found = targets(references=options.reference is not None)
     with tempfile.TemporaryDirectory() as folder, running(Path(folder), options.reference) as pids:
-        own = dict(zip((_PORT, _BATCH_PORT), pids, strict=False))
         for target in found:
-            target.process = own.get(target.port)
+            target.process = pids[target.port]
             wait(target)
         in_turns(found, measure, show, options)
 

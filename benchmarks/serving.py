@@ -10,21 +10,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.load import Load, Plan, client, load
+from benchmarks.servers import CLIENT_CORE, SERVE, SERVER_CORE, answers, wait_until
+from benchmarks.servers import cpu as cpu_of
+from benchmarks.servers import running as run_server
 
-SERVER_CORE, CLIENT_CORE = 0, 1
 FEATURES = ["sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"]
 BODY = json.dumps(dict(zip(FEATURES, [5.1, 3.5, 1.4, 0.2], strict=True)))
 BY_HAND, RAW, PLAIN, BATCH = "FastAPI def", "raw ASGI", "mfimage", "mfimage batch=True"
@@ -117,8 +116,7 @@ class App:
     def cpu(self) -> float:
         """Return the processor time that it has used, in seconds."""
         assert self.process
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_of(self.process.pid)
 
 
 def make_apps(folder: Path) -> list[App]:
@@ -139,10 +137,10 @@ def make_apps(folder: Path) -> list[App]:
             path.mkdir()
             (path / "app.py").write_text(source)
             (path / "model.pkl").write_bytes(pickle.dumps((model, FEATURES)))
-            command = ["app.py"]
+            command = [sys.executable, "app.py"]
         else:
             make_folder(path, source, artifacts={"model": model, "feature_names": FEATURES})
-            command = ["-m", "mfimage.runtime", "serve"]
+            command = [*SERVE]
         apps.append(App(name=name, command=command, folder=path, port=port))
     return apps
 
@@ -150,32 +148,16 @@ def make_apps(folder: Path) -> list[App]:
 @contextlib.contextmanager
 def running(apps: list[App]) -> Iterator[None]:
     """Start all apps on the servers' core, and stop them at the end."""
-    try:
+    with contextlib.ExitStack() as stack:
         for app in apps:
-            environ = {**os.environ, "PORT": str(app.port), "MFIMAGE_FUNCTION": str(app.folder)}
-            command = ["taskset", "-c", str(SERVER_CORE), sys.executable, *app.command]
-            app.process = subprocess.Popen(
-                command, env=environ, cwd=app.folder, stdout=subprocess.DEVNULL
-            )
+            server = run_server(
+                app.command, port=app.port, folder=app.folder,
+                environ={"MFIMAGE_FUNCTION": str(app.folder)},
+            )  # fmt: skip
+            app.process = stack.enter_context(server)
         for app in apps:
-            _wait(app)
+            wait_until(lambda app=app: answers(app.port, "/readyz"), app.name)  # type: ignore[misc]
         yield
-    finally:
-        for app in apps:
-            if app.process:
-                app.process.terminate()
-        for app in apps:
-            if app.process:
-                app.process.wait(10)
-
-
-def _wait(app: App) -> None:
-    for _ in range(600):
-        with contextlib.suppress(OSError):
-            if urllib.request.urlopen(f"http://127.0.0.1:{app.port}/readyz").status == 200:
-                return
-        time.sleep(0.1)
-    raise SystemExit(f"{app.name} did not start")
 
 
 def measure(apps: list[App], connections: int, seconds: float) -> None:

@@ -9,16 +9,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import http.client
-import os
 import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.servers import SERVE, answers, memory, running, wait_until
 from tests.runtime.packages import make_folder
 
 PORT = 18110
@@ -34,12 +32,6 @@ STALLED = {
     "in headers": POST + b"x: " + b"a" * 1000,
     "in bodies": POST + b"content-length: 65536\r\n\r\n" + b" " * 65535,
 }
-
-
-def resident(pid: int) -> float:
-    """Return the resident memory of a process in MiB."""
-    text = Path(f"/proc/{pid}/status").read_text()
-    return int(text.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 def times(method: str, path: str, body: bytes | None, count: int) -> tuple[float, float]:
@@ -76,24 +68,18 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         make_folder(Path(folder, "fn"), SOURCE)
-        environ = {**os.environ, "PORT": str(PORT), "MFIMAGE_FUNCTION": str(Path(folder, "fn"))}
-        command = [sys.executable, "-m", "mfimage.runtime", "serve"]
-        server = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)
-        try:
-            for _ in range(300):
-                with contextlib.suppress(OSError, AssertionError):
-                    times("GET", "/readyz", None, 2)
-                    break
-                time.sleep(0.1)
+        function = Path(folder, "fn")
+        environ = {"MFIMAGE_FUNCTION": str(function)}
+        with running(SERVE, port=PORT, folder=function, core=None, environ=environ) as server:
+            wait_until(lambda: answers(PORT, "/readyz"), "the server")
             print(f"{options.clients} clients   /healthz p50, p99   /predict p50, p99 ms   MiB")
             for kind, start in STALLED.items():
                 with stalled(options.clients if kind != "none" else 0, start):
                     health = times("GET", "/healthz", None, options.requests)
                     record = times("POST", "/predict", b"1.5", options.requests)
-                    memory = resident(server.pid)
+                    size = memory(server.pid)
                 row = "".join(f"{value:10.2f}" for value in (*health, *record))
-                print(f"{kind:12}{row}{memory:8.0f}")
-        finally:
+                print(f"{kind:12}{row}{size:8.0f}")
             server.terminate()
             begin = time.monotonic()
             code = server.wait(60)

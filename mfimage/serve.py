@@ -59,12 +59,7 @@ class FunctionServer:
     """A server of one function, in the background; ``JsonFunction.serve`` starts it.
 
     It ends with ``stop()``, at the end of a ``with`` block, when this object is no longer used, or
-    when this process ends, however that ends.
-
-    Attributes
-    ----------
-    url : str
-        Where it is, as ``http://127.0.0.1:8000``.
+    when this process ends, however that ends. In a notebook it shows the function's page.
     """
 
     def __init__(

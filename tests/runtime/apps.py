@@ -34,6 +34,7 @@ class Lines:
 
 def samples(metrics: Metrics) -> dict[tuple[str, str], float]:
     """Return what ``/metrics`` shows, by name and labels."""
+    metrics.flush()
     text = metrics.render([{"name": "predict", "digest": "sha256:0"}])[0].decode()
     return {
         (sample.name, ",".join(f"{k}={v}" for k, v in sorted(sample.labels.items()))): sample.value

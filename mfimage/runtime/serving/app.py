@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
 from mfimage.runtime.calls.queue import Disconnected
@@ -33,11 +33,10 @@ _EXPOSED = (b"access-control-expose-headers", b"x-request-id, retry-after")
 # Characters that need no escape in a header or in JSON.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _UNREAD = request_members("", "")
-_NO_METHODS: Mapping[str, Any] = {}
+_NO_PATHS: Mapping[str, Any] = {}
 
 # Sends a whole response: its status, headers and body.
 Respond = Callable[[int, list[Header], bytes], Awaitable[None]]
-Endpoint = Callable[[Scope, Receive, Respond], Awaitable[None]]
 
 log = logging.getLogger("mfimage.serving")
 
@@ -52,18 +51,19 @@ class App:
         self, services: Services, routes: Sequence[Route], *, access: AccessLog | None
     ) -> None:
         self.services = services
-        self._routes = routes
-        self._access = access
-        self._ids = map(f"{os.urandom(4).hex()}-{{:x}}".format, itertools.count())
-        self._paths: dict[str, dict[str, Endpoint]] = {}
+        self.routes = routes
+        self.access = access
+        self.ids = map(f"{os.urandom(4).hex()}-{{:x}}".format, itertools.count())
+        self._table: dict[str, dict[str, _Endpoint]] = {}  # by method and path
         self._claims = {route.claims: route.errors for route in routes if route.claims}
-        self._origins = {origin.encode() for origin in services.settings.cors_origins}
+        self.origins = {origin.encode() for origin in services.settings.cors_origins}
         for route in routes:
             # A proxy may strip the prefix or not.
             for path in {route.path, services.settings.root_path + route.path}:
-                methods = self._paths.setdefault(path, {})
                 for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
-                    methods.setdefault(method, self._endpoint(route, method))
+                    paths = self._table.setdefault(method, {})
+                    if path not in paths:
+                        paths[path] = _Endpoint(self, route, method)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Respond to one HTTP request of an ASGI server."""
@@ -76,25 +76,27 @@ class App:
 
     def serve(self, scope: Scope, receive: Receive, respond: Respond) -> Awaitable[None]:
         """Respond to one HTTP request, at once: ASGI has a message for each part of a response."""
-        methods = self._paths.get(scope["path"], _NO_METHODS)
-        endpoint = methods.get(scope["method"]) or self._unknown(scope, methods)
-        return endpoint(scope, receive, respond)
+        endpoint = self._table.get(scope["method"], _NO_PATHS).get(scope["path"])
+        if endpoint is None:
+            endpoint = self._unknown(scope)
+        return endpoint.serve(scope, receive, respond)
 
     def refuse(self, problem: Problem, started: float) -> Response:
         """Count and log what is refused before it has a route; return the response."""
-        request_id = next(self._ids)
+        request_id = next(self.ids)
         meter = self.services.metrics.meter("other")
         meter.begin()
         seconds = time.monotonic() - started
         meter.end(problem.status, seconds)
-        if self._access is not None:
-            self._access.write(_UNREAD, request_id, problem.status, seconds)
+        if self.access is not None:
+            self.access.write(_UNREAD, request_id, problem.status, seconds)
         reply = problem_response(problem, request_id)
         reply.headers = [*reply.headers, (b"x-request-id", request_id.encode())]
         return reply
 
-    def _unknown(self, scope: Scope, methods: Iterable[str]) -> Endpoint:
+    def _unknown(self, scope: Scope) -> _Endpoint:
         """Return an endpoint for a path without a route, or for a method that its routes lack."""
+        methods = [method for method, paths in self._table.items() if scope["path"] in paths]
         allowed = ", ".join(methods).encode()
         path = scope["path"].removeprefix(self.services.settings.root_path)
         claimed = (errors for start, errors in self._claims.items() if path.startswith(start))
@@ -109,7 +111,7 @@ class App:
 
         async def handler(services: Services, request: HttpRequest) -> Response | BaseException:
             preflight = methods and request.headers.get(b"access-control-request-method")
-            if preflight and self._origins and scope["method"] == "OPTIONS":
+            if preflight and self.origins and scope["method"] == "OPTIONS":
                 names = request.headers.get(b"access-control-request-headers", b"*")
                 return Response(b"", [
                     (b"access-control-allow-methods", allowed),
@@ -121,68 +123,79 @@ class App:
         route = Route(
             name="unknown", path=scope["path"], handler=handler, errors=errors or problem_response
         )
-        return self._endpoint(route, scope["method"])
+        return _Endpoint(self, route, scope["method"])
 
-    def _endpoint(self, route: Route, method: str) -> Endpoint:
-        """Return the endpoint of a route: counted, logged, and never without a response."""
-        routes, ids, access = self._routes, self._ids, self._access
-        services, function = self.services, route.function
-        service: Service | Services = services.by_name[function] if function else services
-        handler, while_loading = _handler(route, service)
-        members = request_members(method, route.path)
-        meter = services.metrics.meter(route.endpoint, function) if route.endpoint else None
-        with_body = method != "HEAD"
-
-        async def endpoint(scope: Scope, receive: Receive, respond: Respond) -> None:
-            started = time.monotonic()
-            headers = headers_of(scope["headers"])
-            given = headers.get(b"x-request-id")
-            valid = given is not None and _REQUEST_ID.fullmatch(given)
-            request_id = valid[0].decode() if valid else next(ids)
-            request = HttpRequest(scope, receive, headers, request_id, started, routes)
-            status = _CLIENT_LEFT
-            if meter is not None:
-                meter.begin()
-            try:
-                reply: Response | BaseException
-                try:
-                    if while_loading or service.loading is None:
-                        reply = await handler(service, request)
-                    else:
-                        reply = unavailable(service.loading)
-                except Exception as error:  # noqa: BLE001  (every error gets a response)
-                    reply = error
-                if isinstance(reply, Disconnected):
-                    return
-                if not isinstance(reply, Response):
-                    reply = _error(route, reply, request_id)
-                body = reply.body
-                head = [
-                    *reply.headers,
-                    (b"content-length", b"%d" % len(body)),
-                    (b"x-request-id", request_id.encode()),
-                ]
-                if services.draining and CLOSE not in head:
-                    head.append(CLOSE)
-                if self._origins:
-                    head += self._cors(headers.get(b"origin", b""))
-                await respond(reply.status, head, body if with_body else b"")
-                status = reply.status
-            finally:
-                services.bodies.held -= request.held
-                if meter is not None:
-                    seconds = time.monotonic() - started
-                    meter.end(status, seconds)
-                    if access is not None:
-                        access.write(members, request_id, status, seconds)
-
-        return endpoint
-
-    def _cors(self, origin: bytes) -> list[Header]:
-        allowed = b"*" if b"*" in self._origins else origin
-        if allowed not in self._origins:
+    def cors(self, origin: bytes) -> list[Header]:
+        """Return what a response to a request from an origin has, if origins are allowed."""
+        allowed = b"*" if b"*" in self.origins else origin
+        if allowed not in self.origins:
             return [_VARY]
         return [_VARY, (b"access-control-allow-origin", allowed), _EXPOSED]
+
+
+class _Endpoint:
+    """A route for one method: its requests are counted, logged, and never without a response."""
+
+    # Of hundreds of functions, what every request reads should be in few lines of a cache.
+    __slots__ = (
+        "_app", "_handler", "_members", "_meter", "_route", "_service", "_while_loading",
+        "_with_body",
+    )  # fmt: skip
+
+    def __init__(self, app: App, route: Route, method: str) -> None:
+        services, function = app.services, route.function
+        self._app = app
+        self._route = route
+        self._service: Service | Services = services.by_name[function] if function else services
+        self._handler, self._while_loading = _handler(route, self._service)
+        self._members = request_members(method, route.path)
+        self._meter = services.metrics.meter(route.endpoint, function) if route.endpoint else None
+        self._with_body = method != "HEAD"
+
+    async def serve(self, scope: Scope, receive: Receive, respond: Respond) -> None:
+        """Respond to a request."""
+        started = time.monotonic()
+        app, service, meter = self._app, self._service, self._meter
+        headers = headers_of(scope["headers"])
+        given = headers.get(b"x-request-id")
+        valid = given is not None and _REQUEST_ID.fullmatch(given)
+        request_id = valid[0].decode() if valid else next(app.ids)
+        request = HttpRequest(scope, receive, headers, request_id, started, app.routes)
+        status = _CLIENT_LEFT
+        if meter is not None:
+            meter.begin()
+        try:
+            reply: Response | BaseException
+            try:
+                if self._while_loading or service.loading is None:
+                    reply = await self._handler(service, request)
+                else:
+                    reply = unavailable(service.loading)
+            except Exception as error:  # noqa: BLE001  (every error gets a response)
+                reply = error
+            if isinstance(reply, Disconnected):
+                return
+            if not isinstance(reply, Response):
+                reply = _error(self._route, reply, request_id)
+            body = reply.body
+            head = [
+                *reply.headers,
+                (b"content-length", b"%d" % len(body)),
+                (b"x-request-id", request_id.encode()),
+            ]
+            if app.services.draining and CLOSE not in head:
+                head.append(CLOSE)
+            if app.origins:
+                head += app.cors(headers.get(b"origin", b""))
+            await respond(reply.status, head, body if self._with_body else b"")
+            status = reply.status
+        finally:
+            app.services.bodies.held -= request.held
+            if meter is not None:
+                seconds = time.monotonic() - started
+                meter.end(status, seconds)
+                if app.access is not None:
+                    app.access.write(self._members, request_id, status, seconds)
 
 
 def _error(route: Route, error: BaseException, request_id: str) -> Response:

@@ -7,6 +7,7 @@ whatever their media types.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import re
@@ -193,7 +194,7 @@ def _then(first: Callable[[Any], Any], second: Callable[[Any], Any]) -> Callable
     return lambda value: second(first(value))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Negotiated:
     """The media types of a request and of its response; None stands for JSON."""
 
@@ -212,74 +213,100 @@ class Negotiation:
     ``Content-Type`` is JSON.
     """
 
+    __slots__ = ("_choices", "_pairs")
+
     def __init__(
         self, codecs: Mapping[str, MediaCodec], fn: Converter, *, assume_json: bool
     ) -> None:
-        self._codecs: dict[str, MediaCodec | None] = {JSON: None, **codecs}
-        self._fn = fn
-        self._assume_json = assume_json
-        self._vary = [VARY] if codecs else []
-        self._shown = " or ".join(self._codecs)
-        self._cache: dict[tuple[bytes | None, bytes | None], Negotiated] = {}
+        self._choices = _choices((JSON, *codecs), assume_json)
+        every: dict[str, MediaCodec | None] = {JSON: None, **codecs}
         self._pairs = {
-            pair: self._pair(*pair) for pair in itertools.product(self._codecs, repeat=2)
+            (reader, writer): self._pair(every[reader], every[writer], fn)
+            for reader, writer in itertools.product(every, repeat=2)
         }
 
     def negotiate(self, headers: Mapping[bytes, bytes]) -> Negotiated:
         """Return what a request's headers ask for, or raise a 415 or 406."""
+        choices = self._choices
         key = headers.get(b"content-type"), headers.get(b"accept")
-        found = self._cache.get(key) or self._choose(*key)
+        pair = choices.cache.get(key) or choices.choose(*key)
         encoding = headers.get(b"content-encoding")
         if encoding is not None and encoding.lower() != b"identity":
             detail = f"expected a body that is not compressed, got {encoding.decode('latin-1')}"
             raise Problem(415, detail, headers=[(b"accept-encoding", b"identity")])
-        return found
+        return choices.json if pair == _JSON_BOTH else self._pairs[pair]
 
-    def _choose(self, kind: bytes | None, accept: bytes | None) -> Negotiated:
+    def _pair(
+        self, reads: MediaCodec | None, writes: MediaCodec | None, fn: Converter
+    ) -> Negotiated:
+        if reads is None and writes is None:
+            return self._choices.json
+        converter = _ByCodec(
+            parse=_then(reads.loads, fn.parse) if reads else fn.parse,
+            dump=_then(fn.dump, writes.dumps) if writes else fn.dump,
+        )
+        headers = self._choices.headers(writes.media_type if writes else JSON)
+        return Negotiated(reader=reads, writer=writes, converter=converter, headers=headers)
+
+
+class _Choices:
+    """What headers ask for: the same for all functions with the same media types."""
+
+    def __init__(self, names: tuple[str, ...], *, assume_json: bool) -> None:
+        self._names = names
+        self._assume_json = assume_json
+        self._vary = [VARY] if len(names) > 1 else []
+        self._shown = " or ".join(names)
+        self.cache: dict[tuple[bytes | None, bytes | None], tuple[str, str]] = {}
+        self.json = Negotiated(reader=None, writer=None, converter=None, headers=self.headers(JSON))
+
+    def headers(self, writer: str) -> list[Header]:
+        """Return the headers of a successful response in a media type."""
+        return [(b"content-type", writer.encode()), *self._vary]
+
+    def choose(self, kind: bytes | None, accept: bytes | None) -> tuple[str, str]:
+        """Return the media types of a request and its response, or raise a 415 or 406."""
         reader = self._reader((kind or b"").decode("latin-1").strip())
         writer = self._writer((accept or b"").decode("latin-1"), reader)
-        found = self._pairs[reader, writer]
+        found = _JSON_BOTH if (reader, writer) == _JSON_BOTH else (reader, writer)
         if len(kind or b"") + len(accept or b"") <= _CACHED_LENGTH:
-            if len(self._cache) >= _CACHED:
-                self._cache.clear()
-            self._cache[kind, accept] = found
+            if len(self.cache) >= _CACHED:
+                self.cache.clear()
+            self.cache[kind, accept] = found
         return found
 
     def _reader(self, kind: str) -> str:
         essence = kind.partition(";")[0].strip().lower()
-        if essence != JSON and essence in self._codecs:
+        if essence != JSON and essence in self._names:
             return essence
         if _JSON_TYPES.fullmatch(essence) or (self._assume_json and not kind):
             return JSON
         got = kind or "a request without Content-Type"
         expected = self._shown.replace(JSON, f"{JSON} in UTF-8")
-        supported = ", ".join(self._codecs).encode()
+        supported = ", ".join(self._names).encode()
         raise Problem(415, f"expected {expected}, got {got}", headers=[(b"accept-post", supported)])
 
     def _writer(self, accept: str, reader: str) -> str:
         # Of equal ranges the one with the highest weight counts.
         ranges = dict(sorted(media_ranges(accept), key=lambda item: item[1]))
         # Of equal weights the request's own media type wins, then JSON.
-        names = [reader, *(name for name in self._codecs if name != reader)]
+        names = [reader, *(name for name in self._names if name != reader)]
         best = max(names, key=lambda name: weight_of(ranges, name))
         if ranges and not weight_of(ranges, best):
             detail = f"can answer in {self._shown}; the request accepts {accept}"
             raise Problem(406, detail, headers=self._vary)
         return best
 
-    def _pair(self, reader: str, writer: str) -> Negotiated:
-        reads, writes = self._codecs[reader], self._codecs[writer]
-        converter = None
-        if reads or writes:
-            converter = _ByCodec(
-                parse=_then(reads.loads, self._fn.parse) if reads else self._fn.parse,
-                dump=_then(self._fn.dump, writes.dumps) if writes else self._fn.dump,
-            )
-        headers = [(b"content-type", writer.encode()), *self._vary]
-        return Negotiated(reader=reads, writer=writes, converter=converter, headers=headers)
+
+_JSON_BOTH = (JSON, JSON)
 
 
-@dataclass(frozen=True, kw_only=True)
+@functools.cache
+def _choices(names: tuple[str, ...], assume_json: bool) -> _Choices:
+    return _Choices(names, assume_json=assume_json)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MediaTypes:
     """The media types of a function: its codecs, and the negotiation of records and of lists."""
 

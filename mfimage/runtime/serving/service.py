@@ -40,30 +40,28 @@ _WATCH_AFTER = 0.1
 
 
 class Timer:
-    """Lets the calls in flight of some functions be checked, again and again while there are any.
-
-    The functions have one timeout.
-    """
+    """The calls in flight of some functions, with one timeout: checked while there are any."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, timeout: float) -> None:
         self._loop = loop
         self._tick = max(0.001, min(_TICK, timeout / 10)) if timeout else _TICK
-        self._active: list[InFlight] = []
-        self._ticking = False
+        self.calls: dict[Call, InFlight] = {}
+        self.arriving: dict[asyncio.Task[Any], tuple[InFlight, float]] = {}
+        self.ticking = False
 
-    def add(self, calls: InFlight) -> None:
-        """Check these until they have nothing to check."""
-        self._active.append(calls)
-        if not self._ticking:
-            self._ticking = True
-            self._loop.call_later(self._tick, self._check)
+    def start(self) -> None:
+        """Check them until there are none."""
+        self.ticking = True
+        self._loop.call_later(self._tick, self._check)
 
     def _check(self) -> None:
         now = time.monotonic()
-        active, self._active = self._active, []
-        self._active += [calls for calls in active if calls.check(now)]
-        self._ticking = bool(self._active)
-        if self._ticking:
+        for call, calls in self.calls.items():
+            calls.check(call, now)
+        for task, (calls, started) in self.arriving.items():
+            calls.check_arrival(task, started, now)
+        self.ticking = bool(self.calls or self.arriving)
+        if self.ticking:
             self._loop.call_later(self._tick, self._check)
 
 
@@ -73,9 +71,13 @@ class InFlight:
     A request whose body has not arrived counts, too, and has as long: without a timeout, the
     default one.
 
-    One timer serves all of them, and those of other functions: a timer and a task for each request
+    One timer has all of them, and those of other functions: a timer and a task for each request
     would cost more than all else that is done here.
     """
+
+    __slots__ = (
+        "_count", "_dispatcher", "_ended", "_loop", "_patience", "_submit", "_timeout", "_timer",
+    )  # fmt: skip
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, dispatcher: Dispatcher, timeout: float,
@@ -86,22 +88,21 @@ class InFlight:
         self._timeout = timeout
         self._timer = timer or Timer(loop, timeout)
         self._patience = timeout or Settings.timeout
-        self._calls: dict[Call, None] = {}
-        self.arriving: dict[asyncio.Task[Any], float] = {}
+        self._count = 0  # of calls and arriving bodies
         self._ended: dict[asyncio.Task[Any], BaseException] = {}
-        self._ticking = False
         self._submit = dispatcher.submit
 
     def __len__(self) -> int:
-        return len(self._calls) + len(self.arriving)
+        return self._count
 
     async def arrive(self, started: float, body: Coroutine[Any, Any, _Body]) -> _Body:
         """Return the body of a request that came at ``started``; raise what ended it."""
         task = asyncio.current_task()
         assert task is not None
-        self.arriving[task] = started
-        if not self._ticking:
-            self._tick_later()
+        self._timer.arriving[task] = self, started
+        self._count += 1
+        if not self._timer.ticking:
+            self._timer.start()
         try:
             return await body
         except asyncio.CancelledError:
@@ -109,7 +110,8 @@ class InFlight:
             if error is None:
                 raise
         finally:
-            del self.arriving[task]
+            del self._timer.arriving[task]
+            self._count -= 1
         raise error
 
     async def run(
@@ -148,27 +150,29 @@ class InFlight:
                 self._forget(call)
         return outcomes
 
-    def stop(self) -> None:
-        """End every call that still runs or waits, and every body, with ``Stopping``."""
-        for call in self._calls:
-            self._end(call, Stopping())
-        for task in self.arriving:
+    def stop(self) -> int:
+        """End what still runs, waits or arrives with ``Stopping``; return how many bodies did."""
+        for call, calls in self._timer.calls.items():
+            if calls is self:
+                self._end(call, Stopping())
+        tasks = [task for task, (calls, _) in self._timer.arriving.items() if calls is self]
+        for task in tasks:
             self._end_arrival(task, Stopping())
+        return len(tasks)
 
     def _start(self, payload: bytes, started: float, converter: Converter | None = None) -> Call:
         call = Call(payload, self._loop.create_future(), started, converter)
-        self._calls[call] = None
-        if not self._ticking:
-            self._tick_later()
+        timer = self._timer
+        timer.calls[call] = self
+        self._count += 1
+        if not timer.ticking:
+            timer.start()
         self._submit(call)
         return call
 
-    def _tick_later(self) -> None:
-        self._ticking = True
-        self._timer.add(self)
-
     def _forget(self, call: Call) -> None:
-        del self._calls[call]
+        del self._timer.calls[call]
+        self._count -= 1
         if call.watcher is not None:
             call.watcher.cancel()
         if call.future.cancelled():
@@ -184,19 +188,18 @@ class InFlight:
             self._ended[task] = error
             task.cancel()
 
-    def check(self, now: float) -> bool:
-        """End what takes too long; return whether there is something to check again."""
-        for call in self._calls:
-            age = now - call.started
-            if self._timeout and age >= self._timeout:
-                self._end(call, Expired(self._timeout))
-            elif age >= _WATCH_AFTER and call.receive is not None and call.watcher is None:
-                call.watcher = self._loop.create_task(self._watch(call, call.receive))
-        for task, started in self.arriving.items():
-            if now - started >= self._patience:
-                self._end_arrival(task, late(self._patience))
-        self._ticking = bool(self._calls or self.arriving)
-        return self._ticking
+    def check(self, call: Call, now: float) -> None:
+        """End a call that takes too long, or watch for its client to leave."""
+        age = now - call.started
+        if self._timeout and age >= self._timeout:
+            self._end(call, Expired(self._timeout))
+        elif age >= _WATCH_AFTER and call.receive is not None and call.watcher is None:
+            call.watcher = self._loop.create_task(self._watch(call, call.receive))
+
+    def check_arrival(self, task: asyncio.Task[Any], started: float, now: float) -> None:
+        """End the wait for a body that takes too long."""
+        if now - started >= self._patience:
+            self._end_arrival(task, late(self._patience))
 
     async def _watch(self, call: Call, receive: Receive) -> None:
         await _disconnect(receive)
@@ -235,7 +238,7 @@ class State(enum.Enum):
 Handler = Callable[["Service", Any], Awaitable[Any]]
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Service:
     """A function that is served; it has media types and calls once it is loaded."""
 

@@ -103,10 +103,7 @@ class Services:
         for task in self.loads:
             task.cancel()
         inflight = [each.inflight for each in self.by_name.values() if each.inflight is not None]
-        arriving = sum(len(calls.arriving) for calls in inflight)
-        for calls in inflight:
-            calls.stop()
-        return arriving
+        return sum(calls.stop() for calls in inflight)
 
 
 def _ignore(size: int) -> None:

@@ -201,7 +201,7 @@ def test_the_pages() -> None:
 def test_head_is_answered_wherever_get_is() -> None:
     async def run() -> None:
         async with served(fn_of("greet")) as it:
-            paths = [route.path for route in it.app._routes if route.method == "GET"]
+            paths = [route.path for route in it.app.routes if route.method == "GET"]
             assert {"/", "/metrics", "/docs", "/openapi.json"} <= set(paths)
             for path in paths:
                 got, head = await it.client.get(path), await it.client.head(path)

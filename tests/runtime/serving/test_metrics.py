@@ -49,6 +49,27 @@ def test_what_is_counted_is_shown() -> None:
     assert found["process_cpu_seconds_total", ""] > 0
 
 
+def test_requests_of_several_functions_are_counted_together_and_none_is_lost() -> None:
+    metrics = Metrics(several=True)
+    meter = metrics.meter("record", "predict/emea")
+    metrics.meter("record", "predict/apac")
+    for _ in range(1000):
+        meter.begin()
+        meter.end(200, 0.001)
+    meter.begin()
+    meter.begin()
+    meter.end(422, 0.001)
+    found = samples(metrics)
+    labels = "endpoint=record,function=predict/emea"
+    assert found["mfimage_requests_total", f"{labels},status=200"] == 1000
+    assert found["mfimage_requests_total", f"{labels},status=422"] == 1
+    assert found["mfimage_request_seconds_count", labels] == 1001
+    assert found["mfimage_requests_in_flight", "function=predict/emea"] == 1
+    assert not [name for name in found if "apac" in name[1]]  # never called
+    meter.end(499, 0.001)
+    assert samples(metrics)["mfimage_requests_in_flight", "function=predict/emea"] == 0
+
+
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_each_endpoint_is_counted_apart(endpoint: str) -> None:
     for seconds in (*SECONDS, 61.0):

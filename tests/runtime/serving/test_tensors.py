@@ -7,6 +7,8 @@ import tracemalloc
 from typing import Any
 
 import pytest
+from hypothesis import given as for_all
+from hypothesis import strategies as st
 
 from mfimage.errors import InputError
 from mfimage.runtime.serving.tabular.tables import Table, table_of
@@ -16,7 +18,9 @@ from mfimage.runtime.serving.tabular.tensors import (
     in_binary,
     in_json,
     read_tensors,
+    record_of,
     records_of,
+    result_in_json,
     tensors_of,
 )
 
@@ -277,3 +281,47 @@ def test_description() -> None:
         {"name": "ripe", "datatype": "BOOL", "shape": [-1]},
         {"name": "kind", "datatype": "BYTES", "shape": [-1]},
     ]
+
+
+NAMES = st.sampled_from([*FLOWER["properties"], "other"])
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**65), 2**65), st.integers(-300, 300),
+    st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=3),
+    st.sampled_from(["[1]", {}, [1]]),
+)  # fmt: skip
+TENSORS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "name": NAMES,
+            "shape": st.sampled_from([[1], [1], [1], [True], [1.0], [1, 1], [2], [], None]),
+            "datatype": st.sampled_from([*DATATYPES, "FP128", None, ["FP64"]]),
+            "data": st.one_of(st.lists(VALUES, min_size=1, max_size=1), st.just("x")),
+        },
+        optional={"parameters": st.sampled_from([{}, {"content_type": "json"}])},
+    ),
+    min_size=1, max_size=3,
+)  # fmt: skip
+
+
+@for_all(tensors=TENSORS, schema=st.sampled_from([FLOWER, OPEN, {}]))
+def test_one_record_is_read_as_many_are(tensors: Any, schema: dict[str, Any]) -> None:
+    quick = record_of(tensors, table(schema))
+    assert quick is None or [quick] == read(*tensors, schema=schema)
+
+
+def test_a_record_of_scalars_is_read_at_once() -> None:
+    tensors = [tensor("length", [1], "FP64", [1.5]), tensor("kind", [1], "BYTES", ["a"])]
+    assert record_of(tensors, table(FLOWER)) == {"length": 1.5, "kind": "a"}
+
+
+@for_all(st.dictionaries(NAMES, VALUES, min_size=1), st.sampled_from([FLOWER, OPEN]))
+def test_one_result_is_written_as_many_are(result: Any, schema: dict[str, Any]) -> None:
+    quick = result_in_json(result, table(schema))
+    slow = [{**each, "data": tuple(each["data"])} for each in map(
+        in_json, tensors_of([result], table(schema)))]  # fmt: skip
+    assert quick is None or quick == slow
+
+
+def test_a_result_of_scalars_is_written_at_once() -> None:
+    written = {"name": "length", "shape": [1], "datatype": "FP64", "data": (2,)}
+    assert result_in_json({"length": 2}, table(FLOWER)) == [written]

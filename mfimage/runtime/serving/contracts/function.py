@@ -115,23 +115,29 @@ async def _batch(service: Service, request: HttpRequest) -> Response:
     assert service.media_types is not None
     negotiated = service.media_types.batch.negotiate(request.headers)
     calls = service.admit()
-    payloads = await calls.arrive(request.started, _read_list(service, request, negotiated.reader))
+    body = whole_body(request, service)
+    if body is not None and negotiated.reader is None and len(body) <= _LARGE:
+        payloads = split_list(body)
+    else:
+        reading = _read_list(service, request, negotiated.reader, body)
+        payloads = await calls.arrive(request.started, reading)
     outcomes: Sequence[Outcome] = await calls.run_many(
         payloads, request.receive, request.started, at_once=service.settings.max_batch
     )
     if negotiated.writer is None:
-        body = join_outcomes(outcomes)
+        made = join_outcomes(outcomes)
     else:
         encoding = service.loop.run_in_executor(None, encode_outcomes, negotiated.writer, outcomes)
-        outcomes, body = await encoding
+        outcomes, made = await encoding
     _log_failed_items(service.name, outcomes, request.id)
-    return Response(body, negotiated.headers)
+    return Response(made, negotiated.headers)
 
 
 async def _read_list(
-    service: Service, request: HttpRequest, codec: MediaCodec | None
+    service: Service, request: HttpRequest, codec: MediaCodec | None, body: bytes | None
 ) -> list[bytes]:
-    body = await read_body(request, service)
+    if body is None:
+        body = await read_body(request, service)
     if codec is not None:
         assert codec.many is not None
         body = await service.loop.run_in_executor(None, codec.many.loads, body)

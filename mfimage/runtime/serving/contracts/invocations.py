@@ -124,11 +124,11 @@ def error_response(problem: Problem, request_id: str) -> Response:
     return Response(body, [(b"content-type", MEDIA_TYPE.encode()), *problem.headers], status)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, slots=True)
 class _Invocation(Rows):
     """The records of a request, and the form of its response."""
 
-    form: Literal["record", "list", "predictions", "lines"]
+    form: Literal["record", "list", "predictions", "lines"] = "record"
 
 
 class _Invocations:
@@ -179,7 +179,8 @@ class _Invocations:
 
 def _chosen(services: Services, headers: Mapping[bytes, bytes]) -> Service:
     """Return the function that SageMaker's custom attributes name, else the default."""
-    found = _FUNCTION.search(headers.get(_CUSTOM, b"").decode("latin-1"))
+    given = headers.get(_CUSTOM)
+    found = _FUNCTION.search(given.decode("latin-1")) if given is not None else None
     name = found[1] if found else None
     service = services.by_name.get(name) if name else services.default
     if service is not None:
@@ -205,11 +206,11 @@ def _read_json(table: Table, body: bytes) -> _Invocation:
     if isinstance(value, dict) and (member := _frame(value, table)) is not None:
         found = _without_nan(value[member]) if infinite else value[member]
         records = FRAMES[member](found)
-        return _Invocation(payloads=payloads_of(records, member), path=member, form="predictions")
+        return _Invocation(payloads_of(records, member), member, "predictions")
     whole = table.whole
     if isinstance(value, list) and (whole is None or (not whole.rank and whole.kind != "any")):
-        return _Invocation(payloads=payloads_of(value, "records"), path="records", form="list")
-    return _Invocation(payloads=[body], path="records", form="record")
+        return _Invocation(payloads_of(value, "records"), "records", "list")
+    return _Invocation([body], "records", "record")
 
 
 def _frame(value: Mapping[str, Any], table: Table) -> str | None:
@@ -235,7 +236,7 @@ def _without_nan(value: Any) -> Any:
 
 def _read_lines(body: bytes) -> _Invocation:
     lines = [line for line in body.splitlines() if line.strip()]
-    return _Invocation(payloads=lines, path="lines", form="lines")
+    return _Invocation(lines, "lines", "lines")
 
 
 def _read_table(table: Table, header: bool | None, body: bytes) -> _Invocation:
@@ -244,7 +245,7 @@ def _read_table(table: Table, header: bool | None, body: bytes) -> _Invocation:
     except UnicodeDecodeError as error:
         raise invalid("body", f"not UTF-8: {error}") from None
     records = read_csv(text, table, header=header)
-    return _Invocation(payloads=payloads_of(records, "rows"), form="predictions")
+    return _Invocation(payloads_of(records, "rows"), "rows", "predictions")
 
 
 # Writing
@@ -252,7 +253,7 @@ def _read_table(table: Table, header: bool | None, body: bytes) -> _Invocation:
 
 def _accepted(accept: str, default: str) -> str:
     """Return the media type of the response; of equal weights the default's wins, then JSON."""
-    weights = dict(sorted(media_ranges(accept), key=lambda item: item[1]))
+    weights = dict(sorted(media_ranges(accept), key=lambda item: item[1])) if accept else {}
     if not weights:
         return default
 

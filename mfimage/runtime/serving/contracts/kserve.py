@@ -88,4 +88,4 @@ async def predict(service: Service, request: HttpRequest) -> Response:
 
 def _read(body: bytes) -> Rows:
     path = "instances"
-    return Rows(payloads=payloads_of(instances(load_object(body).get(path)), path), path=path)
+    return Rows(payloads_of(instances(load_object(body).get(path)), path), path)

@@ -38,7 +38,9 @@ from mfimage.runtime.serving.tabular.tensors import (
     in_binary,
     in_json,
     read_tensors,
+    record_of,
     records_of,
+    result_in_json,
     tensors_of,
 )  # fmt: skip
 
@@ -133,13 +135,13 @@ async def _models(names: Sequence[str], services: Services, request: HttpRequest
     return Response(models_body(names))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, slots=True)
 class _Inference(Rows):
     """An inference request."""
 
-    id: str | None
-    outputs: Any  # as requested
-    binary: bool  # whether outputs are binary unless they say otherwise
+    id: str | None = None
+    outputs: dict[str, bool | None] | None = None  # as requested
+    binary: bool = False  # whether outputs are binary unless they say otherwise
 
 
 class _Model:
@@ -191,25 +193,30 @@ class _Model:
         if size is not None and size > len(body):
             raise invalid("inference-header-content-length", f"the body has {len(body)} bytes")
         given = load_object(body if size is None else body[:size])
-        tensors = read_tensors(given.get("inputs"), b"" if size is None else body[size:])
+        inputs = given.get("inputs")
+        record = record_of(inputs, self._inputs) if size is None else None
+        if record:
+            records: list[Any] = [record]
+        else:
+            tensors = read_tensors(inputs, b"" if size is None else body[size:])
+            records = records_of(tensors, self._inputs)
         parameters = given.get("parameters") or {}
         if not isinstance(parameters, dict):
             raise invalid("parameters", "expected an object")
         name = given.get("id")
         if name is not None and not isinstance(name, str):
             raise invalid("id", "expected text")
-        return _Inference(
-            payloads=payloads_of(records_of(tensors, self._inputs), "rows"),
-            id=name,
-            outputs=_outputs(given.get("outputs")),
-            binary=parameters.get("binary_data_output") is True,
-        )
+        payloads, outputs = payloads_of(records, "rows"), _outputs(given.get("outputs"))
+        binary = parameters.get("binary_data_output") is True
+        return _Inference(payloads, "rows", name, outputs, binary)
 
     def _write(self, rows: _Inference, results: Sequence[bytes], request_id: str) -> Response:
-        tensors = {
-            each.name: each
-            for each in tensors_of([*map(json_values.loads, results)], self._outputs)
-        }
+        values = [*map(json_values.loads, results)]
+        if len(values) == 1 and rows.outputs is None and not rows.binary:
+            quick = result_in_json(values[0], self._outputs)
+            if quick is not None:
+                return Response(self._body(rows, quick, request_id))
+        tensors = {each.name: each for each in tensors_of(values, self._outputs)}
         chosen = dict.fromkeys(tensors, rows.binary)
         if rows.outputs is not None:
             unknown = [name for name in rows.outputs if name not in tensors]
@@ -227,12 +234,15 @@ class _Model:
                 blocks.append(data)
             else:
                 outputs.append(in_json(tensors[name]))
-        made = {"model_name": self._name, "id": rows.id or request_id, "outputs": outputs}
-        body = json_values.dumps(made, root="outputs")
+        body = self._body(rows, outputs, request_id)
         if not blocks:
             return Response(body)
         length = (_LENGTH, b"%d" % len(body))
         return Response(b"".join([body, *blocks]), [_BINARY_HEADERS, length])
+
+    def _body(self, rows: _Inference, outputs: Sequence[Any], request_id: str) -> bytes:
+        made = {"model_name": self._name, "id": rows.id or request_id, "outputs": outputs}
+        return json_values.dumps(made, root="outputs")
 
 
 def _json_size(request: HttpRequest) -> int | None:

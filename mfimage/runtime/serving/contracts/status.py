@@ -192,6 +192,7 @@ async def _readyz(services: Services, request: HttpRequest) -> Response | BaseEx
 
 async def _metrics(services: Services, request: HttpRequest) -> Response:
     accept = request.headers.get(b"accept", b"").decode("latin-1")
+    services.metrics.flush()
     # In a thread: it reads files.
     infos = [*descriptions(services.served)]
     render = partial(services.metrics.render, infos, accept)

@@ -15,6 +15,7 @@ from mfimage.errors import Fault, InputError
 from mfimage.function import json as json_values
 from mfimage.runtime.calls.queue import Outcome
 from mfimage.runtime.serving.body import read_body, whole_body
+from mfimage.runtime.serving.content import JSON
 from mfimage.runtime.serving.problems import Problem
 from mfimage.runtime.serving.route import HttpRequest, Response
 from mfimage.runtime.serving.service import Service
@@ -24,11 +25,12 @@ from mfimage.runtime.serving.tabular.tables import invalid
 LARGE = 64 * 1024
 # Of all the places that do not fit; a wrong column has as many as there are rows.
 _FAULTS = 20
+_JSON = JSON.encode()
 _JSON_TYPES = re.compile(r"application/(json|[\w.+-]+\+json|x-www-form-urlencoded)|", re.ASCII)
 _ROOT = re.compile(r"[^.\[]*")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, slots=True)  # by position: keywords take longer
 class Rows:
     """The records of a request, as JSON bytes; ``path`` is where they were in its body."""
 
@@ -41,16 +43,19 @@ _Rows = TypeVar("_Rows", bound=Rows)
 
 def media_type(headers: Mapping[bytes, bytes]) -> str:
     """Return a request's media type without parameters; a 415 if its body is compressed."""
-    encoding = headers.get(b"content-encoding", b"identity")
-    if encoding.lower() != b"identity":
+    encoding = headers.get(b"content-encoding")
+    if encoding is not None and encoding.lower() != b"identity":
         detail = f"expected a body that is not compressed, got {encoding.decode('latin-1')}"
         raise Problem(415, detail, headers=[(b"accept-encoding", b"identity")])
-    return headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+    given = headers.get(b"content-type", b"")
+    if given == _JSON:
+        return JSON
+    return given.decode("latin-1").partition(";")[0].strip().lower()
 
 
 def is_json(media: str) -> bool:
     """Return whether a media type is JSON's, or none was given."""
-    return _JSON_TYPES.fullmatch(media) is not None
+    return media is JSON or _JSON_TYPES.fullmatch(media) is not None
 
 
 def expect_json(headers: Mapping[bytes, bytes]) -> None:
@@ -122,7 +127,10 @@ async def call_rows(
     payloads = rows.payloads
     outcomes: Sequence[Outcome]
     if len(payloads) == 1:
-        outcomes = [await calls.run(payloads[0], request.receive, request.started)]
+        outcome = await calls.run(payloads[0], request.receive, request.started)
+        if isinstance(outcome, bytes):
+            return rows, [outcome]
+        outcomes = [outcome]
     else:
         outcomes = await calls.run_many(
             payloads, request.receive, request.started, at_once=service.settings.max_batch

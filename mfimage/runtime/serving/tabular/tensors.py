@@ -22,6 +22,7 @@ BYTES = "BYTES"
 _MAX_RANK = 32
 _MAX_SIZE = 2**63
 _NUMBER = frozenset({int, float})
+_SCALARS = frozenset({int, float, bool, str})
 _LENGTH = struct.Struct("<I")
 # Of what a tensor's text is: JSON.
 _CONTENT_TYPE = "content_type"
@@ -73,6 +74,8 @@ _OF_KIND: Mapping[Kind, str] = {
     "any": BYTES,
 }
 _INT64 = DATATYPES["INT64"].range
+_ONE = [1]
+_FLOATS = ("FP64", "FP32", "FP16")
 
 
 @dataclass(eq=False, slots=True)  # by position: keywords take longer
@@ -236,6 +239,37 @@ def records_of(tensors: Sequence[Tensor], table: Table) -> list[Any]:
     return by_column(columns, path="inputs")
 
 
+def record_of(given: Any, table: Table) -> dict[str, Any] | None:
+    """Return what ``records_of`` does where each tensor is one scalar, as most are; else None."""
+    if not isinstance(given, list) or table.whole is not None:
+        return None
+    record: dict[str, Any] = {}
+    for each in given:
+        if not isinstance(each, dict) or each.get("parameters"):
+            return None
+        name, shape, data = each.get("name"), each.get("shape"), each.get("data")
+        if not (
+            isinstance(name, str)
+            and shape == _ONE
+            and type(shape[0]) is int
+            and isinstance(data, list)
+            and len(data) == 1
+            and _is_scalar(data[0], each.get("datatype"), table.columns.get(name))
+        ):
+            return None
+        record[name] = data[0]
+    return record if len(record) == len(given) else None
+
+
+def _is_scalar(element: Any, datatype: Any, column: Column | None) -> bool:
+    if datatype in _FLOATS:
+        return type(element) in _NUMBER
+    if not isinstance(datatype, str) or datatype not in DATATYPES:
+        return False
+    is_json = datatype == BYTES and column is not None and column.kind == "json"
+    return not is_json and DATATYPES[datatype].accepts(element)
+
+
 def _limit_rows(tensors: Sequence[Tensor]) -> None:
     """Refuse rows without elements, of which a few bytes can claim any number."""
     for index, each in enumerate(tensors):
@@ -325,6 +359,22 @@ def _datatype(elements: Sequence[Any], kind: Kind) -> str | None:
     ):
         return None
     return "FP64"
+
+
+def result_in_json(result: Any, table: Table) -> list[dict[str, Any]] | None:
+    """Return the tensors of one result as JSON values if its members are scalars; else None."""
+    if type(result) is not dict:
+        return None
+    found = []
+    for name, value in result.items():
+        column = table.columns.get(name)
+        datatype = None
+        if type(value) in _SCALARS:
+            datatype = _datatype((value,), column.kind if column is not None else "any")
+        if datatype is None:
+            return None
+        found.append({"name": name, "shape": _ONE, "datatype": datatype, "data": (value,)})
+    return found
 
 
 def describe(table: Table) -> list[dict[str, Any]]:
