@@ -59,12 +59,7 @@ class FunctionServer:
     """A server of one function, in the background; ``JsonFunction.serve`` starts it.
 
     It ends with ``stop()``, at the end of a ``with`` block, when this object is no longer used, or
-    when this process ends, however that ends.
-
-    Attributes
-    ----------
-    url : str
-        Where it is, as ``http://127.0.0.1:8000``.
+    when this process ends, however that ends. In a notebook it shows the function's page.
     """
 
     def __init__(
@@ -186,9 +181,7 @@ def _environment(settings: Mapping[str, Any]) -> dict[str, str]:
         variable = variables[field]
         text = str(int(value) if isinstance(value, bool) else value)
         variable.read(text, field)
-        for name in variable.above:  # of a platform that the notebook runs on
-            environment.pop(name, None)
-        environment[variable.name] = text
+        variable.put(text, environment)  # the notebook may run on a platform that sets its own
     return environment
 
 

@@ -84,6 +84,13 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("caches")
 
 
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder of this run, for all its processes."""
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared-cache"
+
+
 @pytest.fixture(autouse=True)
 def cache(caches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache folder, empty for each test."""

@@ -17,6 +17,7 @@ import pytest
 
 from mfimage.errors import BackendError, OptionError
 from mfimage.load import JsonFunction, _opened
+from mfimage.runtime.worker import lifeline
 from mfimage.serve import FunctionServer
 from tests.support.packages import make_package
 
@@ -191,6 +192,21 @@ def test_nothing_is_left_when_the_kernel_ends(
     for port in ports:
         until_closed(port, 2)
     until_empty(temporary)
+
+
+def test_a_process_that_does_not_end_by_itself_is_killed() -> None:
+    """As one whose model computes in C and lets no signal through."""
+    code = (
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    )
+    reader, writer = os.pipe()
+    command = [sys.executable, "-I", lifeline.__file__, str(reader), sys.executable, "-c", code]
+    with subprocess.Popen(command, pass_fds=[reader], stdout=subprocess.PIPE) as process:
+        os.close(reader)
+        assert process.stdout
+        process.stdout.readline()
+        os.close(writer)
+        assert process.wait(10) == -signal.SIGKILL
 
 
 def test_a_server_that_is_no_longer_used_ends(fn: JsonFunction) -> None:

@@ -83,11 +83,11 @@ class Server:
 
 
 @pytest.fixture(autouse=True)
-def cache(caches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """One cache for all of them, as users have: the same layers are made and compressed once."""
-    monkeypatch.setenv("MFIMAGE_CACHE", str(caches / "e2e"))
+    monkeypatch.setenv("MFIMAGE_CACHE", str(shared_cache))
     monkeypatch.delenv("MFIMAGE_FUNCTIONS_ROOT", raising=False)
-    return caches / "e2e"
+    return shared_cache
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +102,18 @@ def iris(tmp_path_factory: pytest.TempPathFactory) -> Project:
     assert done.returncode == 0, done.stderr
     run = (folder / ".metaflow" / "IrisFlow" / "latest_run").read_text().strip()
     return Project(folder=folder, task=f"IrisFlow/{run}/train")
+
+
+@pytest.fixture(scope="session")
+def predict(iris: Project) -> str:
+    """The reference of examples/iris's ``predict``."""
+    return iris.bind("predict.py:predict")
+
+
+@pytest.fixture(scope="session")
+def slow(iris: Project) -> str:
+    """The reference of ``SLOW``."""
+    return iris.bind("slow.py:slow")
 
 
 @pytest.fixture(scope="session")

@@ -90,24 +90,34 @@ def test_sigterm_finishes_what_is_under_way_and_exits_0(iris, base_image, images
         assert container.attrs["State"]["ExitCode"] == 0
 
 
+# Needs no package, so that its image is made quickly.
+MANY = """
+from metaflow import json_function
+
+@json_function(batch=True)
+def mean(records: list[dict]) -> list[float]:
+    return [sum(record.values()) / len(record) for record in records]
+"""
+
+
 def test_batch_function_is_served_one_record_a_request(iris, base_image, images):
     name = "mfimage-test-many:1"
-    iris.mfimage("build", "predict.py:predict_many", "--task", iris.task, "-t", name)
+    (iris.folder / "many.py").write_text(MANY)
+    iris.mfimage("build", "many.py:mean", "--task", iris.task, "-t", name)
     images.append(name)
     with serving(name) as server:
-        assert server.post("/predict_many", SETOSA) == (200, ANSWER)
-        status, items = server.post("/predict_many/batch", [SETOSA, {}, SETOSA])
+        assert server.post("/mean", {"a": 1, "b": 2}) == (200, 1.5)
+        status, items = server.post("/mean/batch", [{"a": 1}, {}, {"a": 2}])
         assert status == 200
-        assert [item.get("result") for item in items] == [ANSWER, None, ANSWER]
+        assert [item.get("result") for item in items] == [1, None, 2]
 
 
-def test_rendered_folder_builds_the_same_layers(iris, images, tmp_path):
-    reference = iris.bind("predict.py:predict")
+def test_rendered_folder_builds_the_same_layers(iris, slow, images, tmp_path):
     name = "mfimage-test-docker:1"
-    iris.mfimage("build", reference, "--builder", "docker", "-t", name)
+    iris.mfimage("build", slow, "--builder", "docker", "-t", name)
     images.append(name)
     out = tmp_path / "out"
-    assert iris.mfimage("render", reference, "-o", str(out)).stdout == f"{out}\n"
+    assert iris.mfimage("render", slow, "-o", str(out)).stdout == f"{out}\n"
     tag = "mfimage-test-rendered:1"
     images.append(tag)
     DockerCommand.find().build(out, tags=[tag], secrets=_ca_secret())
@@ -119,13 +129,12 @@ def test_rendered_folder_builds_the_same_layers(iris, images, tmp_path):
     assert layer_names(tag, -1).keys() == layer_names(name, -1).keys()
 
 
-def test_call_and_serve_on_this_machine(iris):
-    reference = iris.bind("predict.py:predict")
+def test_call_and_serve_on_this_machine(iris, predict):
     lines = f"{json.dumps(SETOSA)}\n{json.dumps(SETOSA)}\n"
-    called = iris.mfimage("call", reference, stdin=lines)
+    called = iris.mfimage("call", predict, stdin=lines)
     assert [json.loads(line) for line in called.stdout.splitlines()] == [ANSWER, ANSWER]
     port = str(free_port())
-    command = [str(Path(sys.executable).with_name("mfimage")), "serve", reference, "--port", port]
+    command = [str(Path(sys.executable).with_name("mfimage")), "serve", predict, "--port", port]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         curl = ["curl", "-sS", "--retry", "50", "--retry-delay", "0", "--retry-connrefused"]
@@ -138,12 +147,11 @@ def test_call_and_serve_on_this_machine(iris):
         assert server.wait(timeout=20) == 0
 
 
-def test_push_prints_a_digest_that_can_be_pulled(iris, image, images, tmp_path):
-    reference = iris.bind("predict.py:predict")
+def test_push_prints_a_digest_that_can_be_pulled(iris, predict, image, images, tmp_path):
     with registry("plain", directory=tmp_path) as running, Engine.connect() as engine:
         tag = f"{running.address}/team/iris:1"
         images.append(tag)
-        pushed = iris.mfimage("build", reference, "-t", tag, "--push").stdout.strip()
+        pushed = iris.mfimage("build", predict, "-t", tag, "--push").stdout.strip()
         name, _, digest = pushed.partition("@")
         assert name == f"{running.address}/team/iris"
         assert digest.startswith("sha256:")
@@ -152,10 +160,9 @@ def test_push_prints_a_digest_that_can_be_pulled(iris, image, images, tmp_path):
         assert engine.pull(pushed).labels["io.mfimage.function.name"] == "predict"
 
 
-def test_inspect_tells_of_reference_and_image(iris, image):
+def test_inspect_tells_of_reference_and_image(iris, image, predict):
     of_image = json.loads(iris.mfimage("inspect", image, "--json").stdout)
-    reference = iris.bind("predict.py:predict")
-    of_reference = json.loads(iris.mfimage("inspect", reference, "--json").stdout)
+    of_reference = json.loads(iris.mfimage("inspect", predict, "--json").stdout)
     assert of_image["function.digest"] == of_reference["digest"]
     assert of_image["task"] == of_reference["task"]
 
@@ -174,12 +181,11 @@ def test_inspect_tells_of_reference_and_image(iris, image):
         (["inspect", "no-such-image:1"], {}, "no image 'no-such-image:1'"),
     ],
 )
-def test_wrong_input_is_told_in_two_lines(iris, base_image, arguments, env, message):
-    reference = iris.bind("predict.py:predict")
+def test_wrong_input_is_told_in_two_lines(iris, predict, base_image, arguments, env, message):
     start_step = iris.task.replace("/train", "/start")
     start = time.monotonic()
     done = iris.mfimage(
-        *(a.format(reference=reference, start=start_step) for a in arguments), check=False, env=env
+        *(a.format(reference=predict, start=start_step) for a in arguments), check=False, env=env
     )
     assert time.monotonic() - start < 10
     assert done.returncode == 1
@@ -189,7 +195,9 @@ def test_wrong_input_is_told_in_two_lines(iris, base_image, arguments, env, mess
     assert message in done.stderr
 
 
-def test_base_of_another_python_is_refused_before_the_build(iris, base_image, images, tmp_path):
+def test_base_of_another_python_is_refused_before_the_build(
+    iris, predict, base_image, images, tmp_path
+):
     lines = (
         f"FROM {base_image}",
         "ENV PATH=/other:$PATH",
@@ -199,10 +207,9 @@ def test_base_of_another_python_is_refused_before_the_build(iris, base_image, im
     (tmp_path / "Dockerfile").write_text("\n".join((*lines, "")))
     DockerCommand.find().build(tmp_path, tags=["mfimage-test-other:1"])
     images.append("mfimage-test-other:1")
-    reference = iris.bind("predict.py:predict")
     # Only a container shows the version: nothing in the layers names it.
     options = ["--builder", "docker", "--base-image", "mfimage-test-other:1"]
-    done = iris.mfimage("build", reference, *options, check=False)
+    done = iris.mfimage("build", predict, *options, check=False)
     assert done.returncode == 1
     assert "has Python 3.8" in done.stderr
 

@@ -44,11 +44,10 @@ def no_docker(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("builder", ["oci", "auto"])
-def test_pushed_without_docker_it_answers(iris, running, base, no_docker, images, builder):
-    reference = iris.bind("predict.py:predict")
+def test_pushed_without_docker_it_answers(iris, predict, running, base, no_docker, images, builder):
     tag = f"{running.address}/team/{builder}:1"
     built = iris.mfimage(
-        "build", reference, "--builder", builder, "--base-image", base, "-t", tag, "--push",
+        "build", predict, "--builder", builder, "--base-image", base, "-t", tag, "--push",
         env=no_docker,
     )  # fmt: skip
     (pinned,) = built.stdout.splitlines()
@@ -62,10 +61,9 @@ def test_pushed_without_docker_it_answers(iris, running, base, no_docker, images
         assert server.ask("GET", "/healthz")[0] == 200
 
 
-def test_as_typed_base_and_image_are_the_engines(iris, base_image, images):
-    reference = iris.bind("predict.py:predict")
+def test_as_typed_base_and_image_are_the_engines(iris, predict, base_image, images):
     name = "mfimage-test-typed:1"
-    built = iris.mfimage("build", reference, "-t", name)
+    built = iris.mfimage("build", predict, "-t", name)
     assert built.stdout == f"{name}\n"
     assert f"base: {base_image}, from the Docker engine, image sha256:" in built.stderr
     images.append(name)
@@ -75,14 +73,15 @@ def test_as_typed_base_and_image_are_the_engines(iris, base_image, images):
     base = json.loads(subprocess.check_output(["docker", "image", "inspect", base_image]))[0]
     assert found["RootFS"]["Layers"][: len(base["RootFS"]["Layers"])] == base["RootFS"]["Layers"]
     assert found["Config"]["Labels"]["io.mfimage.base.id"] == base["Id"]
-    again = iris.mfimage("build", reference, "-t", "mfimage-test-typed:2", "--json")
+    again = iris.mfimage("build", predict, "-t", "mfimage-test-typed:2", "--json")
     assert json.loads(again.stdout)["id"] == found["Id"]
     images.append("mfimage-test-typed:2")
 
 
-def test_an_unchanged_function_is_found_and_not_built(iris, running, base, no_docker, tmp_path):
-    reference = iris.bind("slow.py:slow")
-    command = ["build", reference, "--builder", "oci", "--base-image", base, "--push", "-t"]
+def test_an_unchanged_function_is_found_and_not_built(
+    iris, slow, running, base, no_docker, tmp_path
+):
+    command = ["build", slow, "--builder", "oci", "--base-image", base, "--push", "-t"]
     first = iris.mfimage(*command, f"{running.address}/team/again:1", env=no_docker)
     elsewhere = {**no_docker, "MFIMAGE_CACHE": str(tmp_path)}
     second = iris.mfimage(*command, f"{running.address}/team/again:2", env=elsewhere)
@@ -94,33 +93,31 @@ def test_an_unchanged_function_is_found_and_not_built(iris, running, base, no_do
     assert "nothing is built" not in forced.stderr
 
 
-def test_written_pushed_and_loaded(iris, running, base, no_docker, images, tmp_path):
-    reference = iris.bind("predict.py:predict")
+def test_written_pushed_and_loaded(iris, slow, running, base, no_docker, images, tmp_path):
     options = ["--builder", "oci", "--base-image", base, "-t", "mfimage-test-oci:1"]
     archive = f"docker-archive:{tmp_path / 'image.tar'}"
-    built = iris.mfimage("build", reference, *options, "--output", archive, env=no_docker)
+    built = iris.mfimage("build", slow, *options, "--output", archive, env=no_docker)
     assert built.stdout == f"{archive}\n"
     name = f"{running.address}/team/archive"
     pushed = iris.mfimage("push", archive, f"{name}:1", f"{name}:2", env=no_docker)
     assert pushed.stdout.startswith(f"{name}@sha256:")
     assert len(pushed.stdout.splitlines()) == 1
-    loaded = iris.mfimage("build", reference, *options, "--output", "docker")
+    loaded = iris.mfimage("build", slow, *options, "--output", "docker")
     assert loaded.stdout == "mfimage-test-oci:1\n"
     images.append("mfimage-test-oci:1")
     with serving("mfimage-test-oci:1") as server:
-        assert server.post("/predict", SETOSA) == (200, ANSWER)
+        assert server.post("/slow", {"a": 1}) == (200, {"a": 1})
 
 
-def test_both_platforms_in_one_call(iris, running, base_image, no_docker, tmp_path):
+def test_both_platforms_in_one_call(iris, slow, running, base_image, no_docker, tmp_path):
     from tests.image.oci.bases import layout
 
     both = ("linux/amd64", "linux/arm64")
     version = f"PYTHON_VERSION={base_image.partition(':')[2].partition('-')[0]}.1"
     base = layout(tmp_path / "base", env=("PATH=/usr/local/bin:/usr/bin", version), platforms=both)
-    reference = iris.bind("slow.py:slow")
     tag = f"{running.address}/team/both:1"
     built = iris.mfimage(
-        "build", reference, "--builder", "oci", "--base-image", str(base), "-t", tag, "--push",
+        "build", slow, "--builder", "oci", "--base-image", str(base), "-t", tag, "--push",
         "--platform", ",".join(both), "--json", env=no_docker,
     )  # fmt: skip
     found = json.loads(built.stdout)
@@ -131,15 +128,14 @@ def test_both_platforms_in_one_call(iris, running, base_image, no_docker, tmp_pa
     assert found["image"].startswith(f"{running.address}/team/both@sha256:")
 
 
-def test_what_cannot_be_done_is_told_at_once(iris: Project, base, no_docker):
-    reference = iris.bind("predict.py:predict")
+def test_what_cannot_be_done_is_told_at_once(iris: Project, predict, base, no_docker):
     for options, message in (
         ([], "the image has nowhere to go"),
         (["--builder", "docker"], "no `docker` command on PATH"),
         (["--base-image", base, "--apt", "libgomp1", "--output", "oci:out"], "libgomp1"),
         (["--base-image", base, "--apt", "libgomp1"], "no `docker` command on PATH"),
     ):
-        done = iris.mfimage("build", reference, *options, check=False, env=no_docker)
+        done = iris.mfimage("build", predict, *options, check=False, env=no_docker)
         assert (done.returncode, done.stdout) == (1, "")
         assert message in done.stderr
         assert "hint: " in done.stderr

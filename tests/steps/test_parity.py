@@ -87,7 +87,7 @@ ROWS = {
         assert current.pathspec == f"F/{current.run_id}/work/{current.task_id}"
         assert self.foreach_stack()[0][2] == self.input
         """,
-        attempts={"a": 1, "b": 1},
+        attempts={"a": 1},
     ),
     "succeeds when tried again": Row(
         decorators="@retry(times=1, minutes_between_retries=0)",

@@ -55,12 +55,14 @@ def docker(*words: str, check: bool = True, timeout: float = 120) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def until(found: Callable[[], Any], seconds: float = 120, what: str = "it") -> Any:
+def until(
+    found: Callable[[], Any], seconds: float = 120, what: str = "it", every: float = 0.2
+) -> Any:
     """Wait for something to be true, and return it."""
     limit = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < limit, f"{what} is not there after {seconds} s"
-        time.sleep(0.2)
+        time.sleep(every)
     return value
 
 
@@ -113,8 +115,11 @@ class RayCluster:
             "head", start_command(self._head, head=True, cpus="1", address=self._address)
         )
         command = start_command(self._worker, head=False, cpus="1", address=self._address)
-        # The init container's, which KubeRay gives each worker.
+        # The init container's, which KubeRay gives each worker. Each try imports Ray, so the first
+        # one waits for the port.
+        port = f"/dev/tcp/{self._address.replace(':', '/')}"
         ready = (
+            f"until (: <{port}) 2>/dev/null; do sleep 0.5; done; "
             f"until ray health-check --address {self._address} >/dev/null 2>&1; do sleep 1; done"
         )
         started = [self._run(f"worker{n}", f"{ready}; {command}") for n in range(workers)]
@@ -128,6 +133,7 @@ class RayCluster:
         until(
             lambda: docker("exec", container, "bash", "-c", probe, check=False),
             what=f"{container}: {probe}",
+            every=1,
         )
 
     def submit(self, entrypoint: str) -> str:

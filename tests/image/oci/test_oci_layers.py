@@ -202,7 +202,7 @@ def test_an_artifact_streams(tmp_path):
     hasher, path = hashlib.sha256(), folder / "large"
     with path.open("wb") as file:
         block = os.urandom(1 << 20)
-        for _ in range(600):
+        for _ in range(200):
             file.write(block)
             hasher.update(block)
     path.rename(folder / hasher.hexdigest())
@@ -221,7 +221,7 @@ from tests.image.sample import make_sample
 folder = Path({str(tmp_path)!r})
 sample = make_sample(folder / "blobs")
 spec = sample.spec()
-ref = ArtifactRef(digest="sha256:{hasher.hexdigest()}", size=600 << 20,
+ref = ArtifactRef(digest="sha256:{hasher.hexdigest()}", size=200 << 20,
                   encoding="gzip+pickle-v4", type="builtins.bytes")
 spec = dataclasses.replace(spec, artifacts={{"large": ref}})
 with oci_builder() as builder:
@@ -238,5 +238,5 @@ print(int(peak) // 1024)
         cwd=Path(__file__).parents[3],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 200
-    assert (tmp_path / "out.tar").stat().st_size > 600 << 20
+    assert int(done.stdout) < 150
+    assert (tmp_path / "out.tar").stat().st_size > 200 << 20

@@ -49,6 +49,16 @@ def notes(tmp_path: Path) -> Path:
     return tmp_path / "notes"
 
 
+PROGRAM = ("-m", "mfimage.runtime")
+# Says after a second, not after ten, what it waits for.
+IMPATIENT = """
+import runpy
+import mfimage.runtime.ray.batch as batch
+batch._REPORT_SECONDS = 1
+runpy.run_module("mfimage.runtime", run_name="__main__", alter_sys=True)
+"""
+
+
 class Jobs:
     """Jobs on the cluster, from ``in.jsonl`` to ``out``."""
 
@@ -57,8 +67,10 @@ class Jobs:
         self._address = address
         self._function = function
 
-    def start(self, *options: str, address: str | None = None) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "mfimage.runtime", "batch"]
+    def start(
+        self, *options: str, address: str | None = None, program: tuple[str, ...] = PROGRAM
+    ) -> subprocess.Popen[str]:
+        command = [sys.executable, *program, "batch"]
         command += ["--folder", str(self._function), "--address", address or self._address]
         command += ["--input", str(self.input), "--output", str(self.output), *options]
         pipe = subprocess.PIPE
@@ -185,7 +197,7 @@ def test_a_cluster_without_room(jobs: Jobs) -> None:
 
 def test_a_cluster_that_grows_sees_the_demand(jobs: Jobs, running: Any) -> None:
     jobs.input.write_text("1\n")
-    with jobs.start("--num-gpus", "1") as process:
+    with jobs.start("--num-gpus", "1", program=("-c", IMPATIENT)) as process:
         assert process.stderr
         waiting = next(line for line in process.stderr if line.startswith("waiting"))
         assert waiting == "waiting for 1 x 1 CPU and 1 GPU; the cluster has 2 CPU and 0 GPU\n"
