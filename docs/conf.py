@@ -108,7 +108,8 @@ def link_files(app: Sphinx, name: str, source: list[str]) -> None:
 def prose(text: str) -> str:
     """Return the text of a help as Markdown, with flags and empty values as code."""
     escaped = html.escape(inspect.cleandoc(text), quote=False)
-    return re.sub(r"(?<![\w-])--[a-z][a-z-]*|''", r"`\g<0>`", escaped)
+    found = r"`[^`]*`|(?<![\w-])--[a-z][a-z-]*|''"
+    return re.sub(found, lambda match: f"`{match[0].strip('`')}`", escaped)
 
 
 def commands(name: str, command: click.Command) -> Iterator[str]:
