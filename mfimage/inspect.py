@@ -112,11 +112,13 @@ def _image_name(what: str) -> str:
 
 def _side(name: str, platform: str | None, known: ImageFiles | None, say: Say) -> Side:
     from mfimage.image.find.files import read_files
-    from mfimage.image.find.places import find_image
+    from mfimage.image.find.places import ENGINE, find_image
     from mfimage.views.difference import Side
     from mfimage.views.treemap import is_needed
 
     image = find_image(name, platform=platform)
+    if image.place is ENGINE:
+        say(f"exporting {name} from the Docker engine")
     with image.open() as stored:
         layers = known.layers if known else ()
         files = read_files(stored, keep=is_needed, known=layers, say=say)
@@ -217,7 +219,7 @@ def _image(name: str, platform: str | None) -> dict[str, Any]:
         for name, item in known.items()
         if name.startswith(FUNCTION_REF)
     }
-    found = {
+    place = {
         "image": info.id or image.digest or name,
         "from": image.place.name,
         "tags": list(info.repo_tags),
@@ -229,7 +231,10 @@ def _image(name: str, platform: str | None) -> dict[str, Any]:
         "platform": info.platform,
         "created": info.created,
         "user": info.user or "root",
-        **own,
+    }
+    found = {
+        **place,
+        **{name: value for name, value in own.items() if name not in place},
         "functions": functions,
         "lineage": {name: known[name].text for name in LINEAGE if name in known},
         "sbom": _summary(sbom),

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mfimage.errors import shorten
 from mfimage.sizes import format_size
+from mfimage.terminal import visible
+from mfimage.views.commands import FILES, how_to_run, quoted, sample
 
 _NAMED = 20  # of many functions
 _OURS = "mfimage "  # how the history's lines of the oci builder start
-_FILES = ("oci:", "oci-archive:", "docker-archive:")
 _TIMELESS = "1980-01-01"  # images that do not depend on when they were built
 _LONGEST = 100
 _KINDS = ("function", "functions", "step")
-_DEPTH = 5  # of a record that is made from a schema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,17 @@ class About:
         yield from self.commands
 
 
+def columns(pairs: Iterable[tuple[str, Any]]) -> str:
+    """Return a line for each name and its value."""
+    rows = list(pairs)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(visible(f"{name:<{width}}  {_text(value)}") for name, value in rows)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def about(found: Mapping[str, Any], what: str) -> About:
     """Choose what is shown first; ``what`` is the name that was looked up."""
     if "reference" in found:
@@ -52,7 +63,7 @@ def about(found: Mapping[str, Any], what: str) -> About:
 
 def _package(found: Mapping[str, Any]) -> About:
     reference = str(found["reference"])
-    call = f"echo {_quoted(sample(found['input']))} | mfimage call {shlex.quote(reference)}"
+    call = f"echo {quoted(sample(found['input']))} | mfimage call {shlex.quote(reference)}"
     name = found["name"].partition("/")[0].lower()
     commands = (
         ("call", call),
@@ -91,7 +102,7 @@ def _image(found: Mapping[str, Any], what: str) -> About:
     )
     target = found.get("target", "")
     tag = next(iter((*found.get("tags", ()), *found.get("digests", ()))), what)
-    name = what if what.startswith(_FILES) else tag
+    name = what if what.startswith(FILES) else tag
     created = found.get("created") or ""
     sbom = found.get("sbom") or {}
     where = {"engine": "the Docker engine", "registry": "a registry"}.get(found["from"], "")
@@ -117,7 +128,7 @@ def _image(found: Mapping[str, Any], what: str) -> About:
     items = functions or _mapping(found.get("artifacts"))
     chosen = [(each, str(text)) for each, text in sorted(items.items())[:_NAMED]]
     return About(
-        facts=tuple((key, value) for key, value in facts if key and value),
+        facts=tuple((key, _text(value)) for key, value in facts if key and value),
         listed="functions" if functions else "artifacts",
         items=tuple(chosen),
         more=len(items) - len(chosen),
@@ -150,63 +161,11 @@ def _layers(layers: list[Mapping[str, Any]]) -> Iterator[tuple[str, int]]:
 
 def _commands(
     found: Mapping[str, Any], name: str, *, kind: str, functions: list[str]
-) -> Iterator[tuple[str, str]]:
-    run = name
-    if name.startswith(_FILES):
-        run = f"{found.get(f'{kind}.name') or 'image'}:1".lower()
-        run = f"registry.example.com/{run.rpartition('/')[2]}"
-        yield "push", f"mfimage push {shlex.quote(name)} {run}"
-    run = shlex.quote(run)
-    if found.get("target") == "fastapi":
-        function = next(iter(functions), found.get("function.name", ""))
-        record = _quoted(sample(found.get("schema.input", {})))
-        yield "run", f"docker run --rm -p 8000:8000 {run}"
-        yield "call", f"curl -s localhost:8000/{function} -d {record}"
-    elif found.get("target") == "ray":
-        folders = "--input /data/records.jsonl --output /data/results"
-        user = '--user "$(id -u)" -v "$PWD/data:/data"'
-        yield "run", f"docker run --rm {user} {run} batch {folders}"
-    elif found.get("target") == "step":
-        yield "run", f"python flow.py run --with docker:image={run}"
-    else:
-        yield "run", f"docker run --rm -it {run}"
-
-
-def _quoted(record: Any) -> str:
-    return shlex.quote(json.dumps(record, ensure_ascii=False))
-
-
-_SAMPLES: Mapping[str, Any] = {
-    "integer": 0, "number": 0.0, "string": "", "boolean": False, "array": [], "object": {},
-    "null": None,
-}  # fmt: skip
-
-
-def sample(schema: Any) -> Any:
-    """Return a value as a schema describes it, to be edited: the required members, all empty."""
-    try:
-        return _sample(schema, schema.get("$defs") or {}, _DEPTH)
-    except (AttributeError, LookupError, TypeError):  # a label can be anything
-        return {}
-
-
-def _sample(schema: Any, defs: Mapping[str, Any], depth: int) -> Any:
-    if not isinstance(schema, Mapping) or not depth:
-        return {}
-    given = [schema[key] for key in ("const", "default") if key in schema]
-    given += [next(iter(schema.get(key) or ()), ...) for key in ("examples", "enum")]
-    for value in given:
-        if value is not ...:
-            return value
-    inner = [defs.get(str(schema["$ref"]).rpartition("/")[2])] if "$ref" in schema else []
-    for key in ("anyOf", "oneOf", "allOf"):
-        inner += schema.get(key) or []
-    if inner:
-        return _sample(inner[0], defs, depth - 1)
-    if members := schema.get("properties"):
-        names = schema.get("required") or members
-        return {name: _sample(members.get(name), defs, depth - 1) for name in names}
-    if "items" in schema:
-        return [_sample(schema["items"], defs, depth - 1)]
-    kind = schema.get("type", "object")
-    return _SAMPLES.get(kind if isinstance(kind, str) else kind[0], {})
+) -> Iterable[tuple[str, str]]:
+    return how_to_run(
+        name,
+        target=_text(found.get("target", "")),
+        title=_text(found.get(f"{kind}.name", "")),
+        function=next(iter(functions), _text(found.get("function.name", ""))),
+        record=sample(found.get("schema.input", {})),
+    )

@@ -12,7 +12,7 @@ from mfimage.image.find.files import ImageFiles
 from mfimage.image.find.places import FoundImage
 from mfimage.views.function import FunctionView, as_json
 from mfimage.views.html import document
-from mfimage.views.image import how_to_run, image_stage, views_of
+from mfimage.views.image import commands_of, image_stage, views_of
 from mfimage.views.lineage import lineage_of_function
 
 # Of a card; more distributions are folded, more examples are not shown.
@@ -39,7 +39,7 @@ def _page(functions: Sequence[FunctionView], image: FoundImage | None, title: st
         image=image,
         functions=[(each, lineage_of_function(each, stage)) for each in functions],
         lineage=lineage_of_function,
-        commands=how_to_run(image, functions) if image else (),
+        commands=commands_of(image, functions) if image else (),
         largest=max((layer.size for layer in image.layers), default=0) if image else 0,
         as_json=as_json,
         most_distributions=MOST_DISTRIBUTIONS,

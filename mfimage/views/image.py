@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,20 +10,21 @@ from typing import Any
 from mfimage.errors import PackageError
 from mfimage.image.find.contents import Contents, components, contents_of, parse_sbom
 from mfimage.image.find.files import ImageFiles
-from mfimage.image.find.places import ENGINE, REGISTRY, FoundImage
+from mfimage.image.find.places import FoundImage
 from mfimage.image.plan.labels import TARGET
-from mfimage.image.registry.location import OCI
 from mfimage.package.spec import FunctionSpec, parse_any
 from mfimage.runtime.layout import FUNCTION, FUNCTION_JSON, LOCK
 from mfimage.sizes import format_size
+from mfimage.views.commands import how_to_run, sample
 from mfimage.views.function import FunctionView, view_of_spec
 from mfimage.views.html import document
 from mfimage.views.lineage import Stage, lineage_of_function, lineage_of_task
-from mfimage.views.treemap import KINDS, Node, installed, kind_of, tree
+from mfimage.views.treemap import KINDS, Node, installed, tree
 
 # Drawn one by one; an image of 500 functions has a table of them.
 _MOST_DRAWN = 6
 _MOST_GROUPS = 12  # of a layer, in the table that stands beside the treemap
+_PURPOSES = {"push": "Push it to a registry", "run": "Run it", "call": "Call it"}
 _BASE_NAME = "org.opencontainers.image.base.name"
 
 
@@ -36,7 +35,6 @@ class Layer:
     number: int
     kind: str
     instruction: str
-    digest: str
     stored: int
     size: int
     groups: tuple[Node, ...] = ()  # the largest distributions or folders
@@ -59,7 +57,7 @@ def image_page(image: FoundImage, files: ImageFiles, sbom: bytes | None) -> str:
     info = image.info
     functions = views_of(files)
     described = parse_sbom(sbom) if sbom else {}
-    root = tree(image.name, files, _blob_names(described))
+    root = tree(image.name, files, _blob_names(described), ours=image.has_labels)
     layers = tuple(_layers(image, files, root))
     title = ", ".join(each.name for each in functions[:_MOST_DRAWN]) or image.name
     return document(
@@ -71,9 +69,9 @@ def image_page(image: FoundImage, files: ImageFiles, sbom: bytes | None) -> str:
         facts=_facts(image, root.size),
         drawings=drawings(image, functions, contents_of(info, sbom)),
         functions=functions,
-        commands=how_to_run(image, functions),
+        commands=commands_of(image, functions),
         tree=root.to_json(),
-        kinds=[kind for kind in KINDS if any(layer.kind == kind for layer in layers)],
+        kinds=[kind for kind in KINDS if image.has_labels and any(e.kind == kind for e in layers)],
         layers=layers,
         largest=max((layer.size for layer in layers), default=0),
         packages=tuple(_packages(described, files, _reasons(files, described, info.labels))),
@@ -136,6 +134,8 @@ def drawings(
 ) -> list[tuple[str, tuple[Stage, ...]]]:
     """Return the lineages that are drawn, each with the name of what it is of."""
     own = image_stage(image)
+    if not image.has_labels:
+        return []  # nothing is known but the image
     if functions:
         drawn = functions[:_MOST_DRAWN]
         return [(each.name, lineage_of_function(each, own)) for each in drawn]
@@ -143,32 +143,21 @@ def drawings(
     return [(image.name, (*lineage_of_task({k: v.text for k, v in known.items()}), own))]
 
 
-def how_to_run(image: FoundImage, functions: Sequence[FunctionView]) -> Sequence[tuple[str, str]]:
-    """Return what to type, each with what it does."""
-    name, target = image.name, image.info.labels.get(TARGET, "")
-    found = []
-    if image.place not in (ENGINE, REGISTRY):
-        kind, _, path = name.partition(":")
-        name = "registry.example.com/team/name:tag"
-        pushed = shlex.join(["mfimage", "push", image.name, name])
-        found.append(("Push it to a registry", pushed))
-        if kind != OCI:
-            found.append(("Or load it into the engine", shlex.join(["docker", "load", "-i", path])))
-    run = ["docker", "run", "--rm"]
-    if target == "fastapi":
-        found.append(("Serve it", shlex.join([*run, "-p", "8000:8000", name])))
-        for function in functions[:1]:
-            example = function.examples[0].input if function.examples else None
-            body = "@record.json" if example is None else json.dumps(example, ensure_ascii=False)
-            url = f"localhost:8000/{function.name}"
-            found.append(("Call it", f"curl -d {shlex.quote(body)} {url}"))
-        found.append(("Check it with its recorded examples", shlex.join(["mfimage", "test", name])))
-    elif target == "ray":
-        start = [*run, "-p", "8265:8265", name, "ray", "start", "--head", "--block"]
-        found.append(("Start the head of a Ray cluster", shlex.join(start)))
-    elif target != "step":
-        found.append(("Run it", shlex.join([*run, name])))
-    return found
+def commands_of(image: FoundImage, functions: Sequence[FunctionView]) -> Sequence[tuple[str, str]]:
+    """Return what to type to run an image, each with what it is for."""
+    first = next(iter(functions), None)
+    record: Any = {}
+    if first:
+        examples = first.examples
+        record = examples[0].input if examples else sample(first.input_schema)
+    found = how_to_run(
+        image.name,
+        target=image.info.labels.get(TARGET, ""),
+        title=first.name if first else "",
+        function=first.name if first else "",
+        record=record,
+    )
+    return [(_PURPOSES.get(name, name), command) for name, command in found]
 
 
 def _blob_names(sbom: Mapping[str, Any]) -> dict[str, str]:
@@ -187,9 +176,8 @@ def _layers(image: FoundImage, files: ImageFiles, root: Node) -> Iterator[Layer]
     for number, (layer, node) in enumerate(zip(files.layers, nodes, strict=True), 1):
         yield Layer(
             number=number,
-            kind=kind_of(layer),
+            kind=node.kind,
             instruction=" ".join(instructions[number - 1].removeprefix("mfimage ").split()),
-            digest=layer.digest[:19],
             stored=layer.stored,
             size=layer.size,
             groups=tuple(node.by_size()[:_MOST_GROUPS]),

@@ -13,7 +13,7 @@ from typing import Any
 from mfimage.image.find.files import ImageFiles, LayerFiles
 from mfimage.runtime.layout import BLOBS, CODE, FUNCTION, FUNCTION_JSON, LOCK, RUNTIME, VENV
 
-BASE = "base"
+BASE, LAYER = "base", "layer"
 # What a layer is for, by folder; the most specific first. What is elsewhere is of the base.
 _PLACES = {
     f"{FUNCTION}/{BLOBS}": "artifacts",
@@ -85,13 +85,16 @@ def kind_of(layer: LayerFiles) -> str:
     return max(sizes, key=lambda kind: sizes[kind])
 
 
-def tree(name: str, files: ImageFiles, blobs: Mapping[str, str]) -> Node:
-    """Return the tree of an image; ``blobs`` are names for files that are named by a digest."""
+def tree(name: str, files: ImageFiles, blobs: Mapping[str, str], *, ours: bool = True) -> Node:
+    """Return the tree of an image; ``blobs`` are names for files that are named by a digest.
+
+    Of an image that is not ``ours``, it is not known what a layer is for.
+    """
     owners = _owners(files.kept)
     smallest = _threshold(files)
     root = Node(name=name)
     for number, layer in enumerate(files.layers, 1):
-        kind = kind_of(layer)
+        kind = kind_of(layer) if ours else LAYER
         own = Node(name=f"{number} {kind}", kind=kind)
         for path, size in layer.files.items():
             folder, base = posixpath.split(path)

@@ -209,6 +209,7 @@ def test_many_files_make_a_small_page(image: str) -> None:
     assert len(text) < 1_000_000
     root = check_page(text).tree
     assert root[1] == sum(files.values())
+    assert [layer[3] for layer in root[2]] == ["base"]
 
     def leaves(node: list[Any]) -> list[list[Any]]:
         return [each for child in node[2] for each in leaves(child)] if len(node) > 2 else [node]
@@ -310,3 +311,13 @@ def test_the_treemap_by_mouse_and_keyboard(page_of_image: str, page: Page, tmp_p
     assert page.get_by_text("0 of 1").is_visible()
     page.set_viewport_size({"width": 400, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") == 400
+
+
+def test_an_image_that_mfimage_did_not_build(folder: Path, image: str) -> None:
+    """No SBOM, no lineage, nothing to say of what its layers are for."""
+    del image  # has made the base
+    text = inspect_page(f"oci:{folder / 'base'}")
+    page = check_page(text)
+    assert [layer[0] for layer in page.tree[2]] == ["1 layer"]
+    assert "The image has no SBOM" in text
+    assert "Where it comes from" not in text
