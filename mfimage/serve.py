@@ -181,9 +181,7 @@ def _environment(settings: Mapping[str, Any]) -> dict[str, str]:
         variable = variables[field]
         text = str(int(value) if isinstance(value, bool) else value)
         variable.read(text, field)
-        for name in variable.above:  # of a platform that the notebook runs on
-            environment.pop(name, None)
-        environment[variable.name] = text
+        variable.put(text, environment)  # the notebook may run on a platform that sets its own
     return environment
 
 

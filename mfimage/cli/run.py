@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 @click.option("--port", type=int, help="Port to listen on; by default PORT.")
 def serve(references: tuple[str, ...], host: str | None, port: int | None) -> None:
     """Serve functions over HTTP, as their image would."""
-    given = {"MFIMAGE_HOST": host, "PORT": port}
-    os.environ.update({name: str(value) for name, value in given.items() if value is not None})
+    from mfimage.runtime.settings import VARIABLES
+
+    given = {"host": host, "port": port}
+    for variable in VARIABLES:
+        if (value := given.get(variable.field)) is not None:
+            variable.put(str(value), os.environ)
     _runtime(references, "serve")
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,12 @@ class Variable:
         """Return the name by which it is set, if it is; an empty one counts as not set."""
         names = (*self.above, self.name, *self.below)
         return next((name for name in names if environ.get(name)), None)
+
+    def put(self, text: str, environ: MutableMapping[str, str]) -> None:
+        """Set it, over the names of a platform that outrank it."""
+        for name in self.above:
+            environ.pop(name, None)
+        environ[self.name] = text
 
     def read(self, text: str, name: str | None = None) -> Any:
         """Return the value of a text, or raise an ``OptionError`` that names the variable."""
