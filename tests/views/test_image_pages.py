@@ -207,8 +207,9 @@ def test_a_layer_that_cannot_be_read_is_named(damage: str, image: str) -> None:
         broken = replace(layer, open=lambda: io.BytesIO(data[: -9 if damage == "cut" else None]))
         with pytest.raises(PackageError, match=layer.digest):
             read_files(replace(stored, layers=(broken,)), keep=lambda _: True)
-        with pytest.raises(PackageError, match="cannot be read"):
-            read_member(broken.open, "/no/such/file")
+        if damage == "no header":  # other damage is at the end, which is not read for one file
+            with pytest.raises(PackageError, match="cannot be read"):
+                read_member(broken.open, "/no/such/file")
 
 
 def layer_of(files: Mapping[str, int], **kept: bytes) -> LayerFiles:
