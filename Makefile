@@ -71,7 +71,9 @@ $(VENV)-docs/.installed: pyproject.toml
 	$(VENV)-docs/bin/uv pip install --quiet --python $(VENV)-docs/bin/python --editable '.[docs]'
 	touch $@
 
+# The drawings take Mermaid from npm. One kind alone: make pictures PICTURES=drawings
 pictures: engine chromium
+	$(BIN)/uv pip install --quiet --python $(BIN)/python pillow pyte
 	PATH="$(BIN):$$PATH" PYTHONPATH=. $(BIN)/python docs/pictures.py $(PICTURES)
 
 notebooks: setup

@@ -40,10 +40,8 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["pictures/*.py"]
 highlight_language = "text"
 default_role = "code"
-smartquotes = False
 add_module_names = False
 nitpicky = True
 # References to mfimage's own names must resolve; those to other projects name types only.
@@ -57,7 +55,7 @@ autodoc_typehints = "none"  # The docstrings have them.
 autodoc_preserve_defaults = True
 napoleon_google_docstring = False
 napoleon_use_rtype = False
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]
 napoleon_preprocess_types = True
 napoleon_type_aliases = {
     name: f"{module}.{name}"
@@ -121,7 +119,8 @@ def commands(name: str, command: click.Command) -> Iterator[str]:
     for option in command.get_params(context):
         if isinstance(option, click.Option) and (record := option.get_help_record(context)):
             flags, text = (part.replace("|", "\\|") for part in record)
-            yield f"| `{flags}` | {html.escape(text, quote=False)} |\n"
+            text = re.sub(r"(?<![\w-])--[a-z][a-z-]*", r"`\g<0>`", html.escape(text, quote=False))
+            yield f"| `{flags}` | {text} |\n"
     yield "\n"
 
 

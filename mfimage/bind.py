@@ -105,6 +105,13 @@ def bind(
         What ``@json_function`` or ``@avro_function`` made.
     task : metaflow.Task, metaflow.current or str
         The finished task, ``Flow[/run[/step[/task]]]``, or the task that is running now.
+    options : BindOptions, optional
+        Name, examples, environment and more.
+
+    Returns
+    -------
+    str
+        The reference: path or URL of the package's ``function.json``.
 
     Raises
     ------
@@ -132,6 +139,13 @@ def bind_foreach(
         What ``@json_function`` or ``@avro_function`` made.
     step : str
         ``Flow/run/step``; all of its tasks must have succeeded.
+    options : BindOptions, optional
+        The same for all of them.
+
+    Returns
+    -------
+    list of str
+        A reference for each task.
 
     Raises
     ------

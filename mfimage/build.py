@@ -53,6 +53,11 @@ def build(
     note : callable
         Called with a line about what happens between steps.
 
+    Returns
+    -------
+    Image
+        Its digests, layers and timings.
+
     Raises
     ------
     MfimageError
@@ -75,11 +80,43 @@ def plan_build(
     push: bool = False,
     note: Note = lambda _: None,
 ) -> tuple[PlannedImage, ...]:
-    """Describe what `build` would make for each platform, and why each layer would change."""
+    """Describe what `build` would make for each platform, and why each layer would change.
+
+    Parameters
+    ----------
+    references : str or sequence of str
+        As for `build`.
+    options : BuildOptions
+        What would be built.
+    push : bool
+        Compare with what the registry has, not the engine.
+    note : callable
+        Called with a line about what happens between steps.
+
+    Returns
+    -------
+    tuple of PlannedImage
+        One for each platform.
+    """
     with read_only():  # of a step, the environment that is solved is not kept
         return plan_image(open_source(references, options), options, push=push, note=note)
 
 
 def render(references: str | Sequence[str], options: BuildOptions, folder: Path) -> Path:
-    """Write the Dockerfile and its context; no engine is needed."""
+    """Write the Dockerfile and its context; no engine is needed.
+
+    Parameters
+    ----------
+    references : str or sequence of str
+        As for `build`.
+    options : BuildOptions
+        What would be built.
+    folder : Path
+        Where to write; it must be empty or hold a context that was rendered before.
+
+    Returns
+    -------
+    Path
+        The folder.
+    """
     return render_image(open_source(references, options), options, folder)

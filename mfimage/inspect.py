@@ -219,7 +219,7 @@ def _image(name: str, platform: str | None) -> dict[str, Any]:
         for name, item in known.items()
         if name.startswith(FUNCTION_REF)
     }
-    found = {
+    place = {
         "image": info.id or image.digest or name,
         "from": image.place.name,
         "tags": list(info.repo_tags),
@@ -231,7 +231,10 @@ def _image(name: str, platform: str | None) -> dict[str, Any]:
         "platform": info.platform,
         "created": info.created,
         "user": info.user or "root",
-        **own,
+    }
+    found = {
+        **place,
+        **{name: value for name, value in own.items() if name not in place},
         "functions": functions,
         "lineage": {name: known[name].text for name in LINEAGE if name in known},
         "sbom": _summary(sbom),

@@ -130,8 +130,10 @@ class JsonFunction:
 
         Raises
         ------
-        InputError, OutputError
-            When the record or the result does not fit the hints.
+        InputError
+            When the record does not fit the hints.
+        OutputError
+            When the result does not fit the hints.
         Exception
             What the function itself raises.
         """
@@ -343,7 +345,7 @@ def function_from_json(
     timeout : float, optional
         For ``process``: seconds that one record may take.
     **cluster
-        For ``ray``: see ``mfimage.backends.ray.options.RayOptions``.
+        For ``ray``: the fields of `mfimage.backends.ray.options.RayOptions`.
 
     Raises
     ------
@@ -351,7 +353,9 @@ def function_from_json(
         When the reference does not exist.
     PackageError
         When the package is damaged, changed, or too new.
-    LockError, BackendError
+    LockError
+        When its environment cannot be locked for this machine.
+    BackendError
         When its environment cannot be made here.
     """
     function = _opened(reference)

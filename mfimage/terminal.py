@@ -76,6 +76,7 @@ def step_bars() -> Any:
 
     A task's field ``amount`` says how much is done, or what, where no amount is known.
     """
+    from rich.control import Control
     from rich.progress import (
         BarColumn,
         Progress,
@@ -84,6 +85,7 @@ def step_bars() -> Any:
         TimeElapsedColumn,
         TransferSpeedColumn,
     )
+    from rich.segment import ControlType
     from rich.table import Column
     from rich.text import Text
 
@@ -102,10 +104,24 @@ def step_bars() -> Any:
     class Rows(Progress):
         """Rows that fit into the terminal, whatever its size becomes."""
 
+        drawn: tuple[int, Any] = (0, None)
+
         def get_renderables(self) -> Any:
             width = on.width
             self.columns = wide if width >= _ROOMY else normal if width >= _NARROW else narrow
-            return super().get_renderables()
+            before, table = self.drawn
+            if width < before:
+                self._erase_folded(table, before, width)
+            self.drawn = width, self.make_tasks_table(self.tasks)
+            yield self.drawn[1]
+
+        def _erase_folded(self, table: Any, before: int, width: int) -> None:
+            """Erase what a terminal has folded: its rows take more lines than we drew."""
+            drawn = on.render_lines(table, on.options.update(width=before), pad=False)
+            lengths = [sum(each.cell_length for each in line) for line in drawn]
+            more = sum(max(-(-length // width), 1) - 1 for length in lengths)
+            line = [(ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)]
+            on.control(Control(*line * more))
 
     on = bars_console()
     spinner = SpinnerColumn("dots" if is_unicode(on) else "line", style="cyan")
@@ -126,26 +142,17 @@ def step_bars() -> Any:
     return Rows(*wide, console=on, transient=True, redirect_stdout=is_terminal(sys.stdout))
 
 
-def byte_bar(text: str) -> Any:
-    """Return a progress bar of bytes."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    return Progress(
-        TextColumn(text),
-        BarColumn(_BAR, complete_style="cyan", finished_style="green"),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        console=bars_console(),
-        transient=True,
-        redirect_stdout=is_terminal(sys.stdout),
-    )
-
-
 def bars_console() -> Console:
     """Return the console of bars on stderr, which follows the terminal's size."""
     from rich.console import Console
+    from rich.theme import Theme
 
-    return Console(stderr=True, markup=False, highlight=False, emoji=False)
+    # rich's own yellow cannot be read on a light background; its red would look like a fault.
+    theme = {
+        "progress.elapsed": "default", "progress.remaining": "default",
+        "progress.data.speed": "default", "bar.back": "bright_black", "bar.pulse": "cyan",
+    }  # fmt: skip
+    return Console(stderr=True, markup=False, highlight=False, emoji=False, theme=Theme(theme))
 
 
 def text_bar(*, refresh: bool = True) -> Any:

@@ -78,19 +78,27 @@ def test_a_copy_is_shown_in_plain_lines(capsys):
     assert capsys.readouterr().err.splitlines() == [*COPY_LINES, SUMMARY]
 
 
-def test_a_bar_shows_how_much_of_a_copy_is_done():
+def test_rows_show_how_much_of_a_copy_is_done():
     """Also when a blob is read twice: it never runs back."""
     out = io.StringIO()
     progress = Progress(TextColumn("{task.description}"), console=Console(file=out))
-    bar = CopyStory(progress)
-    done = []
+    story = CopyStory(progress)
+    done, moving = [], []
     for event in COPIED:
-        bar(event)
+        story(event)
         done.append(progress.tasks[0].completed)
+        moving.append([(task.description, task.completed) for task in progress.tasks[1:]])
     assert done == [4_000_000, 5_000_000, 5_000_000, 5_000_000, 5_001_500]
     assert progress.tasks[0].total == 6_000_000
-    bar.summary()
-    assert out.getvalue().splitlines() == [*COPY_LINES, SUMMARY]
+    model = [("artifact 'model'", 4_000_000)]
+    assert moving == [model, model, model, [], []]
+    story.summary()
+    lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
+    assert lines == [
+        "✓ artifact 'model' 4.0 MB",
+        "✓ lock 1.5 kB",
+        SUMMARY.replace(";", " in 0.0 s;"),
+    ]
 
 
 RUN = FileProgress(records=1200, failed=1, position=30, size=60, seconds=2.0)

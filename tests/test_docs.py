@@ -72,11 +72,20 @@ def test_links_lead_somewhere(page):
 
 @each_page()
 def test_links_to_elsewhere_are_complete(page):
-    for url in re.findall(r"\]\((\w+:[^)]*)\)", page.read_text()):
+    for url in re.findall(r"(?:\]\(|^\[[^]]+\]: )(\w+:[^)\n]*)", page.read_text(), re.M):
         parts = urlsplit(url)
         assert parts.scheme == "https", url
         assert "." in parts.netloc, url
         assert re.fullmatch(r"[!-~]+", url), url
+
+
+def test_every_picture_is_shown_small_and_complete():
+    shown = "".join(page.read_text() for page in PAGES)
+    for picture in (ROOT / "docs/pictures").glob("*.*g"):
+        assert f"pictures/{picture.name})" in shown, picture.name
+        assert picture.stat().st_size < 150_000, picture.name
+        if picture.suffix == ".svg":
+            assert "url(http" not in re.sub(r"\s", "", picture.read_text()), picture.name
 
 
 @pytest.mark.slow

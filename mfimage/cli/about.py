@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 from mfimage.errors import shorten
 from mfimage.sizes import format_size
+from mfimage.terminal import visible
 from mfimage.views.commands import FILES, how_to_run, quoted, sample
 
 _NAMED = 20  # of many functions
@@ -39,6 +41,17 @@ class About:
         if self.layers:
             yield "layers", ", ".join(f"{name} {format_size(n)}" for name, n in self.layers)
         yield from self.commands
+
+
+def columns(pairs: Iterable[tuple[str, Any]]) -> str:
+    """Return a line for each name and its value."""
+    rows = list(pairs)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(visible(f"{name:<{width}}  {_text(value)}") for name, value in rows)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def about(found: Mapping[str, Any], what: str) -> About:
@@ -115,7 +128,7 @@ def _image(found: Mapping[str, Any], what: str) -> About:
     items = functions or _mapping(found.get("artifacts"))
     chosen = [(each, str(text)) for each, text in sorted(items.items())[:_NAMED]]
     return About(
-        facts=tuple((key, value) for key, value in facts if key and value),
+        facts=tuple((key, _text(value)) for key, value in facts if key and value),
         listed="functions" if functions else "artifacts",
         items=tuple(chosen),
         more=len(items) - len(chosen),
@@ -151,8 +164,8 @@ def _commands(
 ) -> Iterable[tuple[str, str]]:
     return how_to_run(
         name,
-        target=found.get("target", ""),
-        title=found.get(f"{kind}.name", ""),
-        function=next(iter(functions), found.get("function.name", "")),
+        target=_text(found.get("target", "")),
+        title=_text(found.get(f"{kind}.name", "")),
+        function=next(iter(functions), _text(found.get("function.name", ""))),
         record=sample(found.get("schema.input", {})),
     )

@@ -144,8 +144,8 @@ def build(
             references, wanted, push=push, force=force, test=test, max_size=limit,
             on_event=on_event, note=note,
         )  # fmt: skip
-        layers = [layer for made in image.images for layer in made.layers if layer.name != "base"]
-        on_event.summary("built", layers)
+    layers = [layer for made in image.images for layer in made.layers if layer.name != "base"]
+    on_event.summary("built", layers)
     report = image.to_dict()
     if iidfile:
         write_id(Path(iidfile), report)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
+import time
 from typing import TYPE_CHECKING, Any
 
 from mfimage.image.story import BuildStory, Story, note, show
-from mfimage.terminal import byte_bar, text_bar
+from mfimage.sizes import format_size
+from mfimage.terminal import step_bars, text_bar
 
 if TYPE_CHECKING:
     from mfimage.copy import CopyEvent
@@ -16,15 +17,14 @@ __all__ = ["BuildStory", "CopyStory", "FileStory", "note", "show"]
 
 
 class CopyStory(Story):
-    """A line for each blob that was copied, a bar of all, and a summary."""
+    """A line for each blob that was copied, a row for each that is under way, and a summary."""
 
-    bars = staticmethod(partial(byte_bar, "copying"))
+    bars = staticmethod(step_bars)
 
     def __init__(self, progress: Any = None) -> None:
         super().__init__(progress)
         self._copied: list[int] = []
         self._found: list[int] = []
-        self._task: Any = None
         self._done: dict[str, int] = {}
 
     def __call__(self, event: CopyEvent) -> None:
@@ -33,20 +33,26 @@ class CopyStory(Story):
             self._found.append(event.size)
         elif event.kind == "copied":
             self._copied.append(event.size)
-            self._write(f"{event.blob}  {_bytes(event.size)}")
         if self._progress is None:
+            if event.kind == "copied":
+                self._write(f"{event.blob}  {_bytes(event.size)}")
             return
-        if self._task is None:
-            self._task = self._progress.add_task("", total=event.total)
         # A blob may be read twice: for its checksum, and to be sent.
-        self._done[event.blob] = max(event.current, self._done.get(event.blob, 0))
-        self._progress.update(self._task, completed=sum(self._done.values()))
+        done = self._done[event.blob] = max(event.current, self._done.get(event.blob, 0))
+        self._row("copying", sum(self._done.values()), event.total)
+        if event.kind == "moving":
+            self._row(event.blob, done, event.size)
+        else:
+            self._remove(event.blob)
+        if event.kind == "copied":
+            self._ended(event.blob, format_size(event.size))
 
     def summary(self) -> None:
         """Show what was copied, and what was there already."""
         copied, found = self._copied, self._found
+        took = f" in {time.monotonic() - self._began:.1f} s" if self._progress else ""
         self._write(
-            f"copied {_count(len(copied), 'blob')} ({_bytes(sum(copied))}); "
+            f"copied {_count(len(copied), 'blob')} ({_bytes(sum(copied))}){took}; "
             f"{_count(len(found), 'blob')} ({_bytes(sum(found))}) there already"
         )
 

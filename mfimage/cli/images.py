@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +14,7 @@ import click
 from mfimage.cli.card import html_flag, write_page
 from mfimage.cli.flags import build_flags, build_options, json_flag
 from mfimage.cli.views import echo, print_view, show
-from mfimage.terminal import shows_tables, visible
+from mfimage.terminal import shows_tables
 
 if TYPE_CHECKING:
     from mfimage.image.checks.report import Check
@@ -44,7 +45,7 @@ def inspect(
     oci:DIR, oci-archive:FILE or docker-archive:FILE. Shows what it is, how large, and how to run
     it.
     """
-    from mfimage.cli.about import about
+    from mfimage.cli.about import about, columns
     from mfimage.inspect import inspect as inspect_it
 
     if html is not None:
@@ -54,22 +55,13 @@ def inspect(
         write_page(html, inspect_page(what, platform=platform, say=note))
         return
     found = inspect_it(what, platform=platform)
-    first = about(found, what)
-    shown: Any = found if everything else first
-
-    def lines() -> str:
-        pairs = list(found.items() if everything else first.lines())
-        width = max(len(name) for name, _ in pairs)
-        texts = (
-            (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-            for name, value in pairs
-        )
-        return "\n".join(visible(f"{name:<{width}}  {text}") for name, text in texts)
-
     if as_json:
         echo(json.dumps(found, indent=2, sort_keys=True))
-        return
-    show("inspect", shown, document=None, text=lines, as_json=False)
+    elif everything:
+        show("inspect", found, text=partial(columns, found.items()))
+    else:
+        first = about(found, what)
+        show("inspect", first, text=partial(columns, first.lines()))
 
 
 @click.command()
@@ -211,7 +203,7 @@ def push(image: str, tags: tuple[str, ...]) -> None:
     parsed = [parse_tag(tag) for tag in tags]
     with show(BuildStory) as on_event:
         pushed = push_image(image, parsed, on_event=on_event, say=note)
-        on_event.summary("pushed")
+    on_event.summary("pushed")
     for digest in dict.fromkeys(pushed):
         click.echo(digest)
 

@@ -26,15 +26,31 @@ _LAYER = ("name", "digest", "diff_id", "size", "cached", "reason")
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """An image that was built, for one or several platforms."""
+    """An image that was built, for one or several platforms.
+
+    Attributes
+    ----------
+    builder : str
+        Which builder made it.
+    images : tuple of BuiltImage
+        One for each platform.
+    tags : tuple of str
+        Its names.
+    digests : tuple of str
+        ``repository@sha256:...`` of each tag that was pushed.
+    place : str, optional
+        Where it is other than in a registry: ``oci:DIR``, or its name in the engine.
+    timings : mapping
+        Seconds by phase: plan, build, scan, test, write, push, export.
+    tests : tuple of Report
+        What ``mfimage test`` found, for each image that was tested.
+    """
 
     builder: str
-    images: tuple[BuiltImage, ...]  # one for each platform
+    images: tuple[BuiltImage, ...]
     tags: tuple[str, ...]
-    digests: tuple[str, ...]  # ``repository@sha256:...`` of each tag that was pushed
-    # Where it is other than in a registry: ``oci:DIR``, or its name in the engine.
+    digests: tuple[str, ...]
     place: str | None = None
-    # Seconds by phase: plan, build, scan, test, write, push.
     timings: Mapping[str, float] = field(default_factory=dict)
     tests: tuple[Report, ...] = ()
 

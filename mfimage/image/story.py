@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,8 @@ class Story:
 
     def __init__(self, progress: Any = None) -> None:
         self._progress = progress
+        self._rows: dict[str, Any] = {}
+        self._began = time.monotonic()
 
     def _write(self, line: str, style: str = "") -> None:
         if self._progress is None:
@@ -35,6 +38,28 @@ class Story:
         else:
             text = visible(line, keep="\t")
             self._progress.console.print(text, style=style, markup=False, highlight=False)
+
+    def _row(self, name: str, done: int, total: int, what: str = "") -> None:
+        """Show how far something is, in its row: bytes, or what is done where they are unknown."""
+        if name not in self._rows:
+            text = visible(shorten(" ".join(name.split()), 70))
+            self._rows[name] = self._progress.add_task(text, total=None, amount="")
+        amount = visible(what)
+        if total:
+            amount = f"{format_size(done)} of {format_size(total)}"
+        elif done:
+            amount = format_size(done)
+        self._progress.update(self._rows[name], completed=done, total=total or None, amount=amount)
+
+    def _remove(self, name: str) -> None:
+        if (row := self._rows.pop(name, None)) is not None:
+            self._progress.remove_task(row)
+
+    def _ended(self, name: str, *ends: str, failed: bool = False) -> None:
+        """Write the line of something that is over."""
+        passed, wrong = ("\u2713", "\u2717") if is_unicode(self._progress.console) else ("*", "x")
+        line = "  ".join([f"{wrong if failed else passed} {name:<28}", *ends])
+        self._write(line.rstrip(), BAD if failed else "")
 
 
 AnyStory = TypeVar("AnyStory", bound=Story)
@@ -46,8 +71,16 @@ def show(kind: type[AnyStory], *, bars: bool = True, **options: Any) -> Iterator
     if not bars or not shows_bars():
         yield kind(**options)
         return
-    with kind.bars() as progress:
+    progress = kind.bars()
+    # Ctrl-C waits until the cursor is hidden and the bars are there: only then can both be undone.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        progress.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield kind(progress, **options)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        progress.stop()
 
 
 _OVER = ("cached", "done", "failed")
@@ -61,11 +94,9 @@ class BuildStory(Story):
     def __init__(self, progress: Any = None, *, verbose: bool = False) -> None:
         super().__init__(progress)
         self._verbose = verbose
-        self._tasks: dict[str, Any] = {}
-        self._ended: set[str] = set()
+        self._over: set[str] = set()
         # Of what progresses in a step, such as the layers of a pull: bytes, and all of them.
         self._amounts: dict[str, dict[str, tuple[int, int]]] = {}
-        self._began = time.monotonic()
         self._not_sent = 0
 
     def __call__(self, event: BuildEvent) -> None:
@@ -76,53 +107,35 @@ class BuildStory(Story):
                 self._write(line)
             return
         if event.kind == "started":
-            self._ended.discard(event.step)  # another platform's step of the same name
-        elif event.step in self._ended:
+            self._over.discard(event.step)  # another platform's step of the same name
+        elif event.step in self._over:
             return  # BuildKit reports on a step even after its end
         if event.kind in _OVER:
             self._end(event)
-        else:
-            self._draw(event)
-
-    def _draw(self, event: BuildEvent) -> None:
-        """Show how far a step is, in its row."""
-        if event.step not in self._tasks:
-            name = visible(shorten(" ".join(event.step.split()), 70))
-            self._tasks[event.step] = self._progress.add_task(name, total=None, amount="")
-            self._amounts[event.step] = {}
-        if event.kind == "log":
+        elif event.kind == "log":
             if self._verbose:
                 self._write(f"  {event.text}")
-            return
-        task, amounts = self._tasks[event.step], self._amounts[event.step]
-        amounts[event.part] = event.current, event.total
-        done, total = map(sum, zip(*amounts.values(), strict=True))
-        amount = visible(event.text)
-        if total:
-            amount = f"{format_size(done)} of {format_size(total)}"
-        elif done:
-            amount = format_size(done)
-        self._progress.update(task, completed=done, total=total or None, amount=amount)
+        else:
+            amounts = self._amounts.setdefault(event.step, {})
+            amounts[event.part] = event.current, event.total
+            done, total = map(sum, zip(*amounts.values(), strict=True))
+            self._row(event.step, done, total, event.text)
 
     def _end(self, event: BuildEvent) -> None:
         """Replace a step's row by a line."""
-        self._ended.add(event.step)
+        self._over.add(event.step)
         self._amounts.pop(event.step, None)
-        if (task := self._tasks.pop(event.step, None)) is not None:
-            self._progress.remove_task(task)
+        self._remove(event.step)
         step = shorten(" ".join(event.step.split()), 100)
-        if event.brief or (step.startswith("[internal]") and event.kind != "failed"):
-            return
-        passed, failed = ("\u2713", "\u2717") if is_unicode(self._progress.console) else ("*", "x")
         if event.kind == "failed":
-            self._write(f"{failed} {step}  FAILED", BAD)
-            return
-        ends = [format_size(event.total)] if event.total else []
-        if event.kind == "cached":
-            ends.append("cached")
-        elif event.seconds is not None:
-            ends.append(f"{event.seconds:.1f} s")
-        self._write("  ".join([f"{passed} {step:<28}", *ends]).rstrip())
+            self._ended(step, "FAILED", failed=True)
+        elif not (event.brief or step.startswith("[internal]")):
+            ends = [format_size(event.total)] if event.total else []
+            if event.kind == "cached":
+                ends.append("cached")
+            elif event.seconds is not None:
+                ends.append(f"{event.seconds:.1f} s")
+            self._ended(step, *ends)
 
     def summary(self, verb: str, layers: Sequence[BuiltLayer] = ()) -> None:
         """Show on a terminal how long it took, and what caches have saved of it."""

@@ -39,10 +39,10 @@ class DeploymentOptions(PlacementOptions, ServerOptions):
 
     replicas: int | None = option("Pods; 1 by default.", "N", type=int)
     min_replicas: int | None = option(
-        "Minimum of pods of a HorizontalPodAutoscaler; 1 by default.", "N", type=int
+        "Minimum number of pods of a HorizontalPodAutoscaler; 1 by default.", "N", type=int
     )
     max_replicas: int | None = option(
-        "Maximum of pods of a HorizontalPodAutoscaler.", "N", type=int
+        "Maximum number of pods of a HorizontalPodAutoscaler.", "N", type=int
     )
     target_cpu: int | None = option(
         "Use of the requested CPUs, in percent, above which it adds pods; "

@@ -26,12 +26,14 @@ _NO_TIMEOUT = 600
 class KnativeOptions(ServerOptions):
     """A service that starts and stops pods by the number of requests."""
 
-    min_replicas: int | None = option("Minimum of pods; Knative's by default, 0.", "N", type=int)
+    min_replicas: int | None = option(
+        "Minimum number of pods; Knative's by default, 0.", "N", type=int
+    )
     max_replicas: int | None = option(
-        "Maximum of pods; Knative's by default, without one.", "N", type=int
+        "Maximum number of pods; Knative's by default, without one.", "N", type=int
     )
     concurrency: int | None = option(
-        "Maximum of requests in each pod at once; without one by default.", "N", type=int
+        "Maximum number of requests in each pod at once; without one by default.", "N", type=int
     )
     target_concurrency: int | None = option(
         "Requests in each pod at once above which pods are added; Knative's by default, 100.",

@@ -33,10 +33,10 @@ class KServeOptions(PlacementOptions, ServerOptions):
         "What KServe makes: a Deployment, or a Knative Service.",
         default="standard", choices=("standard", "knative"),
     )  # fmt: skip
-    min_replicas: int = option("Minimum of pods; 0 only with --mode knative.", "N", 1)
-    max_replicas: int | None = option("Maximum of pods.", "N", type=int)
+    min_replicas: int = option("Minimum number of pods; 0 only with --mode knative.", "N", 1)
+    max_replicas: int | None = option("Maximum number of pods.", "N", type=int)
     concurrency: int | None = option(
-        "Maximum of requests in each pod at once, with --mode knative.", "N", type=int
+        "Maximum number of requests in each pod at once, with --mode knative.", "N", type=int
     )
     target_cpu: int | None = option(
         "Use of the requested CPUs, in percent, above which pods are added, with --mode standard.",

@@ -112,9 +112,12 @@ def test_a_build_on_a_terminal(tmp_path: Path) -> None:
     assert "\x1b[3" in written  # colors
 
 
-def test_ctrl_c_leaves_a_clean_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", [HIDE_CURSOR, "of 600 MB"])
+def test_ctrl_c_leaves_a_clean_line(tmp_path: Path, when: str) -> None:
+    """Also while the bars are being set up: the cursor is hidden by then."""
+
     def act(child: int, terminal: int, written: str) -> bool:
-        if "of 600 MB" not in written:
+        if when not in written:
             return False
         os.write(terminal, b"\x03")
         return True
@@ -122,11 +125,10 @@ def test_ctrl_c_leaves_a_clean_line(tmp_path: Path) -> None:
     written, code = on_terminal(tmp_path, "slow", act=act)
     assert code == 130
     after = written[written.rindex(SHOW_CURSOR) :]
-    assert [line.strip() for line in ESCAPE.sub("", after).splitlines() if line.strip()] == [
-        "interrupted"
-    ]
+    lines = [line.strip() for line in ESCAPE.sub("", after).splitlines()]
+    assert [line for line in lines if line] == ["interrupted"]
     # The bar's line was erased after it was last drawn.
-    assert "\x1b[2K" in written[written.rindex("of 600 MB") :]
+    assert "\x1b[2K" in written[max(written.rfind("of 600 MB"), 0) :]
     assert "Traceback" not in written
 
 

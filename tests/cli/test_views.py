@@ -28,7 +28,10 @@ from mfimage.environment import DistributionReport, EnvironmentReport
 from mfimage.image.checks.compare import FileChange
 from mfimage.image.checks.report import Check, Report
 from mfimage.image.find.contents import Change, ImageDiff
+from mfimage.image.find.info import ImageInfo
+from mfimage.image.find.places import FoundImage
 from mfimage.image.plan.preview import PlannedImage, PlannedPart
+from mfimage.inspect import inspect as inspect_it
 from mfimage.terminal import console, visible
 from mfimage.verify import LayerResult, Verification
 from mfimage.views.commands import sample
@@ -294,6 +297,14 @@ def test_labels_stay_text(name: str, everything: bool) -> None:
     assert "\nforged" not in text
 
 
+def test_a_label_can_be_anything() -> None:
+    odd = {"a": [1]}
+    names = ("function.name", "target", "task", "artifacts", "functions", "schema.input", "python")
+    for value in (odd, [odd]):
+        found = {**IMAGE, **dict.fromkeys(names, value)}
+        assert "iris:1" in rendered(inspect.view(about(found, "iris:1")))
+
+
 @given(st.text(max_size=40))
 def test_no_label_acts_on_a_terminal(text: str) -> None:
     found = {**IMAGE, "task": text, "labels": {"org.opencontainers.image.description": text}}
@@ -356,3 +367,13 @@ def test_json_and_plain_lines_need_no_rich() -> None:
 )
 def test_a_record_is_made_of_a_schema(schema: Any, record: Any) -> None:
     assert record in (..., sample(schema))
+
+
+def test_a_label_does_not_replace_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A label named like one of our own fields could claim another size or place."""
+    labels = {"io.mfimage.size": "1 B", "io.mfimage.from": "engine", "io.mfimage.python": "3.11"}
+    place = SimpleNamespace(name="registry", read_sbom=lambda _: None)
+    image = FoundImage(name="x", place=cast(Any, place), info=ImageInfo(id=A, labels=labels))
+    monkeypatch.setattr("mfimage.image.find.places.find_image", lambda *_, **__: image)
+    found = inspect_it("x")
+    assert (found["size"], found["from"], found["python"]) == ("0.0 MB", "registry", "3.11")

@@ -104,6 +104,7 @@ class Source:
     source: str
     module: str = "served"
     artifacts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    examples: Sequence[tuple[Any, Any]] = ()
 
 
 def make_functions(folder: Path, functions: Mapping[str, Source]) -> Path:
@@ -120,7 +121,10 @@ def make_functions(folder: Path, functions: Mapping[str, Source]) -> Path:
         code.mkdir(parents=True, exist_ok=True)
         (code / f"{each.module}.py").write_bytes(text)
         refs = {key: _store(blobs, value) for key, value in each.artifacts.items()}
-        spec = make_spec(module.predict, entrypoint=f"{each.module}:predict", artifacts=refs)
+        spec = make_spec(
+            module.predict, entrypoint=f"{each.module}:predict", examples=each.examples,
+            artifacts=refs,
+        )  # fmt: skip
         spec = dataclasses.replace(spec, name=name, code=BlobRef(digest=digest, size=len(text)))
         described = folder / FUNCTIONS / name
         described.mkdir(parents=True)

@@ -13,23 +13,49 @@ from mfimage.sizes import parse_size
 
 @dataclass(frozen=True, kw_only=True)
 class RayOptions:
-    """Options of the Ray backend."""
+    """Options of the Ray backend.
 
-    # ``auto``, or ``host:port`` of a cluster's head. By default the cluster that this process has
-    # joined, the one that ``RAY_ADDRESS`` names, one on this machine, or a new one here.
+    Attributes
+    ----------
+    address : str, optional
+        ``auto``, or ``host:port`` of a cluster's head. By default the cluster that this process has
+        joined, the one that ``RAY_ADDRESS`` names, one on this machine, or a new one here.
+    num_cpus : float
+        Processors that each actor takes of its node.
+    num_gpus : float
+        GPUs that each actor takes of its node.
+    memory : int or str, optional
+        Bytes that each actor takes, or a size such as ``"2GiB"``; Ray does not enforce it.
+    resources : mapping
+        Custom resources that each actor takes.
+    min_actors : int
+        Number of actors at all times.
+    max_actors : int, optional
+        Number of actors under load; by default as many as fit.
+    max_retries : int
+        How often to retry a record after the actor that had it died.
+    placement : str, optional
+        ``image``: only on nodes that run the function's image; the function is loaded from there.
+    patience : float
+        Seconds that an autoscaling cluster may take to add nodes.
+    start_timeout : float
+        Seconds until an actor must have loaded the function.
+    progress : bool
+        Whether ``map`` shows a progress bar when stderr is a terminal.
+    """
+
     address: str | None = None
-    num_cpus: float = 1  # what each actor takes of its node, as all until ``resources``
+    num_cpus: float = 1
     num_gpus: float = 0
-    memory: int | str | None = None  # bytes, or a size such as "2GiB"; Ray does not enforce it
-    resources: Mapping[str, float] = dataclasses.field(default_factory=dict)  # custom ones
-    min_actors: int = 1  # at all times
-    max_actors: int | None = None  # under load; by default as many as fit
-    max_retries: int = 2  # how often to retry a record after the actor that had it died
-    # ``image``: only on nodes that run the function's image; the function is loaded from there.
+    memory: int | str | None = None
+    resources: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    min_actors: int = 1
+    max_actors: int | None = None
+    max_retries: int = 2
     placement: str | None = None
-    patience: float = 0  # seconds that an autoscaling cluster may take to add nodes
-    start_timeout: float = 300  # seconds until an actor must have loaded the function
-    progress: bool = True  # whether ``map`` shows a progress bar when stderr is a terminal
+    patience: float = 0
+    start_timeout: float = 300
+    progress: bool = True
 
     def __post_init__(self) -> None:
         minima = {"num_cpus": 0, "num_gpus": 0, "min_actors": 1, "max_retries": 0, "patience": 0}

@@ -33,7 +33,7 @@ from mfimage.runtime.value import load_value
 
 
 def _imports():
-    """Name what the function needs; nobody calls this."""
+    """Name what the function needs; never called."""
 {imports}
 
 {name} = load_value(

@@ -1,7 +1,7 @@
 """What commands show on a terminal: a module for each, whose `view` returns what rich renders.
 
 The library returns data; without a terminal its plain lines are printed, and with ``--json`` its
-JSON. Nothing here is imported for those two.
+JSON, for which neither a view nor rich is imported.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def show(name: str, found: Any, *, document: Any, text: Callable[[], str], as_json: bool) -> None:
-    """Print a result: its JSON document, its plain text, or on a terminal the view ``name``."""
+def show(
+    name: str, found: Any, *, text: Callable[[], str], document: Any = None, as_json: bool = False
+) -> None:
+    """Print a result: on a terminal the view ``name``, else its text; or its JSON document."""
     if as_json:
         echo(json.dumps(document, indent=2))
     elif shows_tables():

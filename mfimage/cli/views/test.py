@@ -31,7 +31,7 @@ _NAME = 20  # columns; longer names fold
 
 def view(found: Report) -> RenderableType:
     """Return all checks and their summary."""
-    return Group(*map(check, found.checks), Text(), summary(found))
+    return Group(*map(check, found.checks), summary(found))
 
 
 def check(found: Check) -> RenderableType:
@@ -57,7 +57,7 @@ def _check(found: Check, width: int) -> RenderableType:
 
 
 def summary(found: Report) -> RenderableType:
-    """Return the number of checks by status, and what was measured."""
+    """Return the number of checks by status, and what was measured, below an empty line."""
     parts = [
         text(f"{number} {status}", style)
         for status, style in _STYLES.items()
@@ -68,4 +68,5 @@ def summary(found: Report) -> RenderableType:
         measured.append(f"ready after {seconds:.1f} s")
     if (memory := found.measured.get("memory_bytes")) is not None:
         measured.append(f"{format_size(int(memory))} of memory")
-    return Text(", ").join(parts) + text(f"; {', '.join(measured)}" if measured else "")
+    counts = Text(", ").join(parts)
+    return Group(Text(), counts + text(f"; {', '.join(measured)}" if measured else ""))

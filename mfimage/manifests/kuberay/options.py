@@ -54,8 +54,8 @@ class ClusterOptions(EnvironmentOptions, PlacementOptions, PodOptions, ObjectOpt
     """
 
     replicas: int | None = option("Worker pods; 1 by default.", "N", type=int)
-    min_replicas: int | None = option("Minimum of worker pods.", "N", type=int)
-    max_replicas: int | None = option("Maximum of worker pods.", "N", type=int)
+    min_replicas: int | None = option("Minimum number of worker pods.", "N", type=int)
+    max_replicas: int | None = option("Maximum number of worker pods.", "N", type=int)
     autoscaling: bool = option("Let Ray start and stop workers.", default=False)
     idle_timeout: int = option("Time until Ray stops an idle worker.", "SECONDS", 60)
     worker: Resources = resources("each worker")

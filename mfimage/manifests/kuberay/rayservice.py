@@ -21,8 +21,8 @@ class ServiceOptions:
     replicas: int | None = option(
         "Copies of the function; by default one for each worker.", "N", type=int
     )
-    min_replicas: int | None = option("Minimum of copies.", "N", type=int)
-    max_replicas: int | None = option("Maximum of copies.", "N", type=int)
+    min_replicas: int | None = option("Minimum number of copies.", "N", type=int)
+    max_replicas: int | None = option("Maximum number of copies.", "N", type=int)
     ongoing_requests: float | None = option(
         "Concurrent requests for each copy, above which one is added.", "N", type=float
     )

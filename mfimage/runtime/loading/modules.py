@@ -119,7 +119,7 @@ class _Installed:
     def __call__(self, name: str) -> bool:
         if name not in self._found:
             spec = importlib.machinery.PathFinder.find_spec(name)
-            # A folder without `__init__.py` is no module that anything imports.
+            # A folder without `__init__.py` is not a module that anything imports.
             is_module = spec is not None and spec.origin is not None
             self._found[name] = is_module or name in sys.builtin_module_names
         return self._found[name]

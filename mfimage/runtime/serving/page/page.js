@@ -111,6 +111,15 @@ function branches(schema) {
   return options?.map((each) => resolve({ ...rest, ...resolve(each) }));
 }
 
+/** An optional field that is null where it is left out needs no null to choose. */
+function withoutNull(schema) {
+  const options = schema.default === null && branches(schema);
+  if (!options) return schema;
+  const { anyOf, oneOf, type, default: ignored, ...rest } = schema;
+  const others = options.filter((each) => kindOf(each) !== "null");
+  return others.length === 1 ? { ...others[0], ...(rest.description ? { description: rest.description } : {}) } : { ...rest, anyOf: others };
+}
+
 const TYPES = ["object", "array", "string", "integer", "number", "boolean", "null"];
 
 function kindOf(schema) {
@@ -209,7 +218,8 @@ const GROUPS = ["object", "array", "union"];
 /** Choose the kind of control: JSON for what has no other, is nested too deeply or does not suit. */
 function choose(given, value, depth) {
   let schema = resolve(given);
-  if (value === undefined && own(schema, "default")) value = schema.default;
+  // Who includes an optional field wants another value than null.
+  if (value === undefined && own(schema, "default") && schema.default !== null) value = schema.default;
   if (value !== undefined && kindOf(schema) === "any") schema = { ...inferred(value), ...schema };
   const kind = kindOf(schema);
   const suits = depth <= MAX_DEPTH && (value === undefined || SUITS[kind](schema, value));
@@ -280,7 +290,10 @@ function unionControl(schema, value, label, depth) {
   const found = value === undefined ? 0 : options.findIndex((each) => fits(each, value));
   const made = options.map((each, n) => once(() => control(each, n === found ? value : undefined, depth + 1, label)));
   const holder = h("div", {});
-  const use = () => holder.replaceChildren(made[select.selectedIndex]().el);
+  const use = () => {
+    holder.hidden = kindOf(options[select.selectedIndex]) === "null";
+    holder.replaceChildren(made[select.selectedIndex]().el);
+  };
   const select = h("select", { "aria-label": "kind of value", onchange: use }, options.map((each) => h("option", {}, branchName(each))));
   select.selectedIndex = found;
   use();
@@ -320,7 +333,7 @@ function arrayControl(schema, value = [], label, depth) {
   ), () => {
     rows.forEach((row, n) => row.rename(`[${n}]`));
     add.disabled = rows.length >= (schema.maxItems ?? Infinity);
-    add.hidden = schema.items === false && fixed.length > 0;
+    add.hidden = fixed.length > 0 && (schema.items === false || add.disabled);
   });
   const size = Math.max(value.length, fixed.length, Math.min(schema.minItems ?? 0, MAX_ITEMS));
   for (let n = 0; n < size; n++) append(value[n]);
@@ -386,15 +399,16 @@ const CONTROLS = {
 /** A control with its label, description and place for an error; an optional one can be left out. */
 function field(name, given, value, depth, { optional = false, present = false, compact = false, cross = false, entry = false, bare = false } = {}) {
   const id = fresh();
+  if (optional && value !== null) given = withoutNull(resolve(given));
   const { schema, kind } = choose(given, value, depth);
   const group = GROUPS.includes(kind);
-  const label = entry
-    ? h("input", { class: "key", id: `${id}n`, "aria-label": "name of the member", placeholder: "name" })
-    : h("span", { class: "name", id: `${id}n` }, name);
+  const said = h("span", { class: entry ? "unseen" : "name", id: `${id}n` }, name);
+  const label = entry ? h("input", { class: "key", "aria-label": "name of the member", placeholder: "name", oninput: () => { said.textContent = label.value; } }) : said;
   if (entry) label.value = name;
   const made = once(() => control(given, value, depth, `${id}n`));
   const fault = h("p", { class: "fault", id: `${id}e`, hidden: true });
-  const hint = schema.description && h("p", { class: "hint", id: `${id}d` }, schema.description);
+  const hints = [...limits(schema), schema.description].filter(Boolean);
+  const hint = hints.length > 0 && h("p", { class: "hint", id: `${id}d` }, hints.join(" · "));
   const held = h("div", { class: "held" });
   const box = optional && h("input", { type: "checkbox", id: `${id}o`, onchange: () => { show(); touched(box); } });
   const isOn = () => !box || box.checked;
@@ -405,17 +419,17 @@ function field(name, given, value, depth, { optional = false, present = false, c
     const { target } = made();
     target.id ||= id;
     if (!group) {
-      target.setAttribute("aria-describedby", `${hint ? `${id}d ` : ""}${id}e`);
+      if (hint) target.setAttribute("aria-describedby", hint.id);
       if (!box && !entry && about.tagName === "LABEL") about.htmlFor = target.id;
     }
   }
   const about = box ? h("label", {}, box, label) : h(group || entry || kind === "const" || kind === "null" ? "span" : "label", {}, label);
-  const note = [typeName(schema), ...limits(schema), optional && "optional", optional && own(schema, "default") && schema.default !== null && `default ${flat(schema.default)}`];
-  const kindNote = h("span", { class: "kind" }, note.filter(Boolean).join(" · "));
+  const usual = own(schema, "default") && schema.default !== null ? `default ${flat(schema.default)}` : "optional";
+  const kindNote = h("span", { class: "kind" }, [typeName(schema), optional && usual].filter(Boolean).join(" · "));
   const inRow = compact && !group;
   let el;
   if (bare) el = h("div", {}, held, fault);
-  else if (entry) el = h(group ? "fieldset" : "div", { class: `entry ${group ? "tall" : ""}`, "aria-labelledby": group && `${id}n` }, label, group ? cross : h("div", { class: "held" }, held, fault), group ? [held, fault] : cross);
+  else if (entry) el = h(group ? "fieldset" : "div", { class: `entry ${group ? "tall" : ""}`, "aria-labelledby": group && `${id}n` }, said, label, group ? cross : h("div", { class: "held" }, held, fault), group ? [held, fault] : cross);
   else if (inRow) el = h("div", { class: "item" }, label, h("div", {}, held, hint, fault), cross);
   else {
     const head = h("div", { class: "about" }, about, kindNote, cross);
@@ -442,8 +456,11 @@ function field(name, given, value, depth, { optional = false, present = false, c
       fault.textContent = message ?? "";
       const { target } = self;
       if (group || bare) return;
-      if (message) target.setAttribute("aria-invalid", "true");
-      else target.removeAttribute("aria-invalid");
+      const described = [hint && hint.id, message && fault.id].filter(Boolean).join(" ");
+      for (const [attribute, text] of [["aria-invalid", message && "true"], ["aria-describedby", described]]) {
+        if (text) target.setAttribute(attribute, text);
+        else target.removeAttribute(attribute);
+      }
     },
   };
   return self;
@@ -501,7 +518,10 @@ function copyButton(what, text) {
 function tryIt() {
   definitions = it.input;
   let many = false;
-  let json = false;
+  // A form of an object of which nothing is known has no fields.
+  const whole = resolve(it.input);
+  const unknown = !it.examples.length && kindOf(whole) === "object" && !whole.properties && !isObject(whole.additionalProperties);
+  let json = unknown;
   let current; // the field of the whole form
   let area;
   let calling = null;
@@ -572,7 +592,7 @@ function tryIt() {
     build(many ? [value] : Array.isArray(value) && value.length ? value[0] : undefined);
     return true;
   });
-  const view = choice("Input as", [["form", "Form"], ["json", "JSON"]], "form", (key) => {
+  const view = choice("Input as", [["form", "Form"], ["json", "JSON"]], json ? "json" : "form", (key) => {
     const { value, problems } = read();
     if (problems.length) { refuse(problems); return false; }
     json = key === "json";
@@ -632,9 +652,13 @@ function tryIt() {
     const lines = problems.map(({ place, path, message }) => {
       const text = path ?? (place.title ? place.title() : "record");
       if (!place) return h("li", {}, h("code", {}, text), `: ${message}`);
-      const { target } = place;
-      target.id ||= fresh();
-      return h("li", {}, h("a", { href: `#${target.id}`, onclick: (event) => { event.preventDefault(); target.focus(); target.scrollIntoView({ block: "center" }); } }, h("code", {}, text)), `: ${message}`);
+      place.target.id ||= fresh();
+      return h("li", {}, h("a", { href: `#${place.target.id}`, onclick: (event) => {
+        event.preventDefault();
+        const { target } = path ? locate(path) : place; // the form may be another one now
+        target.focus();
+        target.scrollIntoView({ block: "center" });
+      } }, h("code", {}, text)), `: ${message}`);
     });
     const shown = h("div", { class: "summary", tabindex: -1, role: "group", "aria-label": "What is wrong" },
       h("h3", {}, title), detail && h("p", {}, detail), lines.length > 0 && h("ul", {}, lines), id && h("p", { class: "soft" }, "request ", h("code", {}, id)));
@@ -644,7 +668,7 @@ function tryIt() {
   }
   function print(text) {
     const long = text.length > 200_000;
-    const pre = h("pre", { tabindex: 0, role: "region", "aria-label": "Answer" });
+    const pre = h("pre", { tabindex: 0, role: "region", "aria-label": "Result" });
     try {
       if (long) throw new RangeError();
       pre.append(...paint(write(parse(text), { width: 56 })));
@@ -731,7 +755,7 @@ function tryIt() {
     names, body,
     h("div", { class: "row run" }, button, h("span", { class: "soft" }, h("kbd", {}, "Ctrl"), " ", h("kbd", {}, "Enter"))),
   ].filter(Boolean));
-  build(example());
+  build(unknown ? {} : example());
   return {
     allow: (ready) => { button.disabled = !ready; },
     left: h("section", { class: "card" }, form),
@@ -761,8 +785,9 @@ function plot(title, lines) {
   drawn.reverse();
   return {
     el: h("div", { class: "plot" }, h("h3", {}, title), figures, svg),
-    show: (series, texts, label) => {
-      const top = Math.max(...series.flat().filter((y) => y !== null), 0) || 1;
+    show: (series, texts, label, unit) => {
+      const peak = Math.max(...series.flat().filter((y) => y !== null), 0);
+      const top = peak || 1;
       series.forEach((ys, n) => {
         let pen = "M";
         drawn[n].setAttribute("d", ys.map((y, at) => {
@@ -773,7 +798,7 @@ function plot(title, lines) {
           return part;
         }).join(""));
       });
-      figures.replaceChildren(...texts);
+      figures.replaceChildren(...texts, peak ? h("span", { class: "peak" }, `peak ${unit(peak)}`) : "");
       svg.setAttribute("aria-label", `${title}: ${label}`);
     },
   };
@@ -831,11 +856,11 @@ function traffic() {
       before = now;
       const last = beats.at(-1) ?? { rate: 0, p50: null, p99: null };
       const seen = beats.findLast((each) => each.p50 !== null) ?? last;
-      const text = last.rate >= 10 ? String(Math.round(last.rate)) : last.rate.toFixed(1);
-      rate.show([beats.map((each) => each.rate)], [h("b", {}, text)], `${text} now`);
+      const figure = (n) => (n >= 10 ? String(Math.round(n)) : n.toFixed(1));
+      rate.show([beats.map((each) => each.rate)], [h("b", {}, figure(last.rate))], `${figure(last.rate)} now`, figure);
       const show = (ms) => (ms === null ? "–" : seconds(ms));
       latency.show([beats.map((each) => each.p50), beats.map((each) => each.p99)],
-        [h("span", { class: "p50" }, "p50 ", h("b", {}, show(seen.p50))), h("span", { class: "p99" }, "p99 ", h("b", {}, show(seen.p99)))], `p50 ${show(seen.p50)}, p99 ${show(seen.p99)}`);
+        [h("span", { class: "p50" }, "p50 ", h("b", {}, show(seen.p50))), h("span", { class: "p99" }, "p99 ", h("b", {}, show(seen.p99)))], `p50 ${show(seen.p50)}, p99 ${show(seen.p99)}`, seconds);
     } catch { before = null; }
     setTimeout(poll, pause);
   }
@@ -854,7 +879,6 @@ function facts() {
   const fold = (title, ...content) => h("details", {}, h("summary", {}, title), content);
   const { image } = DATA;
   const env = it.environment;
-  const [flow, run] = it.task.split("/");
   const created = it.created && h("time", { datetime: it.created }, it.created.replace("T", " ").replace(/\.\d+|\+00:00$/g, "").replace("Z", " UTC"));
   const artifacts = it.artifacts ?? [];
   const total = artifacts.reduce((sum, each) => sum + Number(each.size), 0);
@@ -862,7 +886,7 @@ function facts() {
   const schema = (title, value) => fold(title, h("pre", { tabindex: 0, role: "region", "aria-label": title }, paint(write(value))));
   return h("section", { class: "card", "aria-labelledby": "facts" }, h("div", { class: "bar" }, h("h2", { id: "facts" }, "About this function")), h("div", { class: "facts" },
     table(it.parts ? "Pipeline" : "Trained by", [
-      ["task", mono(it.task)], ["flow", mono(flow)], ["run", mono(run)], ["user", it.user], ["commit", mono(it.commit)], ["created", created || null], ["Metaflow", it.metaflow],
+      ["task", mono(it.task)], ["run", it.parts ? null : mono(it.task.split("/")[1])], ["user", it.user], ["commit", mono(it.commit)], ["created", created || null], ["Metaflow", it.metaflow],
       ["parts", it.parts && h("span", {}, it.parts.map((each, n) => [n > 0 && " → ", h("code", { title: each.digest }, each.name)]))],
     ]),
     table("Function", [

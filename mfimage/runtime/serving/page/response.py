@@ -26,7 +26,8 @@ from mfimage.runtime.serving.services import Services
 # Of recorded examples, as JSON: the page has those that fit.
 _EXAMPLES = 20_000
 _CACHED = 32
-_INDENTATION = re.compile("^ +", re.MULTILINE)
+# Indentation, and lines that are empty or a comment.
+_LEFT_OUT = re.compile(r"^ *(?:(?:/\*.*\*/|//.*)?\n)?", re.MULTILINE)
 
 # The pages of an app, by function; that of None lists the functions.
 Pages = MutableMapping[str | None, bytes]
@@ -66,9 +67,9 @@ def _file(name: str) -> str:
 
 @cache
 def _blocks() -> Mapping[str, str]:
-    """Return the text of each inline block, without its indentation."""
+    """Return the text of each inline block, without what only its readers need."""
     texts = {"style": _file("style.css") + _file("page.css"), "script": _file("page.js")}
-    return {name: _INDENTATION.sub("", text) for name, text in texts.items()}
+    return {name: _LEFT_OUT.sub("", text) for name, text in texts.items()}
 
 
 @cache

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mfimage.package.spec import ArtifactRef, Example, sha256_digest
+from mfimage.package.spec import ArtifactRef, Example, FunctionRef, PipelineSpec, sha256_digest
 from mfimage.runtime.layout import RUNTIME_FILES
 from mfimage.runtime.loading.loader import LiveFunction
 from mfimage.runtime.serving.contracts.status import wants_page
@@ -218,6 +218,14 @@ def test_behind_ray_serve_there_are_fewer_paths() -> None:
         **alone, "call": "", "batch": "batch", "docs": "docs", "openapi": "openapi.json",
         "readyz": None,
     }  # fmt: skip
+
+
+def test_the_parts_of_a_pipeline_are_in_its_page() -> None:
+    fn = live(greet)
+    parts = tuple(FunctionRef(name=name, digest=fn.spec.digest) for name in ("tokenize", "score"))
+    fn.spec = PipelineSpec(name="greet", task="Flow/1/a/1, Flow/2/b/2", parts=parts)
+    found = data_of(get(fn=fn, load=False).text)["function"]
+    assert [part["name"] for part in found["parts"]] == ["tokenize", "score"]
 
 
 def test_the_page_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
