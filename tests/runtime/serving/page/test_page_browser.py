@@ -230,6 +230,13 @@ def test_a_list_of_records_and_the_errors_of_some(page: Page, several: Server) -
     assert "/number/batch" in page.get_by_role("region", name="The call as code").inner_text()
 
 
+def test_a_record_of_any_members_opens_as_json(page: Page, several: Server) -> None:
+    """A form of it has no fields."""
+    visit(page, several, "many/emea")
+    assert page.get_by_label("JSON", exact=True).is_checked()
+    assert page.locator("#json").input_value() == "{}"
+
+
 def test_the_call_as_code_does_the_same(page: Page, alone: Server, tmp_path: Path) -> None:
     visit(page, alone)
     page.get_by_text("JSON", exact=True).first.click()
