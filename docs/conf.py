@@ -105,6 +105,13 @@ def link_files(app: Sphinx, name: str, source: list[str]) -> None:
     source[0] = re.sub(r"\]\((\.\./[^)#\s]*)(#[^)]*)?\)", leave_or_lead, source[0])
 
 
+def prose(text: str) -> str:
+    """Return the text of a help as Markdown, with flags and empty values as code."""
+    escaped = html.escape(inspect.cleandoc(text), quote=False)
+    found = r"`[^`]*`|(?<![\w-])--[a-z][a-z-]*|''"
+    return re.sub(found, lambda match: f"`{match[0].strip('`')}`", escaped)
+
+
 def commands(name: str, command: click.Command) -> Iterator[str]:
     """Yield the Markdown that describes a command, or each command of a group."""
     context = click.Context(command, info_name=name, help_option_names=[])
@@ -114,13 +121,12 @@ def commands(name: str, command: click.Command) -> Iterator[str]:
                 yield from commands(f"{name} {each}", inner)
         return
     usage = " ".join(command.collect_usage_pieces(context))
-    yield f"## {name}\n\n```\n{name} {usage}\n```\n\n{inspect.cleandoc(command.help or '')}\n\n"
+    yield f"## {name}\n\n```\n{name} {usage}\n```\n\n{prose(command.help or '')}\n\n"
     yield "| option | |\n|---|---|\n"
     for option in command.get_params(context):
         if isinstance(option, click.Option) and (record := option.get_help_record(context)):
             flags, text = (part.replace("|", "\\|") for part in record)
-            text = re.sub(r"(?<![\w-])--[a-z][a-z-]*", r"`\g<0>`", html.escape(text, quote=False))
-            yield f"| `{flags}` | {text} |\n"
+            yield f"| `{flags}` | {prose(text)} |\n"
     yield "\n"
 
 

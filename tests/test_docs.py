@@ -79,6 +79,13 @@ def test_links_to_elsewhere_are_complete(page):
         assert re.fullmatch(r"[!-~]+", url), url
 
 
+def test_the_function_of_the_five_minutes_is_the_example():
+    page = (ROOT / "docs/five-minutes.md").read_text()
+    (shown,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    example = (ROOT / "examples/iris/classify.py").read_text().splitlines()
+    assert [line for line in shown.splitlines() if line not in example] == ["    ..."]
+
+
 def test_every_picture_is_shown_small_and_complete():
     shown = "".join(page.read_text() for page in PAGES)
     for picture in (ROOT / "docs/pictures").glob("*.*g"):

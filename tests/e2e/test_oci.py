@@ -88,7 +88,7 @@ def test_an_unchanged_function_is_found_and_not_built(
     assert second.stdout == first.stdout
     assert "nothing is built" in second.stderr
     assert not (tmp_path / "layers" / "inputs").exists()
-    forced = iris.mfimage(*command, f"{running.address}/team/again:3", "--force", env=elsewhere)
+    forced = iris.mfimage(*command, f"{running.address}/team/again:3", "--force", env=no_docker)
     assert forced.stdout == first.stdout
     assert "nothing is built" not in forced.stderr
 

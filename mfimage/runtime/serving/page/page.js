@@ -518,7 +518,10 @@ function copyButton(what, text) {
 function tryIt() {
   definitions = it.input;
   let many = false;
-  let json = false;
+  // A form of an object of which nothing is known has no fields.
+  const whole = resolve(it.input);
+  const unknown = !it.examples.length && kindOf(whole) === "object" && !whole.properties && !isObject(whole.additionalProperties);
+  let json = unknown;
   let current; // the field of the whole form
   let area;
   let calling = null;
@@ -589,7 +592,7 @@ function tryIt() {
     build(many ? [value] : Array.isArray(value) && value.length ? value[0] : undefined);
     return true;
   });
-  const view = choice("Input as", [["form", "Form"], ["json", "JSON"]], "form", (key) => {
+  const view = choice("Input as", [["form", "Form"], ["json", "JSON"]], json ? "json" : "form", (key) => {
     const { value, problems } = read();
     if (problems.length) { refuse(problems); return false; }
     json = key === "json";
@@ -752,7 +755,7 @@ function tryIt() {
     names, body,
     h("div", { class: "row run" }, button, h("span", { class: "soft" }, h("kbd", {}, "Ctrl"), " ", h("kbd", {}, "Enter"))),
   ].filter(Boolean));
-  build(example());
+  build(unknown ? {} : example());
   return {
     allow: (ready) => { button.disabled = !ready; },
     left: h("section", { class: "card" }, form),

@@ -230,6 +230,13 @@ def test_a_list_of_records_and_the_errors_of_some(page: Page, several: Server) -
     assert "/number/batch" in page.get_by_role("region", name="The call as code").inner_text()
 
 
+def test_a_record_of_any_members_opens_as_json(page: Page, several: Server) -> None:
+    """A form of it has no fields."""
+    visit(page, several, "many/emea")
+    assert page.get_by_label("JSON", exact=True).is_checked()
+    assert page.locator("#json").input_value() == "{}"
+
+
 def test_the_call_as_code_does_the_same(page: Page, alone: Server, tmp_path: Path) -> None:
     visit(page, alone)
     page.get_by_text("JSON", exact=True).first.click()
@@ -274,12 +281,14 @@ def test_several_functions(page: Page, several: Server) -> None:
     visit(page, several)
     assert page.locator("tbody tr").count() == 35
     page.get_by_text("Loads when called").first.wait_for()
-    page.get_by_role("link", name="many/emea").click()
+    with page.expect_navigation():
+        page.get_by_role("link", name="many/emea").click()
     assert page.get_by_role("heading", level=1).inner_text() == "many/emea"
     page.get_by_text("JSON", exact=True).first.click()
     page.locator("#json").fill('{"a": 1, "b": 2}')
     assert run(page) == {"sum": 3}
-    page.get_by_role("link", name="All functions").click()
+    with page.expect_navigation():
+        page.get_by_role("link", name="All functions").click()
     assert page.locator("tbody tr").count() == 35
     missing = page.goto(f"{several.url}/?function=<b>nope")
     assert missing is not None
@@ -378,7 +387,7 @@ def test_a_function_that_still_loads(context: BrowserContext, tmp_path: Path) ->
     page = context.new_page()
     with running(folder) as server:
         visit(page, server)
-        assert page.get_by_role("status").filter(has_text="still loading").is_visible()
+        page.get_by_role("status").filter(has_text="still loading").wait_for()
         assert page.get_by_role("button", name="Run").is_disabled()
         gate.touch()
         page.get_by_text("Ready").wait_for()
