@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import re
 import time
@@ -18,8 +19,8 @@ from click.testing import CliRunner
 
 from mfimage.cli import main
 from mfimage.errors import PackageError
-from mfimage.image.find.files import ImageFiles, LayerFiles
-from mfimage.image.find.places import find_image
+from mfimage.image.find.files import ImageFiles, LayerFiles, read_files
+from mfimage.image.find.places import find_image, read_member
 from mfimage.inspect import card_page, compare_page, inspect_page
 from mfimage.views.image import image_page
 from mfimage.views.treemap import MOST_FILES, installed, tree
@@ -189,10 +190,26 @@ def test_an_sbom_is_escaped(image: str) -> None:
 def test_a_damaged_layer_is_refused(folder: Path, image: str) -> None:
     found = find_image(image)
     with found.open() as stored, pytest.raises(PackageError, match="damaged"):
-        from mfimage.image.find.files import read_files
-
         first = replace(stored.layers[0], diff_id=stored.layers[1].diff_id)
         read_files(replace(stored, layers=(first,)), keep=lambda _: True)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "no header"])
+def test_a_layer_that_cannot_be_read_is_named(damage: str, image: str) -> None:
+    with find_image(image).open() as stored:
+        layer = stored.layers[-2]  # compressed
+        with layer.open() as file:
+            data = bytearray(file.read())
+        if damage == "changed":
+            data[len(data) // 2] ^= 0xFF
+        elif damage == "no header":
+            data[2:6] = b"\xff" * 4
+        broken = replace(layer, open=lambda: io.BytesIO(data[: -9 if damage == "cut" else None]))
+        with pytest.raises(PackageError, match=layer.digest):
+            read_files(replace(stored, layers=(broken,)), keep=lambda _: True)
+        if damage == "no header":  # other damage is at the end, which is not read for one file
+            with pytest.raises(PackageError, match="cannot be read"):
+                read_member(broken.open, "/no/such/file")
 
 
 def layer_of(files: Mapping[str, int], **kept: bytes) -> LayerFiles:

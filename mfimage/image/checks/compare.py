@@ -10,7 +10,7 @@ from typing import Literal
 
 from mfimage.errors import PackageError
 from mfimage.files import chunks_of
-from mfimage.image.oci.compression import decompressed
+from mfimage.image.oci.compression import decompressed, unreadable
 from mfimage.image.oci.images import StoredLayer
 
 How = Literal["added", "removed", "content", "kind", "mode", "owner", "time"]
@@ -69,7 +69,7 @@ def _files(layer: StoredLayer) -> dict[str, _File]:
                 "/" + member.name.removeprefix("./").strip("/"): _file(tar, member)
                 for member in tar
             }
-    except (tarfile.TarError, EOFError) as error:
+    except unreadable() as error:
         raise PackageError(f"the layer {layer.descriptor.digest} cannot be read: {error}") from None
 
 

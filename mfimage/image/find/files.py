@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 
 from mfimage.errors import PackageError
 from mfimage.files import chunks_of
-from mfimage.image.oci.compression import decompressed
+from mfimage.image.oci.compression import decompressed, unreadable
 from mfimage.image.oci.images import StoredImage, StoredLayer
 from mfimage.sizes import format_size
 
@@ -125,7 +125,7 @@ def _read(
                         kept[path] = content.read() if content else b""
                         room -= member.size
             found = reader.digest()
-    except (tarfile.TarError, EOFError) as error:
+    except unreadable() as error:
         raise PackageError(f"the layer {layer.digest} cannot be read: {error}") from None
     if found != layer.diff_id:
         raise PackageError(f"the layer {layer.digest} is damaged: its content is {found}")

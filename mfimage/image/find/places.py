@@ -221,7 +221,7 @@ def sbom_of(stored: StoredImage) -> bytes | None:
 
 def read_member(open_layer: Callable[[], BinaryIO], path: str) -> bytes | None:
     """Return a small file of a layer; None if there is none."""
-    from mfimage.image.oci.compression import decompressed
+    from mfimage.image.oci.compression import decompressed, unreadable
 
     wanted = path.lstrip("/")
     try:
@@ -234,7 +234,7 @@ def read_member(open_layer: Callable[[], BinaryIO], path: str) -> bytes | None:
                 if member.name.removeprefix("./") == wanted and member.size <= _LARGEST_FILE:
                     content = tar.extractfile(member)
                     return content.read() if content else None
-    except (tarfile.TarError, EOFError) as error:
+    except unreadable() as error:
         raise PackageError(f"a layer cannot be read: {error}") from None
     return None
 

@@ -6,8 +6,10 @@ output depends on how the content is divided.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import sys
+import tarfile
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -148,3 +150,12 @@ def decompressed(file: BinaryIO) -> BinaryIO:
 
         return cast(BinaryIO, zstandard.ZstdDecompressor().stream_reader(file))
     return file
+
+
+def unreadable() -> tuple[type[Exception], ...]:
+    """Return what reading a damaged layer raises; after ``except``, it is asked for only then."""
+    from isal import isal_zlib
+
+    zstandard: Any = sys.modules.get("zstandard")
+    others = (zstandard.ZstdError,) if zstandard else ()
+    return tarfile.TarError, EOFError, gzip.BadGzipFile, isal_zlib.error, *others

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,7 @@ class Loads:
         self._functions: OrderedDict[str, LiveFunction] = OrderedDict()
         self._sizes: dict[str, int] = {}
         self._freed = False
+        self._handlers: dict[Handler, Handler] = {}
         if self._lazy:
             for name in names:
                 services.by_name[name].wrap = self._on_demand
@@ -128,6 +129,25 @@ class Loads:
     # On demand
 
     def _on_demand(self, handler: Handler) -> Handler:
+        """Return a handler that loads the function first; the same for all with one handler."""
+        if handler not in self._handlers:
+            wrap = self._loading if self._limit is None else self._counting
+            self._handlers[handler] = wrap(handler)
+        return self._handlers[handler]
+
+    def _loading(self, handler: Handler) -> Handler:
+        async def load(service: Service, request: Any) -> Any:
+            await self._wait_for(service)
+            return await handler(service, request)
+
+        def handle(service: Service, request: Any) -> Awaitable[Any]:
+            return (load if service.inflight is None else handler)(service, request)
+
+        return handle
+
+    def _counting(self, handler: Handler) -> Handler:
+        """Keep what is in use, and what was used last."""
+
         async def handle(service: Service, request: Any) -> Any:
             service.using += 1
             try:
@@ -138,7 +158,7 @@ class Loads:
                 service.using -= 1
                 if service.name in self._functions:
                     self._functions.move_to_end(service.name)
-                if self._limit is not None and not service.using:
+                if not service.using:
                     self._make_room()
 
         return handle
