@@ -72,7 +72,10 @@ def _sample(schema: Any, defs: Mapping[str, Any], depth: int) -> Any:
     if "items" in schema:
         return [_sample(schema["items"], defs, depth - 1)] * max(1, schema.get("minItems", 1))
     kind = schema.get("type", "object")
-    kind = kind if isinstance(kind, str) else kind[0]
+    return _scalar(kind if isinstance(kind, str) else kind[0], schema)
+
+
+def _scalar(kind: str, schema: Mapping[str, Any]) -> Any:
     if kind in ("integer", "number"):
         return _number(schema, 1 if kind == "integer" else 1.0)
     if kind == "string":
