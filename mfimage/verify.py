@@ -15,7 +15,8 @@ from mfimage.image.builders import open_builder
 from mfimage.image.checks.built import placed
 from mfimage.image.checks.compare import FileChange, compare_layers
 from mfimage.image.checks.config import LOCK_FILE
-from mfimage.image.find.places import find_image, read_member
+from mfimage.image.find.files import read_file
+from mfimage.image.find.places import find_image
 from mfimage.image.plan.labels import TARGET
 from mfimage.image.plan.options import LABEL_PREFIX, BuildOptions
 from mfimage.image.plan.plan import make_plan
@@ -128,7 +129,7 @@ def verify(
                 f"image: {image} holds {holds}, not the {subject.kind} {subject.digest}",
                 hint=f"name the {_REFERENCES[subject.kind]} that it was built from",
             )
-        lock = read_member(original.layers[-1].open, LOCK_FILE)
+        lock = read_file(original.layers[-1], LOCK_FILE)
         if lock is None:
             raise OptionError(
                 f"image: {image} has no {LOCK_FILE} in its last layer",

@@ -33,6 +33,9 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ["METAFLOW_USER"] = "alice"
 # Metaflow reads it once, and tests have servers of their own.
 os.environ.pop("METAFLOW_S3_ENDPOINT_URL", None)
+# Whatever the terminal of who runs the tests is like, commands print plain lines.
+for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "COLUMNS", "LINES"):
+    os.environ.pop(name, None)
 with warnings.catch_warnings():
     # Where PyYAML is installed, Metaflow's own copy of it warns of that.
     warnings.simplefilter("ignore")

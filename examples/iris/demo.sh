@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 work=$(mktemp -d)
 container=""
 trap '[ -z "$container" ] || docker rm --force "$container" >/dev/null; rm -rf "$work"' EXIT
-cp train.py predict.py "$work"
+cp train.py classify.py "$work"
 cd "$work"
 
 # Metaflow does not accept root as a user.
@@ -14,7 +14,7 @@ if [ "$(id -un)" = root ]; then export METAFLOW_USER="${METAFLOW_USER:-demo}"; f
 run() { printf '\n$ %s\n' "$*" >&2; "$@"; }
 
 run python train.py run
-reference=$(run mfimage bind predict.py:predict --task IrisFlow/"$(cat .metaflow/IrisFlow/latest_run)"/train)
+reference=$(run mfimage bind classify.py:classify --task IrisFlow/"$(cat .metaflow/IrisFlow/latest_run)"/train)
 echo "$reference"
 image=$(run mfimage build "$reference" --target fastapi --tag iris:1)
 
@@ -22,8 +22,8 @@ container=$(run docker run --detach --publish 127.0.0.1::8000 "$image")
 address=$(docker port "$container" 8000/tcp | head -n 1)
 for _ in $(seq 100); do curl -fsS "http://$address/readyz" >/dev/null 2>&1 && break; sleep 0.1; done
 
-run curl -fsS "http://$address/predict" \
-  -d '{"sepal length (cm)": 5.1, "sepal width (cm)": 3.5, "petal length (cm)": 1.4, "petal width (cm)": 0.2}'
+run curl -fsS "http://$address/classify" \
+  -d '{"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}'
 echo
 run mfimage inspect "$image"
 run docker images iris

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -41,14 +42,11 @@ def quoted(record: Any) -> str:
     return shlex.quote(json.dumps(record, ensure_ascii=False))
 
 
-_SAMPLES: Mapping[str, Any] = {
-    "integer": 0, "number": 0.0, "string": "", "boolean": False, "array": [], "object": {},
-    "null": None,
-}  # fmt: skip
+_SAMPLES: Mapping[str, Any] = {"boolean": False, "array": [], "object": {}, "null": None}
 
 
 def sample(schema: Any) -> Any:
-    """Return a value as a schema describes it, to be edited: the required members, all empty."""
+    """Return a value that is valid by most schemas, to be edited: the required members."""
     try:
         return _sample(schema, schema.get("$defs") or {}, _DEPTH)
     except (AttributeError, LookupError, TypeError):  # a label can be anything
@@ -72,6 +70,26 @@ def _sample(schema: Any, defs: Mapping[str, Any], depth: int) -> Any:
         names = schema.get("required") or members
         return {name: _sample(members.get(name), defs, depth - 1) for name in names}
     if "items" in schema:
-        return [_sample(schema["items"], defs, depth - 1)]
+        return [_sample(schema["items"], defs, depth - 1)] * max(1, schema.get("minItems", 1))
     kind = schema.get("type", "object")
-    return _SAMPLES.get(kind if isinstance(kind, str) else kind[0], {})
+    return _scalar(kind if isinstance(kind, str) else kind[0], schema)
+
+
+def _scalar(kind: str, schema: Mapping[str, Any]) -> Any:
+    if kind in ("integer", "number"):
+        return _number(schema, 1 if kind == "integer" else 1.0)
+    if kind == "string":
+        return "x" * schema.get("minLength", 0)
+    return _SAMPLES.get(kind, {})
+
+
+def _number(schema: Mapping[str, Any], one: Any) -> Any:
+    """Return a number within the bounds: zero if it is, else the nearest bound."""
+    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    low = schema.get("minimum", -math.inf if above is None else above)
+    high = schema.get("maximum", math.inf if below is None else below)
+    found = min(max(0 * one, low), high)
+    if found in (above, below):
+        inward = one if found == above else -one
+        found = low + (high - low) / 2 if high - low < 2 else found + inward
+    return type(one)(found)

@@ -49,6 +49,8 @@ mfimage.package.store.open_package = lambda *_: None
 main(["build", *sys.argv[1:]])
 """
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+# Those of the tests' own terminal; pytest-xdist sets COLUMNS.
+SETTINGS = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS", "LINES")
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
 
 
@@ -64,7 +66,7 @@ def on_terminal(
     script.write_text(BUILD)
     child, terminal = pty.fork()
     if child == 0:
-        kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "CI")}
+        kept = {k: v for k, v in os.environ.items() if k not in SETTINGS}
         wanted = {**kept, "TERM": "xterm-256color", "LANG": "C.UTF-8", **(env or {})}
         os.execve(sys.executable, [sys.executable, str(script), *arguments], wanted)
     resize(terminal, width)

@@ -17,7 +17,7 @@ from mfimage.image.oci.images import StoredImage, StoredLayer
 from mfimage.sizes import format_size
 
 # Of one file that is kept, and of all.
-_LARGEST_KEPT = 8 << 20
+_LARGEST_KEPT = 32 << 20
 _MOST_KEPT = 128 << 20
 _WHITEOUT = ".wh."
 Say = Callable[[str], None]
@@ -104,6 +104,12 @@ def read_files(
         room -= sum(map(len, found.kept.values()))
         layers.append(found)
     return ImageFiles(layers=tuple(layers))
+
+
+def read_file(layer: StoredLayer, path: str) -> bytes | None:
+    """Return a small file of a layer, which is read whole and verified; None if it has none."""
+    wanted = path.lstrip("/")
+    return _read(layer, lambda name: name == wanted, _MOST_KEPT)[1].get(wanted)
 
 
 def _read(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from mfimage.errors import EngineError, OptionError, PackageError, ReferenceNotFound
+from mfimage.errors import EngineError, OptionError, ReferenceNotFound
+from mfimage.image.find.files import read_file
 from mfimage.image.find.info import ImageInfo
 from mfimage.image.plan.options import LABEL_PREFIX
 from mfimage.image.registry.location import DOCKER_ARCHIVE, Location, parse_location
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mfimage.image.oci.images import StoredImage
 
 _SBOM_PATH = f"{FUNCTION}/{SBOM}"
-_LARGEST_FILE = 32 << 20
+_LARGEST_LAYER = 32 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,27 +216,7 @@ def sbom_of(stored: StoredImage) -> bytes | None:
     if f"{LABEL_PREFIX}version" not in labels or not stored.layers:
         return None
     last = stored.layers[-1]
-    return read_member(last.open, _SBOM_PATH) if last.descriptor.size <= _LARGEST_FILE else None
-
-
-def read_member(open_layer: Callable[[], BinaryIO], path: str) -> bytes | None:
-    """Return a small file of a layer; None if there is none."""
-    from mfimage.image.oci.compression import decompressed, unreadable
-
-    wanted = path.lstrip("/")
-    try:
-        with (
-            open_layer() as file,
-            decompressed(file) as layer,
-            tarfile.open(fileobj=layer, mode="r|") as tar,
-        ):
-            for member in tar:
-                if member.name.removeprefix("./") == wanted and member.size <= _LARGEST_FILE:
-                    content = tar.extractfile(member)
-                    return content.read() if content else None
-    except unreadable() as error:
-        raise PackageError(f"a layer cannot be read: {error}") from None
-    return None
+    return read_file(last, _SBOM_PATH) if last.size <= _LARGEST_LAYER else None
 
 
 def _found(
