@@ -206,13 +206,13 @@ def test_wrong_roots(bucket: Bucket, tmp_path: Path, root: str, message: str) ->
 
 def test_memory_does_not_grow_with_an_artifact(bucket: Bucket, tmp_path: Path) -> None:
     """Up and down, in parts."""
-    reference = huge(tmp_path / "a", 160 << 20)
+    reference = huge(tmp_path / "a", 256 << 20)
     code = (
         "import sys; from mfimage.copy import copy_package\n"
         "copy_package(copy_package(*sys.argv[1:3]), sys.argv[3])\n"
         f"print({PEAK})"
     )
     arguments = ["-c", code, reference, f"{bucket.url}/up", str(tmp_path / "b")]
-    assert int(python(arguments, folder=tmp_path).stdout) < 180  # it is 131, and would be 220
+    assert int(python(arguments, folder=tmp_path).stdout) < 260  # it is 131 to 194, and would be 316
     assert names(tmp_path / "a") == names(tmp_path / "b")
     shutil.rmtree(tmp_path)

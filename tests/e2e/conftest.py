@@ -30,6 +30,14 @@ def slow(data: dict) -> dict:
     time.sleep(1)
     return data
 """
+# Needs no package, so that its image is made quickly.
+MANY = """
+from metaflow import json_function
+
+@json_function(batch=True)
+def mean(records: list[dict]) -> list[float]:
+    return [sum(record.values()) / len(record) for record in records]
+"""
 SETOSA = {
     "sepal length (cm)": 5.1,
     "sepal width (cm)": 3.5,
@@ -96,7 +104,9 @@ def iris(tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("iris")
     for name in ("train.py", "predict.py"):
         shutil.copy(EXAMPLE / name, folder)
+    # Before anything is bound: a function's code is its whole project.
     (folder / "slow.py").write_text(SLOW)
+    (folder / "many.py").write_text(MANY)
     command = [sys.executable, "train.py", "run"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -90,19 +90,8 @@ def test_sigterm_finishes_what_is_under_way_and_exits_0(iris, base_image, images
         assert container.attrs["State"]["ExitCode"] == 0
 
 
-# Needs no package, so that its image is made quickly.
-MANY = """
-from metaflow import json_function
-
-@json_function(batch=True)
-def mean(records: list[dict]) -> list[float]:
-    return [sum(record.values()) / len(record) for record in records]
-"""
-
-
 def test_batch_function_is_served_one_record_a_request(iris, base_image, images):
     name = "mfimage-test-many:1"
-    (iris.folder / "many.py").write_text(MANY)
     iris.mfimage("build", "many.py:mean", "--task", iris.task, "-t", name)
     images.append(name)
     with serving(name) as server:

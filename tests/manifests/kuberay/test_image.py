@@ -183,7 +183,7 @@ def test_an_image_in_a_registry_is_read_without_an_engine(tmp_path, no_engine, p
         (pinned,) = push(str(source), [parse_tag(name)])
         result = CliRunner().invoke(main, ["manifest", "rayservice", name])
         absent = CliRunner().invoke(main, ["manifest", "rayservice", f"{name}0"])
-        shown = CliRunner().invoke(main, ["inspect", name])
+        shown = CliRunner().invoke(main, ["inspect", name, "--all"])
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
     manifest = yaml.safe_load(result.stdout)
