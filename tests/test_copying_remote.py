@@ -213,6 +213,8 @@ def test_memory_does_not_grow_with_an_artifact(bucket: Bucket, tmp_path: Path) -
         f"print({PEAK})"
     )
     arguments = ["-c", code, reference, f"{bucket.url}/up", str(tmp_path / "b")]
-    assert int(python(arguments, folder=tmp_path).stdout) < 260  # it is 131 to 194, and would be 316
+    assert (
+        int(python(arguments, folder=tmp_path).stdout) < 260
+    )  # it is 131 to 194, and would be 316
     assert names(tmp_path / "a") == names(tmp_path / "b")
     shutil.rmtree(tmp_path)
