@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a process each
+
 # A build by events: three layers one after another, two pushes at once.
 BUILD = r"""
 import sys, threading, time

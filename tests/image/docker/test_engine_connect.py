@@ -81,6 +81,7 @@ def test_a_port_that_nobody_listens_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "is not running" in fails().message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["unix", "tcp"])
 def test_an_engine_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     kind = socket.AF_UNIX if family == "unix" else socket.AF_INET
