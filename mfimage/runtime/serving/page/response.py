@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import importlib.metadata
 import json
@@ -18,7 +19,6 @@ from typing import Any
 from mfimage import __version__
 from mfimage.package.spec import CallableSpec, Example, FunctionSpec, PipelineSpec
 from mfimage.runtime.layout import TARGET_VARIABLE
-from mfimage.runtime.serving.content import VARY
 from mfimage.runtime.serving.route import HttpRequest, Response, Route
 from mfimage.runtime.serving.served import Served
 from mfimage.runtime.serving.services import Services
@@ -28,6 +28,11 @@ _EXAMPLES = 20_000
 _CACHED = 32
 # Indentation, and lines that are empty or a comment.
 _LEFT_OUT = re.compile(r"^ *(?:(?:/\*.*\*/|//.*)?\n)?", re.MULTILINE)
+
+# Named in ``Accept-Encoding``, with a weight above 0 if it has one.
+_GZIP = re.compile(
+    rb"(?:^|,)[ \t]*gzip[ \t]*(?:;[ \t]*q=(?!0(?:\.0*)?[ \t]*(?:,|$))|,|$)", re.IGNORECASE
+)
 
 # The pages of an app, by function; that of None lists the functions.
 Pages = MutableMapping[str | None, bytes]
@@ -46,15 +51,22 @@ def respond(pages: Pages, services: Services, request: HttpRequest) -> Response:
         (b"x-content-type-options", b"nosniff"),
         (b"referrer-policy", b"no-referrer"),
         (b"cache-control", b"no-cache"),
-        VARY,
+        (b"vary", b"accept, accept-encoding"),
     ]
+    status = 200
     if name not in (None, *served.specs):
-        return Response(_page(_data(served, request.routes, None, name)), headers, 404)
-    if name not in pages:
-        if len(pages) >= _CACHED:
-            pages.clear()
-        pages[name] = _page(_data(served, request.routes, name))
-    return Response(pages[name], headers)
+        status, page = 404, _page(_data(served, request.routes, None, name))
+    else:
+        if name not in pages:
+            if len(pages) >= _CACHED:
+                pages.clear()
+            pages[name] = _page(_data(served, request.routes, name))
+        page = pages[name]
+    # A third of the bytes. What others have sent is not in it, so its length gives nothing away.
+    if _GZIP.search(request.headers.get(b"accept-encoding", b"")):
+        headers.append((b"content-encoding", b"gzip"))
+        page = gzip.compress(page, mtime=0)
+    return Response(page, headers, status)
 
 
 # The parts of a page
