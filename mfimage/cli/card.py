@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import click
@@ -27,18 +30,29 @@ def card(what: str, platform: str | None, output: str) -> None:
     """
     from mfimage.inspect import card_page
 
-    write_page(output, card_page(what, platform=platform))
+    write_page(output, partial(card_page, what, platform=platform), option="output")
 
 
-def write_page(file: str, text: str) -> None:
-    """Write a page, whole or not at all; to stdout for ``-``."""
+def write_page(file: str, make: Callable[[], str], *, option: str = "html") -> None:
+    """Write the page that ``make`` returns, whole or not at all; to stdout for ``-``."""
     from mfimage.files import whole_file
 
     if file == "-":
-        click.echo(text, nl=False)
+        click.echo(make(), nl=False)
         return
-    try:
-        with whole_file(Path(file)) as opened:
+    with contextlib.ExitStack() as writing:
+        # First: an image's layers may take a while to read.
+        with _explained(option, file):
+            opened = writing.enter_context(whole_file(Path(file)))
+        text = make()
+        with _explained(option, file):
             opened.write(text.encode())
+            writing.close()
+
+
+@contextlib.contextmanager
+def _explained(option: str, file: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise OptionError(f"html: {file} cannot be written: {error.strerror}") from None
+        raise OptionError(f"{option}: {file} cannot be written: {error.strerror}") from None

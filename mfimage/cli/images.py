@@ -52,7 +52,7 @@ def inspect(
         from mfimage.cli.console import note
         from mfimage.inspect import inspect_page
 
-        write_page(html, inspect_page(what, platform=platform, say=note))
+        write_page(html, partial(inspect_page, what, platform=platform, say=note))
         return
     found = inspect_it(what, platform=platform)
     if as_json:
@@ -101,7 +101,7 @@ def diff(
         from mfimage.cli.console import note
         from mfimage.inspect import compare_page
 
-        write_page(html, compare_page(before, after, platform=platform, say=note))
+        write_page(html, partial(compare_page, before, after, platform=platform, say=note))
     found = compare(before, after, platform=platform)
     if html is None or as_json:
         show("diff", found, document=found.to_dict(), text=found.to_text, as_json=as_json)

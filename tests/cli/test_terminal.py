@@ -17,7 +17,11 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow  # a process each
+pytestmark = [
+    pytest.mark.slow,  # a process each
+    # Python 3.12 and later warn of a fork beside pytest-xdist's thread; exec follows at once.
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning"),
+]
 
 # A build by events: three layers one after another, two pushes at once.
 BUILD = r"""

@@ -297,9 +297,13 @@ def test_files_are_written_whole(image: str, tmp_path: Path) -> None:
         assert path.read_text().endswith("</html>")
         assert [each.name for each in tmp_path.iterdir()] == ["page.html"]
         assert run(main, [*command[:-1], "-"]).stdout == path.read_text()
-    done = run(main, ["card", image, "-o", str(tmp_path / "absent" / "page.html")])
-    assert done.exit_code == 1
-    assert "cannot be written: No such file or directory" in done.stderr
+    absent = tmp_path / "absent" / "page.html"
+    reason = f"{absent} cannot be written: No such file or directory"
+    done = run(main, ["card", image, "-o", str(absent)])
+    assert (done.exit_code, done.stderr) == (1, f"error: output: {reason}\n")
+    # No layer was read before.
+    done = run(main, ["inspect", image, "--html", str(absent)])
+    assert (done.exit_code, done.stderr) == (1, f"error: html: {reason}\n")
 
 
 @pytest.mark.browser
