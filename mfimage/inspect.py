@@ -21,7 +21,7 @@ from mfimage.package.store import FILE_NAME, Pipeline, open_any
 
 if TYPE_CHECKING:
     from mfimage.image.find.contents import ImageDiff
-    from mfimage.image.find.files import ImageFiles
+    from mfimage.image.find.files import StoredFiles
     from mfimage.image.find.places import FoundImage
     from mfimage.views.difference import Side
 
@@ -110,7 +110,7 @@ def _image_name(what: str) -> str:
     return _task_image(what)[1] if _is_task(what) else what
 
 
-def _side(name: str, platform: str | None, known: ImageFiles | None, say: Say) -> Side:
+def _side(name: str, platform: str | None, known: StoredFiles | None, say: Say) -> Side:
     from mfimage.image.find.files import read_files
     from mfimage.image.find.places import ENGINE, find_image
     from mfimage.views.difference import Side
@@ -125,15 +125,15 @@ def _side(name: str, platform: str | None, known: ImageFiles | None, say: Say) -
     return Side(image=image, files=files, sbom=image.sbom())
 
 
-def _last_layer(image: FoundImage) -> ImageFiles:
+def _last_layer(image: FoundImage) -> StoredFiles:
     """Read the layer that describes the functions of an image; nothing if it is a large one."""
-    from mfimage.image.find.files import ImageFiles, read_files
+    from mfimage.image.find.files import StoredFiles, read_files
     from mfimage.views.treemap import is_needed
 
     with image.open() as stored:
         last = stored.layers[-1:]
         if not last or not image.has_labels or last[0].size > _LARGEST_LAYER:
-            return ImageFiles(layers=())
+            return StoredFiles(layers=())
         return read_files(dataclasses.replace(stored, layers=last), keep=is_needed)
 
 

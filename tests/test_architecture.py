@@ -171,6 +171,15 @@ def test_imports_run_down() -> None:
     assert wrong == []
 
 
+def test_a_public_class_name_means_one_thing() -> None:
+    owners: dict[str, list[str]] = {}
+    for module, path in SOURCES.items():
+        for node in ast.parse(path.read_bytes()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                owners.setdefault(node.name, []).append(module)
+    assert {name: found for name, found in owners.items() if len(found) > 1} == {}
+
+
 def test_there_are_no_circles() -> None:
     below = {
         module: {i.imported for i in imports_of(module)} & SOURCES.keys() for module in SOURCES

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mfimage.image.find.files import ImageFiles
+from mfimage.image.find.files import StoredFiles
 from mfimage.image.find.places import FoundImage
 from mfimage.views.function import FunctionView, as_json
 from mfimage.views.html import document
@@ -25,7 +25,7 @@ def function_page(functions: Sequence[FunctionView], *, title: str = "") -> str:
     return _page(functions, None, title)
 
 
-def image_functions_page(image: FoundImage, files: ImageFiles) -> str:
+def image_functions_page(image: FoundImage, files: StoredFiles) -> str:
     """Return the card of an image's functions, with the sizes of its layers."""
     return _page(views_of(files), image, image.name)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mfimage.image.find.contents import ADDED, CHANGED, REMOVED, ImageDiff, contents_of, diff
-from mfimage.image.find.files import ImageFiles, LayerFiles
+from mfimage.image.find.files import LayerFiles, StoredFiles
 from mfimage.image.find.places import FoundImage
 from mfimage.runtime.layout import BLOBS, FUNCTION
 from mfimage.sizes import format_size
@@ -38,7 +38,7 @@ class Side:
     """One of the two images."""
 
     image: FoundImage
-    files: ImageFiles
+    files: StoredFiles
     sbom: bytes | None
 
 
@@ -133,7 +133,7 @@ def _layers(before: Sequence[LayerFiles], after: Sequence[LayerFiles]) -> Iterat
         )
 
 
-def _rows(found: ImageDiff, section: str, before: ImageFiles, after: ImageFiles) -> Iterator[Row]:
+def _rows(found: ImageDiff, section: str, before: StoredFiles, after: StoredFiles) -> Iterator[Row]:
     sizes = [_sizes(section, files) for files in (before, after)]
     for change in found.of(section):
         texts = (change.before, change.after)
@@ -152,7 +152,7 @@ def _shortened(text: str | None) -> str | None:
     return text and _DIGEST.sub(r"\1", text)
 
 
-def _sizes(section: str, files: ImageFiles) -> Mapping[str, int]:
+def _sizes(section: str, files: StoredFiles) -> Mapping[str, int]:
     """Return unpacked bytes: of distributions by name, of artifacts by digest."""
     if section == "distributions":
         return {each.name: each.size for each in installed(files)}

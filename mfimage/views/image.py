@@ -9,7 +9,7 @@ from typing import Any
 
 from mfimage.errors import PackageError
 from mfimage.image.find.contents import Contents, components, contents_of, parse_sbom
-from mfimage.image.find.files import ImageFiles
+from mfimage.image.find.files import StoredFiles
 from mfimage.image.find.places import FoundImage
 from mfimage.image.plan.labels import TARGET
 from mfimage.package.spec import FunctionSpec, parse_any
@@ -41,7 +41,7 @@ class Layer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Package:
+class Component:
     """What is installed, as a row."""
 
     name: str
@@ -52,7 +52,7 @@ class Package:
     why: str = ""
 
 
-def image_page(image: FoundImage, files: ImageFiles, sbom: bytes | None) -> str:
+def image_page(image: FoundImage, files: StoredFiles, sbom: bytes | None) -> str:
     """Return the page of an image."""
     info = image.info
     functions = views_of(files)
@@ -80,7 +80,7 @@ def image_page(image: FoundImage, files: ImageFiles, sbom: bytes | None) -> str:
     )
 
 
-def views_of(files: ImageFiles) -> tuple[FunctionView, ...]:
+def views_of(files: StoredFiles) -> tuple[FunctionView, ...]:
     """Return the functions in an image; none for a step, or if mfimage did not build it."""
     lock = files.kept.get(f"{FUNCTION}/{LOCK}".lstrip("/"))
     return tuple(_own(view_of_spec(spec, lock=lock), spec) for spec in _specs(files))
@@ -95,7 +95,7 @@ def _own(function: FunctionView, spec: FunctionSpec) -> FunctionView:
     return replace(function, environment=replace(environment, distributions=own))
 
 
-def _specs(files: ImageFiles) -> Iterator[FunctionSpec]:
+def _specs(files: StoredFiles) -> Iterator[FunctionSpec]:
     for path, data in sorted(files.kept.items()):
         if path.endswith(f"/{FUNCTION_JSON}"):
             # What cannot be read, as by a newer mfimage, is left out: the rest is worth a page.
@@ -168,7 +168,7 @@ def _blob_names(sbom: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _layers(image: FoundImage, files: ImageFiles, root: Node) -> Iterator[Layer]:
+def _layers(image: FoundImage, files: StoredFiles, root: Node) -> Iterator[Layer]:
     # An engine lists history, not layers: only as many as there are can be matched.
     found = [layer.instruction for layer in image.layers]
     instructions = found if len(found) == len(files.layers) else [""] * len(files.layers)
@@ -185,7 +185,7 @@ def _layers(image: FoundImage, files: ImageFiles, root: Node) -> Iterator[Layer]
 
 
 def _reasons(
-    files: ImageFiles, sbom: Mapping[str, Any], labels: Mapping[str, str]
+    files: StoredFiles, sbom: Mapping[str, Any], labels: Mapping[str, str]
 ) -> dict[str, str]:
     """Return why distributions are in the image: for a function, or for the target alone."""
     found: dict[str, str] = {}
@@ -198,13 +198,13 @@ def _reasons(
 
 
 def _packages(
-    sbom: Mapping[str, Any], files: ImageFiles, why: Mapping[str, str]
-) -> Iterator[Package]:
+    sbom: Mapping[str, Any], files: StoredFiles, why: Mapping[str, str]
+) -> Iterator[Component]:
     """Yield what is installed, the largest first: by its metadata, then what the SBOM adds."""
     seen = set()
     for found in installed(files):
         seen.add(found.name)
-        yield Package(
+        yield Component(
             name=found.name,
             version=found.version,
             kind="Python",
@@ -216,4 +216,4 @@ def _packages(
         for each in components(sbom, kind):
             if each["name"] not in seen:
                 version = each.get("version", "")
-                yield Package(name=each["name"], version=version, kind=text)
+                yield Component(name=each["name"], version=version, kind=text)

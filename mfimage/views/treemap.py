@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mfimage.image.find.files import ImageFiles, LayerFiles
+from mfimage.image.find.files import LayerFiles, StoredFiles
 from mfimage.runtime.layout import BLOBS, CODE, FUNCTION, FUNCTION_JSON, LOCK, RUNTIME, VENV
 
 BASE, LAYER = "base", "layer"
@@ -58,7 +58,7 @@ class Node:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Installed:
+class InstalledSize:
     """A distribution that is installed in an image."""
 
     name: str
@@ -85,7 +85,7 @@ def kind_of(layer: LayerFiles) -> str:
     return max(sizes, key=lambda kind: sizes[kind])
 
 
-def tree(name: str, files: ImageFiles, blobs: Mapping[str, str], *, ours: bool = True) -> Node:
+def tree(name: str, files: StoredFiles, blobs: Mapping[str, str], *, ours: bool = True) -> Node:
     """Return the tree of an image; ``blobs`` are names for files that are named by a digest.
 
     Of an image that is not ``ours``, it is not known what a layer is for.
@@ -109,7 +109,7 @@ def tree(name: str, files: ImageFiles, blobs: Mapping[str, str], *, ours: bool =
     return root
 
 
-def _threshold(files: ImageFiles) -> int:
+def _threshold(files: StoredFiles) -> int:
     """Return the number of bytes from which on files are shown one by one."""
     sizes = sorted((s for layer in files.layers for s in layer.files.values()), reverse=True)
     return sizes[MOST_FILES - 1] + 1 if len(sizes) > MOST_FILES else 0
@@ -174,7 +174,7 @@ def _collapsed(node: Node) -> Node:
     return Node(name=node.name, size=node.size, kind=node.kind, children=by_name)
 
 
-def installed(files: ImageFiles) -> tuple[Installed, ...]:
+def installed(files: StoredFiles) -> tuple[InstalledSize, ...]:
     """Return the distributions in an image, the largest first."""
     owners, sizes = _owners(files.kept), dict[str, int]()
     for layer in files.layers:
@@ -186,7 +186,7 @@ def installed(files: ImageFiles) -> tuple[Installed, ...]:
         name, version = _name_and_version(info)
         licence = _licence(files.kept.get(f"{info}/METADATA", b""))
         size = sizes.get(f"{name} {version}", 0)
-        found.append(Installed(name=name, version=version, size=size, licence=licence))
+        found.append(InstalledSize(name=name, version=version, size=size, licence=licence))
     return tuple(sorted(found, key=lambda each: (-each.size, each.name)))
 
 

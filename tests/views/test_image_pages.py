@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from mfimage.cli import main
 from mfimage.errors import PackageError
-from mfimage.image.find.files import ImageFiles, LayerFiles, read_file, read_files
+from mfimage.image.find.files import LayerFiles, StoredFiles, read_file, read_files
 from mfimage.image.find.places import find_image
 from mfimage.inspect import card_page, compare_page, inspect_page
 from mfimage.views.image import image_page
@@ -180,7 +180,7 @@ def test_an_sbom_is_escaped(image: str) -> None:
         assert stored.layers
     part = {"properties": [{"name": "mfimage:kind", "value": "distribution"}], "version": EVIL}
     sbom = {"bomFormat": "CycloneDX", "components": [{"name": EVIL, **part}]}
-    text = image_page(found, ImageFiles(layers=()), json.dumps(sbom).encode())
+    text = image_page(found, StoredFiles(layers=()), json.dumps(sbom).encode())
     check_page(text)
     assert EVIL not in text
     cell = '<td class="text">&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;</td>'
@@ -220,7 +220,7 @@ def test_many_files_make_a_small_page(image: str) -> None:
     """What is too small to see is counted together, and nothing is lost."""
     files = {f"usr/lib/{n % 300}/package-{n % 7}/module_{n}.py": n for n in range(30_000)}
     start = time.monotonic()
-    text = image_page(find_image(image), ImageFiles(layers=(layer_of(files),)), None)
+    text = image_page(find_image(image), StoredFiles(layers=(layer_of(files),)), None)
     assert time.monotonic() - start < 8
     assert len(text) < 1_000_000
     root = check_page(text).tree
@@ -245,7 +245,7 @@ def test_licences_as_metadata_has_them() -> None:
     kept = {f"s/{n}-1.dist-info/{file}": data for n, text in texts.items()
             for file, data in (("METADATA", text), ("RECORD", f"{n}.py,,\n".encode()))}  # fmt: skip
     layer = layer_of({f"s/{name}.py": 1 for name in texts})
-    found = installed(ImageFiles(layers=(replace(layer, kept=kept),)))
+    found = installed(StoredFiles(layers=(replace(layer, kept=kept),)))
     licences = {each.name: each.licence for each in found}
     assert licences | {"c": ""} == {"a": "MIT", "b": "BSD License", "c": "", "d": ""}
     assert len(licences["c"]) == 60
@@ -253,7 +253,7 @@ def test_licences_as_metadata_has_them() -> None:
 
 
 def test_a_tree_of_nothing() -> None:
-    assert tree("empty", ImageFiles(layers=()), {}).to_json() == ["empty", 0]
+    assert tree("empty", StoredFiles(layers=()), {}).to_json() == ["empty", 0]
 
 
 def rows(text: str, kind: str) -> list[str]:

@@ -40,7 +40,7 @@ class LayerFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFiles:
+class StoredFiles:
     """The files of all layers, lowest first."""
 
     layers: tuple[LayerFiles, ...]
@@ -81,7 +81,7 @@ def read_files(
     keep: Callable[[str], bool],
     known: Sequence[LayerFiles] = (),
     say: Say = lambda _: None,
-) -> ImageFiles:
+) -> StoredFiles:
     """Read the headers of all layers, and the content of small files that ``keep`` chooses.
 
     A layer is read whole, except for those that are ``known`` already, and verified by its digest
@@ -103,7 +103,7 @@ def read_files(
             )
         room -= sum(map(len, found.kept.values()))
         layers.append(found)
-    return ImageFiles(layers=tuple(layers))
+    return StoredFiles(layers=tuple(layers))
 
 
 def read_file(layer: StoredLayer, path: str) -> bytes | None:
