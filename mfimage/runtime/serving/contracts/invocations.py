@@ -29,7 +29,6 @@ from mfimage.runtime.serving.tabular.rows import (
     Rows,
     alike,
     call_rows,
-    convert,
     is_json,
     load,
     media_type,
@@ -172,9 +171,8 @@ class _Invocations:
             raise Problem(415, detail)
         accept = request.headers.get(b"accept", b"").decode("latin-1")
         written = _accepted(accept, LINES if media in _LINES else JSON)
-        rows, results = await call_rows(service, request, read)
-        outputs = self._outputs[service.name]
-        return await convert(service, results, partial(_write, rows, results, outputs, written))
+        write = partial(_write, self._outputs[service.name], written)
+        return await call_rows(service, request, read, write)
 
 
 def _chosen(services: Services, headers: Mapping[bytes, bytes]) -> Service:
@@ -268,7 +266,7 @@ def _accepted(accept: str, default: str) -> str:
     return best
 
 
-def _write(rows: _Invocation, results: Sequence[bytes], table: Table, media: str) -> Response:
+def _write(table: Table, media: str, rows: _Invocation, results: Sequence[bytes]) -> Response:
     if media == CSV:
         text = write_csv([json_values.loads(each) for each in results], table)
         if text is None:

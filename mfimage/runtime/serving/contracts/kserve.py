@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import orjson
@@ -82,7 +82,10 @@ async def _ready(service: Service, request: HttpRequest) -> Response | BaseExcep
 async def predict(service: Service, request: HttpRequest) -> Response:
     """Return ``predictions`` for ``instances``."""
     expect_json(request.headers)
-    _, results = await call_rows(service, request, _read)
+    return await call_rows(service, request, _read, _write)
+
+
+def _write(_: Rows, results: Sequence[bytes]) -> Response:
     return Response(b'{"predictions":[%b]}' % b",".join(results))
 
 

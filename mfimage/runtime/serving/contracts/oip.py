@@ -26,7 +26,6 @@ from mfimage.runtime.serving.tabular.rows import (
     Rows,
     alike,
     call_rows,
-    convert,
     is_json,
     load_object,
     media_type,
@@ -186,8 +185,7 @@ class _Model:
     async def infer(self, service: Service, request: HttpRequest) -> Response:
         size = _json_size(request)
         read = partial(self._read, size)
-        rows, results = await call_rows(service, request, read)
-        return await convert(service, results, partial(self._write, rows, results, request.id))
+        return await call_rows(service, request, read, partial(self._write, request.id))
 
     def _read(self, size: int | None, body: bytes) -> _Inference:
         if size is not None and size > len(body):
@@ -210,7 +208,7 @@ class _Model:
         binary = parameters.get("binary_data_output") is True
         return _Inference(payloads, "rows", name, outputs, binary)
 
-    def _write(self, rows: _Inference, results: Sequence[bytes], request_id: str) -> Response:
+    def _write(self, request_id: str, rows: _Inference, results: Sequence[bytes]) -> Response:
         values = [*map(json_values.loads, results)]
         if len(values) == 1 and rows.outputs is None and not rows.binary:
             quick = result_in_json(values[0], self._outputs)
@@ -242,7 +240,10 @@ class _Model:
 
     def _body(self, rows: _Inference, outputs: Sequence[Any], request_id: str) -> bytes:
         made = {"model_name": self._name, "id": rows.id or request_id, "outputs": outputs}
-        return json_values.dumps(made, root="outputs")
+        try:
+            return orjson.dumps(made)  # what was JSON has no NaN
+        except TypeError:  # an integer of more than 64 bits, or surrogates in a client's text
+            return json_values.dumps(made, root="outputs")
 
 
 def _json_size(request: HttpRequest) -> int | None:

@@ -110,11 +110,15 @@ def predictions_of(body: bytes) -> Sequence[Any]:
 
 
 async def call_rows(
-    service: Service, request: HttpRequest, read: Callable[[bytes], _Rows]
-) -> tuple[_Rows, list[bytes]]:
-    """Return the rows that ``read`` finds in the body, and their results.
+    service: Service,
+    request: HttpRequest,
+    read: Callable[[bytes], _Rows],
+    write: Callable[[_Rows, Sequence[bytes]], Response],
+) -> Response:
+    """Return what ``write`` makes of the rows that ``read`` finds in the body, and their results.
 
-    Raises what is wrong with the rows, else the first reason why one has no result.
+    Raises what is wrong with the rows, else the first reason why one has no result. What is large
+    is read and written in a thread.
     """
     calls = service.admit()
     body = whole_body(request, service)
@@ -128,8 +132,8 @@ async def call_rows(
     outcomes: Sequence[Outcome]
     if len(payloads) == 1:
         outcome = await calls.run(payloads[0], request.receive, request.started)
-        if isinstance(outcome, bytes):
-            return rows, [outcome]
+        if isinstance(outcome, bytes) and len(outcome) <= LARGE:
+            return write(rows, [outcome])
         outcomes = [outcome]
     else:
         outcomes = await calls.run_many(
@@ -138,7 +142,9 @@ async def call_rows(
     results = [each for each in outcomes if isinstance(each, bytes)]
     if len(results) < len(outcomes):
         raise _failure(outcomes, rows.path)
-    return rows, results
+    if sum(map(len, results)) > LARGE:
+        return await service.loop.run_in_executor(None, write, rows, results)
+    return write(rows, results)
 
 
 async def _read(service: Service, request: HttpRequest, read: Callable[[bytes], _Rows]) -> _Rows:
@@ -148,15 +154,6 @@ async def _read(service: Service, request: HttpRequest, read: Callable[[bytes], 
 
 async def _in_thread(service: Service, read: Callable[[bytes], _Rows], body: bytes) -> _Rows:
     return await service.loop.run_in_executor(None, read, body)
-
-
-async def convert(
-    service: Service, results: Sequence[bytes], write: Callable[[], Response]
-) -> Response:
-    """Return what ``write`` makes of results; in a thread if there are many."""
-    if sum(map(len, results)) > LARGE:
-        return await service.loop.run_in_executor(None, write)
-    return write()
 
 
 def _failure(outcomes: Sequence[Outcome], path: str) -> BaseException:

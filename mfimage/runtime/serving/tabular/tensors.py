@@ -367,9 +367,11 @@ def result_in_json(result: Any, table: Table) -> list[dict[str, Any]] | None:
         return None
     found = []
     for name, value in result.items():
-        column = table.columns.get(name)
-        datatype = None
-        if type(value) in _SCALARS:
+        kind, datatype = type(value), None
+        if kind is float:
+            datatype = "FP64"
+        elif kind in _SCALARS:
+            column = table.columns.get(name)
             datatype = _datatype((value,), column.kind if column is not None else "any")
         if datatype is None:
             return None
