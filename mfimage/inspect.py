@@ -29,6 +29,7 @@ Say = Callable[[str], None]
 
 _PREFIX = "io.mfimage."
 _STEP_IMAGE = "step.image"
+_SHORT = 500  # characters
 _LARGEST_LAYER = 32 << 20
 # As Flow/12/train/3: names of images have no capital letters, and seldom a number alone in them.
 _PATHSPEC = re.compile(r"(?:(?=[^/]*[A-Z])\w+/[^/:@]+|\w+/\d+)/\w+(?:/[^/:@]+)?", re.ASCII)
@@ -175,9 +176,18 @@ def _package(spec: FunctionSpec) -> dict[str, Any]:
         "input": dict(spec.input_schema),
         "output": dict(spec.output_schema),
         "examples": len(spec.examples),
+        **_example(spec),
         "bound": f"{spec.lineage.created} by {spec.lineage.user}",
         "git commit": spec.lineage.git_commit or "unknown",
     }
+
+
+def _example(spec: FunctionSpec) -> dict[str, Any]:
+    """Return the first recorded example that is short enough for a command."""
+    for each in spec.examples:
+        if len(json.dumps(each.input)) <= _SHORT:
+            return {"example": each.input}
+    return {}
 
 
 def _pipeline(package: Pipeline) -> dict[str, Any]:

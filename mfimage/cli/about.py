@@ -63,7 +63,8 @@ def about(found: Mapping[str, Any], what: str) -> About:
 
 def _package(found: Mapping[str, Any]) -> About:
     reference = str(found["reference"])
-    call = f"echo {quoted(sample(found['input']))} | mfimage call {shlex.quote(reference)}"
+    record = found["example"] if "example" in found else sample(found["input"])
+    call = f"echo {quoted(record)} | mfimage call {shlex.quote(reference)}"
     name = found["name"].partition("/")[0].lower()
     commands = (
         ("call", call),
