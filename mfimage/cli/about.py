@@ -69,7 +69,7 @@ def _package(found: Mapping[str, Any]) -> About:
     commands = (
         ("call", call),
         ("serve", f"mfimage serve {shlex.quote(reference)}"),
-        ("build", f"mfimage build {shlex.quote(reference)} -t {name}:1"),
+        ("build", f"mfimage build {shlex.quote(reference)} -t {shlex.quote(f'{name}:1')}"),
     )
     if "parts" in found:
         parts = tuple((part["name"], part["task"]) for part in found["parts"])
@@ -98,9 +98,7 @@ def _package(found: Mapping[str, Any]) -> About:
 def _image(found: Mapping[str, Any], what: str) -> About:
     labels, lineage = found.get("labels", {}), found.get("lineage", {})
     functions = _mapping(found.get("functions") or found.get("parts"))
-    kind = next(
-        (each for each in ("function", "functions", "step") if f"{each}.digest" in found), ""
-    )
+    kind = next((each for each in _KINDS if f"{each}.digest" in found), "")
     target = found.get("target", "")
     tag = next(iter((*found.get("tags", ()), *found.get("digests", ()))), what)
     name = what if what.startswith(FILES) else tag

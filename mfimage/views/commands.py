@@ -19,11 +19,12 @@ def how_to_run(
 
     ``title`` names an image that has no name of its own; ``function`` is called with ``record``.
     """
-    run = name
+    run = shlex.quote(name)
     if name.startswith(FILES):
-        run = f"registry.example.com/{(title or 'image').lower().rpartition('/')[2]}:1"
+        # A label, which can be anything.
+        title = (title or "image").lower().rpartition("/")[2]
+        run = shlex.quote(f"registry.example.com/{title}:1")
         yield "push", f"mfimage push {shlex.quote(name)} {run}"
-    run = shlex.quote(run)
     if target == "fastapi":
         yield "run", f"docker run --rm -p 8000:8000 {run}"
         yield "call", f"curl -s localhost:8000/{shlex.quote(function)} -d {quoted(record)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import jsonschema
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mfimage.views.commands import sample
+from mfimage.views.commands import how_to_run, sample
 
 FINITE = st.integers(-1000, 1000) | st.floats(-1000, 1000)
 
@@ -41,3 +42,15 @@ def test_a_number_is_within_its_bounds(
 )
 def test_what_is_short_or_small_is_within_its_limits(schema: dict[str, Any]) -> None:
     jsonschema.validate(sample(schema), schema)
+
+
+@pytest.mark.parametrize("target", ["fastapi", "ray", "step", "other"])
+@pytest.mark.parametrize("name", ["oci:a b;id", "iris:1;id"])
+def test_no_label_or_name_becomes_a_command_of_its_own(target: str, name: str) -> None:
+    """The line to push a folder had the title as it is in the image's label."""
+    evil = "x;id $(id)"
+    lines = how_to_run(name, target=target, title=evil, function=evil, record={"a": "';id"})
+    for _, line in lines:
+        tokens = shlex.shlex(line, posix=True, punctuation_chars=True)
+        tokens.whitespace_split = True
+        assert not {";", "&", "|"} & set(tokens), line
