@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +20,13 @@ from mfimage.package.store import FILE_NAME, Pipeline, open_any
 
 if TYPE_CHECKING:
     from mfimage.image.find.contents import ImageDiff
-    from mfimage.image.find.files import StoredFiles
+    from mfimage.image.find.files import Say, StoredFiles
     from mfimage.image.find.places import FoundImage
     from mfimage.views.difference import Side
-
-Say = Callable[[str], None]
 
 _PREFIX = "io.mfimage."
 _STEP_IMAGE = "step.image"
 _SHORT = 500  # characters
-_LARGEST_LAYER = 32 << 20
 # As Flow/12/train/3: names of images have no capital letters, and seldom a number alone in them.
 _PATHSPEC = re.compile(r"(?:(?=[^/]*[A-Z])\w+/[^/:@]+|\w+/\d+)/\w+(?:/[^/:@]+)?", re.ASCII)
 
@@ -129,11 +125,12 @@ def _side(name: str, platform: str | None, known: StoredFiles | None, say: Say) 
 def _last_layer(image: FoundImage) -> StoredFiles:
     """Read the layer that describes the functions of an image; nothing if it is a large one."""
     from mfimage.image.find.files import StoredFiles, read_files
+    from mfimage.image.find.places import LARGEST_LAYER
     from mfimage.views.treemap import is_needed
 
     with image.open() as stored:
         last = stored.layers[-1:]
-        if not last or not image.has_labels or last[0].size > _LARGEST_LAYER:
+        if not last or not image.has_labels or last[0].size > LARGEST_LAYER:
             return StoredFiles(layers=())
         return read_files(dataclasses.replace(stored, layers=last), keep=is_needed)
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from mfimage.image.oci.images import StoredImage
 
 _SBOM_PATH = f"{FUNCTION}/{SBOM}"
-_LARGEST_LAYER = 32 << 20
+# Of a last layer, which describes what is in an image, that is read to describe it.
+LARGEST_LAYER = 32 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +217,7 @@ def sbom_of(stored: StoredImage) -> bytes | None:
     if f"{LABEL_PREFIX}version" not in labels or not stored.layers:
         return None
     last = stored.layers[-1]
-    return read_file(last, _SBOM_PATH) if last.size <= _LARGEST_LAYER else None
+    return read_file(last, _SBOM_PATH) if last.size <= LARGEST_LAYER else None
 
 
 def _found(
